@@ -60,8 +60,8 @@ class Identity(Checked):
     """What `write_identity` writes."""
 
     base: ModelKey
-    cut: Annotated[Annotated[list[Count], Field(min_length=2, max_length=2)] | CutName, AfterValidator(Cut.named)]
-    healing: Annotated[dict, Field(max_length=0)] | OfHealing = {}
+    cut: Annotated[list[Count] | CutName, AfterValidator(Cut.named)]
+    healing: OfHealing | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     Raises:
         InputError: there are none, they are more than low-rank updates of weights, or damaged.
     """
-    folder, identity = Path(folder), {}
+    folder, base, cut, healing = Path(folder), None, None, None
     if not (folder / WEIGHTS).is_file():
         raise InputError(
             f"{folder} lacks {WEIGHTS}: give a folder of adapters, as save_adapters or peft's save_pretrained writes "
@@ -120,10 +120,10 @@ def read_adapter(folder: str | Path) -> Adapter:
         )
     settings = _checked(folder / SETTINGS, LoraSettings)
     if (folder / IDENTITY).exists():
-        identity = _checked(folder / IDENTITY, Identity)
-        identity["cut"] = Cut.named(identity["cut"])
+        said = _checked(folder / IDENTITY, Identity)
+        base, cut, healing = said["base"], Cut.named(said["cut"]), said.get("healing")
     try:
-        return Adapter(folder, settings, _factors(folder / WEIGHTS, settings), **identity)
+        return Adapter(folder, settings, _factors(folder / WEIGHTS, settings), base, cut, healing)
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(
             f"{folder / WEIGHTS} is no whole file of low-rank adapters ({first_line(error)}): heal anew"

@@ -47,7 +47,7 @@ class Layout:
             number = _number(name, self.prefix)
             if number in new:
                 name = name.replace(f"{self.prefix}{number}.", f"{self.prefix}{new[number]}.", 1)
-            if number in new or (number is None and (self.mtp is not None or not name.startswith(MTP))):
+            if number in new or (number < 0 and (self.mtp is not None or not name.startswith(MTP))):
                 found[name] = replace(entry, edits=[])
         return found
 
@@ -78,7 +78,7 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
         )
     (prefix,), last = chosen, layers + max(predicting(config).values(), default=0)
     beyond = {number for number in groups[prefix] if number >= layers}
-    odd = [name for name in tensors if (_number(name, prefix) or 0) >= last]
+    odd = [name for name in tensors if name.startswith(prefix) and not 0 <= _number(name, prefix) < last]
     if model is None:  # else transformers says what it reads of the others, and that is the same after the cut
         odd += [name for name in tensors if NUMBERED.match(name) and not name.startswith((prefix, MTP))]
     if odd:
@@ -97,6 +97,7 @@ def predicting(config: dict) -> dict[str, int]:
     return {key: text[key] for key in PREDICTING if type(text.get(key)) is int}
 
 
-def _number(name: str, prefix: str) -> int | None:
+def _number(name: str, prefix: str) -> int:
+    """Of the layer that a tensor is of; -1 where it is of none."""
     found = NUMBERED.match(name)
-    return int(found["number"]) if found and found["prefix"] == prefix else None
+    return int(found["number"]) if found and found["prefix"] == prefix else -1

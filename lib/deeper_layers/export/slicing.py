@@ -19,13 +19,13 @@ from deeper_layers.errors import InputError
 from deeper_layers.export import lineage, tensors
 from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.config_text import cut_config, older_tokenizer, state_dtype
-from deeper_layers.export.layer_tensors import read_layout
+from deeper_layers.export.layer_tensors import Layout, read_layout
 from deeper_layers.export.model_card import model_card, read_facts
 from deeper_layers.export.tensors import Changed, Entries
 from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import SINGLE, folder_files, local_path, read_json
 from deeper_layers.models.opening import checkpoint_folder
-from deeper_layers.models.sources import model_key
+from deeper_layers.models.sources import model_key, model_name
 from deeper_layers.package_index import file_hash
 
 TOKENIZER = "tokenizer_config.json"
@@ -40,6 +40,8 @@ NEEDED = re.compile(
 WRITTEN = re.compile(r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\.(safetensors|index\.json)")
 # entries of a configuration in which tools put a path
 PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
+
+MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
 
 
 def slice_checkpoint(
@@ -103,7 +105,9 @@ def slice_checkpoint(
     check(out)
     folder = checkpoint_folder(source, revision)
     lineage.check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
-    layout, key = read_layout(folder, mtp=mtp), model_key(source, folder)
+    layout = read_layout(folder, mtp=mtp)
+    stamps = _stamps(layout)
+    large = local_path(source).is_dir() and sum(size for size, _ in stamps.values()) > MOST_HASHED
     added = None if adapter is None else read_adapter(adapter)
     others, facts = _files_beside(folder, trust_remote_code), read_facts(source, folder)
     whole = Cut.of(cut.dropped) if silence else cut
@@ -114,15 +118,15 @@ def slice_checkpoint(
         tensors.replace_tensors(entries, layout, changed)
     if added:
         if added.base:  # else peft wrote it, and does not say of what
-            added.check(key, cut)
+            added.check(model_key(source, folder), cut)
         tensors.add_adapter(entries, layout, added)
     cast = tensors.cast_entries(entries, layout, dtype, bool(facts.quantized))
     if cast:
         state_dtype(config, cast)
 
     step = lineage.Step(
-        model=key["name"],
-        weights=key["weights"],
+        model=model_name(source),
+        weights=None if large else model_key(source, folder)["weights"],
         layers=layout.layers,
         dropped=list(cut.dropped),
         attention=list(cut.attention),
@@ -145,17 +149,17 @@ def slice_checkpoint(
         scores=card,
     )
     texts = tensors.index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
-    of = None if changed else step.model_dump(exclude={"command", "model"}) | {"mtp": layout.mtp}
+    of = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
     try:
-        with atomic_dir(out, check, of) as made:
-            tensors.write_tensors(files, made, out)
+        with atomic_dir(out, check, None if changed else of) as made:
+            hashes = tensors.write_tensors(files, made, out)
             for file, path in others.items():
                 shutil.copyfile(path, made / file)
             for file, text in texts.items():
                 (made / file).write_text(text, encoding="utf-8", newline="")
-            hashes = {file: file_hash(made / file) for file in (*files, *texts, *others)}
+            hashes |= {file: file_hash(made / file) for file in (*texts, *others)}
             (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
-            if model_key(source, folder) != key:
+            if _stamps(layout) != stamps:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     except OSError as error:
         raise InputError(f"can't write {out} ({error}): mend that and run this again, it goes on from there") from error
@@ -202,6 +206,12 @@ def _files_beside(folder: Path, trust_remote_code: bool) -> dict[str, Path]:
         said = f"left in {folder}, as no part of a checkpoint (--trust-remote-code takes code along): {', '.join(left)}"
         warnings.warn(said, stacklevel=3)
     return needed
+
+
+def _stamps(layout: Layout) -> dict[str, list[int]]:
+    """What changes when a file of weights does, by its path: its size and time."""
+    found = {path: path.stat() for path in {entry.shard.path for entry in layout.tensors.values()}}
+    return {str(path.resolve()): [stat.st_size, stat.st_mtime_ns] for path, stat in found.items()}
 
 
 def _tokenizer(folder: Path) -> dict[str, str]:

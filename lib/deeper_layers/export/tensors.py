@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from deeper_layers.errors import InputError, in_bytes
 from deeper_layers.files import partial_name
 from deeper_layers.models.checkpoint_files import INDEX, Shard, Tensor, read_shards
 from deeper_layers.models.configuration import text_part
+from deeper_layers.package_index import file_hash
 
 if TYPE_CHECKING:  # slow
     import torch
@@ -195,17 +197,23 @@ def smallest_dtype(entries: Entries) -> str:
 # ---- files -----------------------------------------------------------------------------------------------
 
 
-def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
-    """Write safetensors files, each of tensors by their names; one that is there is whole, from an interrupted run of
-    the same. `out` is named in messages. Raises OSError where one can't be written."""
+def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[str, str]:
+    """Write safetensors files, each of tensors by their names; the SHA-256 of each.
+
+    One that is there is whole, from an interrupted run of the same. Each is hashed while the next one is written. `out`
+    is named in messages. Raises OSError where one can't be written.
+    """
     sizes = {file: file_bytes(entries) for file, entries in files.items() if not (folder / file).exists()}
     check_space(out, folder, sum(sizes.values()))
-    with progress(sum(sizes.values())) as bar:
-        for file in sizes:
-            contents = (entry.content(name) for name, entry in files[file].items())
-            partial = folder / partial_name(file)
-            write_blocks(partial, itertools.chain([_head(files[file])], *contents), bar)
-            os.replace(partial, folder / file)
+    hashes = {}
+    with progress(sum(sizes.values())) as bar, ThreadPoolExecutor(1) as beside:
+        for file, entries in files.items():
+            if file in sizes:
+                contents, partial = (entry.content(name) for name, entry in entries.items()), partial_name(file)
+                write_blocks(folder / partial, itertools.chain([_head(entries)], *contents), bar)
+                os.replace(folder / partial, folder / file)
+            hashes[file] = beside.submit(file_hash, folder / file)
+    return {file: found.result() for file, found in hashes.items()}
 
 
 def file_bytes(entries: Entries) -> int:
