@@ -23,7 +23,7 @@ from deeper_layers.data import corpora
 from deeper_layers.data.tokens import text_batches
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.network import Network
-from deeper_layers.rules.choosing import cuts_of_rule
+from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.sweeping import harness as tasks
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree import Tree
@@ -100,7 +100,7 @@ def cuts_by_rules(model, tokenizer, rules: list[str], every: int = 1) -> dict[st
     if "similarity" in rules:
         batches = text_batches(tokenizer, corpora.texts("wikipedia"), samples=64, length=256)
         distances = angular_distances(model, batches)
-    cuts_of = {rule: cuts_of_rule(rule, range(0, layers - 1, every), layers, distances) for rule in rules}
+    cuts_of = {rule: REGISTERED[rule].choose(range(0, layers - 1, every), layers, distances) for rule in rules}
     if len(cuts_of) > 1:
         cuts_of[" and ".join(cuts_of)] = sorted({cut for cuts in cuts_of.values() for cut in cuts})
     return cuts_of

@@ -20,7 +20,6 @@ from deeper_layers.rules.choosing import (
     SCALED,
     SEEDS,
     TRAINED,
-    cuts_of_rule,
 )
 from deeper_layers.rules.laco import first_of, merged_layers
 from deeper_layers.rules.similarity import similarity_cut
@@ -55,10 +54,10 @@ def sequences():
 
 def test_the_most_similar_block_without_the_last_layer_and_the_first_of_equals():
     cuts = [Cut(0, 0), Cut(1, 1), Cut(0, 2), Cut(0, 3)]
-    assert cuts_of_rule("similarity", [0, 1, 2, 3], 4, DISTANCES) == cuts
+    assert REGISTERED["similarity"].choose([0, 1, 2, 3], 4, DISTANCES) == cuts
     assert [similarity_cut(DISTANCES, size) for size in range(4)] == cuts
-    assert cuts_of_rule("simple", [2, 0, 3], 4) == [Cut(1, 2), Cut(0, 0), Cut(0, 3)]
-    assert cuts_of_rule("greedy", [2, 4], LAYERS, lambda cuts: [1.0] * len(cuts)) == [Cut(1, 2), Cut(1, 4)]
+    assert REGISTERED["simple"].choose([2, 0, 3], 4) == [Cut(1, 2), Cut(0, 0), Cut(0, 3)]
+    assert REGISTERED["greedy"].choose([2, 4], LAYERS, lambda cuts: [1.0] * len(cuts)) == [Cut(1, 2), Cut(1, 4)]
 
 
 def known_by_hand(layers: int) -> dict:
@@ -90,7 +89,7 @@ def test_a_rule_says_where_it_is_from_and_chooses_cuts_that_fit(rule):
 
 
 def test_random_draws_differ():
-    assert len({cuts_of_rule(f"random-{seed}", [4], 20)[0] for seed in SEEDS}) == 5
+    assert len({REGISTERED[f"random-{seed}"].choose([4], 20)[0] for seed in SEEDS}) == 5
 
 
 @pytest.mark.parametrize("layers", [3, 5, 8])
@@ -316,8 +315,7 @@ def test_each_rule_finds_the_harmless_layers_and_what_it_leaves_answers_the_same
 
 
 REFUSED = [  # a function of the model and its sequences, and words of the line
-    (lambda m, s: cuts_of_rule("taylor", [1], 4, np.full(4, NAN)), "saliences of the model hold what is not a number"),
-    (lambda m, s: cuts_of_rule("best", [1], 4), "rule is 'best', expected one of 'similarity', 'simple', '"),
+    (lambda m, s: REGISTERED["taylor"].choose([1], 4, np.full(4, NAN)), "saliences of the model hold what is not a"),
     (lambda m, s: similarity_cut(DISTANCES[:3], 1), r"of shape \(3, 4\); expected \(L, L\) for a model of L layers"),
     (lambda m, s: similarity_cut(np.where(DISTANCES == 0.4, NAN, DISTANCES), 2), "holds nan for size 2 at start 1"),
     (lambda m, s: bridged(m, Cut(0, 2), s), "drop a block from layer 1 on"),

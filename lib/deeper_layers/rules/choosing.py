@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from deeper_layers.checks import shown
 from deeper_layers.cuts import ATTENTION, MLP, UNPRUNED, Cut, check_size, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.rules import laco
@@ -78,16 +77,6 @@ class Rule:
 
 def price_in_words(passes: float, heads: int) -> str:
     return f"at most {passes:,.1f} passes of all layers" + (f" and {heads:,} of the head" if heads else "")
-
-
-def cuts_of_rule(rule: str, sizes: Sequence[int], num_layers: int, known: Any = None) -> list[Cut]:
-    """The cut of each size under a rule, from what it needs: "similarity" the distances [n, l], "simple" nothing.
-
-    Raises InputError for an unknown rule, a size that does not fit, or where what it needs is missing.
-    """
-    if rule not in REGISTERED:
-        raise InputError(f"rule is {shown(rule)}, expected one of {', '.join(map(repr, REGISTERED))}")
-    return REGISTERED[rule].choose(sizes, num_layers, known)
 
 
 # ---- blocks ------------------------------------------------------------------------------------------------------
