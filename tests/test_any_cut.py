@@ -11,7 +11,6 @@ from deeper_layers import data, rules, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
-from deeper_layers.experiments.parameters import cut_of_lists
 from deeper_layers.export.lineage import read_lineage
 from deeper_layers.export.pruned_checkpoint import typed_lists
 from deeper_layers.export.slicing import slice_checkpoint
@@ -48,8 +47,8 @@ def reloaded(folder):
 
 
 def test_lists_are_what_is_typed():
-    assert cut_of_lists("3, 7-9", None, "12") == Cut.of([3, 7, 8, 9], mlp=[12])
-    assert cut_of_lists("3-5", None, None) == Cut(3, 3) and cut_of_lists(None, None, None) is None
+    assert kinds.SweepParameters(layers="3, 7-9", mlp="12").given_cut == Cut.of([3, 7, 8, 9], mlp=[12])
+    assert kinds.SweepParameters(layers="3-5").given_cut == Cut(3, 3) and kinds.SweepParameters().given_cut is None
     assert typed_lists(Cut.of([3, 7, 8, 9], mlp=[12])) == ["--layers", "3,7-9", "--mlp", "12"]
 
 

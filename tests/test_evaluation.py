@@ -2,21 +2,17 @@
 
 import lm_eval
 import numpy as np
-import pandas as pd
 import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from deeper_layers import sweeping
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import TaskParameters
-from deeper_layers.experiments.scoring import score
 from deeper_layers.models import half_precision
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import unpack, unpack_halves
-from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.sweeps import sweep
 
@@ -56,8 +52,6 @@ def test_rows_and_outcomes_are_those_of_lm_eval(opened):
         assert rows.loc[(TASKS[1], FIRST_NUMBER), "value"] == generated
         assert unpack(outcomes[TASKS[1]][FIRST_NUMBER], LIMIT).mean() == generated
         assert {"written", "ended"} <= set(outcomes[TASKS[1]])
-    assert harness.is_group("sums") and not harness.is_group("capitals")
-    assert harness.group_rows(harness.load_tasks(["sums"])["groups"], table) is table, "it has no metric of its own"
     # the pruned models differ, so equality says something
     assert table[table["metric"] == "acc"]["value"].nunique() > 1
     answers = np.bincount([item["answer"] for item in items[:LIMIT]])
@@ -92,7 +86,8 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
     monkeypatch.setattr(embedded, "TASKS", tmp_path)
     # a task that says nothing, and of which nothing is asked, gets none
     assert harness.load_tasks(["capitals"])["tasks"]["capitals"].get_config("num_fewshot") == 0
-    groups = TaskManager(include_path=str(tmp_path), include_defaults=False).load(["both"])["groups"]
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr(harness, "check_names", lambda _: manager)
     how = {"num_fewshot": 1, "limit": 90}
     report = evaluated(opened, CUTS[0], ["both"], bootstrap_iters=10, **how)
     expected, arguments = report["results"]["both"], [i["arguments"] for i in report["samples"]["capitals"]]
@@ -102,30 +97,11 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
     prompt = f"Question: What is the capital of {item['country']}?\nAnswer: The capital of {item['country']} is"
     assert all(given.endswith(f"\n\n{prompt}") and given.count("Question:") == 2 for given in prompts)
     assert list(choices) == [f" {name}" for name in item["choices"]]
-    rows = pd.concat([sweep(*opened, [name], CUTS[:1], **how) for name in ("capitals", "sums_one_digit")])
-    found = harness.group_rows(groups, rows).set_index("metric")
-    assert list(found["task"].unique()) == ["both"] and found.loc["acc", "items"] == expected["sample_len"] == 90 + 81
-    assert found.loc["acc", "value"] == expected["acc,none"]
-    assert found.loc["acc", "stderr"] == pytest.approx(expected["acc_stderr,none"])
-    of_acc = rows[rows["metric"] == "acc"]
-    assert found.loc["acc,macro", "value"] == of_acc["value"].mean() != found.loc["acc", "value"]
-
-
-def test_a_group_that_is_interrupted_says_what_it_has(opened, tmp_path, monkeypatch, capsys):
-    found = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4)
-
-    def interrupted(model, tokenizer, tasks, cuts, **how):
-        if tasks == ["sums_one_digit"]:
-            return found
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweeping, "sweep", interrupted)
-    parameters = TaskParameters(tasks="sums", results=str(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        score(*opened, ["sums"], CUTS[:2], parameters, Shards(tmp_path / "shards"))
-    said = capsys.readouterr().err
-    without = found.query("size == 2 and metric == 'acc'")["value"].item()
-    assert "sums: 1 of 2 tasks, mean of acc" in said and f"n = 2, l = 1: {without:.3f}" in said
+    table = sweep(*opened, ["both"], CUTS[:1], **how)
+    found, leaves = table.set_index(["task", "metric"]).loc[("both", "acc")], table.attrs["outcomes"][CUTS[0].name]
+    assert found["items"] == expected["sample_len"] == 90 + 81 and [*leaves] == ["capitals", "sums_one_digit"]
+    assert found["value"] == expected["acc,none"]
+    assert found["stderr"] == pytest.approx(expected["acc_stderr,none"])
 
 
 def test_float32_that_nobody_asked_for_is_named_where_bfloat16_is_faster(tiny_folder, monkeypatch, capsys):

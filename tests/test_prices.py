@@ -11,7 +11,7 @@ from deeper_layers.experiments.notebook_parameters import (
     ReasoningParameters,
     SimilarityParameters,
 )
-from deeper_layers.experiments.notebook_plans import plan_notebooks
+from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.presets import PRESETS
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping.tree import Tree
@@ -113,6 +113,6 @@ def test_what_notebooks_will_measure_is_told_once_and_not_where_results_hold_it(
     assert [what for of, what in found if of == "01"] == ["distances"]
     written = "answers of written_facts, 3 models, each of at most 12 tokens"
     assert [what for of, what in found if of == "03"] == ["sweep of capitals, 3 models", written]
-    assert found["04", "at most 4 healings, 122,880 tokens each"] > 0
+    assert found["04", "healing, 122,880 tokens, 3 times"] > 0
     asked["01-similarity"].measured()
     assert ("01", "distances") not in {(row["notebook"][:2], row["what"]) for row in plan_notebooks(asked)}

@@ -54,7 +54,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("plan --model-config t5.json", 1, "encoder-decoder"),
     ("plan tiny --machine h100x0", 1, "--machine is 'h100x0', expected 'this' or one of h100, h200"),
     ("sweep embedded --sizes two", 1, "--sizes is 'two', expected block sizes: \"all\""),
-    ("sweep embedded --sizes 0-30", 1, "--sizes is 30, expected 0 to 29 for a model of 30 layers"),
+    ("sweep embedded --sizes 0-30", 1, "--sizes is 30; expected a whole number from 0 to 29; the last of 30"),
     ("sweep embedded --tasks capitals:five", 1, "--tasks is 'capitals:five', expected \"mmlu:5@20/0-8\""),
     ("sweep embedded --tasks 'capitals:1, capitals:2'", 1, "twice, and asks other things"),
     ("sweep embedded --tasks 'sums, capitals:5'", 1, "task 'capitals' has no examples for its prompt"),

@@ -14,9 +14,9 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.choices import compare_rules
 from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.losses import plan_scan, scan, scan_cuts
 from deeper_layers.experiments.notebook_parameters import ScanParameters, WhichLayersParameters
 from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.experiments.scoring import plan_each, scan_cuts, score_each
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
 from deeper_layers.results.frames import distances_of, scores_of
@@ -45,7 +45,7 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
     own = [UNPRUNED, Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
     cuts = scan_cuts(experiment)
     assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": own})
-    found = scan(cuts, experiment)
+    found = score_each(cuts, experiment)
     plain = sweep(*opened, ["capitals"], own, limit=LIMIT)
     assert found["capitals"].rows["value"].tolist() == plain["value"].tolist()
     rows = scores_of(found.values())
@@ -55,12 +55,12 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
         assert row["logprobs"].shape == (LIMIT, 4) and (row["logprobs"] < 0).all()
         assert np.array_equal(row["chosen"] == row["target"], row["outcome"])
     experiment.opened = pytest.fail
-    assert scan(cuts, experiment)["capitals"].path == found["capitals"].path
+    assert score_each(cuts, experiment)["capitals"].path == found["capitals"].path
 
 
 def test_a_scan_of_all_capitals_is_kept_in_several_parts(asked):
     experiment = asked(tasks="capitals@181")
-    (plan,) = plan_scan(scan_cuts(experiment), experiment).values()
+    (plan,) = plan_each(scan_cuts(experiment), experiment).values()
     pieces = [piece.tokens for _, run in plan.parts for piece in run]
     assert len(pieces) >= 4 and max(pieces) <= plan.tokens / 3
 
@@ -88,12 +88,12 @@ def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
     experiment = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
     cuts = scan_cuts(experiment)
     assert cuts == {"wikipedia": {"simple": [UNPRUNED, Cut(3, 1), Cut(2, 2)]}}
-    (plan,) = plan_scan(cuts, experiment).values()
+    (plan,) = plan_each(cuts, experiment).values()
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
-    found = scan(cuts, experiment)["wikipedia"]
-    assert [len(row["outcome"]) for row in found.records] == [2, 2, 2] and plan_scan(cuts, experiment) == {}
+    found = score_each(cuts, experiment)["wikipedia"]
+    assert [len(row["outcome"]) for row in found.records] == [2, 2, 2] and plan_each(cuts, experiment) == {}
     # how many examples are in the prompts of tasks is nothing to a loss on text
-    assert scan(cuts, experiment.but(num_fewshot=5))["wikipedia"].path == found.path
+    assert score_each(cuts, experiment.but(num_fewshot=5))["wikipedia"].path == found.path
 
 
 @pytest.mark.parametrize(("wrong", "said"), [

@@ -77,7 +77,8 @@ def test_a_worker_takes_another_task_and_waits_for_the_taken_one_at_the_end(meas
             holding.set()
             over.wait(20)
 
-    def score_task(task, cuts_of, experiment, **_):
+    def score(names, cuts_of, experiment, **_):
+        (task,) = names
         order.append((task, experiment.waits))
         over.set() if experiment.waits else None
         return measured(tasks.index(task), experiment.waits)
@@ -85,7 +86,7 @@ def test_a_worker_takes_another_task_and_waits_for_the_taken_one_at_the_end(meas
     other = threading.Thread(target=hold)
     other.start()
     holding.wait(20)
-    monkeypatch.setattr(scoring, "score_task", score_task)
+    monkeypatch.setattr(scoring, "score", score)
     _, found = scoring.sweep_tasks(SweepParameters(tasks=", ".join(tasks), rules="simple"), SOURCE)
     other.join()
     assert order == [*((task, False) for task in tasks), ("capitals", True)]

@@ -13,8 +13,7 @@ import click
 from deeper_layers import results
 from deeper_layers.command.group import main
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.lists import split
-from deeper_layers.experiments.parameters import HealingParameters, TaskParameters
+from deeper_layers.experiments.parameters import HealingParameters, TaskParameters, split
 from deeper_layers.files import read_json
 
 PROGRAM, SPARE = 2000, 1.3  # MB of Python and its libraries; and of weights, what is made beside them

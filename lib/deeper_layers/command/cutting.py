@@ -6,7 +6,7 @@ import click
 
 from deeper_layers.command.options import exclude
 from deeper_layers.cuts import Cut
-from deeper_layers.experiments.parameters import SweepParameters, cut_of_lists
+from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.rules.choosing import REGISTERED
 
 LISTS = ("layers", "attention", "mlp")
@@ -42,7 +42,7 @@ def typed_cut(drop: int | None, start: int | None, needed: bool = True, **lists:
     exclude("start", "rule")
     for name in lists:
         exclude(name, "drop", "start", "rule")
-    listed = cut_of_lists(**dict.fromkeys(LISTS) | lists)
+    listed = SweepParameters(**lists).given_cut
     if drop is None and (start is not None or needed and listed is None):
         raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
     return listed if start is None else Cut(start, drop)

@@ -28,7 +28,8 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     from deeper_layers.results.frames import distances_of
     from deeper_layers.rules.similarity import distance_matrix, similarity_cut
 
-    unit = measure_distances(Experiment(parameters, source), by_sequence=by_sequence)
+    experiment = Experiment(parameters, source)
+    unit = experiment.required(measure_distances(experiment, by_sequence=by_sequence), "the distances")
     matrix, layers = distance_matrix(unit.rows), source.num_layers
     best = [similarity_cut(matrix, size) for size in range(1, layers)]
     rows = [

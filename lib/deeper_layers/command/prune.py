@@ -18,8 +18,7 @@ from deeper_layers.command.options import Answer, exclude, is_typed, subcommand
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.lists import one_of, split
-from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters
+from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters, one_of, split
 from deeper_layers.export.llama_cpp import EXACT, ROUNDED
 from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, typed_lists
 from deeper_layers.models.sources import DTYPES, Source

@@ -14,9 +14,8 @@ from deeper_layers import checks, files, models, results
 from deeper_layers.command.options import Answer, exclude, subcommand, table
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments import notebook_parameters
-from deeper_layers.experiments.lists import split
 from deeper_layers.experiments.notebook_runs import execute_notebook
-from deeper_layers.experiments.parameters import HealingParameters, Shown
+from deeper_layers.experiments.parameters import HealingParameters, Shown, split
 from deeper_layers.package_index import file_hash
 from deeper_layers.prices import duration
 from deeper_layers.results.places import VARIABLE
@@ -115,7 +114,7 @@ def chosen(notebooks: str) -> list[str]:
 
 def _plan(asked: dict[str, Shown]) -> str:
     """What the notebooks will measure, with what that takes here, as a person reads it."""
-    from deeper_layers.experiments.notebook_plans import plan_notebooks  # slow
+    from deeper_layers.experiments.plans import plan_notebooks  # slow
 
     rows = plan_notebooks(asked)
     if not rows:

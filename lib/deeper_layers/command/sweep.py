@@ -61,17 +61,17 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
         if is_typed(name):
             raise click.UsageError(f"--{name} and --blocks {parameters.blocks or 'none'} exclude each other: leave it")
     source = parameters.source()
-    from deeper_layers.experiments import losses  # slow: what is above may refuse
-    from deeper_layers.experiments.experiment import Experiment
+    from deeper_layers.experiments.experiment import Experiment  # slow: what is above may refuse
+    from deeper_layers.experiments.scoring import plan_each, scan_cuts, score_each
 
     experiment = Experiment(parameters, source)
-    cuts = losses.scan_cuts(experiment)
+    cuts = scan_cuts(experiment)
     if dry_run:
-        plans = losses.plan_scan(cuts, experiment)
+        plans = plan_each(cuts, experiment)
         names = {"seconds": "seconds", "layer_steps": "layer_steps", "to_generate": "generated"}
         units = [{"name": name} | {key: getattr(plan, of) for key, of in names.items()} for name, plan in plans.items()]
         return Answer({"units": units}, [f"{name}: {plans.get(name, 'in results already')}" for name in cuts])
-    found = losses.scan(cuts, experiment)
+    found = score_each(cuts, experiment)
     rows = [row for unit in found.values() if unit for row in records(unit.rows)]
     return _answer(parameters, source, cuts, found, rows)
 

@@ -13,10 +13,10 @@ from typing import Any
 from deeper_layers import data, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.choosing import unchosen
 from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.losses import loss_data, loss_rows, requests_of
-from deeper_layers.experiments.scoring import as_cut, score_task
+from deeper_layers.experiments.scoring import answered, data_of, score
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, price_in_words
 from deeper_layers.rules.laco import Merged, merged_layers
@@ -29,53 +29,50 @@ def compare_rules(experiment: Experiment) -> None:
     A rule that does not fit the model is named and left out.
     """
     parameters = experiment.parameters
-    sizes = parameters.shares(experiment.source.num_layers)
+    sizes, looked = parameters.shares(experiment.source.num_layers), [experiment.text(parameters.corpus, split="train")]
     for rule in parameters.rule_list:
         try:
-            details = choose_by_rule(rule, sizes, experiment).details
+            found = choose_by_rule(rule, sizes, experiment)
         except InputError as error:
             print(f"{rule}: {error}; it is left out", file=sys.stderr)
             continue
-        cuts, whole = [Cut.named(name) for name in details["cuts"][rule]], [UNPRUNED] if rule in RULES else []
-        changed = _changed_by(rule, details.get("merged", {}), experiment) if REGISTERED[rule].changes else None
+        details = found.details if found else {}
+        cuts = [Cut.named(name) for name in details["cuts"][rule]] if found else unchosen(rule, sizes)
+        how: dict = {"details": {"sizes": details.get("sizes", {})}}
+        if REGISTERED[rule].changes:
+            changed = _changed_by(rule, details.get("merged", {}), experiment)
+            how |= {"changed": changed, "reads": looked, "calibration": parameters.calibration}
         for task in parameters.task_list:
-            score_task(task, {rule: [*whole, *cuts]}, experiment, sizes=details.get("sizes"), changed=changed)
+            score([task], {rule: [UNPRUNED] * (rule in RULES) + cuts}, experiment, **how)
 
 
-def choose_by_rule(rule: str, sizes: list[int], experiment: Experiment) -> Result:
-    """What a rule drops of each size, and the loss of what it leaves: read from results, else measured now.
+def choose_by_rule(rule: str, sizes: list[int], experiment: Experiment) -> Result | None:
+    """What a rule drops of each size, and the loss of what it leaves.
 
     Rows are the losses, one a size. Details: the cuts, sizes of those of sublayers, which layers were merged, where
-    some were, seconds to choose, tokens looked at, passes over them as the rule's price says.
-    Raises NotMeasuredError where nothing is to be measured and results hold no such choice, and InputError where the
-    rule can't be had of this model or size.
+    some were, seconds to choose, tokens looked at, passes over them as the rule's price says. Raises InputError where
+    the rule can't be had of this model or size.
     """
     parameters, layers, chosen = experiment.parameters, experiment.source.num_layers, REGISTERED[rule]
-    ((text, asked),) = parameters.loss.items()
 
     def measure(shards):
-        model, tokenizer = experiment.opened()
-        sequences = calibration_text(parameters, tokenizer, parameters.calibration_sequences)
-        distances, tokens = None, sum(map(len, sequences))
+        opened = experiment.opened()
+        sequences = calibration_text(parameters, opened[1], parameters.calibration_sequences)
+        tokens, distances = sum(map(len, sequences)), None
         if chosen.needs == "distances":
-            distances = measure_distances(experiment)
+            distances = experiment.required(measure_distances(experiment), "the distances")
             tokens = distances.details["tokens"]
         passes, heads = chosen.passes(max(sizes), layers), chosen.heads(max(sizes), layers)
         print(f"{rule}: {price_in_words(passes, heads)}, over {tokens:,} tokens", file=sys.stderr)
         begin = time.monotonic()
-        known: Any = distance_matrix(distances.rows) if distances else sweeping.known_of(model, rule, sequences)
+        known: Any = distance_matrix(distances.rows) if distances else sweeping.known_of(opened[0], rule, sequences)
         cuts = chosen.choose(sizes, layers, known)
         seconds, merged = round(time.monotonic() - begin, 2), {}
-        requests = requests_of(text, asked, model, tokenizer, parameters.datasets)
-        if not chosen.changes:
-            rows = loss_rows(text, model, cuts, requests, shards=shards)
-        else:
-            if chosen.needs == "likeness":
-                merged = {str(size): merged_layers(size, layers, known) for size in sizes}
-            changed, rows = _changed_by(rule, merged, experiment), []
-            for cut in cuts:
-                rows += as_cut(loss_rows(text, changed(cut), [UNPRUNED], requests), cut)
-        return rows, {
+        if chosen.needs == "likeness":
+            merged = {str(size): merged_layers(size, layers, known) for size in sizes}
+        changed = _changed_by(rule, merged, experiment) if chosen.changes else None
+        rows, details = answered(parameters.texts, opened, cuts, parameters, shards, changed=changed)
+        return rows, details | {
             "cuts": {rule: [cut.name for cut in cuts]},
             "merged": merged,
             "passes": float(passes),
@@ -83,13 +80,12 @@ def choose_by_rule(rule: str, sizes: list[int], experiment: Experiment) -> Resul
             # of cuts of sublayers how many layers they count as
             "sizes": {cut.name: size for size, cut in zip(sizes, cuts, strict=True) if not cut.is_of_layers},
             "seconds": seconds,
-            "vocabulary": model.get_output_embeddings().weight.shape[0],
         }
 
     choice = {"rule": rule, "sizes": sizes, "calibration": parameters.calibration}
-    reads = [experiment.text(parameters.corpus, split="train"), loss_data(text, asked, experiment)]
-    settings = parameters.key | {"tasks": parameters.loss, "choice": choice}
-    return experiment.required(experiment.result("scores", settings, reads, measure), f"the choice of {rule}")
+    reads = [experiment.text(parameters.corpus, split="train"), *data_of(parameters.texts, experiment)]
+    settings = parameters.key | {"tasks": parameters.texts, "choice": choice}
+    return experiment.result("scores", settings, reads, measure)
 
 
 def _changed_by(rule: str, merged: dict[str, list], experiment: Experiment) -> Callable[[Cut], object]:

@@ -4,6 +4,7 @@ Of a search by loss each step is a result: the losses of its candidates. So a se
 or to more layers, and a rule that asks for the same candidates finds them.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -12,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 from deeper_layers import export, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
-from deeper_layers.experiments.distances import drawn_batches, measure_distances, with_distances
-from deeper_layers.experiments.experiment import CutsOf, Experiment
-from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.experiments.distances import drawn_batches, known_distances
+from deeper_layers.experiments.experiment import CutsOf, Experiment, distinct_cuts, named
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, price_in_words
 from deeper_layers.rules.laco import merged_layers
-from deeper_layers.rules.similarity import distance_matrix
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.export.tensors import Changed
@@ -26,9 +25,36 @@ if TYPE_CHECKING:  # torch
 FITTED = 64  # of the sequences of the distances, on which a bridge is fitted
 
 
+@dataclasses.dataclass(frozen=True)
+class Unchosen(Cut):  # ty: ignore[subclass-of-dataclass-with-order]  # they are sorted by their fields
+    """In a plan, what a rule will drop once it is measured what it needs: it shares nothing with any other cut."""
+
+    rule: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.rule} {self.size}"
+
+    def runs(self, layer: int) -> str | None:
+        return None if layer in self.dropped else self.name
+
+
+def unchosen(rule: str, sizes: Sequence[int]) -> list[Cut]:
+    """What stands in a plan for the cuts of a rule."""
+    return [Unchosen(0, size, rule=rule) if size else UNPRUNED for size in sizes]
+
+
 def choose_cuts(sizes: Sequence[int], experiment: Experiment) -> CutsOf:
-    """The cut of each size under each rule of the parameters."""
-    return {rule: cuts_of_rule(rule, sizes, experiment) for rule in experiment.parameters.rule_list}
+    """The cut of each size under each rule of the parameters; in a plan, where it is not known, what stands for it."""
+    found = {}
+    for rule in experiment.parameters.rule_list:
+        try:
+            found[rule] = cuts_of_rule(rule, sizes, experiment)
+        except NotMeasuredError:
+            if experiment.lacking is None:
+                raise
+            found[rule] = unchosen(rule, sizes)
+    return found
 
 
 def cuts_of_rule(rule: str, sizes: Sequence[int], experiment: Experiment) -> list[Cut]:
@@ -37,17 +63,16 @@ def cuts_of_rule(rule: str, sizes: Sequence[int], experiment: Experiment) -> lis
     Raises NotMeasuredError where nothing is to be measured and results hold not all that it takes, and InputError for
     sizes that do not fit the model or the rule.
     """
-    needs, layers = REGISTERED[rule].needs, experiment.source.num_layers
+    chosen, known = REGISTERED[rule], None
     if not any(sizes):  # the whole model, which no rule has to choose
         return [UNPRUNED] * len(sizes)
-    known: Any = None
-    if needs == "distances":
-        known = distance_matrix(measure_distances(experiment).rows)
-    elif needs == "losses":
+    if chosen.needs == "distances":
+        known = known_distances(experiment)
+    elif chosen.needs == "losses":
         known = _losses(rule, max(sizes), experiment)
-    elif needs:
+    elif chosen.needs:
         known = _looked_at(rule, experiment)
-    return REGISTERED[rule].choose(sizes, layers, known)
+    return chosen.choose(sizes, experiment.source.num_layers, known)
 
 
 def choose_cut(
@@ -65,24 +90,23 @@ def choose_cut(
 
     Raises NotMeasuredError where nothing is to be measured, and InputError where the rule has no such cut.
     """
+    needs = REGISTERED[rule].needs
     if size == 0:  # no rule has to choose
         return UNPRUNED
-    needs = REGISTERED[rule].needs
-    if safe is None:
-        if not needs:
-            return REGISTERED[rule].choose([size], layers)[0]
-        return cuts_of_rule(rule, [size], with_distances(measured()) if needs == "distances" else measured())[0]
-    if rule not in RULES:
+    if safe is None and needs not in ("", "distances"):
+        return cuts_of_rule(rule, [size], measured())[0]
+    if safe is not None and rule not in RULES:
         raise InputError(f"rule is {rule}, expected one that chooses among blocks: give one of {', '.join(RULES)}")
-    if not (passing := safe([Cut(start, size) for start in range(layers - size)])):
+    blocks = safe([Cut(start, size) for start in range(layers - size)]) if safe else None
+    if blocks == []:
         raise InputError(
             f"size is {size}, and no block of so many layers before the last can go without one of these engines "
             "taking others for what they are not: choose another number, or leave out the engines"
         )
-    if not needs:
-        return passing[-1]
-    distances = distance_matrix(measure_distances(with_distances(measured())).rows)
-    return min(passing, key=lambda cut: distances[cut.size - 1, cut.start])
+    distances = known_distances(measured(), of_any_dtype=True) if needs else None
+    if blocks is None:
+        return REGISTERED[rule].choose([size], layers, distances)[0]
+    return blocks[-1] if distances is None else min(blocks, key=lambda cut: distances[cut.size - 1, cut.start])
 
 
 def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "Changed"]:
@@ -108,11 +132,9 @@ def _looked_at(rule: str, experiment: Experiment) -> Any:
 
     Raises NotMeasuredError where nothing is to be measured.
     """
-    parameters, source = experiment.parameters, experiment.source
-    if not parameters.measure:
-        needs = REGISTERED[rule].needs
-        raise NotMeasuredError(f"not measured: the {needs} of {source.name}, which the rule {rule!r} needs")
-    said = priced(rule, price(rule, 0, parameters, source.num_layers))
+    if not experiment.parameters.measure:
+        experiment.required(None, f"the {REGISTERED[rule].needs} that the rule {rule!r} needs")
+    said = priced(rule, price(rule, 0, experiment))
     print(f"{said}; what it looks at is not kept: interrupted, it begins anew", file=sys.stderr, flush=True)
     sequences = _sequences(experiment)
     return sweeping.known_of(experiment.opened()[0], rule, sequences)
@@ -124,12 +146,12 @@ def _sequences(experiment: Experiment) -> list:
     return [ids[mask.bool()] for batch in batches for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
 
 
-def price(rule: str, size: int, parameters: Parameters, layers: int) -> dict:
+def price(rule: str, size: int, experiment: Experiment) -> dict:
     """What a rule costs at most that looks at text: passes of all layers and of the head over it, and its tokens."""
-    tokens, chosen = parameters.samples * parameters.sequence_length, REGISTERED[rule]
+    chosen, layers, parameters = REGISTERED[rule], experiment.source.num_layers, experiment.parameters
     # a bridge is fitted on some of the same sequences
     passes, heads = round(chosen.passes(size, layers) + chosen.fits, 1), chosen.heads(size, layers)
-    return {"passes": passes, "heads": heads, "tokens_at_most": tokens}
+    return {"passes": passes, "heads": heads, "tokens_at_most": parameters.samples * parameters.sequence_length}
 
 
 def priced(rule: str, price: dict) -> str:
@@ -144,12 +166,12 @@ def _losses(rule: str, size: int, experiment: Experiment) -> Losses:
     The text is that of the distances. What all will cost is printed before the first. Raises NotMeasuredError where
     nothing is to be measured and results hold no such losses.
     """
-    parameters, source = experiment.parameters, experiment.source
+    parameters = experiment.parameters
     asked = {parameters.corpus: {"limit": parameters.samples, "length": parameters.sequence_length}}
 
     @functools.cache
     def begun() -> tuple:
-        said = priced(rule, price(rule, size, parameters, source.num_layers))
+        said = priced(rule, price(rule, size, experiment))
         print(f"{said} (samples times their length); each step is kept in results", file=sys.stderr, flush=True)
         return experiment.opened()[0], _sequences(experiment)
 
@@ -162,8 +184,9 @@ def _losses(rule: str, size: int, experiment: Experiment) -> Losses:
         return rows.to_dict("records"), {"tokens": sum(map(len, sequences))}
 
     def losses(cuts: list[Cut]) -> list[float]:
-        reads, settings = [experiment.text(parameters.corpus)], parameters.key | {"seed": parameters.seed}
-        found = experiment.scores(asked, {GIVEN: cuts}, reads, measure, **settings)
+        settings = parameters.key | {"seed": parameters.seed, "tasks": asked, "cuts": named({GIVEN: cuts})}
+        run, reads = functools.partial(measure, distinct_cuts({GIVEN: cuts})), [experiment.text(parameters.corpus)]
+        found = experiment.result("scores", settings, reads, run)
         rows = experiment.required(found, f"the losses of {len(cuts)} candidates").rows
         return rows.set_index("cut")["value"][[cut.name for cut in cuts]].tolist()
 

@@ -1,32 +1,33 @@
-"""The angular distances of a model (paper, figures 1c and 4)."""
+"""The angular distances of a model (paper, figures 1c and 4), and the geometry of the same residuals."""
 
-import contextlib
-import dataclasses
+import functools
 import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from tqdm import tqdm
 
 from deeper_layers import data
-from deeper_layers.errors import InputError, NotMeasuredError
-from deeper_layers.experiments.experiment import Experiment, in_batches
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.results.packing import pack_halves
+from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
-from deeper_layers.rules.similarity import distance_table
+from deeper_layers.rules.similarity import distance_matrix, distance_table
 
 
-def with_distances(experiment: Experiment) -> Experiment:
-    """The experiment; or, where results hold distances in another data type alone, in that, which is said on stderr."""
-    own, parameters = experiment.source, experiment.parameters.but(measure=False)
-    for dtype in dict.fromkeys([own.dtype, *DTYPES]):
-        known = Experiment(parameters, dataclasses.replace(own, dtype=dtype), experiment.opened)
-        with contextlib.suppress(NotMeasuredError):
-            measure_distances(known)
+def known_distances(experiment: Experiment, *, of_any_dtype: bool = False) -> np.ndarray:
+    """The distances [n, l] of a model, in units of pi; where results hold those of another data type alone, these, if
+    `of_any_dtype`, which is said on stderr. Raises NotMeasuredError where nothing is to be measured, and none are."""
+    own = experiment.source
+    for dtype in dict.fromkeys([own.dtype, *DTYPES]) if of_any_dtype else ():
+        if found := measure_distances(experiment.but(measure=False, dtype=dtype)):
             if dtype != own.dtype:
                 said = f"the cut is chosen by distances in {dtype}, as results hold none of {own.name} in {own.dtype}"
                 print(said, file=sys.stderr)
-            return known
-    return experiment
+            return distance_matrix(found.rows)
+    return distance_matrix(experiment.required(measure_distances(experiment), "the distances").rows)
 
 
 def drawn_batches(experiment: Experiment, samples: int | None = None) -> list:
@@ -40,17 +41,12 @@ def drawn_batches(experiment: Experiment, samples: int | None = None) -> list:
         raise InputError(
             f"samples is {parameters.samples}, but the corpus has {len(documents)} documents: ask for fewer"
         )
-    _, tokenizer = experiment.opened()
     drawn = {"samples": samples or parameters.samples, "length": parameters.sequence_length, "seed": parameters.seed}
-    return data.text_batches(tokenizer, documents, **drawn)
+    return data.text_batches(experiment.opened()[1], documents, **drawn)
 
 
-def measure_distances(experiment: Experiment, *, by_sequence: bool = False) -> Result:
-    """The distances of a model: read from results, else measured, batch by batch.
-
-    `by_sequence`: the distances of every sequence are kept beside their means.
-    Raises NotMeasuredError where nothing is to be measured and results hold none.
-    """
+def measure_distances(experiment: Experiment, *, by_sequence: bool = False) -> Result | None:
+    """The distances of a model, batch by batch; `by_sequence`: those of every sequence are kept beside their means."""
 
     def measure(shards):
         from deeper_layers import similarity  # torch, where there is something to measure
@@ -63,14 +59,83 @@ def measure_distances(experiment: Experiment, *, by_sequence: bool = False) -> R
         found = (of["distances"] for of in in_batches(shards, 0, batches, run, "distances"))
         found = list(found) if by_sequence else found  # else memory does not grow with the sequences
         table = distance_table(*similarity.mean_distances(found))
-        details = {"tokens": int(sum(batch["attention_mask"].sum() for batch in batches))}
+        details: dict = {"tokens": _tokens(batches)}
         if by_sequence:
             every = [similarity.by_size(of_sequence) for of_batch in found for of_sequence in of_batch]
             places = table["size"] - 1, table["start"]
             details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in every]))
         return table.to_dict("records"), details
 
+    return _of_residuals("distances", {"by_sequence": True} if by_sequence else {}, experiment, measure)
+
+
+def measure_geometry(experiment: Experiment) -> Result | None:
+    """The geometry of a model's residuals, on the sequences of its distances; its price is printed before."""
+    parameters, layers = experiment.parameters, experiment.source.num_layers
+
+    def measure(shards):
+        from deeper_layers.rules import geometry  # torch, where there is something to measure
+
+        # of one draw the first: those run again are among the others
+        batches, again = (drawn_batches(experiment, some) for some in (None, parameters.skip_sequences))
+        tokens, run_again = _tokens(batches), _tokens(again)
+        # of a layer's two runs one is of its attention
+        steps = 2 * tokens * layers + run_again * layers * (layers + 1) // 2
+        said = f"{tokens:,} tokens through {layers} layers, {run_again:,} of them again without each layer in turn"
+        price = f"at most {steps / 1e6:,.1f} million layer-steps, as many as {steps / layers / tokens:.0f} passes"
+        print(f"geometry: {said}: {price}", file=sys.stderr, flush=True)
+        record, leave_out = (
+            functools.partial(run, experiment.opened()[0], tokens=parameters.tokens)
+            for run in (geometry.record_passes, geometry.skip_each_layer)
+        )
+        passes = list(in_batches(shards, 0, batches, record, "one pass"))
+        skips = list(in_batches(shards, len(batches), again, leave_out, "without each layer"))
+        bar = functools.partial(tqdm, desc="dimensions", unit="layer", total=layers + 1, mininterval=5, file=sys.stderr)
+        pairs = geometry.measure_pairs(passes, skips, neighbours=parameters.neighbours)
+        measures = (geometry.measure_layers(passes, skips), 1), (geometry.measure_states(passes, bar), 0)
+        rows = [
+            {"metric": name, "start": at, "size": size, "value": float(f"{value:.6g}")}
+            for found, size in measures
+            for name, values in found.items()
+            for at, value in enumerate(values.tolist())
+        ]
+        points = sum(batch["residuals"].shape[1] for batch in passes)
+        triangles = {name: _triangle(table) for name, table in pairs.items()}
+        return rows, {"tokens": tokens, "points": points, "pairs": triangles}
+
+    asked = {name: getattr(parameters, name) for name in ("tokens", "neighbours", "skip_sequences")}
+    return _of_residuals("geometry", asked, experiment, measure)
+
+
+def _of_residuals(kind: str, asked: dict, experiment: Experiment, measure: Callable) -> Result | None:
     parameters = experiment.parameters
-    settings = parameters.key | parameters.drawn | ({"by_sequence": True} if by_sequence else {})
-    reads = [experiment.text(parameters.corpus)]
-    return experiment.required(experiment.result("distances", settings, reads, measure), "the distances")
+    settings = parameters.key | parameters.drawn | asked
+    return experiment.result(kind, settings, [experiment.text(parameters.corpus)], measure)
+
+
+def _tokens(batches: list) -> int:
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+
+def _triangle(table: np.ndarray) -> list[list[float]]:
+    """What stands above the diagonal, row by row."""
+    return [[round(value, 4) for value in row[at + 1 :]] for at, row in enumerate(table.tolist()[:-1])]
+
+
+def in_batches(shards: Shards, first: int, batches: list[dict], run: Callable, what: str) -> Iterator[dict]:
+    """The arrays that `run` gives for each batch, in their order: from its shard, or now, and then kept there.
+
+    `run` is handed the batches that no shard is of, and gives for each its arrays, one batch after another. `what` says
+    what runs, beside the time left; shards count from `first`.
+    """
+    marks = [{"ids": batch["input_ids"].numpy()} for batch in batches]
+    known = [shards.get(number, mark) for number, mark in enumerate(marks, first)]
+    running = run(batch for batch, found in zip(batches, known) if found is None)
+    there = sum(found is not None for found in known)
+    with tqdm(desc=what, unit="batch", total=len(batches), initial=there, mininterval=5, file=sys.stderr) as bar:
+        for number, (found, mark) in enumerate(zip(known, marks), first):
+            if found is None:
+                found = next(running)
+                shards.put(number, found | mark)
+                bar.update()
+            yield found

@@ -4,15 +4,14 @@ Every measurement goes through `Experiment.result`: results hold it already, or 
 """
 
 import contextlib
+import copy
+import dataclasses
 import functools
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from deeper_layers import data, files, models, results, sweeping
 from deeper_layers.cuts import Cut
@@ -34,30 +33,42 @@ class Data(NamedTuple):
 
 def distinct_cuts(cuts_of: CutsOf) -> list[Cut]:
     """The cuts of some rules, each once, in order."""
-    return sorted({cut for cuts in cuts_of.values() for cut in cuts})
+    return sorted({cut for cuts in cuts_of.values() for cut in cuts}, key=dataclasses.astuple)
+
+
+def named(cuts_of: CutsOf) -> dict[str, list[str]]:
+    """The cuts of some rules as a key has them."""
+    return {rule: [cut.name for cut in cuts] for rule, cuts in cuts_of.items()}
 
 
 class Experiment:
     """One model under some parameters: identified when it is made, opened where something has to be measured.
 
     `parameters` are of the class that the measurement needs; `opened()` gives model and tokenizer, the same ones each
-    time. Where another process measures a result it is waited for, or Timeout is raised where `waits` is False.
+    time. Where another process measures a result it is waited for, or Timeout is raised where `waits` is False. A plan
+    has `lacking`, and measures nothing: kind and key of all that results lack are put there.
     """
 
     def __init__(
-        self, parameters: Any, source: Source | None = None, opened: Callable | None = None, *, waits: bool = True
+        self,
+        parameters: Any,
+        source: Source | None = None,
+        opened: Callable | None = None,
+        *,
+        waits: bool = True,
+        lacking: list[tuple[str, dict]] | None = None,
     ):
-        self.parameters, self.waits = parameters, waits
+        self.parameters, self.waits, self.lacking = parameters, waits, lacking
         self.source = source or parameters.source()
         self.opened = opened or functools.cache(lambda: parameters.open(self.source))
 
-    def but(self, **others) -> "Experiment":
-        """The same model, with some parameters set otherwise that are not of how it is opened."""
-        return Experiment(self.parameters.but(**others), self.source, self.opened, waits=self.waits)
-
-    def at_once(self) -> "Experiment":
-        """The same, where nobody is waited for."""
-        return Experiment(self.parameters, self.source, self.opened, waits=False)
+    def but(self, *, waits: bool = True, dtype: str | None = None, **others) -> "Experiment":
+        """The same model, with some parameters set otherwise that are not of how it is opened; or as if in another
+        data type, to read its results."""
+        found = copy.copy(self)
+        found.parameters, found.waits = self.parameters.but(**others), waits
+        found.source = dataclasses.replace(self.source, dtype=dtype or self.source.dtype)
+        return found
 
     def text(self, corpus: str, **part) -> Data:
         """Documents of a corpus; `part` is split and documents, as `deeper_layers.data.texts` takes them."""
@@ -79,7 +90,6 @@ class Experiment:
         settings: dict,
         reads: Iterable[Data],
         measure: Callable[[Shards], tuple[list[dict], dict]],
-        dtype: str | None = None,
     ) -> Result | None:
         """The result: read where results hold it, or one of more cuts; else measured and written.
 
@@ -90,13 +100,12 @@ class Experiment:
             settings: all that determines the numbers, with the model, its data type and the data: literals alone, no
                 path and no device.
             measure: gives rows and details; it may keep finished parts of its work in the shards that it is given.
-            dtype: where it is not the source's.
 
         Returns:
             None where `parameters.measure` is False and results do not hold it.
         """
         folder, reads = self.parameters.results_folder, list(reads)
-        key = {"model": self.source.key, "dtype": dtype or self.source.dtype, **settings}
+        key = {"model": self.source.key, "dtype": self.source.dtype, **settings}
 
         def with_data() -> dict:
             return key | {"data": ", ".join(dict.fromkeys(of.fingerprint() for of in reads))}  # said once
@@ -108,22 +117,9 @@ class Experiment:
             found = found or self._measured(kind, key if "data" in key else with_data(), folder, measure)
             if found.path:
                 _tidy(found.path)
+        elif found is None and self.lacking is not None:
+            self.lacking.append((kind, key))
         return found
-
-    def scores(
-        self,
-        tasks: dict[str, dict],
-        cuts_of: CutsOf,
-        reads: Iterable[Data],
-        measure: Callable[[list[Cut], Shards], tuple[list[dict], dict]],
-        dtype: str | None = None,
-        **settings,
-    ) -> Result | None:
-        """A result of scores, of the cuts of some rules: `measure` is given each cut once. `tasks` has what is asked of
-        each task or text, as a key has it, `settings` all else that determines the numbers."""
-        cuts = {rule: [cut.name for cut in of_rule] for rule, of_rule in cuts_of.items()}
-        run = functools.partial(measure, distinct_cuts(cuts_of))
-        return self.result("scores", settings | {"tasks": tasks, "cuts": cuts}, reads, run, dtype)
 
     def required(self, found: Result | None, what: str) -> Result:
         """A result without which there is no going on. Raises NotMeasuredError where there is none."""
@@ -167,22 +163,3 @@ def _tidy(path: Path) -> None:
     if path.with_suffix(".lock").exists():
         with contextlib.suppress(Timeout), files.locked(path):
             pass
-
-
-def in_batches(shards: Shards, first: int, batches: list[dict], run: Callable, what: str) -> Iterator[dict]:
-    """The arrays that `run` gives for each batch, in their order: from its shard, or now, and then kept there.
-
-    `run` is handed the batches that no shard is of, and gives for each its arrays, one batch after another. `what` says
-    what runs, beside the time left; shards count from `first`.
-    """
-    marks = [{"ids": batch["input_ids"].numpy()} for batch in batches]
-    known = [shards.get(number, mark) for number, mark in enumerate(marks, first)]
-    running = run(batch for batch, found in zip(batches, known) if found is None)
-    there = sum(found is not None for found in known)
-    with tqdm(desc=what, unit="batch", total=len(batches), initial=there, mininterval=5, file=sys.stderr) as bar:
-        for number, (found, mark) in enumerate(zip(known, marks), first):
-            if found is None:
-                found = next(running)
-                shards.put(number, found | mark)
-                bar.update()
-            yield found

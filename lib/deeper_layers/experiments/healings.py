@@ -2,26 +2,22 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeper_layers import data, healing
-from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers import data, export, healing
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Data, Experiment
-from deeper_layers.experiments.losses import loss_data, loss_rows, requests_of
-from deeper_layers.experiments.scoring import as_cut, score
-from deeper_layers.files import read_json, write_file
+from deeper_layers.experiments.scoring import score
 from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import HealingConfig
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result, key_hash
 
 VERSION = 2  # raise it when adapters in the cache are no longer what training gives
-ADAPTER, RECORD = "adapter", "record.json"  # of a healing in the cache; the record is written last
 TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read for a budget of tokens
 
 
@@ -53,23 +49,16 @@ def heal_and_score(
 
     Raises InputError where documents of the loss are among those that heal, and what `train` raises.
     """
-    parameters = experiment.parameters
-    ((text, asked),) = parameters.loss.items()
-
-    def measure(_, shards):
-        _, tokenizer = experiment.opened()
-        healed, record = _healed(cut, config, experiment)
-        base = healed.get_base_model()
-        requests = requests_of(text, asked, base, tokenizer, parameters.datasets)
-        rows = loss_rows(text, base, [UNPRUNED], requests, shards=shards.part("loss"))
-        of_tasks, details = score(base, tokenizer, parameters.task_list, [UNPRUNED], parameters, shards)
-        counted = {"vocabulary": base.get_output_embeddings().weight.shape[0], "healed_tokens": record.tokens}
-        return as_cut(rows + of_tasks, cut), details | counted
-
     run = heal(cut, config, experiment)
-    reads = [_healing_text(config, experiment), loss_data(text, asked, experiment), *experiment.items(parameters.asked)]
-    tasks, settings = parameters.loss | parameters.task_keys, _settings(config, experiment)
-    scores = experiment.scores(tasks, {rule: [cut] for rule in rules}, reads, measure, **settings)
+    scores = score(
+        experiment.parameters.questions,
+        {rule: [cut] for rule in rules},
+        experiment,
+        changed=lambda cut: _healed(cut, config, experiment)[0].get_base_model(),
+        reads=[_healing_text(config, experiment)],
+        details={"healed_tokens": run.details["tokens"]} if run else {},
+        **_settings(config, experiment),
+    )
     return (run, scores) if run and scores else None
 
 
@@ -81,7 +70,7 @@ def adapter_folder(cut: Cut, config: HealingConfig, experiment: Experiment) -> P
     folder = _folder(cut, config, experiment)
     if _record(folder) is None:
         _healed(cut, config, experiment)
-    return folder / ADAPTER
+    return folder
 
 
 def check_apart(healing: list[str], loss: list[str]) -> None:
@@ -98,31 +87,28 @@ def _healed(cut: Cut, config: HealingConfig, experiment: Experiment):
     from deeper_layers.pruning import drop_layers  # torch, where there is something to heal
 
     (whole, tokenizer), source, parameters = experiment.opened(), experiment.source, experiment.parameters
-    text, datasets = parameters.text, parameters.datasets
-    texts = data.texts(text, split="train", datasets=datasets, documents=_documents(config))
-    check_apart(texts, data.texts(text, split="validation", datasets=datasets))
+    part = {"datasets": parameters.datasets}
+    texts = data.texts(parameters.text, split="train", documents=_documents(config), **part)
+    check_apart(texts, data.texts(parameters.text, split="validation", **part))
     pruned, folder = drop_layers(whole, cut), _folder(cut, config, experiment)
-    record = _record(folder)
-    if record is not None:
-        healed = healing.load_adapters(pruned, folder / ADAPTER, source.key, cut)
+    checkpoints = folder.with_name("checkpoints")
+    if record := _record(folder):
+        healed = healing.load_adapters(pruned, folder, source.key, cut)
     else:
         print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens", file=sys.stderr)
         beside = whole if config.auxiliary or config.objective == "distill" else None
-        how = {"folder": folder / "checkpoints", "cut": cut, "whole": beside}
-        healed, record = healing.train(pruned, tokenizer, texts, config, **how)
-        course = dataclasses.asdict(record)
-        said = {"config": config.settings, "text": text} | course
-        healing.save_adapters(healed, folder / ADAPTER, source.key, cut, said)
-        write_file(folder / RECORD, json.dumps(course).encode())
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        healed, record = healing.train(pruned, tokenizer, texts, config, folder=checkpoints, cut=cut, whole=beside)
+        said = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)
+        healing.save_adapters(healed, folder, source.key, cut, said)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return healed, record
 
 
-def _record(folder: Path) -> "healing.Record | None":
-    """The course of a healing in the cache; None where it is not there."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        content = read_json(folder / RECORD)
-        return healing.Record(**{of.name: content[of.name] for of in dataclasses.fields(healing.Record)})
+def _record(adapters: Path) -> "healing.Record | None":
+    """The course of a healing in the cache, of which it is written last; None where it is not there."""
+    with contextlib.suppress(InputError, KeyError):
+        said = export.read_adapter(adapters).healing or {}
+        return healing.Record(**{of.name: said[of.name] for of in dataclasses.fields(healing.Record)})
     return None
 
 
@@ -130,7 +116,7 @@ def _folder(cut: Cut, config: HealingConfig, experiment: Experiment) -> Path:
     """Where the adapters of a healing are kept, named after all that determines them."""
     of_model = {"model": experiment.source.key, "dtype": experiment.source.dtype, "version": VERSION, "cut": cut.key}
     text = {"data": _healing_text(config, experiment).fingerprint()}
-    return cache_folder() / "healed" / key_hash(of_model | _settings(config, experiment) | text)
+    return cache_folder() / "healed" / key_hash(of_model | _settings(config, experiment) | text) / "adapter"
 
 
 def _settings(config: HealingConfig, experiment: Experiment) -> dict:

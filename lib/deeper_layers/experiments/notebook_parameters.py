@@ -1,16 +1,21 @@
-"""The parameters of each notebook, a class for each; what they share is in parameters.py."""
+"""A class for each notebook: its parameters, and what it measures of a model; what they share is in parameters.py."""
 
-import importlib
+import tempfile
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from deeper_layers import checks, data
+from deeper_layers import checks, data, results
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.lists import NUMBER, listed, numbers_in, one_of, split
+from deeper_layers.experiments.choices import compare_rules
+from deeper_layers.experiments.choosing import choose_cuts
+from deeper_layers.experiments.distances import measure_distances, measure_geometry
+from deeper_layers.experiments.experiment import Experiment, distinct_cuts
+from deeper_layers.experiments.healings import heal_and_score
 from deeper_layers.experiments.parameters import (
     BITSANDBYTES,
-    MEASURES,
+    NUMBER,
+    PUBLISHED,
     Corpus,
     Dtype,
     HealingParameters,
@@ -22,8 +27,14 @@ from deeper_layers.experiments.parameters import (
     TaskParameters,
     Tasks,
     TasksOfSizes,
+    listed,
+    numbers_in,
+    one_of,
     setting,
+    split,
 )
+from deeper_layers.experiments.scoring import blocks, cuts_of_tasks, scan_cuts, score, score_each
+from deeper_layers.experiments.take_away import score_files, score_rounded
 from deeper_layers.export.llama_cpp import FILE_TYPES
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import HealingConfig
@@ -32,32 +43,29 @@ from deeper_layers.rules.choosing import REGISTERED
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
-OF_BLOCKS = 512  # tokens of a batch where many blocks run together: a part of the work is done in minutes
 USUAL = 256  # tokens of a sequence on which a loss is measured
 POINTS = 4096  # tokens whose residuals are compared with each other
+Numbers = Annotated[str, listed(NUMBER, "none")]
 
 
 class SimilarityParameters(Parameters):
-    """Parameters of notebooks/01-similarity.ipynb."""
-
     notebook: ClassVar[str] = "01-similarity"
+
+    def run(self, experiment: Experiment) -> None:
+        measure_distances(experiment)
 
 
 class QuestionAnsweringParameters(TaskParameters):
-    """Parameters of notebooks/02-question-answering.ipynb."""
-
     notebook: ClassVar[str] = "02-question-answering"
-    numbers: Annotated[str, listed(NUMBER, "none")] = Field(
+    numbers: Numbers = Field(
         "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
     )
     # from 1: the task's own order is there anyway
-    orders: Annotated[str, listed(NUMBER, "none")] = Field(
-        "none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"'
-    )
+    orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
 
     def check(self) -> None:
         super().check()
-        if any(asked.shots is None and self.prompts(task) for task, asked in self.asked.items()):
+        if any(asked["shots"] is None and self.prompts(task) for task, asked in self.asked.items()):
             raise InputError(
                 f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected the number that "
                 'others are compared with: give it, or write "mmlu:5"'
@@ -65,28 +73,32 @@ class QuestionAnsweringParameters(TaskParameters):
 
     def prompts(self, task: str) -> list[dict]:
         """The prompts that are compared: number ("shots") and "order" of their examples, the usual ones first."""
-        usual, orders = self.asked[task].shots, numbers_in(self.orders)
+        usual, orders = self.asked[task]["shots"], numbers_in(self.orders)
         found = [(number, 0) for number in numbers_in(self.numbers)] + [(usual, order) for order in orders]
         return [{"shots": shots, "order": order} for shots, order in [(usual, 0), *found] if found]
 
+    def run(self, experiment: Experiment) -> None:
+        for task, cuts in cuts_of_tasks(experiment).items():
+            score([task], cuts, experiment)
+            for prompt in self.prompts(task):
+                for rule, of_rule in cuts.items():
+                    score([task], {rule: of_rule}, experiment, prompt=prompt)
+
 
 class ReasoningParameters(TaskParameters):
-    """Parameters of notebooks/03-reasoning.ipynb."""
-
     notebook: ClassVar[str] = "03-reasoning"
     tasks: TasksOfSizes = "capitals, sums, sums_generated"
 
+    def run(self, experiment: Experiment) -> None:
+        score_each(cuts_of_tasks(experiment), experiment)
+
 
 class ComparedHealingsParameters(HealingParameters):
-    """Parameters of notebooks/04-healing.ipynb: a healing, and others to compare it with."""
+    """A healing, and others to compare it with."""
 
     notebook: ClassVar[str] = "04-healing"
-    ranks: Annotated[str, listed(NUMBER, "none")] = Field(
-        "none", description='of the adapters to compare: "none", or like "2, 8, 64"'
-    )
-    seeds: Annotated[str, listed(NUMBER, "none")] = Field(
-        "none", description='of healing to compare: "none", or like "0, 1, 2"'
-    )
+    ranks: Numbers = Field("none", description='of the adapters to compare: "none", or like "2, 8, 64"')
+    seeds: Numbers = Field("none", description='of healing to compare: "none", or like "0, 1, 2"')
 
     def configs(self) -> list[HealingConfig]:
         """Of every healing that is asked for, this one first."""
@@ -94,10 +106,15 @@ class ComparedHealingsParameters(HealingParameters):
         others = [self.config(rank=rank) for rank in ranks] + [self.config(seed=seed) for seed in seeds]
         return list(dict.fromkeys([self.config(), *others]))
 
+    def run(self, experiment: Experiment) -> None:
+        cuts_of = choose_cuts(self.size_list(experiment.source.num_layers), experiment)
+        score_each(dict.fromkeys(self.questions, cuts_of), experiment)
+        for config in self.configs():
+            for cut in distinct_cuts(cuts_of):
+                heal_and_score(cut, config, experiment, [rule for rule, cuts in cuts_of.items() if cut in cuts])
+
 
 class WhichLayersParameters(TaskParameters):
-    """Parameters of notebooks/05-which-layers.ipynb."""
-
     notebook: ClassVar[str] = "05-which-layers"
     dtype: Dtype = "bfloat16"
     tasks: Tasks = "capitals, sums"
@@ -130,17 +147,12 @@ class WhichLayersParameters(TaskParameters):
     def check(self) -> None:
         super().check()
         points = self.samples * self.tokens
-        for name, given, most in (
-            ("samples times tokens", points, POINTS),  # each token is compared with each
-            ("neighbours", self.neighbours, points - 1),
-            ("skip_sequences", self.skip_sequences, self.samples),
-        ):
-            if given > most:
-                raise InputError(f"{name} is {given}, expected at most {most}: ask for fewer")
+        checks.whole_number("samples times tokens", points, 1, POINTS, "each token is compared with each")
+        checks.whole_number("neighbours", self.neighbours, 1, points - 1, "ask for fewer")
+        checks.whole_number("skip_sequences", self.skip_sequences, 1, self.samples, "ask for fewer")
 
     @property
-    def loss(self) -> dict[str, dict]:
-        """The text on which losses are measured, and what is asked of it, as a key has it."""
+    def texts(self) -> dict[str, dict]:
         return {self.text: {"limit": self.loss_sequences, "length": self.loss_length}}
 
     @property
@@ -156,9 +168,16 @@ class WhichLayersParameters(TaskParameters):
         wanted = ((percent * num_layers + 50) // 100 for percent in numbers_in(self.percent))
         return sorted({max(1, min(size, num_layers - 1)) for size in wanted})
 
+    def run(self, experiment: Experiment) -> None:
+        layers = experiment.source.num_layers
+        measure_distances(experiment, by_sequence=True)
+        score(self.texts, blocks(self.size_list(layers), layers), experiment)
+        measure_geometry(experiment)
+        compare_rules(experiment)
+
 
 class ScanParameters(TaskParameters):
-    """Parameters of notebooks/06-letters-or-words.ipynb and of `deeper-layers scan`."""
+    """Of `deeper-layers scan` too."""
 
     notebook: ClassVar[str] = "06-letters-or-words"
     tasks: TasksOfSizes = Field(
@@ -174,27 +193,20 @@ class ScanParameters(TaskParameters):
     def check(self) -> None:
         super().check()
         for text in self.texts:
-            if (shots := self.asked[text].shots) not in (None, 0, self.num_fewshot):
+            if (shots := self.asked[text]["shots"]) not in (None, 0, self.num_fewshot):
                 raise InputError(f"tasks has {shots} examples for {text}, which takes none: leave them out")
-
-    def sweep_options(self, task: str) -> dict:
-        """As of a sweep, in smaller parts: what is done of one is kept."""
-        return super().sweep_options(task) | {"batch_tokens": OF_BLOCKS}
 
     @property
     def task_list(self) -> list[str]:
         """Those of lm-eval."""
-        return [task for task in self.asked if task not in self.texts]
+        return [task for task in self.asked if task not in data.CORPORA]
 
     @property
     def texts(self) -> dict[str, dict]:
-        """The texts on which losses are measured, and what is asked of each, as a key has it.
-
-        Raises InputError where a text would be taken whole.
-        """
+        """The texts among tasks. Raises InputError where one would be taken whole."""
         found = {}
-        for text in (text for text in self.asked if text in data.CORPORA):
-            if (limit := self.asked[text].limit) is None:
+        for text in (name for name in self.asked if name in data.CORPORA):
+            if (limit := self.asked[text]["limit"]) is None:
                 raise InputError(
                     f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32"
                 )
@@ -202,9 +214,12 @@ class ScanParameters(TaskParameters):
             found[text] = {"limit": limit, "length": 0 if text == data.SOLUTIONS else self.loss_length}
         return found
 
+    def run(self, experiment: Experiment) -> None:
+        score_each(scan_cuts(experiment), experiment)
+
 
 class TakeAwayParameters(TaskParameters):
-    """Parameters of notebooks/08-take-away.ipynb; dtype and quantization are of the distances alone."""
+    """dtype and quantization are of the distances alone."""
 
     notebook: ClassVar[str] = "08-take-away"
     tasks: Tasks = "capitals, sums_one_digit, sums_two_digits"
@@ -238,22 +253,31 @@ class TakeAwayParameters(TaskParameters):
         both = {name: value for name, value in self if name in HealingParameters.model_fields}
         return HealingParameters(**both | {"dtype": "bfloat16", "quantization": None})
 
+    def run(self, experiment: Experiment) -> None:
+        source, rule = experiment.source, self.rule_list[0]
+        by_rule = experiment.but(rules=rule)
+        if source.is_gguf:
+            score_files(rule, choose_cuts([self.drop], by_rule)[rule][0], experiment)
+        cuts = choose_cuts(self.size_list(source.num_layers), by_rule)
+        for bits in self.bits_list(source):
+            score_rounded(bits, cuts, experiment)
+
 
 class ClaimsParameters(Shown):
-    """Parameters of notebooks/07-claims.ipynb, which measures nothing."""
+    """Nothing is measured."""
 
     notebook: ClassVar[str] = "07-claims"
 
 
 class CostParameters(Shown):
-    """Parameters of notebooks/09-cost.ipynb, which shows benchmarks."""
+    """Benchmarks are shown."""
 
     notebook: ClassVar[str] = "09-cost"
     benchmarks: str = Field("benchmarks/measured", description="folder of measurements, in the repository")
 
 
 class ReproductionParameters(TaskParameters):
-    """Parameters of notebooks/10-measured.ipynb, which measures again what results hold and keeps nothing."""
+    """What results hold is measured again, and nothing kept."""
 
     notebook: ClassVar[str] = "10-measured"
     tasks: Tasks = "capitals, sums_one_digit"
@@ -263,9 +287,18 @@ class ReproductionParameters(TaskParameters):
     def measured(self) -> None:
         """Nothing before it is asked for: `again` measures."""
 
+    def run(self, experiment: Experiment) -> None:
+        score_each(cuts_of_tasks(experiment), experiment)
+
     def again(self) -> "pd.DataFrame":
         """Scores measured now, of the model that is asked for or else the embedded one, into a folder that goes.
 
-        Empty where nothing is to be measured. Raises InputError where the model can't be had.
+        The cuts are the published ones. Empty where nothing is to be measured. Raises InputError where the model can't
+        be had.
         """
-        return importlib.import_module(MEASURES).again(self)
+        wanted = self.but(model="embedded") if self.model == PUBLISHED else self
+        with tempfile.TemporaryDirectory() as folder:
+            if self.measure:
+                experiment = Experiment(wanted)
+                score_each(cuts_of_tasks(experiment), experiment.but(results=folder))
+            return results.scores(wanted.but(results=folder).results_folder)

@@ -7,18 +7,18 @@ notebook hands its names to its class in notebook_parameters.py. A test holds ev
 
 import dataclasses
 import functools
-import importlib
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from deeper_layers import checks, data, models, results, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.lists import LIST, NUMBER, OWN_SIZES, TASK, listed, numbers_in, one_of, split
+from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES
@@ -29,17 +29,44 @@ if TYPE_CHECKING:  # slow
 
 PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
 BITSANDBYTES = ("nf4", "int8")
-MEASURES = "deeper_layers.experiments.asked"  # by name, and only where something is measured: it imports these classes
-# parameters that, where given, replace the setting of the preset
-SETTINGS = ("rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature")
 SEVERAL = 2  # times as fast, from which another data type is worth a word
 Kind = TypeVar("Kind", bound="Shown")
 
+# ---- lists in a text --------------------------------------------------------------------------------------------
 
-def setting(name: str, more: str = "") -> Any:
-    """One of SETTINGS: what it may be, `HealingConfig` says."""
-    return Field(None, description=f"{FIELDS[name].description}{more}")
+LIST = r"[\s,]*({0})(\s*,[\s,]*({0}))*[\s,]*"
+NUMBER = r"[0-9]{1,5}(\s*-\s*[0-9]{1,5})?"
+# a name of lm-eval's, examples in the prompt, items; block sizes of its own
+TASK = r"([\w.()-]+)(?::([0-9]{1,3}))?(?:@([1-9][0-9]{0,8}))?"
+OWN_SIZES = rf"(?:/({NUMBER}(?:\+{NUMBER})*))?"
 
+
+def split(text: str) -> list[str]:
+    """The parts of a list, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def numbers_in(text: str | None) -> list[int]:
+    """The whole numbers of a list like "0-8, 12", rising; none of a word that stands for them."""
+    found = set()
+    for ends in re.findall(r"([0-9]+)(?:\s*-\s*([0-9]+))?", text or ""):
+        low, high = sorted((int(ends[0]), int(ends[1] or ends[0])))
+        found |= set(range(low, high + 1))
+    return sorted(found)
+
+
+def one_of(known: Iterable[str], description: str | None = None) -> Any:
+    """Marks one of the known names."""
+    return Field(pattern=f"^({'|'.join(map(re.escape, known))})$", description=description)
+
+
+def listed(item: str | Iterable[str], *words: str, description: str | None = None) -> Any:
+    """Marks a list of what is like `item`, or of known names; or one of some words that stand for a list."""
+    item = item if isinstance(item, str) else "|".join(map(re.escape, item))
+    return Field(pattern=f"^({'|'.join([*words, LIST.format(item)])})$", description=description)
+
+
+# ---- parameters -------------------------------------------------------------------------------------------------
 
 Dtype = Annotated[str, one_of(["auto", *DTYPES], '"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')]
 Quantization = Annotated[str | None, one_of(BITSANDBYTES, 'None, "nf4" or "int8" (bitsandbytes)')]
@@ -51,6 +78,14 @@ Rules = Annotated[str, listed(RULES, description='who chooses the dropped block:
 Sizes = Annotated[str, listed(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
 Tasks = Annotated[str, listed(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
 TasksOfSizes = Annotated[str, listed(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
+Layers = Annotated[str | None, listed(NUMBER)]
+# parameters that, where given, replace the setting of the preset
+SETTINGS = ("rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature")
+
+
+def setting(name: str, more: str = "") -> Any:
+    """One of SETTINGS: what it may be, `HealingConfig` says."""
+    return Field(None, description=f"{FIELDS[name].description}{more}")
 
 
 class Shown(BaseModel):
@@ -73,30 +108,25 @@ class Shown(BaseModel):
     measure: bool = Field(True, description="False: measure nothing, show what results hold")
 
     def __init__(self, **given):
+        fields = type(self).model_fields
+        if unknown := [name for name in given if name not in fields]:
+            raise InputError(f"unknown parameter {unknown[0]!r}: expected some of {', '.join(fields)}")
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise InputError(self._in_words(error)) from None
+            first = error.errors(include_url=False)[0]
+            if raised := first.get("ctx", {}).get("error"):  # by a check of ours
+                raise InputError(str(raised)) from None
+            name, said = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
+            if first["type"] == "string_pattern_mismatch":
+                said = f"expected {fields[name].description}"
+            raise InputError(f"{name} is {checks.shown(first['input'])}, {said}: correct the parameter") from None
 
     @classmethod
     def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
         """The parameters among a notebook's global names, and what was given besides: no imports, no tables."""
         plain = (name for name, value in names.items() if isinstance(value, str | int | float) and name[0] != "_")
         return cls(**{name: names[name] for name in [*cls.model_fields, *plain] if name in names})
-
-    @classmethod
-    def _in_words(cls, error: ValidationError) -> str:
-        """The first mistake in one line, an unknown name before all others."""
-        found = error.errors(include_url=False)
-        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-        if first["type"] == "extra_forbidden":
-            return f"unknown parameter {first['loc'][0]!r}: expected some of {', '.join(cls.model_fields)}"
-        if raised := first.get("ctx", {}).get("error"):  # by a check of ours
-            return str(raised)
-        said = first["msg"].replace("Input should be", "expected")
-        if first["type"] == "string_pattern_mismatch":
-            said = f"expected {cls.model_fields[str(first['loc'][0])].description}"
-        return f"{first['loc'][0]} is {checks.shown(first['input'])}, {said}: correct the parameter"
 
     @field_validator("*", mode="before")
     @classmethod
@@ -180,10 +210,13 @@ class Parameters(Shown):
         super().check()
         data.mirror(self.datasets)
 
+    def run(self, experiment: Experiment) -> None:
+        """Measure what the notebook shows of one model and results lack: InputError is raised for what can't be had."""
+
     def measured(self) -> None:
         """Measure what results lack of the one model that is asked for, once."""
         if self.measure and self.model != PUBLISHED and not self._is_measured:
-            importlib.import_module(MEASURES).measure(self)
+            self.run(Experiment(self))
             self._is_measured = True
 
     def distances(self) -> "pd.DataFrame":
@@ -230,19 +263,6 @@ class Parameters(Shown):
         return {name: getattr(self, name) for name in ("corpus", "samples", "sequence_length", "seed")}
 
 
-class Asked(NamedTuple):
-    """What is asked of a task."""
-
-    shots: int | None  # examples in the prompt; None: the task's own number
-    limit: int | None  # items, from the beginning; None: all
-    sizes: str  # of blocks
-
-    @property
-    def key(self) -> dict:
-        """What of it determines scores, as a key has it."""
-        return {"shots": self.shots, "limit": self.limit}
-
-
 class TaskParameters(Parameters):
     """What is asked of models that lack layers: by sweeps, healings and scans alike."""
 
@@ -266,27 +286,21 @@ class TaskParameters(Parameters):
         for task in self.task_list if self.measure else ():
             if task not in ours:
                 others += [task] if not results.is_measured(task, self.results_folder) else []
-            elif shots := self.asked[task].shots:
+            elif shots := self.asked[task]["shots"]:
                 raise InputError(data.without_examples(task, shots))
         if others:  # lm-eval is slow to import: asked only of names that neither we nor results know
             sweeping.check_names(others)
 
-    def sweep_options(self, task: str) -> dict:
-        """What `deeper_layers.sweep` is told besides the model, the task and the cuts."""
-        shots, limit, _ = self.asked[task]
-        return {"limit": limit, "num_fewshot": shots, "datasets": self.datasets, "memory": self.memory * 2**30}
-
     @functools.cached_property
-    def asked(self) -> dict[str, Asked]:
-        """What is asked of each task: "mmlu:5@20/0-8+12" is 5 examples, 20 items, sizes 0 to 8 and 12.
+    def asked(self) -> dict[str, dict]:
+        """What is asked of each task: "mmlu:5@20/0-8+12" is 5 "shots", a "limit" of 20 items, "sizes" 0 to 8 and 12.
 
         What is not written behind a name holds for all. Raises InputError for a task of which two things are asked.
         """
-        asked: dict[str, Asked] = {}
+        asked: dict[str, dict] = {}
         for name, shots, limit, sizes, *_ in re.findall(TASK + OWN_SIZES, self.tasks):
-            of_task = Asked(
-                int(shots) if shots else self.num_fewshot, int(limit) if limit else self.limit, sizes or self.sizes
-            )
+            prompt = {"shots": int(shots) if shots else self.num_fewshot, "limit": int(limit) if limit else self.limit}
+            of_task = prompt | {"sizes": sizes or self.sizes}
             if asked.setdefault(name, of_task) != of_task:
                 raise InputError(f"tasks has {name!r} twice, and asks other things of it: leave one of them out")
         return asked
@@ -296,9 +310,14 @@ class TaskParameters(Parameters):
         return list(self.asked)
 
     @property
-    def task_keys(self) -> dict[str, dict]:
-        """What is asked of each task, as a key has it."""
-        return {task: asked.key for task, asked in self.asked.items()}
+    def texts(self) -> dict[str, dict]:
+        """The texts on which losses are measured, and what is asked of each, as a key has it."""
+        return {}
+
+    @property
+    def questions(self) -> dict[str, dict]:
+        """The same of texts and tasks."""
+        return self.texts | {name: {of: self.asked[name][of] for of in ("shots", "limit")} for name in self.task_list}
 
     @property
     def rule_list(self) -> list[str]:
@@ -309,12 +328,8 @@ class TaskParameters(Parameters):
 
         Raises InputError for a size outside 0..L-1.
         """
-        sizes = numbers_in(self.asked[task].sizes if task else self.sizes) or range(num_layers - 1)
-        if (largest := max(sizes)) > num_layers - 1:
-            raise InputError(
-                f"size is {largest}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
-                "last layer is never dropped: choose sizes in that range"
-            )
+        sizes = numbers_in(self.asked[task]["sizes"] if task else self.sizes) or range(num_layers - 1)
+        checks.whole_number("size", max(sizes), 0, num_layers - 1, f"the last of {num_layers} layers is never dropped")
         return sorted({0, *sizes})
 
 
@@ -358,7 +373,7 @@ class HealingParameters(TaskParameters):
         return dataclasses.replace(preset, **given | {"quantization": self.quantization})
 
     @property
-    def loss(self) -> dict[str, dict]:
+    def texts(self) -> dict[str, dict]:
         """The text on which losses are measured, and what is asked of it, as a key has it."""
         return {self.text: {"limit": self.loss_sequences, "length": self.loss_length}}
 
@@ -369,9 +384,9 @@ class SweepParameters(TaskParameters):
     rules: Annotated[str, listed(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")] = (
         "similarity, simple"
     )
-    layers: str | None = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
-    attention: str | None = Field(None, description="layers that lose their attention, in the same way")
-    mlp: str | None = Field(None, description="layers that lose their MLP, in the same way")
+    layers: Layers = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
+    attention: Layers = Field(None, description="layers that lose their attention, in the same way")
+    mlp: Layers = Field(None, description="layers that lose their MLP, in the same way")
     engine: Annotated[str | None, one_of(ENGINES, f"what writes answers: none (ours), or {', '.join(ENGINES)}")] = None
 
     def check(self) -> None:
@@ -387,14 +402,5 @@ class SweepParameters(TaskParameters):
     @functools.cached_property
     def given_cut(self) -> Cut | None:
         """The cut that was given layer by layer; None where rules choose."""
-        return cut_of_lists(self.layers, self.attention, self.mlp)
-
-
-def cut_of_lists(layers: str | None, attention: str | None, mlp: str | None) -> Cut | None:
-    """The cut of layers in lists like "3, 7-9"; None without one. Raises InputError for what is no such list."""
-    lists, found = {"layers": layers, "attention": attention, "mlp": mlp}, {}
-    for name, text in lists.items():
-        if text is not None and not re.fullmatch(LIST.format(NUMBER), text):
-            raise InputError(f"{name} is {checks.shown(text)}, expected whole numbers from 0: write like '3, 7-9'")
-        found |= {name: numbers_in(text)} if text else {}
-    return Cut.of(**found) if found else None
+        lists = {name: getattr(self, name) for name in ("layers", "attention", "mlp")}
+        return Cut.of(**{name: numbers_in(text) for name, text in lists.items()}) if any(lists.values()) else None

@@ -1,24 +1,25 @@
-"""Pruned models on tasks, under any prompt, engine or rule: results of the kind "scores".
+"""Pruned models on tasks, under any prompt, engine or rule, and their losses on text: results of the kind "scores".
 
-Source: Gromov et al., arXiv 2403.17887, figures 1d, 2, 5, 6 and 7.
+Source: Gromov et al., arXiv 2403.17887, figures 1d, 2, 3, 5, 6 and 7.
 """
 
-import sys
-from collections.abc import Callable
-
-import pandas as pd
-from tqdm import tqdm
+from collections.abc import Callable, Iterable, Sequence
 
 from deeper_layers import data, results, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.errors import InputError
 from deeper_layers.experiments.choosing import choose_cuts
-from deeper_layers.experiments.experiment import CutsOf, Experiment
-from deeper_layers.experiments.parameters import SweepParameters, TaskParameters
+from deeper_layers.experiments.experiment import CutsOf, Data, Experiment, distinct_cuts, named
+from deeper_layers.experiments.parameters import numbers_in
 from deeper_layers.files import Timeout
 from deeper_layers.results.packing import ITEM_BY_ITEM
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
+from deeper_layers.sweeping.planning import Requests
+
+BLOCKS = "blocks of {}"  # what the rule of every block of a size is called
+OF_BLOCKS = 512  # tokens of a batch where many blocks run together: a part of the work is done in minutes
 
 
 def cuts_of_tasks(experiment: Experiment) -> dict[str, CutsOf]:
@@ -32,70 +33,140 @@ def cuts_of_tasks(experiment: Experiment) -> dict[str, CutsOf]:
     return {task: choose_cuts(parameters.size_list(layers, task), experiment) for task in parameters.asked}
 
 
-def sweep_tasks(parameters: SweepParameters, source) -> tuple[dict[str, CutsOf], dict[str, Result | None]]:
-    """Of each task of a sweep the cuts by rule, and its result: read or measured now; None for what is not measured.
+def blocks(sizes: Iterable[int], num_layers: int, starts: Sequence[int] = ()) -> CutsOf:
+    """The whole model and every contiguous block of some sizes, that with the last layer too; or of some starts.
 
-    Tasks that other processes are at work on are waited for when all others are there.
+    Raises InputError for a block that the model does not have.
     """
+    found = {}
+    for size in (size for size in sizes if size):
+        found[BLOCKS.format(size)] = [UNPRUNED]
+        for start in starts or range(num_layers - size + 1):
+            cut = Cut(start, size)
+            cut.check(num_layers)
+            found[BLOCKS.format(size)].append(cut)
+    return found
+
+
+def scan_cuts(experiment: Experiment) -> dict[str, CutsOf]:
+    """For each task and text the blocks that are asked for, the whole model among them; or as `cuts_of_tasks`.
+
+    Raises InputError where the model is too small for such blocks, or has no such starts.
+    """
+    parameters, layers = experiment.parameters, experiment.source.num_layers
+    if parameters.blocks is None:
+        return cuts_of_tasks(experiment)
+    if parameters.blocks >= layers:
+        raise InputError(f"blocks is {parameters.blocks}, expected less than the model's {layers} layers")
+    return dict.fromkeys(parameters.asked, blocks([parameters.blocks], layers, numbers_in(parameters.starts)))
+
+
+def sweep_tasks(parameters, source) -> tuple[dict[str, CutsOf], dict[str, Result | None]]:
+    """Of each task of `SweepParameters` the cuts by rule, and its scores, as `score_each` has them."""
     # where another engine generates, the accelerator is for it
-    opens = parameters if parameters.engine is None else parameters.but(device="cpu")
-    experiment = Experiment(opens, source)
-    if (cut := parameters.given_cut) is None:
-        cuts = cuts_of_tasks(experiment)
-    else:
-        cuts = {task: {GIVEN: [UNPRUNED, cut]} for task in parameters.asked}
+    experiment = Experiment(parameters if parameters.engine is None else parameters.but(device="cpu"), source)
+    cut = parameters.given_cut
+    cuts = cuts_of_tasks(experiment) if cut is None else dict.fromkeys(parameters.asked, {GIVEN: [UNPRUNED, cut]})
+    return cuts, score_each(cuts, experiment, engine=parameters.engine)
+
+
+def score_each(cuts: dict[str, CutsOf], experiment: Experiment, **how) -> dict[str, Result | None]:
+    """The scores of each task or text by itself, under its cuts by rule: see `score`.
+
+    Those that other processes are at work on are waited for when all others are there.
+    """
     found: dict[str, Result | None] = dict.fromkeys(cuts)
     taken = []
-    for task in cuts:
+    for name in cuts:
         try:
-            found[task] = score_task(task, cuts[task], experiment.at_once(), engine=parameters.engine)
+            found[name] = score([name], cuts[name], experiment.but(waits=False), **how)
         except Timeout:
-            taken.append(task)
-    return cuts, found | {task: score_task(task, cuts[task], experiment, engine=parameters.engine) for task in taken}
+            taken.append(name)
+    return found | {name: score([name], cuts[name], experiment, **how) for name in taken}
 
 
-def score_task(
-    task: str,
+def plan_each(cuts: dict[str, CutsOf], experiment: Experiment) -> dict[str, "sweeping.Plan"]:
+    """Of each task and text that results lack what it would run and how long. Only a small batch is run."""
+    parameters, plans = experiment.parameters, {}
+    for name, found in score_each(cuts, experiment.but(measure=False)).items():
+        if found is None:
+            opened, asked, distinct = experiment.opened(), parameters.questions[name], distinct_cuts(cuts[name])
+            if "length" in asked:
+                family = sweeping.TreeModel(opened[0], distinct)
+                plans[name] = sweeping.plan_requests(family, requests_of(name, asked, *opened, parameters.datasets))
+            else:
+                options = _options(asked, parameters) | _batches(cuts[name])
+                plans[name] = sweeping.plan(*opened, [name], distinct, **options)
+    return plans
+
+
+def score(
+    names: Iterable[str],
     cuts_of: CutsOf,
     experiment: Experiment,
     *,
     prompt: dict | None = None,
     engine: str | None = None,
-    sizes: dict[str, int] | None = None,
     changed: Callable[[Cut], object] | None = None,
+    reads: Iterable[Data] = (),
+    details: dict | None = None,
+    **settings,
 ) -> Result | None:
-    """A task or group under the cuts of some rules: read from results, else measured.
+    """Tasks, groups and texts under the cuts of some rules: read from results, else measured.
 
     Args:
+        names: of `parameters.questions`, which says what is asked of each.
         prompt: number ("shots") and "order" of the examples in it, where they are not the usual ones.
         engine: what generates answers, see `deeper_layers.sweep`.
-        sizes: of cuts of sublayers, by name, what their rule counts them as.
-        changed: what gives the model that is left after a cut, where a rule changes weights too.
+        changed: what gives the model that is left after a cut, where weights change too; it depends on `reads`.
+        details: what is kept besides.
+        settings: what else determines the numbers.
 
     Returns:
         None where nothing is to be measured and results hold no such scores.
     """
-    parameters = experiment.parameters
-    asked = parameters.asked[task].key | (prompt or {})
-    how = {"engine": engine, "num_fewshot": asked["shots"], "fewshot_order": asked.get("order", 0)}
+    asked = {name: experiment.parameters.questions[name] | (prompt or {}) for name in names}
+    settings |= experiment.parameters.key | {"tasks": asked, "cuts": named(cuts_of)}
 
-    def measure(cuts, shards):
-        model, tokenizer = experiment.opened()
-        if changed is None:
-            rows, details = score(model, tokenizer, [task], cuts, parameters, shards, **how)
-        else:
-            rows, details = [], {}
-            for cut in cuts:
-                part = shards.part(cut.name)
-                whole, details = score(changed(cut), tokenizer, [task], [UNPRUNED], parameters, part, **how)
-                rows += as_cut(whole, cut)
-        return rows, details | {"sizes": sizes or {}}
+    def measure(shards):
+        how: dict = {"changed": changed, "engine": engine} | _batches(cuts_of)
+        cuts, parameters = distinct_cuts(cuts_of), experiment.parameters
+        rows, found = answered(asked, experiment.opened(), cuts, parameters, shards, **how)
+        return rows, found | (details or {})
 
-    settings, reads = parameters.key | ({"engine": engine} if engine else {}), experiment.items([task])
+    settings |= {"engine": engine} if engine else {}
+    return experiment.result("scores", settings, [*reads, *data_of(asked, experiment)], measure)
+
+
+def answered(
+    asked: dict[str, dict],
+    opened: tuple,
+    cuts: list[Cut],
+    parameters,
+    shards: Shards,
+    *,
+    changed: Callable[[Cut], object] | None = None,
+    engine: str | None = None,
+    **batches,
+) -> tuple[list[dict], dict]:
+    """Rows and details of pruned models on tasks and texts, of which it is `asked` as a key has it; see `score`."""
+    (model, tokenizer), rows, details = opened, [], {"levels": {}, "groups": {}, "targets": {}}
     if changed is not None:
-        settings |= {"calibration": parameters.calibration}
-        reads = [experiment.text(parameters.corpus, split="train"), *reads]
-    return experiment.scores({task: asked}, cuts_of, reads, measure, **settings)
+        for cut in cuts:
+            whole = (changed(cut), tokenizer), [UNPRUNED], parameters, shards.part(cut.name)
+            of_cut, details = answered(asked, *whole, engine=engine, **batches)
+            rows += as_cut(of_cut, cut)
+        return rows, details
+    how = {"family": None if engine else sweeping.TreeModel(model, cuts)} | batches
+    for name, of_name in asked.items():
+        if "length" in of_name:
+            requests = requests_of(name, of_name, *opened, parameters.datasets)
+            rows += _loss_rows(name, model, cuts, requests, shards=shards.part(name), **how)
+            details["vocabulary"] = model.get_output_embeddings().weight.shape[0]
+        else:
+            options = _options(of_name, parameters) | how | {"engine": engine, "shards": shards.part(name)}
+            rows += _task_rows(name, opened, cuts, options, details)
+    return rows, details
 
 
 def as_cut(rows: list[dict], cut: Cut) -> list[dict]:
@@ -103,62 +174,76 @@ def as_cut(rows: list[dict], cut: Cut) -> list[dict]:
     return [row | {"cut": cut.name} for row in rows]
 
 
-def score(
-    model, tokenizer, tasks: list[str], cuts: list[Cut], parameters: TaskParameters, shards: Shards, **how
-) -> tuple[list[dict], dict]:
-    """Rows and details of pruned models on some tasks; of a group on one of its tasks after another."""
-    rows: list[dict] = []
-    details: dict = {"levels": {}, "groups": {}, "targets": {}}
-    family = None if how.get("engine") else sweeping.TreeModel(model, cuts)
-    for task in tasks:
-        loaded: dict = {"tasks": [task], "groups": {}}
-        if sweeping.is_group(task):
-            loaded = sweeping.load_tasks([task], datasets=parameters.datasets)
-            details["groups"] |= {task: sorted(loaded["tasks"])}
-        options = parameters.sweep_options(task) | how
-        tables: list[pd.DataFrame] = []
-        try:
-            for leaf in tqdm(loaded["tasks"], desc=task, unit="task", file=sys.stderr, disable=not loaded["groups"]):
-                part = shards.part(leaf)
-                tables.append(sweeping.sweep(model, tokenizer, [leaf], cuts, shards=part, family=family, **options))
-        except KeyboardInterrupt:
-            if tables:
-                print(_so_far(task, tables, len(loaded["tasks"])), file=sys.stderr)
-            raise
-        table = pd.concat(tables, ignore_index=True)
-        if loaded["groups"] and (of_groups := sweeping.group_rows(loaded["groups"], table)) is not table:
-            inner = (name for name in of_groups["task"] if name not in loaded["tasks"])
-            details["groups"] |= {name: [] for name in inner if name not in details["groups"]}
-            table = pd.concat([table, of_groups], ignore_index=True)
-        packed = {
-            (cut, name): of_task
-            for of in tables
-            for cut, of_cut in of.attrs["outcomes"].items()
-            for name, of_task in of_cut.items()
-        }
-        rows += _with_outcomes(table, packed)
-        details["targets"] |= {name: of_task["target"] for (_, name), of_task in packed.items() if "target" in of_task}
-        for of in tables:
-            details["levels"] |= of.attrs["levels"]
-    return rows, details
+def _options(asked: dict, parameters) -> dict:
+    """What `deeper_layers.sweep` is told besides the model, the task and the cuts."""
+    order = {"fewshot_order": asked["order"]} if "order" in asked else {}
+    prompt = {"num_fewshot": asked["shots"], "limit": asked["limit"]} | order
+    return prompt | {"datasets": parameters.datasets, "memory": parameters.memory * 2**30}
 
 
-def _so_far(group: str, tables: list[pd.DataFrame], number: int) -> str:
-    """What is known of a group when it is interrupted: by cut the mean of the tasks that were finished."""
-    every = pd.concat(tables)
-    every = every[every["metric"] == every["metric"].iloc[0]]
-    means = every.groupby(["size", "start"], dropna=False)["value"].mean()
-    lines = [f"  n = {size}, l = {start}: {value:.3f}" for (size, start), value in means.items()]
-    return "\n".join([f"\n{group}: {len(tables)} of {number} tasks, mean of {every['metric'].iloc[0]}", *lines])
+def _batches(cuts_of: CutsOf) -> dict:
+    return {"batch_tokens": OF_BLOCKS} if any(rule.startswith(BLOCKS.format("")) for rule in cuts_of) else {}
 
 
-def _with_outcomes(table: pd.DataFrame, packed: dict[tuple[str, str], dict]) -> list[dict]:
-    """Each row with what came out of its items, by cut and task; what was chosen in the first row of these alone."""
-    rows = []
+def data_of(asked: dict[str, dict], experiment: Experiment) -> list[Data]:
+    """What is read of texts, and then of tasks, by what is asked of each."""
+    texts = {name: of_text for name, of_text in asked.items() if "length" in of_text}
+    parts = {
+        name: {"split": "validation"} if of_text["length"] else {"documents": of_text["limit"]}
+        for name, of_text in texts.items()
+    }
+    return [experiment.text(name, **part) for name, part in parts.items()] + experiment.items(asked.keys() - texts)
+
+
+# ---- losses on text ---------------------------------------------------------------------------------------------
+
+
+def requests_of(text: str, asked: dict, model, tokenizer, datasets: str | None) -> Requests:
+    """What is predicted of a text, as `sweeping.request_loss` takes it; `asked` has its "limit" and its "length".
+
+    The first so many sequences of a corpus' validation split, of so many tokens, or gold solutions, given their
+    problems. Raises InputError where the corpus has too few.
+    """
+    limit, length = asked["limit"], asked["length"]
+    if not length:
+        return sweeping.answer_requests(model, tokenizer, data.solved_problems(datasets=datasets, documents=limit))
+    documents = data.texts(text, split="validation", datasets=datasets)
+    found = data.sequences(tokenizer, documents, length=length, tokens=limit * length)
+    if len(found) < limit:
+        raise InputError(
+            f"loss_sequences is {limit}, but the corpus fills {len(found)} of {length} tokens: ask for fewer"
+        )
+    return sweeping.text_requests(found)
+
+
+def _loss_rows(text: str, model, cuts: list[Cut], requests: Requests, **how) -> list[dict]:
+    """A row for each cut in order, with the loss of each sequence."""
+    rows, by_cut = sweeping.request_loss(model, cuts, requests, **how)
+    return [
+        {"task": text, "cut": cut.name, "outcome": by_cut[cut.name]}
+        | {name: row[name] for name in ("metric", "value", "stderr", "items")}
+        for row, cut in zip(rows.to_dict("records"), cuts, strict=True)
+    ]
+
+
+# ---- tasks of lm-eval -------------------------------------------------------------------------------------------
+
+
+def _task_rows(task: str, opened: tuple, cuts: list[Cut], options: dict, details: dict) -> list[dict]:
+    """The rows of a task, or of a group and all that are in it; `details` are added to."""
+    table = sweeping.sweep(*opened, [task], cuts, **options)
+    outcomes, rows = table.attrs["outcomes"], []  # by cut, task and metric, packed
+    details["levels"] |= table.attrs["levels"]
+    leaves = sorted(outcomes[cuts[0].name])
+    if leaves != [task]:
+        details["groups"] |= {name: [] for name in table["task"] if name not in leaves} | {task: leaves}
     for row in table.to_dict("records"):
         cut = row.get("cut") or Cut(row["start"], row["size"]).name
-        of_task = packed.get((cut, row["task"]), {})
+        of_task = outcomes[cut].get(row["task"], {})
+        if "target" in of_task:
+            details["targets"][row["task"]] = of_task.pop("target")
         kept = {"outcome": of_task[row["metric"]]} if row["metric"] in of_task else {}
+        # what was chosen, in the first row of a task and cut alone
         kept |= {name: of_task.pop(name) for name in ITEM_BY_ITEM if name in of_task}
         rows.append({name: row[name] for name in ("task", "metric", "value", "stderr", "items")} | {"cut": cut} | kept)
     return rows

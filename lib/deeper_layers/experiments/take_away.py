@@ -9,10 +9,10 @@ from pathlib import Path
 
 from deeper_layers import export, models
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.experiments.experiment import CutsOf, Experiment
+from deeper_layers.experiments.experiment import CutsOf, Experiment, distinct_cuts, named
 from deeper_layers.experiments.healings import adapter_folder, heal
 from deeper_layers.experiments.parameters import BITSANDBYTES
-from deeper_layers.experiments.scoring import score
+from deeper_layers.experiments.scoring import answered, as_cut, data_of
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
@@ -28,18 +28,19 @@ def score_rounded(bits: str, cuts_of: CutsOf, experiment: Experiment) -> Result 
     a type of llama.cpp's quantizer ("Q8_0", "Q2_K"), dequantized to float32 for the answers. A type that a GGUF file
     has already is that file as it is. None where nothing is to be measured and results hold no such scores.
     """
-    parameters = experiment.parameters
     plain = bits if bits in DTYPES else "bfloat16" if bits in BITSANDBYTES else "float32"
+    experiment = experiment.but(dtype=plain)
+    parameters = experiment.parameters
 
-    def measure(cuts, shards):
-        source = dataclasses.replace(experiment.source, dtype=plain)
-        with _opened(bits, source, parameters) as (model, tokenizer, bytes_of):
-            rows, details = score(model, tokenizer, parameters.task_list, cuts, parameters, shards)
+    def measure(shards):
+        cuts = distinct_cuts(cuts_of)
+        with _opened(bits, experiment.source, parameters) as (opened, bytes_of):
+            rows, details = answered(parameters.questions, opened, cuts, parameters, shards)
             bytes = {cut.name: bytes_of(cut) for cut in cuts}
         return [row | {"bytes": bytes[row["cut"]]} for row in rows], details
 
-    reads = experiment.items(parameters.asked)
-    return experiment.scores(parameters.task_keys, cuts_of, reads, measure, dtype=plain, bits=bits)
+    settings = {"tasks": parameters.questions, "cuts": named(cuts_of), "bits": bits}
+    return experiment.result("scores", settings, data_of(parameters.questions, experiment), measure)
 
 
 def score_files(rule: str, cut: Cut, experiment: Experiment) -> Result | None:
@@ -55,47 +56,51 @@ def score_files(rule: str, cut: Cut, experiment: Experiment) -> Result | None:
         InputError: the model is no GGUF file, llama.cpp is not installed, or what slicing and healing raise.
     """
 
-    def measure(_, shards):
+    def measure(shards):
         with tempfile.TemporaryDirectory() as folder:
             return _variants(cut, experiment, Path(folder), shards)
 
-    parameters, healing = experiment.parameters, experiment.parameters.healing()
+    parameters = experiment.parameters
+    healing, asked = parameters.healing(), parameters.questions
     settings = {
+        "tasks": asked,
+        "cuts": named({rule: [UNPRUNED, cut]}),
         "healing": healing.config().settings,
         "text": parameters.text,
         "bits": parameters.gguf_type,
         "prompts": list(PROMPTS),
         "answer_tokens": TOKENS,
     }
-    reads = [experiment.text(parameters.text, split="train"), *experiment.items(parameters.asked)]
-    cuts = {rule: [UNPRUNED, cut]}
-    return experiment.scores(parameters.task_keys, cuts, reads, measure, dtype=healing.dtype, **settings)
+    reads = [experiment.text(parameters.text, split="train"), *data_of(asked, experiment)]
+    return experiment.but(dtype=healing.dtype).result("scores", settings, reads, measure)
 
 
 def _variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shards) -> tuple[list[dict], dict]:
     """Rows and details; the files lie in a folder that goes."""
-    parameters, source = experiment.parameters, experiment.source
+    parameters, source, healing = experiment.parameters, experiment.source, experiment.parameters.healing()
     files = {"whole": export.gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
     answers = {"whole": _answers(files["whole"])}  # first, as it says whether llama.cpp is there
-    healing = parameters.healing()
     heals = Experiment(healing, dataclasses.replace(source, dtype=healing.dtype))
-    adapters = adapter_folder(cut, healing.config(), heals)
+    adapter = adapter_folder(cut, healing.config(), heals)
     run = heals.required(heal(cut, healing.config(), heals), "the healing")
-    files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapters)
+    files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapter)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
+    exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapter, type="f32")
+
+    def scored(variant: str, opened: tuple, cuts: list[Cut]) -> tuple[list[dict], dict]:
+        return answered(parameters.questions, opened, cuts, parameters, shards.part(variant))
 
     whole = models.load_model(dataclasses.replace(source, dtype="float32"), device=parameters.device)
-    rows, details = score(*whole, parameters.task_list, [UNPRUNED, cut], parameters, shards.part("whole"))
+    rows, details = scored("whole", whole, [UNPRUNED, cut])
     rows = [row | {"variant": "whole" if row["cut"] == UNPRUNED.name else "sliced"} for row in rows]
     del whole
-    exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapters, type="f32")
     for variant, path in {"healed": exact, "rounded": files["rounded"]}.items():
         with opened_gguf(path, parameters.device) as opened:
-            scored, _ = score(*opened, parameters.task_list, [UNPRUNED], parameters, shards.part(variant))
+            found, _ = scored(variant, opened, [UNPRUNED])
             if path is exact:
                 equal = {"value": float(_equal(*opened, exact)), "stderr": None, "items": len(PROMPTS) * TOKENS}
-                scored.append({"task": "llama.cpp", "metric": "tokens equal", "engine": "llama.cpp"} | equal)
-        rows += [row | {"cut": cut.name, "variant": variant} for row in scored]
+                found.append({"task": "llama.cpp", "metric": "tokens equal", "engine": "llama.cpp"} | equal)
+        rows += [row | {"variant": variant} for row in as_cut(found, cut)]
     answers |= {variant: _answers(path) for variant, path in files.items() if variant not in answers}
     rows = [row | {"bytes": files[row["variant"]].stat().st_size} for row in rows]
     return rows, details | {"answers": answers, "healed_tokens": run.details["tokens"]}
@@ -103,22 +108,22 @@ def _variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shards) ->
 
 @contextlib.contextmanager
 def _opened(bits: str, source: Source, parameters) -> Iterator[tuple]:
-    """The model in this kind of weights, its tokenizer, and what gives the bytes of it after a cut."""
+    """The model in this kind of weights with its tokenizer, and what gives the bytes of it after a cut."""
     from deeper_layers.pruning import drop_layers  # torch, where there is something to measure
 
-    device, trust = parameters.device, parameters.trust_remote_code
+    how: dict = {"device": parameters.device}
     if bits in (*DTYPES, *BITSANDBYTES):
-        how = bits if bits in BITSANDBYTES else None
-        model, tokenizer = models.load_model(source, device=device, quantization=how, trust_remote_code=trust)
-        yield model, tokenizer, lambda cut: checkpoint_bytes(drop_layers(model, cut))
+        how |= {"quantization": bits if bits in BITSANDBYTES else None}
+        opened = models.load_model(source, trust_remote_code=parameters.trust_remote_code, **how)
+        yield opened, lambda cut: checkpoint_bytes(drop_layers(opened[0], cut))
     elif bits == source.quantized:
-        yield *models.load_model(source, device=device), lambda cut: export.tensor_bytes(source, cut)
+        yield models.load_model(source, **how), lambda cut: export.tensor_bytes(source, cut)
     else:
         with tempfile.TemporaryDirectory() as folder:
             plain = export.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
             path = export.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
-            with opened_gguf(path, device) as found:
-                yield *found, lambda cut: export.tensor_bytes(models.find_model(str(path)), cut)
+            with opened_gguf(path, **how) as opened:
+                yield opened, lambda cut: export.tensor_bytes(models.find_model(str(path)), cut)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,5 @@
 from .harness import check_names as check_names
 from .harness import data_fingerprint as data_fingerprint
-from .harness import group_rows as group_rows
-from .harness import is_group as is_group
-from .harness import load_tasks as load_tasks
 from .losses import answer_requests as answer_requests
 from .losses import known_of as known_of
 from .losses import request_loss as request_loss

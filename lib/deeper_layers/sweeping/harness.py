@@ -323,36 +323,3 @@ def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
             chance = float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents]))
             levels[name] = {"chance": chance, "majority": max(targets.values()) / len(documents)}
     return levels
-
-
-def is_group(name: str) -> bool:
-    """Whether lm-eval knows a group of tasks by this name."""
-    return name in check_names([name]).all_groups
-
-
-def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
-    """What lm-eval's groups make of the rows of their tasks, cut by cut; the rows themselves where they make nothing.
-
-    The value of a metric is the group's own (MMLU: every item counts once); with ",macro" it is the mean over
-    the group's tasks, each of which counts once.
-    """
-    found, places = [], [column for column in ("start", "size", "cut") if column in rows]
-    for place, of_cut in rows.groupby(places, sort=False):
-        of_tasks: dict[str, dict] = collections.defaultdict(dict)
-        for row in of_cut.itertuples():
-            metric, _, rule = row.metric.partition(",")
-            error = "N/A" if pd.isna(row.stderr) else row.stderr  # as lm-eval has what is unknown
-            of_metric = {metric: row.value, f"{metric}_stderr": error}
-            of_tasks[row.task] |= {f"{name},{rule or 'none'}": value for name, value in of_metric.items()}
-            of_tasks[row.task]["sample_len"] = row.items
-        for name, group in groups.items():
-            leaves = of_cut[of_cut["task"].isin([task.task_name for task in group.get_all_tasks()])]
-            aggregated = group.aggregate(of_tasks)
-            for row in _metrics(aggregated):
-                row |= {"task": name, "items": aggregated["sample_len"]} | dict(zip(places, place))
-                each = leaves[leaves["metric"] == row["metric"]]
-                # unknown where that of a task is
-                error = math.sqrt(each["stderr"].pow(2).sum(skipna=False)) / len(each)
-                macro = {"metric": f"{row['metric']},macro", "value": each["value"].mean(), "stderr": error}
-                found += [row, row | macro]
-    return pd.DataFrame(found)[list(rows.columns)] if found else rows
