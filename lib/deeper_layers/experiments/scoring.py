@@ -157,14 +157,13 @@ def answered(
             of_cut, details = answered(asked, *whole, engine=engine, **batches)
             rows += as_cut(of_cut, cut)
         return rows, details
-    how = {"family": None if engine else sweeping.TreeModel(model, cuts)} | batches
     for name, of_name in asked.items():
         if "length" in of_name:
             requests = requests_of(name, of_name, *opened, parameters.datasets)
-            rows += _loss_rows(name, model, cuts, requests, shards=shards.part(name), **how)
+            rows += _loss_rows(name, model, cuts, requests, shards=shards.part(name), **batches)
             details["vocabulary"] = model.get_output_embeddings().weight.shape[0]
         else:
-            options = _options(of_name, parameters) | how | {"engine": engine, "shards": shards.part(name)}
+            options = _options(of_name, parameters) | batches | {"engine": engine, "shards": shards.part(name)}
             rows += _task_rows(name, opened, cuts, options, details)
     return rows, details
 
