@@ -211,7 +211,7 @@ def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     dropped = set(range(count)) - places - {*kinds_of_layers(model)}
     with contextlib.suppress(InputError):  # a configuration may state a cut of the model, and none of what is left here
         few = drop_layers(model, Cut.of(dropped)) if dropped else model
-        some = list(dict.fromkeys([UNPRUNED, Cut(1, 1), Cut(0, 1), Cut(num_layers(few) - 1, 1)]))
+        some = [Cut(1, 1), Cut.of([0, num_layers(few) - 1])]
         for cut in some:
             drop_layers(few, cut)
         return few, some
