@@ -58,27 +58,24 @@ class Tree:
     """
 
     def __init__(self, cuts: list[Cut], layers: int):
-        self.cuts, self.layers = list(cuts), layers
+        self.cuts, self.layers, self.nodes, self.alive = list(cuts), layers, 0, 1
+        self.levels: list[list[Node]] = [[] for _ in range(layers)]
         final = [max(cut.kept(layers)) for cut in cuts]
-        self.levels: list[list[Node]] = []
-        at, count, until = [0] * len(cuts), 0, {0: 0}
-        for layer in range(layers):
+        at, until = [0] * len(cuts), {0: 0}  # the residual of each model, and the last layer that needs it
+        for layer, level in enumerate(self.levels):
             asked: dict[tuple[int, str], list[int]] = defaultdict(list)
             for number, cut in enumerate(cuts):
                 if part := cut.runs(layer):
                     asked[at[number], part].append(number)
-            self.levels.append([])
             for (enters, part), numbers in asked.items():
-                count += 1
+                self.nodes += 1
                 last_of = tuple(number for number in numbers if final[number] == layer)
-                node = Node(layer, part, enters, count, tuple(numbers), last_of)
-                self.levels[-1].append(node)
+                level.append(node := Node(layer, part, enters, self.nodes, tuple(numbers), last_of))
                 until |= {enters: layer} if node.ends else {enters: layer, node.leaves: layer}
                 for number in numbers:
-                    at[number] = count
-        self.nodes = count
+                    at[number] = node.leaves
         self.done = [[number for number, last in until.items() if last == layer] for layer in range(layers)]
-        self.alive = alive = 1
+        alive = 1
         for level, done in zip(self.levels, self.done, strict=True):
             alive += sum(not node.ends for node in level)
             self.alive = max(self.alive, alive)

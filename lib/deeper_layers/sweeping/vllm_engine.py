@@ -6,6 +6,7 @@ strings and sampling are lm-eval's on both ways. vLLM leaves out the bytes of a 
 
 import importlib.util
 import os
+import re
 
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line
@@ -58,12 +59,6 @@ def generate(pruned, tokenizer, instances: list) -> list[str]:
             texts = lm.generate_until(instances, disable_tqdm=True)
         except Exception as error:  # whatever vLLM raises, of its own and of what it compiles
             raise InputError(f"vLLM can't generate from this model ({first_line(error)}): leave it out") from error
-    return [_without_special(tokenizer, text) for text in texts]
-
-
-def _without_special(tokenizer, text: str) -> str:
-    """Text without the tokens that HFLM leaves out and lm-eval's vLLM writes out, such as `<filename>`."""
-    # vLLM's own option for this would hide a special token that is to end an answer
-    for token in tokenizer.added_tokens_decoder.values():
-        text = text.replace(token.content, "") if token.special else text
-    return text
+    # which HFLM leaves out, such as `<filename>`; vLLM's own option would hide one that is to end an answer
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return [re.sub("|".join(map(re.escape, special)) or "$^", "", text) for text in texts]
