@@ -70,7 +70,7 @@ REFUSED = {
         "whole safetensors": [put(SINGLE, EMBEDDING, DEEP, codec=0), write(SINGLE, struct.pack("<Q", 2**63))],
         "it lacks lm_head.weight)": [put(SINGLE, "lm_head.weight", GONE)],
         "norm.weight has the shape": [put(SINGLE, "model.norm.weight", torch.ones(49))],
-        "its tensors are of 3": [renamed(SINGLE, "layers.2.", f"layers.{number}.") for number in ("02", "٢")],
+        "it lacks model.layers.2.": [renamed(SINGLE, "layers.2.", f"layers.{number}.") for number in ("02", "٢")],
         "config.json": [
             write(CONFIG, "[]"), put(CONFIG, "x", DEEP), instead(CONFIG), put(CONFIG, "num_hidden_layers", "5"),
             put(CONFIG, "vocab_size", 10**15), put(CONFIG, "quantization_config", {}),
@@ -81,14 +81,14 @@ REFUSED = {
     "many": {  # in several
         INDEX: [write(INDEX, "{"), instead(INDEX)],
         "no weight_map": [put(INDEX, "weight_map", []), put(INDEX, "metadata", GONE)],
-        "expected *.safetensors": [put(INDEX, *MAP, "pytorch_model.bin")],
-        "is no plain name": [put(INDEX, *MAP, "../elsewhere.safetensors"), put(INDEX, *MAP, "a\0.safetensors")],
-        "No such file": [put(INDEX, *MAP, "none.safetensors")],
-        "names more, which no file holds": [put(INDEX, "weight_map", "more", FIRST)],
-        "in two files": [twice_there],
-        "no regular file": [instead(FIRST, os.mkfifo)],
-        "is not a file in that folder": [link(FIRST, FIRST)],
-        "leads out of its folder": [link(FIRST, "../elsewhere"), link("vocab.txt", "/dev/zero")],
+        "is no file beside it": [
+            put(INDEX, *MAP, name)
+            for name in ("pytorch_model.bin", "../elsewhere.safetensors", "a\0.safetensors", "none.safetensors")
+        ],
+        "holds more in 0 files": [put(INDEX, "weight_map", "more", FIRST)],
+        "in 2 files": [twice_there],
+        "no regular file": [instead(FIRST, os.mkfifo), link(FIRST, FIRST)],
+        "or leads out of it": [link(FIRST, "../elsewhere"), link("vocab.txt", "/dev/zero")],
     },
     "gguf": {
         "block_count is": [
@@ -186,7 +186,7 @@ def test_a_billion_layers_are_refused_before_they_are_built(family, depth, tmp_p
     for number in (10**9, 5):
         put(CONFIG, depth, number)(tmp_path)
         for use in (load_model, lambda folder: slice_checkpoint(folder, CUT, tmp_path / "../out")):
-            with pytest.raises(InputError, match=f"{number}|{number:,}"):
+            with pytest.raises(InputError, match=f"{number}|lack|its 5 layers"):
                 use(str(tmp_path))
 
 
@@ -226,7 +226,7 @@ def test_in_the_hub_s_cache_links_lead_to_its_blobs_alone(given, tmp_path):
     assert not any(path.is_symlink() for path in out.iterdir())
     os.rename(hub / "blobs", tmp_path / "private")  # blobs that are elsewhere themselves
     (hub / "blobs").symlink_to(tmp_path / "private")
-    with pytest.raises(InputError, match="out of its folder"):
+    with pytest.raises(InputError, match="out of it"):
         slice_checkpoint(snapshot, CUT, tmp_path / "2")
 
 

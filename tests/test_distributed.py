@@ -17,7 +17,7 @@ import torch
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.healing.training import train
-from deeper_layers.models import devices
+from deeper_layers.models import opening
 from deeper_layers.models.opening import load_model
 from deeper_layers.presets import HealingConfig
 from deeper_layers.pruning import drop_layers
@@ -93,9 +93,9 @@ def test_a_model_in_pieces_is_refused(tiny_folder, tmp_path, monkeypatch):
 
 def test_each_of_several_processes_has_an_accelerator_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert devices.choose_device("auto") == "cuda"
+    assert opening.choose_device("auto") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert devices.choose_device("auto") == "cuda:1"
+    assert opening.choose_device("auto") == "cuda:1"
 
 
 if __name__ == "__main__":

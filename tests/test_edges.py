@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from yaml import YAMLError
 
-from deeper_layers import faults
+from deeper_layers import errors
 from deeper_layers.command import main
 from deeper_layers.errors import InputError, one_line
 from deeper_layers.experiments.parameters import Parameters
@@ -24,7 +24,7 @@ SECRET, TOKEN = "a secret of the environment", "hf_abcdefghijklmnopqrstuvwxyz"
 def written_to(tmp_path, monkeypatch):
     """The folder for temporary files."""
     monkeypatch.setenv("SOME_PASSWORD", SECRET)
-    monkeypatch.delenv(faults.SHOWN, raising=False)
+    monkeypatch.delenv(errors.SHOWN, raising=False)
     monkeypatch.setattr(sys, "argv", ["deeper-layers", "plan", "a model"])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
@@ -82,9 +82,9 @@ def test_a_fault_is_one_line_and_a_file_that_says_where(ends_with, written_to, m
     assert "command: deeper-layers plan 'a model'" in written and path.stat().st_mode & 0o077 == 0
     assert TOKEN not in said + written and SECRET not in written
     monkeypatch.setattr(tempfile, "tempdir", str(written_to / "none"))
-    assert f"{faults.SHOWN}=1 shows where" in line(ends_with(KeyError("x")))
+    assert f"{errors.SHOWN}=1 shows where" in line(ends_with(KeyError("x")))
     # whoever works on this sees it whole
-    monkeypatch.setenv(faults.SHOWN, "1")
+    monkeypatch.setenv(errors.SHOWN, "1")
     for kind in (KeyError, InputError):
         assert isinstance(ends_with(kind("x")).exception, kind)
 
@@ -123,5 +123,5 @@ def test_a_fault_in_a_notebook_is_one_line_too(written_to, monkeypatch, capsys):
     assert "Exception encountered" in said("KeyError", "File elsewhere.py")  # another's notebook
     papermill_engine.report(YAMLError, YAMLError("a: !!python/name:b"), None)
     assert capsys.readouterr().err.startswith("error: can't read the parameters (a: !!python/name:b): write NAME")
-    monkeypatch.setenv(faults.SHOWN, "1")
+    monkeypatch.setenv(errors.SHOWN, "1")
     assert ours in said("KeyError", ours)

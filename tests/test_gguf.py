@@ -24,10 +24,9 @@ from deeper_layers.export import llama_cpp
 from deeper_layers.export.gguf_files import KEPT, ORIGIN, TYPES, slice_gguf, tensor_bytes
 from deeper_layers.export.llama_cpp import LlamaCpp
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
-from deeper_layers.models import sizes
 from deeper_layers.models.gguf_conversion import conversion_of, converted_gguf
-from deeper_layers.models.opening import checkpoint_folder, load_model
-from deeper_layers.models.sources import find_model
+from deeper_layers.models.opening import empty_model, load_model, tokenizer_of
+from deeper_layers.models.sources import checkpoint_folder, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
@@ -200,9 +199,9 @@ def test_what_lies_beside_a_file_is_not_read(trusting, opened, tiny_gguf, tiny_f
     source = find_model(shutil.copy(tiny_gguf, beside / "tiny.gguf").as_posix(), trust_remote_code=trusting)
     how, expected = {"trust_remote_code": trusting}, opened[1]("capital")["input_ids"]
     model, tokenizer = load_model(source, **how)
-    for one in (tokenizer, sizes.tokenizer_of(source, **how)):
+    for one in (tokenizer, tokenizer_of(source, **how)):
         assert one("capital")["input_ids"] == expected and one.model_max_length > 7
-    assert {one.config.num_hidden_layers for one in (model, sizes.empty_model(source, **how))} == {5}
+    assert {one.config.num_hidden_layers for one in (model, empty_model(source, **how))} == {5}
     assert not (tmp_path / "ran").exists()
 
 
@@ -232,7 +231,7 @@ def test_an_entry_that_transformers_does_not_expect(old, new, tiny_gguf, tmp_pat
     with pytest.raises(InputError, match="can't convert|lack"):
         load_model(source)
     with pytest.raises(InputError, match="can't open the"):
-        sizes.empty_model(source), sizes.tokenizer_of(source)
+        empty_model(source), tokenizer_of(source)
 
 
 # ---- in llama.cpp ----------------------------------------------------------------------------------------

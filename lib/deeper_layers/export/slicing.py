@@ -24,8 +24,7 @@ from deeper_layers.export.model_card import model_card, read_facts
 from deeper_layers.export.tensors import Changed, Entries
 from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import SINGLE, folder_files, local_path, read_json
-from deeper_layers.models.opening import checkpoint_folder
-from deeper_layers.models.sources import model_key, model_name
+from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
 from deeper_layers.package_index import file_hash
 
 TOKENIZER = "tokenizer_config.json"

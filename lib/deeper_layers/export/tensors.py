@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError, in_bytes
-from deeper_layers.files import partial_name
 from deeper_layers.models.checkpoint_files import INDEX, Shard, Tensor, read_shards
 from deeper_layers.models.configuration import text_part
 from deeper_layers.package_index import file_hash
@@ -209,7 +208,7 @@ def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[st
     with progress(sum(sizes.values())) as bar, ThreadPoolExecutor(1) as beside:
         for file, entries in files.items():
             if file in sizes:
-                contents, partial = (entry.content(name) for name, entry in entries.items()), partial_name(file)
+                contents, partial = (entry.content(name) for name, entry in entries.items()), f".{file}.partial"
                 write_blocks(folder / partial, itertools.chain([_head(entries)], *contents), bar)
                 os.replace(folder / partial, folder / file)
             hashes[file] = beside.submit(file_hash, folder / file)

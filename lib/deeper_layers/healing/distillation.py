@@ -32,7 +32,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import write_file
-from deeper_layers.models.decoder import decoder_layers_owner, num_layers
+from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.streaming import replaced
 from deeper_layers.presets import HealingConfig
 
@@ -117,7 +117,8 @@ class Teacher:
 
 def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
     """[B, T, D] what enters the head, and the function from [N, D] of it to logits [N, V] as the model makes them."""
-    body, _ = decoder_layers_owner(model)  # all below the head
+    layers = decoder_layers(model)
+    body = next(one for one in model.modules() if layers in one.children())  # all below the head
     output = body(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False)
 
     def logits(states: torch.Tensor) -> torch.Tensor:

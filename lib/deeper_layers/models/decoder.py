@@ -21,7 +21,9 @@ def num_layers(model: nn.Module) -> int:
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of the L decoder layers of a model, in the order of the forward pass.
 
-    They are found by structure, whatever the family calls them.
+    They are the one `nn.ModuleList` that has as many entries as the configuration states layers, entries of related
+    classes, and attention inside, unless no list of the model has attention. Where a model has two such lists (a vision
+    tower of the same depth), the one whose owner carries the text configuration.
 
     Args:
         model: a decoder-only transformers model.
@@ -35,41 +37,26 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         >>> len(decoder_layers(model))
         30
     """
-    owner, attribute = decoder_layers_owner(model)
-    return getattr(owner, attribute)
-
-
-def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the decoder layers, and the name of the attribute under which it does.
-
-    The decoder layers are the one `nn.ModuleList` that has as many entries as the configuration states
-    layers, entries of related classes, and attention inside, unless no list of the model has attention.
-    Where a model has two such lists (a vision tower of the same depth), the one whose owner carries the text
-    configuration.
-
-    Raises:
-        InputError: no list fits the configuration, or more than one does.
-    """
     length = num_layers(model)
     lists = [
-        (owner, attribute, layers)
+        (owner, layers)
         for owner in model.modules()
-        for attribute, layers in owner.named_children()
+        for layers in owner.children()
         if isinstance(layers, nn.ModuleList) and len(layers) > 0
     ]
     # state-space models have none, nor have the few layers that a cut may leave of a hybrid
-    lists = [entry for entry in lists if _has_attention(entry[2])] or lists
-    found = [(owner, attribute) for owner, attribute, layers in lists if len(layers) == length and _related(layers)]
+    lists = [entry for entry in lists if _has_attention(entry[1])] or lists
+    found = [(owner, layers) for owner, layers in lists if len(layers) == length and _related(layers)]
     if len(found) > 1:
         kind = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
-        found = [(owner, name) for owner, name in found if type(getattr(owner, "config", None)) is kind]
+        found = [entry for entry in found if type(getattr(entry[0], "config", None)) is kind]
     if len(found) == 1:
-        return found[0]
-    lengths = ", ".join(f"{type(owner).__name__}.{name} of {len(layers)}" for owner, name, layers in lists)
+        return found[0][1]
+    lengths = ", ".join(f"{len(layers)} in {type(owner).__name__}" for owner, layers in lists) or "none"
     raise InputError(
-        f"{type(model).__name__} holds {len(found)} lists that can be its decoder layers (lists: "
-        f"{lengths or 'none'}); expected exactly one of num_hidden_layers = {length} related "
-        "layers; open the model unchanged with load_model, or choose a decoder-only language model"
+        f"{type(model).__name__} holds {len(found)} lists that can be its decoder layers (lists: {lengths}); expected "
+        f"exactly one of num_hidden_layers = {length} related layers; open the model unchanged with load_model, or "
+        "choose a decoder-only language model"
     )
 
 
@@ -83,11 +70,9 @@ def kinds_of_layers(model: nn.Module) -> list[int]:
 
 def _has_attention(layers: nn.ModuleList) -> bool:
     """Whether any layer holds a module that its name or class calls attention (in a hybrid not all do)."""
-    names = (f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())
-    return any("attention" in name for name in names)
+    return any("attention" in f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())
 
 
 def _related(layers: nn.ModuleList) -> bool:
     """Whether all layers descend from one class more special than `nn.Module`."""
-    ancestors = [set(type(layer).__mro__) for layer in layers]
-    return bool(set.intersection(*ancestors) - set(nn.Module.__mro__))
+    return bool(set.intersection(*(set(type(layer).__mro__) for layer in layers)) - set(nn.Module.__mro__))

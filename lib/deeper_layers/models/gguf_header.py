@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGUFValueType as Kind
 from gguf.gguf_writer import GGUFValue
 
-from deeper_layers.errors import unreadable
+from deeper_layers.errors import telling
 
 MOST_BYTES = 2**26  # of a header: four times that of a vocabulary of 262,000 tokens
 BEYOND = "it ends too early, has a longer header than any model"
@@ -89,15 +89,13 @@ def _value(field: gguf.ReaderField) -> Any:
 
 def read_gguf(path: Path) -> Header:
     """The header of a GGUF file, checked. Raises InputError where it is not a whole file of one model."""
-    try:
+    with telling(f"{path} is not a whole GGUF file"):
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("there is no such file")
         with np.errstate(over="raise"):
             header = Header(path)
         _check_tensors(header)
         _check_model(header)
-    except Exception as error:  # whatever gguf raises for odd bytes
-        raise unreadable(path, "a whole GGUF file", error) from error
     return header
 
 

@@ -4,18 +4,15 @@ There PyTorch multiplies matrices of 16 bits several times as slowly as those of
 """
 
 import functools
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from torch.nn.functional import linear
+from torch.utils.benchmark import Timer
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ROWS = 64  # from which widening pays; for fewer, as in generation, it would take longer than the product
 ROWS_TRIED = 1024  # of a product whose speed is tried
-WEIGHTS = 2**26  # widened at once: a quarter of a GB
 
 
 def multiplies_sixteen_bits() -> bool:
@@ -42,17 +39,11 @@ def product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def product_speed(dtype: str, width: int = 1024, inner: int = 1024, device: str = "cpu") -> float:
-    """Operations a second of products [ROWS_TRIED, width] x [width, inner]: the median of eight, or of as many as two
-    seconds allow."""
-    number_type = getattr(torch, dtype)
-    one = torch.rand(ROWS_TRIED, width, device=device).to(number_type)
-    other = torch.rand(width, inner, device=device).to(number_type)
-    seconds: list[float] = []
-    while len(seconds) < 9 and sum(seconds) < 2:
-        begin = time.perf_counter()
-        product(one, other)[0, 0].item()  # an accelerator is waited for
-        seconds.append(time.perf_counter() - begin)
-    return 2 * ROWS_TRIED * width * inner / statistics.median(seconds[1:] or seconds)  # the first warms up
+    """Operations a second of products [ROWS_TRIED, width] x [width, inner]: the median of a second of them."""
+    drawn = [torch.rand(*shape, device=device) for shape in ((ROWS_TRIED, width), (width, inner))]
+    given = {"product": product, "given": [matrix.to(getattr(torch, dtype)) for matrix in drawn]}
+    timer = Timer("product(*given)", globals=given, num_threads=torch.get_num_threads())
+    return 2 * ROWS_TRIED * width * inner / timer.blocked_autorange(min_run_time=1).median
 
 
 class Widened:
@@ -65,19 +56,30 @@ class Widened:
         pays = input.requires_grad or input.numel() >= ROWS * input.shape[-1]
         if input.element_size() != 2 or not pays:
             return super().forward(input)
-        bias = None if self.bias is None else self.bias.float()
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return linear(input.float(), self.weight.float(), bias).to(input.dtype)
-        return _Product.apply(input, self._parts, bias)
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        found = linear(input.float(), self.wide()) if learns else _Product.apply(input.float(), self)
+        return (found if self.bias is None else found + self.bias.float()).to(input.dtype)
 
-    def _parts(self) -> tuple[torch.Tensor, ...]:
-        """The weights in 16 bits, some rows at a time."""
-        weight = self.weight
-        if hasattr(weight, "quant_state"):
-            from bitsandbytes.functional import dequantize_4bit
+    def wide(self) -> torch.Tensor:
+        """The weights in float32, also those that are kept in four bits."""
+        if not hasattr(self.weight, "quant_state"):
+            return self.weight.float()
+        from bitsandbytes.functional import dequantize_4bit
 
-            weight = dequantize_4bit(weight.data, weight.quant_state)
-        return weight.split(max(1, WEIGHTS // weight.shape[1]))
+        return dequantize_4bit(self.weight.data, self.weight.quant_state).float()
+
+
+class _Product(torch.autograd.Function):
+    """A product with weights that don't learn, widened anew on the way back: none is kept."""
+
+    @staticmethod
+    def forward(context, input: torch.Tensor, layer: Widened) -> torch.Tensor:
+        context.layer = layer
+        return linear(input, layer.wide())
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> tuple:
+        return gradient @ context.layer.wide(), None
 
 
 @functools.cache
@@ -87,30 +89,8 @@ def _kind(kind: type) -> type:
 
 def attend(module, query, key, value, attention_mask, **options):
     """Attention of transformers ("sdpa"), in float32 where gradients of 16 bits go back through it on a processor."""
-    dtype = query.dtype
+    given, dtype = [query, key, value, attention_mask], query.dtype
     if query.device.type == "cpu" and dtype.itemsize == 2 and query.requires_grad:
-        query, key, value = query.float(), key.float(), value.float()
-        if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.float()
-    attended, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        given = [one if one is None or not one.is_floating_point() else one.float() for one in given]
+    attended, weights = sdpa_attention_forward(module, *given, **options)
     return attended.to(dtype), weights
-
-
-class _Product(torch.autograd.Function):
-    """A product with weights that don't learn, a part of them widened at a time, and anew backwards: none is kept."""
-
-    @staticmethod
-    def forward(context, input: torch.Tensor, parts: Callable, bias: torch.Tensor | None) -> torch.Tensor:
-        context.parts = parts
-        wide, products, first = input.float(), [], 0
-        for part in parts():
-            own = None if bias is None else bias[first : first + len(part)]
-            products.append(linear(wide, part.float(), own).to(input.dtype))
-            first += len(part)
-        return torch.cat(products, -1)
-
-    @staticmethod
-    def backward(context, gradient: torch.Tensor) -> tuple:
-        parts = context.parts()
-        pairs = zip(gradient.split(len(parts[0]), -1), parts, strict=True)
-        return sum(own.float() @ part.float() for own, part in pairs).to(gradient.dtype), None, None

@@ -1,4 +1,4 @@
-"""Open a model: a hub id, a local folder, a `.gguf` file, or the embedded default.
+"""Open a model, or only its shape or tokenizer, and where it runs.
 
 The embedded model and the others in `models.packaged` come from the Python package index.
 """
@@ -6,30 +6,30 @@ The embedded model and the others in `models.packaged` come from the Python pack
 import contextlib
 import math
 import os
+import platform
 import weakref
 from pathlib import Path
 
+import psutil
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hub_logging
 
-from deeper_layers.checks import shown
-from deeper_layers.errors import InputError, first_line, ran_out
+from deeper_layers.checks import shown, text
+from deeper_layers.errors import InputError, telling
 from deeper_layers.files import passing_dir
-from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_shards
-from deeper_layers.models.configuration import auto_class, check_model_name, check_whole, read_config
+from deeper_layers.models.checkpoint_files import read_shards
+from deeper_layers.models.configuration import auto_class, built_empty, check_whole, read_config
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.models.devices import choose_device, free_memory
-from deeper_layers.models.gguf_conversion import converted_gguf
+from deeper_layers.models.gguf_conversion import ALONE, alone, conversion_of
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.packaged import PACKAGED
-from deeper_layers.models.sources import Source, find_model
+from deeper_layers.models.sources import WORDS, Source, checkpoint_folder, fetched, find_model
 from deeper_layers.models.streaming import on_disk
-from deeper_layers.models.weight_check import check_folder
 from deeper_layers.package_index import cache_folder
 
+MEND = "mend that, or give a whole model with its tokenizer, as save_pretrained writes them"
+QUANTIZED = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}
 OF_MEMORY = 0.7  # of what is free, that weights may take in it
 
 
@@ -72,47 +72,31 @@ def load_model(
     """
     if stream not in (True, False, "auto"):
         raise InputError(f"stream is {shown(stream)}, expected 'auto', True or False")
-    if stream is True and quantization is not None:
-        raise InputError(f"quantization is {quantization!r} with stream, expected None: layers are read as stored")
+    if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:
+        streamed = " with stream, where layers are read as stored" * (stream is True)
+        raise InputError(f"quantization is {quantization!r}{streamed}, expected None, 'nf4' or 'int8'")
     given = isinstance(model, Source)
     source = model if given else find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     where, number_type = choose_device(device), getattr(torch, source.dtype)
-    how: dict = {"quantization_config": _quantization(quantization, number_type), "device_map": where}
+    how: dict = {"device_map": where, "trust_remote_code": trust_remote_code}
+    if quantization is not None:
+        how["quantization_config"] = BitsAndBytesConfig(**QUANTIZED[quantization], bnb_4bit_compute_dtype=number_type)
     hub_logging.disable_progress_bar()
     folder = checkpoint_folder(source.folder, source.revision)
-    if not source.is_gguf:
-        check_folder(folder)
-    rewritten = contextlib.ExitStack()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        config = read_config(str(folder), None, trust_remote_code)
-        opening = auto_class(config)
-        numbers = sum(math.prod(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors)
-        large = numbers * number_type.itemsize > OF_MEMORY * free_memory(where)
+    numbers = sum(math.prod(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors)
+    large = numbers * number_type.itemsize > OF_MEMORY * free_memory(where)
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    with contextlib.ExitStack() as stack, telling(f"can't open the model {source.name!r}", MEND):
         if stream is True or stream == "auto" and quantization is None and large:
-            with torch.device("meta"):
-                empty = opening.from_config(config, trust_remote_code=trust_remote_code)
+            empty = built_empty(config, folder, trust_remote_code=trust_remote_code)
             # of mixtures whose experts are stored one by one transformers writes the layers anew, as it runs them
-            anew = rewritten.enter_context(passing_dir(cache_folder() / "offloaded"))
+            anew = stack.enter_context(passing_dir(cache_folder() / "offloaded"))
             how |= {"device_map": on_disk(empty, where), "offload_folder": str(anew)}
-        network, report = opening.from_pretrained(  # ty: ignore[not-iterable]
-            folder,
-            output_loading_info=True,
-            dtype=number_type,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            **how,
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        network, report = auto_class(config).from_pretrained(
+            folder, output_loading_info=True, dtype=number_type, use_safetensors=True, **how
         )
-    except InputError:
-        raise
-    except Exception as error:  # what strangers write into a checkpoint fails at any line that reads it
-        if ran_out(error):  # the model may be whole
-            raise MemoryError(first_line(error)) from error
-        raise InputError(
-            f"can't open the model {source.name!r} ({first_line(error)}): mend that, or give a whole model with its "
-            "tokenizer, as save_pretrained writes them"
-        ) from error
-    weakref.finalize(network, rewritten.close)
+        weakref.finalize(network, stack.pop_all().close)
     check_whole(report, source.name)
     decoder_layers(network)  # refuses what can't be pruned, before anything is measured
     for module in network.modules():
@@ -125,32 +109,62 @@ def load_model(
     return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
 
 
-def checkpoint_folder(model: str, revision: str | None = None) -> Path:
-    """The folder that holds a model's checkpoint: fetched from the hub, or converted from GGUF, where it must be.
-
-    Raises InputError as `find_model` does, and where the hub does not give the files.
-    """
-    check_model_name(model, revision)
-    path = local_path(model)
-    if packaged := PACKAGED.get(model):
-        return converted_gguf(packaged.file(), packaged.sha256)
-    if is_gguf(path):
-        source = find_model(model, revision=revision)
-        return converted_gguf(path, source.weights.removeprefix("sha256:"))
-    if os.path.isdir(path):
-        return path
-    try:
-        # of the first folder, without the same weights in a form of their own
-        kinds = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py", "*.jinja", "LICENSE*"]
-        others = ["*/*", "consolidated*"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=kinds, ignore_patterns=others))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
+def empty_model(source: Source, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model of the same shape without weights, on the device "meta"."""
+    config = _read(AutoConfig, source, trust_remote_code)
+    return built_empty(config, source.folder, trust_remote_code=trust_remote_code)
 
 
-def _quantization(name: str | None, compute: torch.dtype) -> BitsAndBytesConfig | None:
-    if name not in (None, "nf4", "int8"):
-        raise InputError(f"quantization is {name!r}, expected None, 'nf4' or 'int8'")
-    if name == "nf4":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-    return BitsAndBytesConfig(load_in_8bit=True) if name else None
+def tokenizer_of(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, without the model."""
+    return _read(AutoTokenizer, source, trust_remote_code)
+
+
+def _read(kind, source: Source, trust_remote_code: bool):
+    """What transformers reads of a model, fetching and converting no weights."""
+    packaged, options = PACKAGED.get(source.folder), {"trust_remote_code": trust_remote_code}
+    with contextlib.ExitStack() as stack, telling(f"can't open the model {source.name!r}", MEND):
+        if (path := packaged.path if packaged else source.gguf) is None:
+            folder = fetched(source.folder, source.revision, *WORDS)
+        elif not (folder := conversion_of(source.weights)).is_dir():
+            if not path.exists():
+                raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
+            folder, options = stack.enter_context(alone(path)), {"gguf_file": ALONE}
+        return kind.from_pretrained(folder, **options)
+
+
+def choose_device(name: str) -> str:
+    """Where a model is put: what "auto" stands for, else the device of that name, which has to be there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            # of several processes started together (torchrun), each has its own
+            return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    with telling(f"device is {name!r:.60}", "use 'auto', 'cpu' or an existing one"):
+        if torch.empty(0, device=text("device", name)).is_meta:
+            raise ValueError("it holds no numbers")
+    return name
+
+
+def device_name() -> str:
+    """The accelerator, or else the processor and what it can do, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    # how 16-bit numbers are rounded on the way depends on what the processor can do
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{platform.machine()} processor ({capability}), {threads} thread{'s' if threads > 1 else ''}"
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free where a model is put; in a container no more than it may have."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError):  # no Linux
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            number, kind, path = line.split(":", 2)
+            root, limit = ("", "memory.max") if number == "0" else (kind, "memory.limit_in_bytes")
+            for group in (path, ""):  # a container sees its own group as the root
+                with contextlib.suppress(OSError, ValueError):  # none is there, or it says "max"
+                    free = min(free, int(Path(f"/sys/fs/cgroup/{root}/{group}/{limit}").read_text()))
+    return free

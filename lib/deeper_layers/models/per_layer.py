@@ -2,7 +2,7 @@
 
 import re
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GPTNeoConfig, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import num_layers
@@ -31,37 +31,26 @@ def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
 def cut_entry(name: str, value, kept: list[int], layers: int):
     """What becomes of an entry of a configuration when of `layers` layers only those of the indices `kept` stay.
 
-    An entry can hold a value for each layer, a boundary between layers, the indices of some layers, or a
-    value for each of some indices. Any other stays as it is.
+    It can hold a value for each layer, a boundary between layers, indices of some, or a value for each of some indices.
     """
     # lists of special tokens or class names can have any length, and those of other layers are not of these
     if name.endswith("token_id") or name == "architectures" or name.startswith("mtp"):
         return value
-    if name == "attention_types":  # of GPT-Neo: kinds, and how often these come after one another
-        kinds = _repeated(value, layers)
-        return [[[kinds[index] for index in kept], 1]] if kinds else value
+    if name == "attention_types" and isinstance(value, list):  # of GPT-Neo: kinds, and how often these are repeated
+        kinds = GPTNeoConfig.expand_attention_types_params(value)
+        return [[[kinds[index] for index in kept], 1]] if len(kinds) == layers else value
     if name in BOUNDARIES and type(value) is int:
         return sum(index < value for index in kept)
     new = {old: position for position, old in enumerate(kept)}
     if isinstance(value, dict) and value and _are_indices([str(key) for key in value], name, layers):
         return {type(key)(new[int(key)]): entry for key, entry in value.items() if int(key) in new}
-    if isinstance(value, list | tuple) and _are_indices(value, name, layers):
-        return type(value)(new[index] for index in value if index in new)
-    if isinstance(value, list | tuple) and len(value) == layers:
-        return type(value)(value[index] for index in kept)
+    if isinstance(value, list | tuple):
+        if _are_indices(value, name, layers):
+            return type(value)(new[index] for index in value if index in new)
+        return type(value)(value[index] for index in kept) if len(value) == layers else value
     if isinstance(value, str) and name.endswith("_pattern") and len(value) == layers:  # of Nemotron-H: a letter each
         return "".join(value[index] for index in kept)
     return value
-
-
-def _repeated(value, layers: int) -> list | None:
-    """A kind for each layer, from lists of kinds and how often each comes; None where there are not so many."""
-    try:
-        if sum(len(kinds) * times for kinds, times in value) != layers:
-            return None
-        return [kind for kinds, times in value for _ in range(times) for kind in kinds]
-    except (TypeError, ValueError):  # of another form
-        return None
 
 
 def _are_indices(values: list | tuple, name: str, layers: int) -> bool:

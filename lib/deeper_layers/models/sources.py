@@ -1,4 +1,4 @@
-"""Which model: a name, its fingerprint and its depth, known without opening it.
+"""Which model: a name, its fingerprint, its depth and its size, known without opening it.
 
 What results know of a model, and the packaged models, need neither torch nor transformers, which take seconds to
 import: they are imported below only where a folder, a hub id or a GGUF file has to be read.
@@ -6,12 +6,14 @@ import: they are imported below only where a folder, a hub id or a GGUF file has
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.errors import InputError
-from deeper_layers.models.checkpoint_files import is_gguf, local_path, numbered_groups, read_json, read_shards
-from deeper_layers.models.configuration import check_configuration, check_model_name, layers_of, read_config
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError, telling
+from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json, read_shards
+from deeper_layers.models.configuration import layers_of, read_config
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.package_index import check_hash, hash_once
 from deeper_layers.results.store import all_results
@@ -19,20 +21,20 @@ from deeper_layers.results.store import all_results
 DTYPES = ("float32", "bfloat16", "float16")
 UNREAD = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
 CONFIGURED = "none"  # of a Source of which there is a configuration alone
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# of a checkpoint on the hub, which may hold the same weights in another form: what says how they are read, and they
+WORDS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
+WEIGHTS = ("*.safetensors", "LICENSE*")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from, known without opening it.
+    """Where a model comes from, known without opening it."""
 
-    `name` is what figures call it, `weights` its fingerprint (a hub commit or the SHA-256 of its files),
-    `dtype` the data type that "auto" stands for.
-    """
-
-    name: str
-    weights: str
+    name: str  # what figures call it
+    weights: str  # its fingerprint: a hub commit or the SHA-256 of its files
     num_layers: int
-    dtype: str
+    dtype: str  # in which it is opened
     quantized: str
     folder: str
     gguf: Path | None = None
@@ -54,6 +56,23 @@ class Source:
         return f"{self.name}, {self.num_layers} layers, {self.quantized} weights, {opened}computed in {self.dtype}"
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of each layer and of all the rest, tied ones once; of a GGUF file also its bytes."""
+
+    layers: tuple[int, ...]
+    rest: int
+    of_file: "Sizes | None" = None  # bytes in the place of parameters
+
+    def parameters(self, cut: Cut) -> int:
+        """Of the model without the layers of a cut. Raises InputError where it does not fit."""
+        return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
+
+    def file_bytes(self, cut: Cut) -> int | None:
+        """Of a GGUF file after a cut; None for a model that is none, or whose file is not read."""
+        return None if self.of_file is None else self.of_file.parameters(cut)
+
+
 def find_model(
     model: str = "embedded",
     *,
@@ -69,65 +88,89 @@ def find_model(
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
     """
-    _check_dtype(dtype, "auto")
-    check_model_name(model, revision)
-    path, folder, gguf, default = local_path(model), model, None, "float32"
-    if packaged := PACKAGED.get(model):
-        layers, quantized, folder, hashed = packaged.num_layers, packaged.quantized, packaged.name, True
-    elif is_gguf(path):
+    kind, path, own, gguf = kind_of(model, revision), local_path(model), None, None
+    if kind == "packaged":
+        layers, quantized = PACKAGED[model].num_layers, PACKAGED[model].quantized
+    elif kind == "gguf":
         from deeper_layers.models.gguf_header import read_gguf  # slow: see the head of this file
 
         header = read_gguf(path)
         if revision is not None:
             check_hash(path, revision.removeprefix("sha256:"), "the model")
-        layers = header.layers
-        quantized, folder, gguf, revision = header.quantized, str(path), path, None
+        layers, quantized, gguf, revision = header.layers, header.quantized, path, None
     else:
-        if local := os.path.isdir(path):
-            folder = str(path)
-            names = [tensor.name for shard in read_shards(path) for tensor in shard.tensors]
-            check_configuration(read_json(path / "config.json"), path, numbered_groups(names))
-        config = read_config(folder, revision, trust_remote_code)
-        if not local:
-            path, hashed = _snapshot(model, revision), True
-            revision = path.name
-        layers = layers_of(config)
-        default = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        if kind == "folder":
+            read_shards(path)  # refuses what holds no whole weights
+        else:
+            path = fetched(model, revision, "config.json", *(["*.py"] if trust_remote_code else []))
+            revision = path.name  # the hub's cache names a folder after its commit
+        config = read_config(path, trust_remote_code=trust_remote_code)
+        layers, own = layers_of(config), getattr(config, "dtype", None)
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
-    weights = model_key(model, path)["weights"] if hashed else UNREAD
-    dtype = default if dtype == "auto" else dtype
-    return Source(model_name(model), weights, layers, dtype, quantized, folder, gguf, revision)
+    weights = model_key(model, path)["weights"] if hashed or kind in ("packaged", "hub") else UNREAD
+    folder = str(path) if kind in ("gguf", "folder") else PACKAGED[model].name if kind == "packaged" else model
+    return Source(model_name(model), weights, layers, _dtype(dtype, own), quantized, folder, gguf, revision)
 
 
-def _check_dtype(dtype: object, *others: str) -> None:
-    if dtype not in (expected := [*others, *DTYPES]):
-        raise InputError(f"dtype is {dtype!r:.40}, expected one of {', '.join(map(repr, expected))}")
+def kind_of(model: str, revision: str | None = None) -> str:
+    """Where a model comes from: "packaged", "gguf", "folder" or "hub". Raises InputError for none of these."""
+    path = local_path(model)
+    kind = "packaged" if model in PACKAGED else "folder" if os.path.isdir(path) else "gguf" if is_gguf(path) else "hub"
+    if kind in ("packaged", "folder") and revision is not None:
+        said = "a folder" if kind == "folder" else kind
+        raise InputError(f"revision is {revision!r}, and {model!r} is {said}: leave it out, it is for hub ids")
+    # the hub's oldest models are of no organisation
+    if kind == "hub" and (os.path.isfile(path) or not re.fullmatch(rf"({HUB_ID.pattern}|[\w.-]+)", model)):
+        raise InputError(f"{model!r} is no .gguf file, no folder and no hub id (ORGANISATION/NAME)")
+    return kind
 
 
-def _snapshot(model: str, revision: str | None) -> Path:
-    """The folder of a hub id's commit in the hub's cache, which its configuration was just fetched into.
+def fetched(model: str, revision: str | None, *patterns: str) -> Path:
+    """A model's own folder or file; of a hub id its files of some names, in the folder of its commit in the cache."""
+    if os.path.exists(path := local_path(model)):
+        return path
+    from huggingface_hub import snapshot_download  # slow
 
-    Raises InputError where it has none: then nothing tells the model from a later one of its name.
-    """
-    from huggingface_hub import try_to_load_from_cache  # slow: see the head of this file
+    others = ["*/*", "consolidated*"]  # in folders of the repository, and in a form of their own
+    with telling(f"can't fetch {model!r}", "check the name and the connection"):
+        return Path(snapshot_download(model, revision=revision, allow_patterns=[*patterns], ignore_patterns=others))
 
-    path = try_to_load_from_cache(model, "config.json", revision=revision)
-    if not isinstance(path, str):
-        raise InputError(
-            f"can't tell which commit of {model!r} is meant, as its config.json is not in the hub's cache: fetch the "
-            "model into a folder, and give that"
-        )
-    return Path(path).parent
+
+def checkpoint_folder(model: str, revision: str | None = None) -> Path:
+    """The folder that holds a model's checkpoint: fetched from the hub, or converted from GGUF, where it must be."""
+    if (kind := kind_of(model, revision)) in ("folder", "hub"):
+        return fetched(model, revision, *WORDS, *WEIGHTS)
+    from deeper_layers.models.gguf_conversion import converted_gguf  # slow
+
+    file = PACKAGED[model].file() if kind == "packaged" else local_path(model)
+    return converted_gguf(file, find_model(model, revision=revision).weights.removeprefix("sha256:"))
+
+
+def stated_config(model: str, revision: str | None = None) -> dict:
+    """What config.json of a model holds; of a GGUF file, or a packaged model, kind and number of layers alone."""
+    kind = kind_of(model, revision)
+    if kind == "packaged":
+        return {"model_type": PACKAGED[model].model_type, "num_hidden_layers": PACKAGED[model].num_layers}
+    if kind == "gguf":
+        from deeper_layers.models.gguf_header import read_gguf  # slow
+
+        return read_gguf(local_path(model)).config
+    return read_json(fetched(model, revision, "config.json") / "config.json")
 
 
 def configured(path: Path, dtype: str = "auto") -> Source:
-    """A model of which only its config.json is there: enough to plan. Raises InputError where it is no decoder's."""
-    check_configuration(content := read_json(path), path)
-    config = read_config(str(path), None, trust_remote_code=False)
-    default = content.get("dtype") or content.get("torch_dtype") or "float32"
-    _check_dtype(resolved := default if dtype == "auto" else dtype)
+    """A model of which only its config.json is there: enough to plan."""
+    config = read_config(path)
     name = path.stem if path.name != "config.json" else path.resolve().parent.name
-    return Source(name, CONFIGURED, layers_of(config), str(resolved), "no", str(path))
+    return Source(name, CONFIGURED, layers_of(config), _dtype(dtype, getattr(config, "dtype", None)), "no", str(path))
+
+
+def _dtype(asked: str, own: object) -> str:
+    """In which data type a model is opened, where its own is as its configuration says."""
+    found = str(own or "float32").removeprefix("torch.") if asked == "auto" else asked
+    if found not in DTYPES:
+        raise InputError(f"dtype is {found!r:.40}, expected one of {', '.join(map(repr, ('auto', *DTYPES)))}")
+    return found
 
 
 def model_name(model: str) -> str:
@@ -135,28 +178,27 @@ def model_name(model: str) -> str:
     path = local_path(model)
     if model in PACKAGED:
         return PACKAGED[model].name
-    if is_gguf(path):
-        return path.stem
-    return os.path.basename(os.path.realpath(path)) if os.path.isdir(path) else model
+    if os.path.isdir(path):
+        return os.path.basename(os.path.realpath(path))
+    return path.stem if is_gguf(path) else model
 
 
 def model_key(model: str, checkpoint: Path) -> dict:
     """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`); a local one is read for it."""
     path = local_path(model)
+    weights = f"hub:{checkpoint.name}"
     if model in PACKAGED:
         weights = f"sha256:{PACKAGED[model].sha256}"
+    elif os.path.isdir(path):  # its configuration, its weights, and the tokenizer, which puts tokens to them
+        files = [path / "config.json", *sorted(path.glob("tokenizer*")), *sorted(path.glob("*.safetensors"))]
+        weights = f"sha256:{hashlib.sha256(''.join(map(hash_once, files)).encode()).hexdigest()}"
     elif is_gguf(path):
         weights = f"sha256:{hash_once(path)}"
-    else:  # the hub's cache names a folder after its commit
-        weights = checkpoint_fingerprint(path) if os.path.isdir(path) else f"hub:{checkpoint.name}"
     return {"name": model_name(model), "weights": weights}
 
 
 def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
-    """A model as results know it, by its name there: enough to show what was measured, whether or not it is at hand.
-
-    None where they know none of this name and data type.
-    """
+    """A model as results know it, by its name and data type there, or None: enough to show what was measured."""
     for unit in all_results(folder, model=name):
         key, details = unit.key, unit.details
         if key["model"]["name"] == name and dtype in ("auto", key["dtype"]) and "weights" in details:
@@ -165,7 +207,24 @@ def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -
     return None
 
 
-def checkpoint_fingerprint(folder: Path) -> str:
-    """A hash of a checkpoint: its configuration, its weights, and the tokenizer, which puts tokens to them."""
-    files = [folder / "config.json", *sorted(folder.glob("tokenizer*")), *sorted(folder.glob("*.safetensors"))]
-    return f"sha256:{hashlib.sha256(''.join(map(hash_once, files)).encode()).hexdigest()}"
+def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
+    """The sizes of a model, from its header or configuration alone."""
+    if packaged := PACKAGED.get(source.folder):
+        layers = (packaged.layer_parameters,) * packaged.num_layers
+        return Sizes(layers, packaged.parameters - sum(layers))
+    if source.gguf is not None:
+        from deeper_layers.models.gguf_header import placed, read_gguf  # slow
+
+        elements, stored, tensors = [0] * source.num_layers, [0] * source.num_layers, read_gguf(source.gguf).tensors
+        for tensor in tensors:
+            if (number := placed(tensor.name)[0]) is not None:
+                elements[number] += tensor.n_elements
+                stored[number] += tensor.n_bytes
+        of_file = Sizes(tuple(stored), source.gguf.stat().st_size - sum(stored))
+        return Sizes(tuple(elements), sum(tensor.n_elements for tensor in tensors) - sum(elements), of_file)
+    from deeper_layers.models.decoder import decoder_layers  # torch
+    from deeper_layers.models.opening import empty_model
+
+    model = empty_model(source, trust_remote_code=trust_remote_code)
+    whole, *layers = (sum(p.numel() for p in module.parameters()) for module in (model, *decoder_layers(model)))
+    return Sizes(tuple(layers), whole - sum(layers))

@@ -1,12 +1,11 @@
 """The two sublayers of a decoder layer, attention and MLP, and a layer that runs only one of them.
 
-A sublayer is dropped by letting it add nothing to the residual: it hands on zeros in the form of its own output. A norm
-that follows it and gives something else for zeros is found out by comparison (tests), and not corrected.
+A sublayer is dropped by letting it add nothing to the residual: it hands on zeros in the form of its own output.
 """
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -37,16 +36,13 @@ def sublayer(layer: nn.Module, part: str) -> nn.Module:
 
 
 def writers(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
-    """Parameters (name, and the module that has it) whose zeros make a sublayer add nothing.
-
-    Raises InputError where none of a known name is found.
-    """
+    """Parameters (name, and the module that has it) whose zeros make a sublayer add nothing."""
+    sublayer(layer, part)
     found = [
         (name, module)
-        for path, module in sublayer(layer, part).named_modules()
+        for path, module in layer.named_modules()
         for name, _ in module.named_parameters(recurse=False)
-        # experts hold their matrices together, by the names of parameters
-        if path.rpartition(".")[2] in WRITERS or name.removesuffix("_bias") in WRITERS
+        if ends_sublayer(f"{path}.{name}", part)
     ]
     if not found:
         raise InputError(
@@ -64,34 +60,22 @@ def ends_sublayer(name: str, part: str) -> bool:
     return first in NAMES[part] and any(word in WRITERS for word in ends)
 
 
-@contextlib.contextmanager
-def only(layer: nn.Module, part: str) -> Iterator[None]:
+def only(layer: nn.Module, part: str) -> contextlib.AbstractContextManager:
     """While it lasts, a layer runs its attention or its MLP alone."""
-    silent = sublayer(layer, OTHER[part])
-    handle = silent.register_forward_hook(_nothing_added, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return sublayer(layer, OTHER[part]).register_forward_hook(_nothing_added, with_kwargs=True)
 
 
 def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> bool:
-    """Whether a layer hands its MLP the same with and without its attention, as where both read the residual alone.
-
-    `call(forward, residual)` runs a forward of it on a residual.
-    """
+    """Whether a layer, by `call(forward, residual)`, hands its MLP the same with and without its attention."""
     given: list[torch.Tensor] = []
 
     def keep(module, arguments, named):
         given.append(next(iter([*arguments, *named.values()])))
 
-    handle = sublayer(layer, MLP).register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with sublayer(layer, MLP).register_forward_pre_hook(keep, with_kwargs=True):
         call(layer.forward, residual)
         with only(layer, MLP):
             call(layer.forward, residual)
-    finally:
-        handle.remove()
     return torch.equal(*given)
 
 

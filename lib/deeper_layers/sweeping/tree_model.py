@@ -27,7 +27,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import kinds_of_layers, num_layers
 from deeper_layers.models.network import Network
-from deeper_layers.models.streaming import is_streamed
+from deeper_layers.models.streaming import is_streamed, reading
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
 from deeper_layers.sweeping.forward import Forward, Padded, logits_in_parts, run_layers
@@ -187,8 +187,8 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
         return found["logprob"].reshape(len(some), -1, 6)
 
     with contextlib.ExitStack() as stack:
-        for layer in range(len(network.layers)):  # those on disk are read once for all trials
-            stack.enter_context(network.reader.reading(layer))
+        for layer in network.layers:  # those on disk are read once for all trials
+            stack.enter_context(reading(layer))
         plain = answers(Sharing.NOTHING)
         # rounding moves them a little; a wrong mask or position as much as they differ among themselves
         allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
