@@ -5,7 +5,6 @@ AdamW with betas 0.9 and 0.999, gradients clipped at norm 1, no weight decay.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -86,7 +85,6 @@ class HealingConfig:
 def _refusing(made: Callable) -> Callable:
     """Pydantic's `__init__`, which says of an impossible setting in one line what it is: InputError."""
 
-    @functools.wraps(made)
     def __init__(self, **settings):
         try:
             made(self, **settings)

@@ -16,6 +16,8 @@ UNKNOWN_BEFORE = (
     "surely above guessing; `deeper-layers sweep` with the same --dtype and --quantization measures it"
 )
 AT_MOST = "at most: what of it is getting used to the text is told once the whole model is healed alike, by --drop 0"
+# of what recovery is known by, on the same sequences or items
+TOLD = ["topic", "items", "whole", "whole_healed", "pruned", "healed", "recovered", "low", "high", "untold"]
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
@@ -43,7 +45,6 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     from deeper_layers.experiments.choosing import choose_cut  # slow, as are the next
     from deeper_layers.experiments.experiment import Experiment
     from deeper_layers.experiments.healings import adapter_folder, course_of, heal_and_score
-    from deeper_layers.report.names import say
     from deeper_layers.report.statistics import recovered_by
 
     experiment = Experiment(parameters, source)
@@ -61,17 +62,13 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
         f"{parameters.text} in {record['seconds']:.0f} s: adapters of rank {config.rank}, {config.steps} steps; the "
         f"training loss went from {record['losses'][0]:.3f} to {record['losses'][-1]:.3f} nats a token"
     )
-    rows, given_back = records(unit.rows), records(back)
+    rows = records(unit.rows)
     scores = [{name: row[name] for name in ("task", "metric", "value", "stderr", "items")} for row in rows]
-    told = ("topic", "items", "whole", "whole_healed", "pruned", "healed")  # of the same sequences or items
-    at_most = [f"at most {row['high']:.0%}" if row["untold"] == "at most" else None for row in given_back]
-    before = [
-        {name: row[name] for name in told} | {"recovered": most or say(row, as_share=True)}
-        for row, most in zip(given_back, at_most, strict=True)
-    ]
+    before = records(back.rename(columns={"value": "recovered"})[TOLD])
     if not before:
         before = UNKNOWN_BEFORE if cut.size else "nothing was dropped, and nothing is to be given back"
+    note = AT_MOST if (back["untold"] == "at most").any() else None
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {"model": source.name, "layers": source.num_layers, "cut": cut_as_json(cut), "adapters": adapters}
-    content |= {"unit": str(unit.path), "healing": record, "rows": rows, "given_back": given_back}
-    return Answer(content, [head, scores, before, AT_MOST * any(at_most), f"{unit.path}\n{end}"])
+    content |= {"unit": str(unit.path), "healing": record, "rows": rows, "given_back": records(back)}
+    return Answer(content, [head, scores, before, note, f"{unit.path}\n{end}"])

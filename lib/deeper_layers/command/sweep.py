@@ -68,8 +68,10 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
     cuts = scan_cuts(experiment)
     if dry_run:
         plans = plan_each(cuts, experiment)
-        names = {"seconds": "seconds", "layer_steps": "layer_steps", "to_generate": "generated"}
-        units = [{"name": name} | {key: getattr(plan, of) for key, of in names.items()} for name, plan in plans.items()]
+        units = [
+            {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
+            for name, plan in plans.items()
+        ]
         return Answer({"units": units}, [f"{name}: {plans.get(name, 'in results already')}" for name in cuts])
     found = score_each(cuts, experiment)
     rows = [row for unit in found.values() if unit for row in records(unit.rows)]
@@ -102,7 +104,7 @@ def _tables(unit: Result, cuts_of: CutsOf) -> Iterator[str]:
 
     rows = scores_of([unit]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
     chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_of.items() for cut in cuts}
-    rules = pd.DataFrame(sorted(chosen, reverse=True), columns=["cut", "rule"])
+    rules = pd.DataFrame(sorted(chosen), columns=["cut", "rule"])
     for task, own in rows.groupby("task", sort=False):
         own = own[own["metric"] == pairing.main_metrics(own)[task]]
         found, outcomes = pairing.paired(own)
