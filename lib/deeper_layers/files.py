@@ -116,18 +116,11 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
             lock.release()
 
 
-def clear(path: Path) -> None:
-    """Remove what a killed process left of `path`, unless the same can go on from it. What it had moved comes back."""
-    if any(os.path.lexists(_folder(path).with_suffix(ending)) for ending in (".partial", ".lock")):
-        with _under_way(path, lambda _: None):
-            pass
-
-
 def clear_all(folder: Path) -> None:
-    """The same of all that is made in a folder, whatever living processes make there."""
+    """Remove what killed processes left in a folder, unless the same can go on from it; what they moved comes back."""
     for name in {left.name.partition(OURS)[0] for left in folder.glob(f"*{OURS}*")}:
-        with contextlib.suppress(InputError):
-            clear(folder / name)
+        with contextlib.suppress(InputError), _under_way(folder / name, lambda _: None):  # living processes make others
+            pass
 
 
 def read_plain(path: Path, most: int = MOST) -> bytes:
