@@ -113,10 +113,11 @@ REFUSED = {
         "no such file": [instead(FILE), instead(FILE, os.mkfifo)],
     },
     "adapters": {
-        "in finite numbers": [put(WEIGHTS, B, lambda old: old * float("nan"))],
-        "have the shapes": [put(WEIGHTS, B, lambda old: old[:, :2]), put(WEIGHTS, A, GONE)],
+        "has no A and B": [
+            put(WEIGHTS, B, lambda old: old * float("nan")), put(WEIGHTS, B, lambda old: old[:, :2]),
+            put(WEIGHTS, A, GONE), put(SETTINGS, "r", 4),
+        ],
         "no adapters of": [put(SETTINGS, "target_modules", [name]) for name in ("q_proj", "(a+)+$")],
-        "has the rank {4}": [put(SETTINGS, "r", 4)],
         "too large": [put(SETTINGS, "lora_alpha", 1e300)],
         "megatron_config": [put(SETTINGS, "megatron_config", {"a": 1})],
         "nested too deep": [put(SETTINGS, "x", DEEP)],

@@ -132,7 +132,7 @@ def quantize(folder):
     (renamed("layers.3", "layers.4", targets=True), "model.layers.4.* has no such tensor|it has no model.layers.4"),
     (renamed("model.layers.3.mlp.up_proj", "lm_head", targets=True), "lm_head.* has one of shape|do not fit .*lm_head"),
     (renamed("layers.3", "layers.4"), "no adapters of model.layers.3"),
-    (renamed("3.mlp.up_proj.lora_A", "3.mlp.up_proj.lora_B"), "A and B of model"),
+    (renamed("3.mlp.up_proj.lora_A", "3.mlp.up_proj.lora_B"), "up_proj has no A and B"),
     (edited(SETTINGS, use_dora=True), "no plain LoRA .*use_dora"),
     (edited(SETTINGS, init_lora_weights="pissa"), "no plain LoRA .*init_lora_weights.*'pissa'"),
     (edited(IDENTITY, cut=[1, 2]), r"and Cut\(start=1, size=2\), expected .* and Cut\(start=2, size=2\)"),

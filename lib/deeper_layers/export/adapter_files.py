@@ -31,7 +31,7 @@ TRAINING = (
     "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout layers_pattern "
     "megatron_core qalora_group_size ensure_weight_tying exclude_modules layers_to_transform"
 ).split()
-NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
+NAME = re.compile(r"^base_model\.model\.(.+)\.lora_[AB]\.weight$")
 Rank = Annotated[int, Field(ge=1)]
 
 
@@ -148,18 +148,15 @@ def _factors(path: Path, settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
     """A and B of each module. Raises ValueError for a file of anything else, or not of what its settings say."""
     from safetensors.torch import load_file  # slow
 
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in load_file(path).items():
-        found = NAME.fullmatch(name)
-        if found is None or tensor.ndim != 2 or not tensor.float().isfinite().all():
-            raise ValueError(f"{name} of shape {list(tensor.shape)} is no A or B of a module, in finite numbers")
-        pairs.setdefault(found["module"], {})[found["which"]] = tensor.float()
+    held, found = {name: tensor.float() for name, tensor in load_file(path).items()}, {}
     ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
-    for module, pair in pairs.items():
-        shapes = {which: list(factor.shape) for which, factor in pair.items()}
-        if shapes.keys() != {"A", "B"} or shapes["A"][0] != shapes["B"][1] or shapes["A"][0] not in ranks:
-            raise ValueError(f"A and B of {module} have the shapes {shapes}, where {SETTINGS} has the rank {ranks}")
+    for module in dict.fromkeys(NAME.sub(r"\1", name) for name in held):
+        names = [f"base_model.model.{module}.lora_{which}.weight" for which in "AB"]
+        pair = [held[name] for name in names if name in held and held[name].ndim == 2 and held[name].isfinite().all()]
+        if len(pair) < 2 or len(pair[0]) != pair[1].shape[1] or len(pair[0]) not in ranks:
+            raise ValueError(f"{module} has no A and B, matrices of finite numbers that fit, of a rank in {ranks}")
+        found[module] = pair[0], pair[1]
     for end in settings["target_modules"]:
-        if not any(f".{module}".endswith(f".{end}") for module in pairs):
+        if not any(f".{module}".endswith(f".{end}") for module in found):
             raise ValueError(f"no adapters of {end}, which {SETTINGS} asks for")
-    return {module: (pair["A"], pair["B"]) for module, pair in pairs.items()}
+    return found

@@ -39,7 +39,6 @@ NEEDED = re.compile(
 WRITTEN = re.compile(r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\.(safetensors|index\.json)")
 # entries of a configuration in which tools put a path
 PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
-
 MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
 
 
@@ -82,11 +81,10 @@ def slice_checkpoint(
         trust_remote_code: code that comes with the checkpoint is copied too; it is not run here.
 
     Raises:
-        InputError: the source is no such checkpoint (a shard is missing or damaged, its weights are pickled, are not
-            those that its configuration asks for, or a file leads out of its folder), the cut does not fit it, some of
-            its tensors belong to layers in a way that is not understood, the adapters are of another model or cut,
-            `out` exists or overlaps with what is read, another process writes it, a data type is to be changed of
-            quantized weights or is too small for a number, or the disk is full.
+        InputError: the source is no such checkpoint (a shard is missing, damaged or pickled, or it is not what its
+            configuration asks for), the cut does not fit it, it is not understood which of its tensors are layers, the
+            adapters are of another model or cut, `out` exists, overlaps with what is read or is being written, a data
+            type is to be changed of quantized weights or is too small for a number, or the disk is full.
 
     Returns:
         The folder `out`, complete: it opens in plain transformers, with a model card that says what was dropped.
@@ -229,8 +227,7 @@ def _json(content: dict) -> str:
 def _without_paths(part: dict) -> dict:
     """A part of a configuration that says nothing of where files lay on a machine: nobody else has that."""
 
-    def is_path(name: str, value) -> bool:
-        is_place = name in PLACES and isinstance(value, str)
-        return is_place and (os.path.isabs(value) or os.path.exists(local_path(value)))
+    def is_path(value) -> bool:
+        return isinstance(value, str) and (os.path.isabs(value) or os.path.exists(local_path(value)))
 
-    return {name: value for name, value in part.items() if not is_path(name, value)}
+    return {name: value for name, value in part.items() if name not in PLACES or not is_path(value)}

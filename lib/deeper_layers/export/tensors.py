@@ -90,9 +90,6 @@ def read_entries(folder: Path) -> Entries:
     return found
 
 
-# ---- what is done to them --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Changed:
     """What a rule made of the layers that stay.
@@ -114,16 +111,16 @@ def zero_sublayers(entries: Entries, layout: "Layout", cut: Cut) -> None:
 
     _check_plain(entries, layout, "written as zeros: zero the sublayers of what it was made of")
     new = layout.numbers(cut)
-    for part, layer in [*((ATTENTION, layer) for layer in cut.attention), *((MLP, layer) for layer in cut.mlp)]:
-        begin = f"{layout.prefix}{new[layer]}."
-        ends = [name for name in entries if name.startswith(begin) and ends_sublayer(name.removeprefix(begin), part)]
-        if not ends:
-            raise InputError(
-                f"{layout.folder} has no tensor of a known name that ends the {part} of its layer {layer}: drop "
-                "whole layers"
-            )
-        for name in ends:
-            entries[name].edits.append(torch.zeros_like)
+    for part, layers in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
+        for layer in layers:
+            begin = f"{layout.prefix}{new[layer]}."
+            inside = [name for name in entries if name.startswith(begin)]
+            ends = [name for name in inside if ends_sublayer(name.removeprefix(begin), part)]
+            if not ends:
+                said = f"no tensor of a known name that ends the {part} of its layer {layer}"
+                raise InputError(f"{layout.folder} has {said}: drop whole layers")
+            for name in ends:
+                entries[name].edits.append(torch.zeros_like)
 
 
 def replace_tensors(entries: Entries, layout: "Layout", changed: Changed) -> None:
@@ -180,10 +177,9 @@ def _check_plain(entries: Entries, layout: "Layout", what: str) -> None:
 
 
 def smallest_dtype(entries: Entries) -> str:
-    """The smallest of DTYPES that holds every real number of a checkpoint in float32 exactly.
+    """The smallest of DTYPES that holds every number of a checkpoint in float32 exactly, as it is made of a GGUF file.
 
-    The weights of a GGUF file become float32, and are what they were if it held 16 bits. Those that it held in fewer
-    are products of a scale of 16 bits and small whole numbers, which 16 bits seldom hold: then it is float32.
+    Of weights in fewer than 16 bits that is float32: they are products of a scale and small whole numbers.
     """
     import torch  # slow
 
@@ -191,9 +187,6 @@ def smallest_dtype(entries: Entries) -> str:
     for values in (entry.read() for entry in entries.values() if entry.dtype == "F32"):
         fitting = [dtype for dtype in fitting if torch.equal(values.to(dtype).float(), values)]
     return str((*fitting, torch.float32)[0]).removeprefix("torch.")
-
-
-# ---- files -----------------------------------------------------------------------------------------------
 
 
 def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[str, str]:
