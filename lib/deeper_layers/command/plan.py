@@ -72,5 +72,8 @@ def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
         ]
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
         sheet = f"Arithmetic, not measured: {prices.REACHED:.0%} of the matrix throughput of the {machine['source']}."
-        tried = f"Predicted in {content['dtype']} from the median of short products, {machine['source']}."
+        reached = ", ".join(f"{of} {number / 1e9:,.0f}" for of, number in machine["throughput"].items())
+        tried = (
+            f"Predicted in {content['dtype']} from the median of short products, {machine['source']}: {reached} GFLOPS."
+        )
         yield tried if machine["name"] == "this" else sheet
