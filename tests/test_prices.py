@@ -6,6 +6,7 @@ import pytest
 
 from deeper_layers import models, prices
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.experiments.choosing import unchosen
 from deeper_layers.experiments.notebook_parameters import (
     ComparedHealingsParameters,
     ReasoningParameters,
@@ -58,8 +59,10 @@ def test_a_sweep_costs_what_its_tree_has_nodes():
     assert all.memory > one.memory > one.weights
     scored = prices.sweep_cost(llama, cuts, 1000, 10, 0, "bfloat16").operations - all.operations
     assert scored == 10 * 5 * 2 * llama.head
-    apart = prices.sweep_cost(llama, [Cut(0, 0), Cut(0, 2), Cut(0, 3)], 1000, 10, 8, "bfloat16")
-    assert prices.sweep_cost(llama, [Cut(0, 0)], 1000, 10, 8, "bfloat16", unknown=[2, 3]) == apart
+    apart, shared = ([Cut(0, 0), *some] for some in (unchosen("simple", [2, 3]), [Cut(0, 2), Cut(0, 3)]))
+    assert prices.sweep_cost(llama, apart, 1000, 10, 8, "bfloat16") == prices.sweep_cost(
+        llama, shared, 1000, 10, 8, "bfloat16"
+    )
 
 
 def test_what_no_copy_fits_into_is_too_large_and_small_batches_wait_for_weights():

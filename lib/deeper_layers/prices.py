@@ -9,7 +9,6 @@ heads are wide. Norms, activations, adapters, the head where nothing asks for it
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deeper_layers.checks import shown
@@ -165,33 +164,21 @@ def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -
     return _pass(shape, tokens, shape.layers, length, dtype, alive=1)
 
 
-def sweep_cost(
-    shape: Shape,
-    cuts: list[Cut],
-    tokens: int,
-    scored: int,
-    length: int | float,
-    dtype: str,
-    unknown: Sequence[int] = (),
-) -> Cost:
+def sweep_cost(shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: int | float, dtype: str) -> Cost:
     """Of a sweep over the distinct `tokens` of its requests, in sequences of `length` on average, `scored` positions of
-    which have logits in each pruned model. `unknown` has the sizes of further cuts, as if they shared nothing."""
+    which have logits in each pruned model."""
     tree = Tree(cuts, shape.layers)
-    nodes = tree.nodes + sum(shape.layers - size for size in unknown)
-    lent = length * nodes / shape.layers * shape.remembered * ITEMSIZE[dtype]
-    alive = tree.alive + 2 * len(unknown)  # of each, what enters a layer and what leaves it
-    return _pass(shape, tokens, nodes, length, dtype, alive, scored * (len(cuts) + len(unknown)), lent)
+    lent = length * tree.nodes / shape.layers * shape.remembered * ITEMSIZE[dtype]
+    return _pass(shape, tokens, tree.nodes, length, dtype, tree.alive, scored * len(cuts), lent)
 
 
-def writing_cost(
-    shape: Shape, cuts: list[Cut], answers: int, prompts: int, longest: int, dtype: str, unknown: Sequence[int] = ()
-) -> Cost:
+def writing_cost(shape: Shape, cuts: list[Cut], answers: int, prompts: int, longest: int, dtype: str) -> Cost:
     """Of so many written answers of each pruned model, all as long as they may be; the prompts have so many tokens.
 
     Where some end earlier it is less. Of a batch each token reads the weights once.
     """
     tokens, length = prompts + answers * longest, prompts / answers + longest
-    of_sweep = sweep_cost(shape, cuts, tokens, answers * longest, length, dtype, unknown)
+    of_sweep = sweep_cost(shape, cuts, tokens, answers * longest, length, dtype)
     return dataclasses.replace(of_sweep, batches=longest * math.ceil(answers / ROWS))
 
 

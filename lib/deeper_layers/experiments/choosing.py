@@ -117,10 +117,9 @@ def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "
     model or size.
     """
     chosen, known, parameters = REGISTERED[rule], _looked_at(rule, experiment), experiment.parameters
-    layers = experiment.source.num_layers
+    layers, (model, _) = experiment.source.num_layers, experiment.opened()
     cut = chosen.choose([size], layers, known)[0]
     merged = merged_layers(size, layers, known) if chosen.needs == "likeness" else []
-    model, _ = experiment.opened()
     changed = rules.changed_model(model, chosen, cut, merged, _sequences(experiment)[:FITTED])
     looked = f"{parameters.samples} sequences of {parameters.sequence_length} tokens of {parameters.corpus}"
     words = f"{rule}: {chosen.words} ({chosen.source}); it looked at {looked}"

@@ -103,7 +103,7 @@ def measure_geometry(experiment: Experiment) -> Result | None:
         triangles = {name: _triangle(table) for name, table in pairs.items()}
         return rows, {"tokens": tokens, "points": points, "pairs": triangles}
 
-    asked = {name: getattr(parameters, name) for name in ("tokens", "neighbours", "skip_sequences")}
+    asked = parameters.model_dump(include={"tokens", "neighbours", "skip_sequences"})
     return _of_residuals("geometry", asked, experiment, measure)
 
 

@@ -87,9 +87,8 @@ def _healed(cut: Cut, config: HealingConfig, experiment: Experiment):
     from deeper_layers.pruning import drop_layers  # torch, where there is something to heal
 
     (whole, tokenizer), source, parameters = experiment.opened(), experiment.source, experiment.parameters
-    part = {"datasets": parameters.datasets}
-    texts = data.texts(parameters.text, split="train", documents=_documents(config), **part)
-    check_apart(texts, data.texts(parameters.text, split="validation", **part))
+    texts = data.texts(parameters.text, datasets=parameters.datasets, **_part(config))
+    check_apart(texts, data.texts(parameters.text, split="validation", datasets=parameters.datasets))
     pruned, folder = drop_layers(whole, cut), _folder(cut, config, experiment)
     checkpoints = folder.with_name("checkpoints")
     if record := _record(folder):
@@ -125,8 +124,8 @@ def _settings(config: HealingConfig, experiment: Experiment) -> dict:
 
 
 def _healing_text(config: HealingConfig, experiment: Experiment) -> Data:
-    return experiment.text(experiment.parameters.text, split="train", documents=_documents(config))
+    return experiment.text(experiment.parameters.text, **_part(config))
 
 
-def _documents(config: HealingConfig) -> int:
-    return max(1000, config.tokens // TOKENS_OF_A_DOCUMENT)
+def _part(config: HealingConfig) -> dict:
+    return {"split": "train", "documents": max(1000, config.tokens // TOKENS_OF_A_DOCUMENT)}

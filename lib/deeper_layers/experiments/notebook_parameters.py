@@ -158,10 +158,9 @@ class WhichLayersParameters(TaskParameters):
     @property
     def calibration(self) -> dict:
         """What determines what a rule looks at, and a bridge is fitted on."""
-        names = ["calibration_sequences", "bridge_sequences"]
-        if self.loss_length != USUAL:  # theirs too; a key without it is of the usual
-            names.append("loss_length")
-        return self.drawn | {name: getattr(self, name) for name in names}
+        asked = self.drawn | self.model_dump(include={"calibration_sequences", "bridge_sequences"})
+        # their length too; a key without it is of the usual
+        return asked if self.loss_length == USUAL else asked | {"loss_length": self.loss_length}
 
     def shares(self, num_layers: int) -> list[int]:
         """How many layers each rule drops, at least one of them and never all; halves are rounded up."""
@@ -250,7 +249,7 @@ class TakeAwayParameters(TaskParameters):
 
     def healing(self) -> HealingParameters:
         """How the file heals: on weights as they are in it, in bfloat16."""
-        both = {name: value for name, value in self if name in HealingParameters.model_fields}
+        both = self.model_dump(include={*HealingParameters.model_fields})
         return HealingParameters(**both | {"dtype": "bfloat16", "quantization": None})
 
     def run(self, experiment: Experiment) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deeper_layers import checks, data, models, results, sweeping
 from deeper_layers.cuts import Cut
@@ -32,8 +32,6 @@ BITSANDBYTES = ("nf4", "int8")
 SEVERAL = 2  # times as fast, from which another data type is worth a word
 Kind = TypeVar("Kind", bound="Shown")
 
-# ---- lists in a text --------------------------------------------------------------------------------------------
-
 LIST = r"[\s,]*({0})(\s*,[\s,]*({0}))*[\s,]*"
 NUMBER = r"[0-9]{1,5}(\s*-\s*[0-9]{1,5})?"
 # a name of lm-eval's, examples in the prompt, items; block sizes of its own
@@ -46,10 +44,10 @@ def split(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def numbers_in(text: str | None) -> list[int]:
+def numbers_in(text: str) -> list[int]:
     """The whole numbers of a list like "0-8, 12", rising; none of a word that stands for them."""
     found = set()
-    for ends in re.findall(r"([0-9]+)(?:\s*-\s*([0-9]+))?", text or ""):
+    for ends in re.findall(r"([0-9]+)(?:\s*-\s*([0-9]+))?", text):
         low, high = sorted((int(ends[0]), int(ends[1] or ends[0])))
         found |= set(range(low, high + 1))
     return sorted(found)
@@ -66,8 +64,6 @@ def listed(item: str | Iterable[str], *words: str, description: str | None = Non
     return Field(pattern=f"^({'|'.join([*words, LIST.format(item)])})$", description=description)
 
 
-# ---- parameters -------------------------------------------------------------------------------------------------
-
 Dtype = Annotated[str, one_of(["auto", *DTYPES], '"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')]
 Quantization = Annotated[str | None, one_of(BITSANDBYTES, 'None, "nf4" or "int8" (bitsandbytes)')]
 Corpus = Annotated[str, one_of(data.CORPORA)]
@@ -75,12 +71,13 @@ Preset = Annotated[
     str, one_of(PRESETS, 'the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", or "distill"')
 ]
 Rules = Annotated[str, listed(RULES, description='who chooses the dropped block: "similarity", "simple", or both')]
+AnyRules = Annotated[str, listed(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")]
 Sizes = Annotated[str, listed(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
 Tasks = Annotated[str, listed(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
 TasksOfSizes = Annotated[str, listed(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
 Layers = Annotated[str | None, listed(NUMBER)]
 # parameters that, where given, replace the setting of the preset
-SETTINGS = ("rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature")
+SETTINGS = {"rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature"}
 
 
 def setting(name: str, more: str = "") -> Any:
@@ -96,7 +93,7 @@ class Shown(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     notebook: ClassVar[str] = ""  # whose parameters these are
-    _is_measured: bool = PrivateAttr(False)
+    _is_measured: bool = False
 
     model: str = Field(
         PUBLISHED,
@@ -234,14 +231,14 @@ class Parameters(Shown):
         """
         if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.results_folder)):
             return known
-        how = {name: getattr(self, name) for name in ("revision", "dtype", "trust_remote_code")}
+        how = self.model_dump(include={"revision", "dtype", "trust_remote_code"})
         source = models.find_model(self.model, hashed=hashed, **how)
         name = results.name_of(source.weights, self.results_folder) if source.is_gguf else None
         return source if name is None else dataclasses.replace(source, name=name)
 
     def open(self, source: Source):
         """The model and its tokenizer, of which InputError is raised where it knows no words."""
-        how = {name: getattr(self, name) for name in ("device", "quantization", "trust_remote_code")}
+        how = self.model_dump(include={"device", "quantization", "trust_remote_code"})
         model, tokenizer = models.load_model(source, **how)
         data.check_tokenizer(tokenizer)
         if self.dtype == "auto" and source.dtype == "float32" and model.device.type == "cpu":
@@ -260,7 +257,7 @@ class Parameters(Shown):
     @property
     def drawn(self) -> dict:
         """What determines the sequences of the distances, besides the tokenizer."""
-        return {name: getattr(self, name) for name in ("corpus", "samples", "sequence_length", "seed")}
+        return self.model_dump(include={"corpus", "samples", "sequence_length", "seed"})
 
 
 class TaskParameters(Parameters):
@@ -311,12 +308,12 @@ class TaskParameters(Parameters):
 
     @property
     def texts(self) -> dict[str, dict]:
-        """The texts on which losses are measured, and what is asked of each, as a key has it."""
+        """The texts on which losses are measured, and what is asked of each."""
         return {}
 
     @property
     def questions(self) -> dict[str, dict]:
-        """The same of texts and tasks."""
+        """What is asked of each text and task, as a key has it."""
         return self.texts | {name: {of: self.asked[name][of] for of in ("shots", "limit")} for name in self.task_list}
 
     @property
@@ -364,9 +361,9 @@ class HealingParameters(TaskParameters):
 
         Raises InputError for an impossible setting.
         """
-        named = {name: getattr(self, name) for name in SETTINGS} | {"seed": self.healing_seed}
-        given = {name: value for name, value in named.items() if value is not None} | others
-        preset = PRESETS[self.preset]
+        given, preset = self.model_dump(include=SETTINGS, exclude_none=True) | others, PRESETS[self.preset]
+        if self.healing_seed is not None:
+            given.setdefault("seed", self.healing_seed)
         if "steps" in given:  # the same share of warm-up
             share = preset.warmup_steps / preset.steps
             given.setdefault("warmup_steps", round(share * min(given["steps"], checks.MANY)))
@@ -374,16 +371,13 @@ class HealingParameters(TaskParameters):
 
     @property
     def texts(self) -> dict[str, dict]:
-        """The text on which losses are measured, and what is asked of it, as a key has it."""
         return {self.text: {"limit": self.loss_sequences, "length": self.loss_length}}
 
 
 class SweepParameters(TaskParameters):
     """Parameters of `deeper-layers sweep` and `plan`: any rule, a cut of any shape, and an engine."""
 
-    rules: Annotated[str, listed(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")] = (
-        "similarity, simple"
-    )
+    rules: AnyRules = "similarity, simple"
     layers: Layers = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
     attention: Layers = Field(None, description="layers that lose their attention, in the same way")
     mlp: Layers = Field(None, description="layers that lose their MLP, in the same way")
@@ -402,5 +396,5 @@ class SweepParameters(TaskParameters):
     @functools.cached_property
     def given_cut(self) -> Cut | None:
         """The cut that was given layer by layer; None where rules choose."""
-        lists = {name: getattr(self, name) for name in ("layers", "attention", "mlp")}
-        return Cut.of(**{name: numbers_in(text) for name, text in lists.items()}) if any(lists.values()) else None
+        lists = self.model_dump(include={"layers", "attention", "mlp"}, exclude_none=True)
+        return Cut.of(**{name: numbers_in(text) for name, text in lists.items()}) if lists else None

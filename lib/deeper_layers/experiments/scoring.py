@@ -187,11 +187,11 @@ def _batches(cuts_of: CutsOf) -> dict:
 def data_of(asked: dict[str, dict], experiment: Experiment) -> list[Data]:
     """What is read of texts, and then of tasks, by what is asked of each."""
     texts = {name: of_text for name, of_text in asked.items() if "length" in of_text}
-    parts = {
-        name: {"split": "validation"} if of_text["length"] else {"documents": of_text["limit"]}
+    found = [
+        experiment.text(name, **({"split": "validation"} if of_text["length"] else {"documents": of_text["limit"]}))
         for name, of_text in texts.items()
-    }
-    return [experiment.text(name, **part) for name, part in parts.items()] + experiment.items(asked.keys() - texts)
+    ]
+    return found + experiment.items(asked.keys() - texts)
 
 
 # ---- losses on text ---------------------------------------------------------------------------------------------
