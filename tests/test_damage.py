@@ -109,7 +109,7 @@ REFUSED = {
         "have unlike tensors": [
             other(b"blk.1.attn_q.", b"blk.1.attn_x."), other(b"blk.1.attn_q.", b"blk.x.attn_q."),
         ],
-        "bytes after the last one": [lambda given: write(FILE, (given / FILE).read_bytes() + bytes(64))(given)],
+        "bytes after the last tensor": [lambda given: write(FILE, (given / FILE).read_bytes() + bytes(64))(given)],
         "no such file": [instead(FILE), instead(FILE, os.mkfifo)],
     },
     "adapters": {

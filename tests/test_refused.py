@@ -81,12 +81,12 @@ TYPED = [  # what is typed, exit status, words of the line
     ("prune tiny tiny --drop 1", 1, "tiny exists: give"),
     ("prune tiny out --adapter tiny", 1, "lacks adapter_model.safetensors"),
     ("prune tiny out --drop 1 --steps 5", 2, "--steps is of --heal"),
-    ("prune tiny.gguf out.gguf --drop 1 --rule replaceme", 1, "weights are changed, and a GGUF file's stay"),
-    ("prune tiny out.gguf --drop 1", 1, "tiny is no GGUF file: give a folder"),
-    ("prune tiny.gguf out.gguf --drop 1 --dtype float16", 1, "--type is for one that ends in .gguf"),
+    ("prune tiny.gguf out.gguf --drop 1 --rule replaceme", 1, "of a GGUF file alone, whose weights no rule changes"),
+    ("prune tiny out.gguf --drop 1", 1, "is made of a GGUF file alone"),
+    ("prune tiny.gguf out.gguf --drop 1 --dtype float16", 1, "a folder is made of any model, in a --dtype"),
     ("prune tiny out --drop 1 --for ollama", 1, "the engine is 'ollama', expected one of llama.cpp"),
     ("prune tiny out --drop 1 --push-to-hub a/b/c", 1, "a/b/c"),
-    ("prune tiny out --mlp 1", 1, "--silence writes zeros where they end instead"),
+    ("prune tiny out --mlp 1", 1, "--silence writes zeros into a folder where they end"),
     ("report embedded --notebooks 99", 1, "--notebooks is '99', expected 'all' or some of 01-similarity"),
 ]  # fmt: skip
 

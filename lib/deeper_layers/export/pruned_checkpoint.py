@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # slow
     from deeper_layers.export.tensors import Changed
     from deeper_layers.report.one_cut import Score
 
-CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # bytes a weight, or nearly
 BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 PARAMETERS = {"K": 1e3, "M": 1e6, "B": 1e9}
@@ -156,26 +155,24 @@ class Output:
         `changes`."""
         from deeper_layers import export  # slow, one of its checks
 
-        said = f"OUT is {str(self.path)!r}"
-        if self.is_gguf and (changes or not is_gguf_model(model)):
-            what = "weights are changed, and a GGUF file's stay as they are" if changes else f"{model} is no GGUF file"
-            raise InputError(f"{said}, and {what}: give a folder as OUT, and {CONVERT}")
-        if (self.type is not None) > self.is_gguf or self.is_gguf > (self.dtype == "auto"):
-            raise InputError(f"{said}: --type is for one that ends in .gguf, --dtype for a folder")
+        asked_of_files = self.is_gguf and (changes or self.dtype != "auto" or not is_gguf_model(model))
+        if asked_of_files or self.type and not self.is_gguf:
+            raise InputError(
+                f"OUT is {str(self.path)!r}: what ends in .gguf is made of a GGUF file alone, whose weights no rule "
+                "changes, in a --type; a folder is made of any model, in a --dtype, and convert_hf_to_gguf.py, which "
+                "comes with llama.cpp, makes a GGUF file of it"
+            )
         checks.new_folder("the folder of OUT", self.path.parent, writable=True)
         ours = export.check_our_gguf if self.is_gguf else export.check_our_folder
         (ours if self.overwrite else files.check_absent)(self.path)
 
     def check_sublayers(self, what: str) -> None:
         """Raise InputError where what drops sublayers can't be written or healed; `what` begins the message."""
-        if self.healed:
-            raise InputError(f"adapters are of whole layers, and {what}: leave them out")
-        if self.is_gguf:
-            raise InputError(f"{what}, which no GGUF file states: give a folder as OUT with --silence, and {CONVERT}")
-        if not self.silence:
+        if self.healed or self.is_gguf or not self.silence:
             raise InputError(
-                f"{what}: no configuration states a layer without one of its sublayers; --silence writes zeros where "
-                "they end instead, which any tool reads to the same numbers, and which saves no memory"
+                f"{what}: no configuration, no GGUF file and no adapters are of a layer without one of its sublayers; "
+                "--silence writes zeros into a folder where they end instead, which any tool reads to the same "
+                "numbers, and which saves no memory"
             )
 
     def sizes(self, source: Source) -> Callable[[Cut], tuple[int, str]]:

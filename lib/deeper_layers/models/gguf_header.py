@@ -94,7 +94,6 @@ def read_gguf(path: Path) -> Header:
             raise ValueError("there is no such file")
         with np.errstate(over="raise"):
             header = Header(path)
-        _check_tensors(header)
         _check_model(header)
     return header
 
@@ -105,39 +104,35 @@ def placed(name: str) -> tuple[int | None, str]:
     return (int(found[1]), name[found.end() :]) if found else (None, name)
 
 
-def _check_tensors(header: Header) -> None:
-    """Raise ValueError unless they lie as llama.cpp demands: one after another, aligned, up to the file's end."""
-    end = int(header.data_offset)
-    for tensor in header.tensors:
-        if not 1 <= len(tensor.shape) <= 4 or not tensor.n_elements or tensor.data_offset != end:
-            raise ValueError(f"its tensor {tensor.name!r} has no numbers, or lies elsewhere")
-        end += tensor.n_bytes + -tensor.n_bytes % header.alignment
-    if not header.tensors or len(header.data) > end:
-        raise ValueError("it has no tensors, or bytes after the last one")
-
-
 def _check_model(header: Header) -> None:
-    """Raise ValueError unless the tensors are those of one model, as the metadata describe it."""
-    arch, stated, shapes = header.architecture, header.layers, {t.name: t.shape.tolist() for t in header.tensors}
+    """Raise ValueError unless the tensors are those of one model, as the metadata describe it, and lie as llama.cpp
+    demands: one after another, aligned, up to the file's end."""
+    arch, stated, end = header.architecture, header.layers, int(header.data_offset)
     if not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
     if header.get("split.count", 0) not in (0, 1):
         raise ValueError("it is one of several files: join them with llama-gguf-split --merge")
     if odd := [key for key, entry in header.entries.items() if entry.value != entry.value]:
         raise ValueError(f"its {odd[0]} is no number")
-    parts: dict[int | None, set[str]] = {None: set()}
-    for number, name in map(placed, shapes):
-        parts.setdefault(number, set()).add(name)
-    others = {name.rpartition(".")[0] for name in parts.pop(None)}
+    parts: dict[int | None, dict[str, list[int]]] = {None: {}}
+    for tensor in header.tensors:
+        if not 1 <= len(tensor.shape) <= 4 or not tensor.n_elements or tensor.data_offset != end:
+            raise ValueError(f"its tensor {tensor.name!r} has no numbers, or lies elsewhere")
+        end += tensor.n_bytes + -tensor.n_bytes % header.alignment
+        number, name = placed(tensor.name)
+        parts.setdefault(number, {})[name] = tensor.shape.tolist()
+    if len(header.data) > end:
+        raise ValueError("it has bytes after the last tensor")
+    others = {name.rpartition(".")[0]: shape for name, shape in parts.pop(None).items()}
     if type(stated) is not int or stated != len(parts) or parts.keys() != {*range(stated)}:
         raise ValueError(f"its {arch}.block_count is {stated!r:.40}, and it has tensors of {len(parts)} layers")
     width, tokens = header.get(f"{arch}.embedding_length"), header.get("tokenizer.ggml.tokens")
-    if width and tokens and (shape := shapes.get("token_embd.weight")) not in (None, [width, len(tokens)]):
+    if width and tokens and (shape := others.get("token_embd")) not in (None, [width, len(tokens)]):
         raise ValueError(f"its embedding has the shape {shape}, expected {[width, len(tokens)]}")
     if arch not in UNIFORM:
         return
-    if unlike := [number for number, names in parts.items() if names != parts[0]]:
+    if unlike := [number for number, tensors in parts.items() if tensors.keys() != parts[0].keys()]:
         raise ValueError(f"its layers 0 and {unlike[0]} have unlike tensors")
     names = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[ARCHITECTURES[arch]]}
-    if strange := sorted(others - names | {"token_embd", "output_norm"} & names - others):
+    if strange := sorted(others.keys() - names | {"token_embd", "output_norm"} & names - others.keys()):
         raise ValueError(f"its tensor {strange[0]!r} is missing, or none of {arch}")
