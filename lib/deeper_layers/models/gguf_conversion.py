@@ -70,11 +70,9 @@ def _convert(path: Path, out: Path) -> None:
             model.is_quantized = False
             model.save_pretrained(out)
             AutoTokenizer.from_pretrained(folder, **how).save_pretrained(out)  # ty: ignore[missing-union-attribute]
-    except InputError:
-        raise
     except Exception as error:  # whatever transformers raises for an entry or a tensor that it did not expect
         if disk_is_full(error):
-            raise OSError(first_line(error)) from error
+            raise
         raise InputError(
             f"transformers can't convert {path} ({first_line(error)}): give a GGUF file of a model that it knows"
         ) from error

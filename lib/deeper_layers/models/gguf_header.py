@@ -35,7 +35,6 @@ class Header(gguf.GGUFReader):
         super().__init__(path)
         fields = list(self.fields.values())[3:]  # after three that gguf adds
         self.entries = {field.name: GGUFValue(_value(field), *field.types) for field in fields}
-        self.fields.clear()
         self.alignment = int(self.alignment)
         self.architecture = self.get("general.architecture")
         self.layers = self.get(f"{self.architecture}.block_count")
@@ -92,9 +91,7 @@ def read_gguf(path: Path) -> Header:
     with telling(f"{path} is not a whole GGUF file"):
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("there is no such file")
-        with np.errstate(over="raise"):
-            header = Header(path)
-        _check_model(header)
+        _check_model(header := Header(path))
     return header
 
 
