@@ -117,15 +117,8 @@ def model_card(
         yaml = ""
     if len(lineage.steps) > 1:  # the source's card is one of ours: the card that it quotes
         text = re.sub(r"^> ?", "", text.partition(KEPT_CARD)[2].strip(), flags=re.MULTILINE)
-    told: dict = {
-        "name": name,
-        "lineage": lineage,
-        "step": step,
-        "facts": facts,
-        "config": config,
-        "revision": revision,
-    }
-    told |= {"adapter": adapter, "predicting": predicting, "scores": scores, "yaml": yaml.rstrip(), "where": where}
+    told: dict = {"name": name, "lineage": lineage, "facts": facts, "config": config, "revision": revision}
+    told |= {"adapter": adapter, "predicting": predicting, "scores": scores, "yaml": yaml, "where": where}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
     environment.filters |= FILTERS
     card = environment.get_template("model_card.md.jinja").render(told, head=data.to_yaml(), text=text)
