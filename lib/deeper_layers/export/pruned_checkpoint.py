@@ -5,14 +5,14 @@ and their upload to the hub.
 import contextlib
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers import checks, files, models, results
 from deeper_layers.cuts import Cut, ranges
-from deeper_layers.errors import InputError, NotMeasuredError, first_line
+from deeper_layers.errors import InputError, NotMeasuredError, telling
 from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
 from deeper_layers.export.llama_cpp import ROUNDED
 from deeper_layers.models.checkpoint_files import is_gguf
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # slow
 
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # bytes a weight, or nearly
 BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+ADVICE = "check the name, the token's rights and the connection"
 PARAMETERS = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -313,7 +314,7 @@ def check_repository(repository: str, *, public: bool) -> None:
         raise InputError(f"--push-to-hub is {checks.shown(repository)}, expected USER/NAME or ORGANISATION/NAME")
     if get_token() is None:
         raise InputError("--push-to-hub needs a token of the hub that may write: run `hf auth login`, or set HF_TOKEN")
-    with _reached(repository):
+    with telling(f"can't upload to {repository}", ADVICE):
         HfApi().whoami()
         with contextlib.suppress(RepositoryNotFoundError):
             if not HfApi().repo_info(repository).private and not public:
@@ -328,22 +329,10 @@ def push(path: Path, repository: str, *, public: bool, message: str) -> str:
     from huggingface_hub import HfApi  # slow
 
     api = HfApi()
-    with _reached(repository, f"; {path} is complete, and stays"):
+    with telling(f"can't upload to {repository}", f"{ADVICE}; {path} is complete, and stays"):
         api.create_repo(repository, private=not public, exist_ok=True)
         if path.is_file():
             api.upload_file(repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message)
         else:
             api.upload_folder(repo_id=repository, folder_path=path, commit_message=message)
     return f"{api.endpoint}/{repository}"
-
-
-@contextlib.contextmanager
-def _reached(repository: str, more: str = "") -> Iterator[None]:
-    """Whatever a server and the ways to it can answer is one line."""
-    try:
-        yield
-    except Exception as error:
-        raise InputError(
-            f"can't upload to {repository} ({first_line(error)}): check the name, the token's rights and the "
-            f"connection{more}"
-        ) from error

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from deeper_layers.errors import InputError, disk_is_full, first_line
+from deeper_layers.errors import telling
 from deeper_layers.files import atomic_dir, locked
 from deeper_layers.package_index import cache_folder, check_hash, keeping
 
@@ -59,20 +59,14 @@ def _convert(path: Path, out: Path) -> None:
     read_gguf(path)
     how = {"gguf_file": ALONE, "trust_remote_code": False}
     numbers = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-    try:
-        with alone(path) as folder:
-            model, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
-                folder, output_loading_info=True, **numbers, **how
-            )
-            check_whole(report, path.name)
-            # the weights are plain from here on: a quantization entry would make the next reader look for more
-            vars(model.config).pop("quantization_config", None)
-            model.is_quantized = False
-            model.save_pretrained(out)
-            AutoTokenizer.from_pretrained(folder, **how).save_pretrained(out)  # ty: ignore[missing-union-attribute]
-    except Exception as error:  # whatever transformers raises for an entry or a tensor that it did not expect
-        if disk_is_full(error):
-            raise
-        raise InputError(
-            f"transformers can't convert {path} ({first_line(error)}): give a GGUF file of a model that it knows"
-        ) from error
+    advice = "give a GGUF file of a model that it knows, and room for it in the cache"
+    with telling(f"transformers can't convert {path}", advice), alone(path) as folder:
+        model, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
+            folder, output_loading_info=True, **numbers, **how
+        )
+        check_whole(report, path.name)
+        # the weights are plain from here on: a quantization entry would make the next reader look for more
+        vars(model.config).pop("quantization_config", None)
+        model.is_quantized = False
+        model.save_pretrained(out)
+        AutoTokenizer.from_pretrained(folder, **how).save_pretrained(out)  # ty: ignore[missing-union-attribute]
