@@ -134,7 +134,8 @@ def prune(
     safe = functools.partial(export.safe_cuts, config, engines=split(asked.for_))
     safe([UNPRUNED])  # an engine that nobody knows is refused
     if not cut.is_of_layers if cut else chosen.drops_sublayers and drop:
-        output.check_sublayers(f"this cut is {cut}" if cut else f"the rule {rule} drops attention or MLP apart")
+        what = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
+        output.check_sublayers(what)
     if asked.push_to_hub and not asked.dry_run:
         export.check_repository(asked.push_to_hub, public=asked.public)
     from deeper_layers.experiments.choosing import changed_choice, choose_cut  # slow
