@@ -13,7 +13,7 @@ from deeper_layers.experiments.parameters import TaskParameters
 from deeper_layers.models import half_precision
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import unpack, unpack_halves
-from deeper_layers.sweeping import harness
+from deeper_layers.sweeping import harness, sweeps
 from deeper_layers.sweeping.sweeps import sweep
 
 LAYERS, LIMIT = 5, 12
@@ -102,6 +102,22 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
     assert found["items"] == expected["sample_len"] == 90 + 81 and [*leaves] == ["capitals", "sums_one_digit"]
     assert found["value"] == expected["acc,none"]
     assert found["stderr"] == pytest.approx(expected["acc_stderr,none"])
+
+
+def test_a_group_that_is_interrupted_says_what_it_has(opened, monkeypatch, capsys):
+    found, known = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4), sweeps.finished
+
+    def interrupted(shards, number, *given):
+        if number:
+            raise KeyboardInterrupt
+        return known(shards, number, *given)
+
+    monkeypatch.setattr(sweeps, "finished", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(*opened, ["sums"], CUTS[:2], limit=4)
+    without = found.query("size == 2 and metric == 'acc'")["value"].item()
+    said = capsys.readouterr().err
+    assert "sums: 1 of 2 tasks, mean accuracy" in said and f"n = 2, l = 1: {without:.3f}" in said
 
 
 def test_float32_that_nobody_asked_for_is_named_where_bfloat16_is_faster(tiny_folder, monkeypatch, capsys):

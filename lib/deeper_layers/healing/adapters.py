@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import PreTrainedModel
@@ -160,19 +161,22 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     dtype = dtype or base.dtype
     merged = drop_layers(base, UNPRUNED)  # modules of its own over the same weights
     for name, module in list(merged.named_modules()):
-        is_adapted = isinstance(module, LoraLayer)
         is_rounded = isinstance(module, Widened) or type(module).__module__.startswith("bitsandbytes.")
-        if (is_adapted or is_rounded) and ".base_layer" not in name:
-            layer = module.get_base_layer() if is_adapted else module
+        if ".base_layer" in name:
+            continue
+        if isinstance(module, ParamWrapper):  # experts, whose weights are parameters of one module: a wrapper for each
+            experts, wrapper = module.get_base_layer(), module
+            while isinstance(wrapper, ParamWrapper):
+                weight = _with_adapters(wrapper, wrapper.get_param().detach().float(), name, dtype)
+                experts._parameters[wrapper.parameter_name] = nn.Parameter(weight, requires_grad=False)
+                wrapper = wrapper.base_layer
+            merged.set_submodule(name, experts)
+        elif isinstance(module, LoraLayer):
+            layer = module.get_base_layer()
             weight = dequantize_module_weight(layer).detach().float()
-            added = module.get_delta_weight(module.active_adapters[0]).float() if is_adapted else None
-            plain = (weight if added is None else weight + added).to(dtype)
-            if torch.isfinite(weight).all() and not torch.isfinite(plain).all():
-                raise InputError(
-                    f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a "
-                    "larger range, or heal anew with a lower learning_rate"
-                )
-            merged.set_submodule(name, _plain(layer, plain))
+            merged.set_submodule(name, _plain(layer, _with_adapters(module, weight, name, dtype)))
+        elif is_rounded:
+            merged.set_submodule(name, _plain(module, dequantize_module_weight(module).detach().float().to(dtype)))
     tied: dict = {}
     for module in merged.modules():  # parameters of its own where the type changes: the others are shared
         for name, parameter in module._parameters.items():
@@ -186,6 +190,17 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     if hasattr(merged.config, "quantization_config"):
         del merged.config.quantization_config
     return merged.eval()
+
+
+def _with_adapters(module: LoraLayer, weight: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in float32 with what its adapters add, then rounded. Raises InputError where it overflows."""
+    merged = (weight + module.get_delta_weight(module.active_adapters[0]).float()).to(dtype)
+    if torch.isfinite(weight).all() and not torch.isfinite(merged).all():
+        raise InputError(
+            f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a larger "
+            "range, or heal anew with a lower learning_rate"
+        )
+    return merged
 
 
 def _plain(layer: nn.Module, weight: torch.Tensor) -> nn.Module:

@@ -14,7 +14,8 @@ import json
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -270,6 +271,18 @@ def score(
             own = {i.doc_id: a for i, a in zip(tasks.generations, written, strict=True) if i.task_name == task}
             outcomes[task] = _outcomes(samples) | _lengths([own[item] for item in sorted(own)])
     return pd.DataFrame(rows), outcomes
+
+
+def accuracy(tasks: Tasks, names: Container[str], answers: np.ndarray) -> float:
+    """The mean accuracy of some tasks, by one model's answers [R], each a log-probability and whether it is greedy."""
+    by_item: dict = {}
+    for instance, answer in zip(tasks.instances, answers.tolist(), strict=True):
+        if instance.task_name in names:
+            by_item.setdefault((instance.task_name, instance.doc_id), (instance.doc, []))[1].append(answer)
+    found: dict[str, list[float]] = {}
+    for (name, _), (doc, of_item) in by_item.items():
+        found.setdefault(name, []).append(tasks.loaded["tasks"][name].process_results(doc, of_item)["acc"])
+    return statistics.fmean(map(statistics.fmean, found.values()))
 
 
 def _metrics(found: dict) -> Iterator[dict]:

@@ -97,7 +97,13 @@ def sweep(
     distinct, how = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
     if engine is None:
         family = family or TreeModel(model, distinct)
-        logprobs, greedy = loglikelihoods(family, asked.requests, batch_tokens=batch_tokens, memory=memory, **how)
+        found = np.full((len(distinct), len(asked.requests.contexts)), np.array((np.nan, False), ANSWER))
+        try:
+            loglikelihoods(family, asked.requests, batch_tokens=batch_tokens, memory=memory, into=found, **how)
+        except KeyboardInterrupt:
+            _say_so_far(asked, distinct, found, how["what"])
+            raise
+        logprobs, greedy = found["logprob"], found["greedy"]
         answers = generate(family, tokenizer, asked.generations, memory=memory, **how)
     else:
         vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
@@ -114,6 +120,17 @@ def sweep(
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(asked)}
     return table
+
+
+def _say_so_far(asked: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
+    """Of a group that is interrupted: by cut the mean of the tasks that are finished."""
+    names = {name for name, task in asked.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
+    missing = np.isnan(answers["logprob"]).any(axis=0)
+    done = names - {instance.task_name for instance, is_missing in zip(asked.instances, missing) if is_missing}
+    if done:
+        print(f"\n{what}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
+        for cut, of_cut in zip(cuts, answers):
+            print(f"  n = {cut.size}, l = {cut.start}: {harness.accuracy(asked, done, of_cut):.3f}", file=sys.stderr)
 
 
 def plan(
@@ -179,14 +196,15 @@ def loglikelihoods(
     memory: int = MEMORY,
     shards: Shards | None = None,
     what: str = "sweep",
+    into: np.ndarray | None = None,
 ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
     """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
 
     The definition is that of lm-eval's HFLM. `memory` bounds the bytes that are taken beside the weights; see
-    `plan_requests`. One of minus infinity is of a token that the model rules out. Raises InputError for what is not a
-    number.
+    `plan_requests`. `into`, [C, R] of ANSWER, is filled as they come. One of minus infinity is of a token that the
+    model rules out. Raises InputError for what is not a number.
     """
-    answers = np.empty((len(family.cuts), len(asked.contexts)), ANSWER)
+    answers = np.empty((len(family.cuts), len(asked.contexts)), ANSWER) if into is None else into
     if not asked.contexts:
         return answers["logprob"], answers["greedy"]
     plan, part = plan_requests(family, asked, batch_tokens, memory), family.part(family.cuts)
