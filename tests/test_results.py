@@ -6,12 +6,11 @@ import json
 import os
 import warnings
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 
-from deeper_layers import files, results
+from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Data, Experiment
@@ -185,13 +184,9 @@ def test_names_stay_below_the_folder_of_results(name, tmp_path):
     path.touch()
 
 
-def test_what_can_not_be_written_is_found_before_measuring(tmp_path, measure, monkeypatch):
+def test_what_can_not_be_written_is_found_before_measuring(tmp_path, measure):
     (tmp_path / "org-some-model").write_text("mine")
     with pytest.raises(InputError, match="can't write"):
-        measure()
-    (tmp_path / "org-some-model").unlink()
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: mock.Mock(free=1000))
-    with pytest.raises(InputError, match=r"0\.0 MiB are free for .*, expected at least 16"):
         measure()
     assert measure.count == 0
 
