@@ -20,11 +20,11 @@ class Bar(tqdm):
         how = {"unit": unit, "unit_scale": total > 10**5, "mininterval": 5, "miniters": 0, "file": sys.stderr}
         super().__init__(desc=what, total=total, **how)
 
-    def update(self, n: float | None = 1):
+    def update(self, n: float | int | None = 1):
         return super().update(min(n or 0, self.total - self.n))
 
 
-def finished(shards: Shards | None, number: int, asked: tuple, bar: Bar, steps: float, run: Callable[[], list]) -> list:
+def finished(shards: Shards | None, number: int, asked: tuple, bar: Bar, steps: float | int, run: Callable[[], list]) -> list:
     """What `run` gives, as JSON has it: from the shard of this number where it is of what is asked, else run and kept.
 
     `steps` are those of the bar, which what is run counts itself.
