@@ -24,7 +24,9 @@ class Bar(tqdm):
         return super().update(min(n or 0, self.total - self.n))
 
 
-def finished(shards: Shards | None, number: int, asked: tuple, bar: Bar, steps: float | int, run: Callable[[], list]) -> list:
+def finished(
+    shards: Shards | None, number: int, asked: tuple, bar: Bar, steps: float | int, run: Callable[[], list]
+) -> list:
     """What `run` gives, as JSON has it: from the shard of this number where it is of what is asked, else run and kept.
 
     `steps` are those of the bar, which what is run counts itself.
