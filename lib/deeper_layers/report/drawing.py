@@ -131,7 +131,7 @@ class Figure:
             panel.ax.set(xlabel=x if at + columns >= len(titles) else None, ylabel=None if at % columns else y)
 
     @matplotlib.rc_context(PRINT)
-    def colour_bar(self, title: str, colours=HEAT, ends: Sequence[float] = (0, 1)) -> ScalarMappable:
+    def colour_bar(self, title: str, colours=HEAT, ends: Sequence = (0, 1)) -> ScalarMappable:
         """The scale of all colours."""
         scale = ScalarMappable(Normalize(*ends), colours)
         self.static.colorbar(scale, ax=[panel.ax for panel in self.panels], label=title)
