@@ -83,7 +83,8 @@ class PruningDescription:
         if adapter and adapter.healing:
             found = one_cut.healed_alike(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
             healed = None if found.empty else found
-        return one_cut.card_text(scores, distances_of(self.held), self.cut, healed)
+        known = self.scores if healed is None else None
+        return one_cut.card_text(scores, distances_of(self.held), self.cut, healed, known)
 
     def content(self) -> dict:
         """All of it for JSON."""

@@ -79,10 +79,11 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
     metrics = main_metrics(unhealed)
     for (of, _), rows in unhealed.groupby([number[unhealed.index], "path"], sort=False):
         task, metric, dtype, bits, shots = rows[["task", "metric", "dtype", "bits", "shots"]].iloc[0]
-        run = vectors(rows)
-        own = mended.get(of, run).get(cut.name)
-        if metric != metrics[task] or not own or (pd.notna(bits) if healed is None else of not in mended):
+        is_other = pd.notna(bits) if healed is None else of not in mended
+        if metric != metrics[task] or is_other or not (rows["cut"] == cut.name).any():
             continue
+        run = vectors(rows)
+        own = mended.get(of, run)[cut.name]
         outcomes = asked_alike(run, (WHOLE, cut.name), own)
         if outcomes is None:
             continue
@@ -122,8 +123,17 @@ def _judged(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.
     return {"guessing": level, "ruined": ruined, "largest": largest, "rule": rule}
 
 
-def card_text(scores: pd.DataFrame, distances: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> str:
-    """What results hold about a cut, in Markdown, for a model card: its distance, its scores, what it ruins."""
+def card_text(
+    scores: pd.DataFrame,
+    distances: pd.DataFrame,
+    cut: Cut,
+    healed: pd.DataFrame | None = None,
+    found: list[Score] | None = None,
+) -> str:
+    """What results hold about a cut, in Markdown, for a model card: its distance, its scores, what it ruins.
+
+    `found` are what `scores_of` gives, where it was asked before.
+    """
     own = kept_distances(distances if cut.is_block else distances[:0])
     own = own[(own["start"] == cut.start) & (own["size"] == cut.size)]
     lines = [
@@ -131,7 +141,7 @@ def card_text(scores: pd.DataFrame, distances: pd.DataFrame, cut: Cut, healed: p
         f"{row['dtype']})."
         for row in own.to_dict("records")
     ]
-    if found := scores_of(scores, cut, healed):
+    if found := found or scores_of(scores, cut, healed):
         heads = ["task", "whole model", *(["this one"] if healed is None else ["pruned", "healed, this one"])]
         heads += ["guessing", "items", "measured in"]
         lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
