@@ -85,7 +85,8 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
     )
     monkeypatch.setattr(embedded, "TASKS", tmp_path)
     # a task that says nothing, and of which nothing is asked, gets none
-    assert harness.load_tasks(["capitals"])["tasks"]["capitals"].get_config("num_fewshot") == 0
+    for own in ({}, {"num_fewshot": 0}):
+        assert harness.load_tasks(["capitals"], **own)["tasks"]["capitals"].get_config("num_fewshot") == 0
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     monkeypatch.setattr(harness, "check_names", lambda _: manager)
     how = {"num_fewshot": 1, "limit": 90}

@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
@@ -141,6 +141,11 @@ def test_what_a_configuration_cannot_describe_is_refused(made, cut, message):
     with pytest.raises(InputError, match=message):
         drop_layers(made(), cut)
     assert num_layers(drop_layers(by_depth(), Cut(2, 2))) == 2, "what keeps the places of layers is not"
+
+
+def test_the_simple_block_ends_before_the_last_layer():
+    assert [simple_cut(5, size) for size in (0, 1, 4)] == [Cut(0, 0), Cut(3, 1), Cut(0, 4)]
+    assert simple_cut(1, 0) == Cut(0, 0)
 
 
 def test_layers_must_be_found_exactly_once():
