@@ -133,7 +133,7 @@ DAMAGE = {
 def test_a_damaged_result_is_named_and_left_out_of_all_tables_and_measured_again(damage, tmp_path, measure):
     good, path = measure(KEY | {"seed": 1}).path, measure().path
     DAMAGE[damage](path)
-    with pytest.warns(UserWarning, match=r"is not a readable result \(.*left out, and measured again") as caught:
+    with pytest.warns(UserWarning, match=r"is not a readable result \(.*left out; remove it") as caught:
         assert set(results.scores(tmp_path)["path"]) == {f"org-some-model/{good.name}"}
     assert len(caught) == 1 and "scores-a" in str(caught[0].message) and "\n" not in str(caught[0].message)
     if "outcomes" not in damage:

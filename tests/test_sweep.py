@@ -1,5 +1,7 @@
 """The shared sweep gives what each pruned model gives by itself, within the memory that it states."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
-from deeper_layers.sweeping import attention, forward
+from deeper_layers.sweeping import attention, forward, tree_model
 from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.losses import text_loss
 from deeper_layers.sweeping.planning import Requests, plan_batches
@@ -54,6 +56,7 @@ def test_what_gives_other_numbers_is_left_out(llama, monkeypatch):
         (attention, "behind", lambda prefix, own: own, Sharing.LAYERS),
     ):
         monkeypatch.setattr(module, name, wrong)
+        monkeypatch.setattr(tree_model, "TRIED", weakref.WeakKeyDictionary())
         family = TreeModel(llama, CUTS)
         assert family.sharing == left
         np.testing.assert_allclose(loglikelihoods(family, ASKED[60])[0], expected, atol=1e-4, rtol=0)

@@ -93,7 +93,8 @@ def report(
                 failed[notebook] = KILLED
             if run.exists():  # with what went wrong in it, where something did
                 write_notebook(path, run.read_bytes())
-    site = None if no_site or not made else str(_build_site(root, parameters.results if elsewhere else None, out))
+    own = parameters.results_folder if elsewhere else None
+    site = None if no_site or not made else str(_build_site(root, own, out))
     if failed:
         said = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
         raise InputError(f"{len(failed)} of {len(asked)} notebooks were not made: {said}; mend that, run this again")
@@ -147,11 +148,11 @@ def write_notebook(path: Path, content: bytes) -> None:
         made.write_bytes(content)
 
 
-def _build_site(root: Path, results: str | None, out: Path) -> Path:
+def _build_site(root: Path, results: Path | None, out: Path) -> Path:
     """Build the site of the repository's results; or, below `out`, that of other results, the published ones beside."""
     command, place, environment = [Path(sys.executable).with_name("jupyter-book"), "build", "book/"], root / "book", {}
     if results:
-        environment[VARIABLE] = str(Path(results).absolute())
+        environment[VARIABLE] = str(results.absolute())
         place = (out / "site").absolute()
         command += ["--path-output", place]
     _run_there(root, *command, **environment)

@@ -1,4 +1,4 @@
-"""Which model: a name, its fingerprint, its depth and its size, known without opening it.
+"""Which model: a name, its fingerprint and its depth, known without opening it.
 
 What results know of a model, and the packaged models, need neither torch nor transformers, which take seconds to
 import: they are imported below only where a folder, a hub id or a GGUF file has to be read.
@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, telling
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json, read_shards
 from deeper_layers.models.configuration import layers_of, read_config
@@ -54,23 +53,6 @@ class Source:
         """Name, depth, how the weights are kept, how they are opened, and in what the model computes."""
         opened = f"opened in {quantization}, " if quantization else ""
         return f"{self.name}, {self.num_layers} layers, {self.quantized} weights, {opened}computed in {self.dtype}"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Parameters of each layer and of all the rest, tied ones once; of a GGUF file also its bytes."""
-
-    layers: tuple[int, ...]
-    rest: int
-    of_file: "Sizes | None" = None  # bytes in the place of parameters
-
-    def parameters(self, cut: Cut) -> int:
-        """Of the model without the layers of a cut. Raises InputError where it does not fit."""
-        return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
-
-    def file_bytes(self, cut: Cut) -> int | None:
-        """Of a GGUF file after a cut; None for a model that is none, or whose file is not read."""
-        return None if self.of_file is None else self.of_file.parameters(cut)
 
 
 def find_model(
@@ -205,26 +187,3 @@ def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -
             weights, layers = key["model"]["weights"], details["num_layers"]
             return Source(name, weights, layers, key["dtype"], details["weights"], folder=name)
     return None
-
-
-def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
-    """The sizes of a model, from its header or configuration alone."""
-    if packaged := PACKAGED.get(source.folder):
-        layers = (packaged.layer_parameters,) * packaged.num_layers
-        return Sizes(layers, packaged.parameters - sum(layers))
-    if source.gguf is not None:
-        from deeper_layers.models.gguf_header import placed, read_gguf  # slow
-
-        elements, stored, tensors = [0] * source.num_layers, [0] * source.num_layers, read_gguf(source.gguf).tensors
-        for tensor in tensors:
-            if (number := placed(tensor.name)[0]) is not None:
-                elements[number] += tensor.n_elements
-                stored[number] += tensor.n_bytes
-        of_file = Sizes(tuple(stored), source.gguf.stat().st_size - sum(stored))
-        return Sizes(tuple(elements), sum(tensor.n_elements for tensor in tensors) - sum(elements), of_file)
-    from deeper_layers.models.decoder import decoder_layers  # torch
-    from deeper_layers.models.opening import empty_model
-
-    model = empty_model(source, trust_remote_code=trust_remote_code)
-    whole, *layers = (sum(p.numel() for p in module.parameters()) for module in (model, *decoder_layers(model)))
-    return Sizes(tuple(layers), whole - sum(layers))

@@ -123,7 +123,9 @@ def _checked(content: dict, path: Path) -> Result:
 def left_out(path: Path | None, error: Exception) -> None:
     """Warn of a file that is no whole result."""
     said = " ".join(str(error).split())
-    warnings.warn(f"{path} is not a readable result ({said}): it is left out, and measured again", stacklevel=3)
+    warnings.warn(
+        f"{path} is not a readable result ({said}): it is left out; remove it, and it is measured again", stacklevel=3
+    )
 
 
 def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | None:

@@ -93,7 +93,10 @@ def _write(
 
     def write(some: list[Prompt], cuts: list[Cut]) -> np.ndarray:
         asked = [prompt.tokens for prompt in some]
-        run = lambda: Decoding(model.part(cuts), asked, most).write(are_over, progress)  # noqa: E731
+
+        def run() -> list:
+            return Decoding(model.part(cuts), asked, most).write(are_over, progress)
+
         found = list(itertools.chain(*finished(shards, next(parts), (cuts, asked), bar, len(cuts) * len(some), run)))
         return np.fromiter(zip(found, are_over(found)), dtype=object).reshape(len(cuts), -1)
 

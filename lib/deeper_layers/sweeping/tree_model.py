@@ -18,6 +18,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -35,6 +36,7 @@ from deeper_layers.sweeping.memory import Estimate, run_in_halves
 from deeper_layers.sweeping.planning import Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
+TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by model what trials found: a search asks at each step
 ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])  # nats, and whether it is what greedy decoding gives
 
 
@@ -173,6 +175,14 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
     Raises InputError where the configuration can't state one of those that are tried.
     """
     tried, some = _shallow(model, cuts)
+    known = TRIED.setdefault(model, {})
+    if tuple(some) not in known:
+        known[tuple(some)] = _most_shared(tried, some)
+    return known[tuple(some)]
+
+
+def _most_shared(tried, some: list[Cut]) -> Sharing:
+    """What `try_sharing` finds of these cuts of what is tried."""
     network = Network(tried)
     tokens = [(7919 * i + 13) % network.head.weight.shape[0] for i in range(38)]
 
@@ -195,7 +205,7 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
         for sharing in sorted(Sharing, reverse=True)[:-1]:
             with contextlib.suppress(Exception):  # whatever a family's code raises, the plain way is left
                 alike = np.sqrt(np.square(answers(sharing) - plain).mean(axis=(1, 2))) <= allowed
-                if alike.all() and (sharing < Sharing.MASKS or takes_masks(model.config)):
+                if alike.all() and (sharing < Sharing.MASKS or takes_masks(tried.config)):
                     return sharing
     return Sharing.NOTHING
 
