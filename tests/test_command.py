@@ -183,7 +183,7 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
 def test_a_report_without_what_it_needs(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "papermill", None)
-        assert "pip install 'deeper-layers[book" in said("report", "embedded")
+        assert "pip install papermill, or 'deeper-layers[book" in said("report", "embedded")
     monkeypatch.setattr("deeper_layers.results.places.AROUND", Path("/nowhere"))
     monkeypatch.chdir("/")
     assert "clone it, and run this there" in said("report", "embedded")

@@ -60,7 +60,7 @@ def _to_mend(error: Exception) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed: install it; what report needs comes with deeper-layers[book,cluster]"
+        return f"{error.name} is not installed: pip install {error.name}, or 'deeper-layers[book,cluster]' for reports"
     if isinstance(error, OSError) and error.filename is not None:
         return f"can't use {error.filename} ({error.strerror}): mend that, or name another place"
     if disk_is_full(error):
