@@ -149,7 +149,7 @@ def test_a_sweep_of_one_cut_is_kept_and_planned(opened, tiny_folder, tmp_path, c
 def test_a_search_is_priced_kept_step_by_step_and_found_again(opened, tiny_folder, tmp_path, closed):
     given = [*SMALL, "--results", tmp_path / "results"]
     asked = [tiny_folder, *given, "--tasks", "capitals", "--limit", 6, "--rules", "greedy", "--sizes", "0-2"]
-    plan, passes = answer("plan", *asked), round(REGISTERED["greedy"].passes(2, 5), 1)
+    plan, passes = answer("plan", *asked), round(REGISTERED["greedy"].price(2, 5)[0], 1)
     assert plan["searches"] == {"greedy": {"passes": passes, "heads": 5, "tokens_at_most": 256}}
     done = typed("sweep", *asked, "--json")
     price = f"greedy: at most {passes} passes of all layers and 5 of the head, over at most 256 tokens"

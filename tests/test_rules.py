@@ -12,16 +12,7 @@ from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules import changed_model
 from deeper_layers.rules.changing import bridged, likeness_on, merged_model
-from deeper_layers.rules.choosing import (
-    COSINE,
-    LAST_TAKEN,
-    LEAST_SQUARES,
-    REGISTERED,
-    SCALED,
-    SEEDS,
-    TRAINED,
-)
-from deeper_layers.rules.laco import first_of, merged_layers
+from deeper_layers.rules.choosing import REGISTERED, SEEDS, first_of, merged_layers
 from deeper_layers.rules.similarity import similarity_cut
 from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.losses import text_loss
@@ -76,7 +67,7 @@ def known_by_hand(layers: int) -> dict:
 
 @pytest.mark.parametrize("rule", REGISTERED.values(), ids=lambda rule: rule.name)
 def test_a_rule_says_where_it_is_from_and_chooses_cuts_that_fit(rule):
-    assert "arXiv" in rule.source and rule.words and rule.passes(3, 11) >= 0
+    assert "arXiv" in rule.source and rule.words and rule.price(3, 11) >= (0, 0)
     known, each = known_by_hand(11)[rule.needs], 1 if rule.name in ("llm-drop-attention", "llm-drop-mlp") else 2
     none, *cuts = rule.choose([0, 2, 3], 11, known)
     assert none == Cut(0, 0) and [2 * cut.size + len(cut.attention + cut.mlp) for cut in cuts] == [2 * each, 3 * each]
@@ -102,7 +93,7 @@ def test_prices_are_nodes_of_trees(name, least, layers):
     for size in (1, layers - REGISTERED[name].spares):
         nodes: list[int] = []
         REGISTERED[name].choose([size], layers, losses)
-        share = sum(nodes) / layers / REGISTERED[name].passes(size, layers)
+        share = sum(nodes) / layers / REGISTERED[name].price(size, layers)[0]
         assert least - 1e-9 <= share <= 1 + 1e-9
 
 
@@ -198,7 +189,7 @@ def test_merged_layers_are_sums_of_differences_from_the_first(model):
     torch.testing.assert_close(*(decoder_layers(one)[1].input_layernorm.weight for one in (merged, model)))
     torch.testing.assert_close(matrix(model, 1), one)
     # in the authors' code each is taken from what the sum has become, and it telescopes
-    torch.testing.assert_close(matrix(merged_model(model, [0, (1, 2, 3), 4, 5], LAST_TAKEN), 1), three)
+    torch.testing.assert_close(matrix(merged_model(model, [0, (1, 2, 3), 4, 5], "last taken"), 1), three)
     inner = three + (four - three)  # merged layers are merged again
     again = merged_model(model, [0, 1, (2, (3, 4), 5)])
     torch.testing.assert_close(matrix(again, 2), two + (inner - two) + (five - two))
@@ -250,20 +241,20 @@ def test_what_follows_is_scaled_as_if_what_comes_before_were(model, sequences):
             layer.self_attn.o_proj.weight *= gap
             layer.mlp.down_proj.weight *= gap
     assert gap > 1.1
-    ours, expected = (logits(one, batch) for one in (bridged(model, CUT, sequences, SCALED), drop_layers(plain, CUT)))
+    ours, expected = (logits(one, batch) for one in (bridged(model, CUT, sequences, "scaled"), drop_layers(plain, CUT)))
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_each_way_comes_nearer_in_its_own_terms(model, sequences):
     batch, cosine, squares = torch.stack(sequences), {}, {}
     before = logits(model, batch)
-    for how in ("none", LEAST_SQUARES, COSINE, TRAINED):
+    for how in ("none", "least squares", "cosine", "trained"):
         bridge = drop_layers(model, CUT) if how == "none" else bridged(model, CUT, sequences, how)
         left, wanted = parts(bridge, batch)[0][CUT.start], parts(model, batch)[0][CUT.stop]
         cosine[how] = torch.cosine_similarity(left, wanted, dim=-1).mean().item()
         squares[how] = (left - wanted).square().mean().item()
-    assert cosine[COSINE] > cosine[LEAST_SQUARES] > cosine["none"]
-    assert max(squares[LEAST_SQUARES], squares[TRAINED]) < squares["none"]
+    assert cosine["cosine"] > cosine["least squares"] > cosine["none"]
+    assert max(squares["least squares"], squares["trained"]) < squares["none"]
     assert torch.equal(logits(model, batch), before), "the model stays as it was"
 
 
@@ -273,7 +264,7 @@ def test_what_is_normalized_or_scaled_afterwards_takes_no_linear_map(family, dty
     other, plain = (tiny_model(name, layers=4, dtype=dtype) for name in (family, "llama"))
     with pytest.raises(InputError, match="normalized or scaled on its way .*choose another rule"):
         bridged(other, Cut(1, 2), sequences)
-    for bridge in (bridged(other, Cut(1, 2), sequences[:2], TRAINED), bridged(plain, Cut(1, 2), sequences)):
+    for bridge in (bridged(other, Cut(1, 2), sequences[:2], "trained"), bridged(plain, Cut(1, 2), sequences)):
         assert bridge.config.num_hidden_layers == 2 and matrix(bridge, 0).dtype == dtype
 
 

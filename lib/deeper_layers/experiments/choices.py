@@ -18,8 +18,7 @@ from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.scoring import answered, data_of, score
 from deeper_layers.results.store import Result
-from deeper_layers.rules.choosing import REGISTERED, RULES, price_in_words
-from deeper_layers.rules.laco import Merged, merged_layers
+from deeper_layers.rules.choosing import REGISTERED, RULES, Merged, merged_layers, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
 
 
@@ -62,7 +61,7 @@ def choose_by_rule(rule: str, sizes: list[int], experiment: Experiment) -> Resul
         if chosen.needs == "distances":
             distances = experiment.required(measure_distances(experiment), "the distances")
             tokens = distances.details["tokens"]
-        passes, heads = chosen.passes(max(sizes), layers), chosen.heads(max(sizes), layers)
+        passes, heads = chosen.price(max(sizes), layers)
         print(f"{rule}: {price_in_words(passes, heads)}, over {tokens:,} tokens", file=sys.stderr)
         begin = time.monotonic()
         known: Any = distance_matrix(distances.rows) if distances else sweeping.known_of(opened[0], rule, sequences)

@@ -16,8 +16,7 @@ from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.distances import drawn_batches, known_distances
 from deeper_layers.experiments.experiment import CutsOf, Experiment, distinct_cuts, named
 from deeper_layers.results.schema import GIVEN
-from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, price_in_words
-from deeper_layers.rules.laco import merged_layers
+from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, merged_layers, price_in_words
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.export.tensors import Changed
@@ -147,10 +146,10 @@ def _sequences(experiment: Experiment) -> list:
 
 def price(rule: str, size: int, experiment: Experiment) -> dict:
     """What a rule costs at most that looks at text: passes of all layers and of the head over it, and its tokens."""
-    chosen, layers, parameters = REGISTERED[rule], experiment.source.num_layers, experiment.parameters
-    # a bridge is fitted on some of the same sequences
-    passes, heads = round(chosen.passes(size, layers) + chosen.fits, 1), chosen.heads(size, layers)
-    return {"passes": passes, "heads": heads, "tokens_at_most": parameters.samples * parameters.sequence_length}
+    chosen, parameters = REGISTERED[rule], experiment.parameters
+    passes, heads = chosen.price(size, experiment.source.num_layers)
+    tokens = parameters.samples * parameters.sequence_length  # a bridge is fitted on some of the same
+    return {"passes": round(passes + chosen.fits, 1), "heads": heads, "tokens_at_most": tokens}
 
 
 def priced(rule: str, price: dict) -> str:

@@ -3,7 +3,7 @@
 In: sizes, the model's depth, and what a rule needs to know. Out: one cut for each size. Needs no torch.
 With torch: what some rules change of the layers that stay (changing.py), and what layers look like
 (geometry.py).
-Read first: choosing.py, the table of all rules, and what they do; similarity.py is the paper's, laco.py merges layers.
+Read first: choosing.py, the table of all rules, and what they do; similarity.py is the paper's.
 """
 
 import lazy_loader

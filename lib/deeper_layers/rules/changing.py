@@ -29,8 +29,7 @@ from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import Call, Network
 from deeper_layers.models.sublayers import writers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.rules.choosing import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, SCALED, TRAINED, Rule
-from deeper_layers.rules.laco import Likeness, Merged, cut_of
+from deeper_layers.rules.choosing import Likeness, Merged, Rule, cut_of
 from deeper_layers.similarity import residuals_of, watched
 
 EXACT, TRIED = 1e-6, 8  # what the MLP adds arrives in the residual as it is, tried on so many tokens
@@ -39,66 +38,56 @@ ROUNDS, TRAINING_RATE = 4, 1e-4  # of training: over all sequences, one a step
 
 
 def changed_model(model, rule: Rule, cut: Cut, merged: list[Merged], sequences: list[torch.Tensor]):
-    """What a rule that changes weights leaves of a model, which stays as it was; see `merged_model` and `bridged`.
-
-    Args:
-        cut: what it drops.
-        merged: the layers that are left, merged ones among them, where it merges; see `merged_layers`.
-        sequences: tokens that a bridge is fitted on, each [T].
-    """
-    if rule.changes in (MERGED, LAST_TAKEN):
+    """What a rule that changes weights leaves of a model, which stays as it was: `merged` layers, or a bridge over a
+    cut, fitted on sequences of tokens, each [T]. See `merged_model` and `bridged`."""
+    if rule.changes in ("merged", "last taken"):
         return merged_model(model, merged, rule.changes)
     return bridged(model, cut, sequences, rule.changes) if cut.size else model
 
 
 def changed_tensors(model, changed, cut: Cut) -> dict[str, torch.Tensor]:
-    """Of what a rule left of a model after a cut: the parameters that are not those which the layer had before.
-
-    By "number of the layer in what is left.name in it".
-    """
-    found, layers = {}, decoder_layers(model)
-    for number, (layer, before) in enumerate(zip(decoder_layers(changed), cut.kept(len(layers)), strict=True)):
-        own = {parameter.data_ptr() for parameter in layers[before].parameters()}
-        for name, parameter in layer.named_parameters():
-            if parameter.data_ptr() not in own:
-                found[f"{number}.{name}"] = parameter.detach()
-    return found
+    """Of what a rule left of a model after a cut: the parameters that are not those which the layer had before, by
+    "number of the layer in what is left.name in it"."""
+    layers = decoder_layers(model)
+    return {
+        f"{number}.{name}": parameter.detach()
+        for number, (layer, before) in enumerate(zip(decoder_layers(changed), cut.kept(len(layers)), strict=True))
+        for name, parameter in layer.named_parameters()
+        if parameter.data_ptr() != layers[before].get_parameter(name).data_ptr()
+    }
 
 
 def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     """A parameter of its own, in the type of the one in its place: the other model shares that."""
-    like = getattr(module, name)
-    setattr(module, name, nn.Parameter(tensor.to(like), requires_grad=False))
+    setattr(module, name, nn.Parameter(tensor.to(getattr(module, name)), requires_grad=False))
+
+
+def _check_real(model) -> None:
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise InputError("quantized weights can't be merged, bridged or trained: open the model without that")
 
 
 # ---- bridges -----------------------------------------------------------------------------------------------------
 
 
-def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQUARES):
-    """A model without the layers of a cut, whose layer below it makes up for them.
+def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = "least squares"):
+    """A model without the layers of a cut, whose layer below makes up for them, by sequences of tokens, each [T].
 
-    Args:
-        cut: a block that starts at layer 1 or above.
-        sequences: tokens to fit it on, each [T].
-        how: "least squares", "cosine", "trained", or "scaled".
-
-    Raises InputError where the cut is no such block, weights are quantized, there are fewer tokens than the residual is
-    wide, or the MLP ends in no matrix of its own or what it adds is normalized or scaled afterwards, so that no linear
-    map can be folded in.
+    Raises InputError where the cut is no block that starts at layer 1 or above, weights are quantized, there are fewer
+    tokens than the residual is wide, or the MLP ends in no matrix of its own or what it adds is normalized or scaled
+    afterwards, so that no linear map can be folded in.
     """
-    cut.check(layers := num_layers(model))
-    if not cut.is_block or not cut.size or not cut.start:
-        raise InputError(
-            f"a cut that {cut.describe(layers)} has no layer below it to bridge it: drop a block from layer 1 on"
-        )
+    if not (cut.is_block and cut.start):
+        said = cut.describe(num_layers(model))
+        raise InputError(f"a cut that {said} has no layer below it to bridge it: drop a block from layer 1 on")
+    _check_real(model)
     pruned, below = drop_layers(model, cut), cut.start - 1
-    if how == TRAINED:
-        decoder_layers(pruned)[below] = _trained_layer(
-            model, below, _ends(model, sequences, below, cut.stop), sequences
-        )
+    if how == "trained":
+        ends = _ends(model, sequences, below, cut.stop)
+        decoder_layers(pruned)[below] = _trained_layer(model, below, ends, sequences)
         return pruned
     writer = _writer(model, below)
-    if how == SCALED:
+    if how == "scaled":
         return _scaled(pruned, cut.start, _ends(model, sequences, cut.start, cut.stop))
     if (tokens := sum(map(len, sequences))) < (width := writer.out_features):
         raise InputError(
@@ -109,7 +98,7 @@ def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQU
         left, wanted = torch.cat(_ends(model, sequences, cut.start, cut.stop), dim=1)
     added = torch.cat(adding)
     found = torch.linalg.lstsq(added, wanted - (left - added)).solution
-    if how == COSINE:
+    if how == "cosine":
         found = _nearest_by_cosine(found, added, left - added, wanted)
     (_, changed), *_ = writers(decoder_layers(pruned)[below], MLP)
     _set(changed, "weight", found.mT @ writer.weight.double())
@@ -127,10 +116,10 @@ def _ends(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tens
 def _writer(model, layer: int) -> nn.Linear:
     """The matrix that ends the MLP of a layer, once it is known that the residual gets what it gives as it is."""
     found = {module for _, module in writers(decoder_layers(model)[layer], MLP)}
-    if len(found) != 1 or type(module := found.pop()) is not nn.Linear or not module.weight.is_floating_point():
+    if len(found) != 1 or type(module := found.pop()) is not nn.Linear:
         raise InputError(
-            f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix of real numbers, so that no "
-            "linear map can be folded into it: choose another rule"
+            f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, so that no linear map can "
+            "be folded into it: choose another rule"
         )
     # in double precision on residuals of our own: what rounding leaves open is decided here
     draw, width = torch.Generator().manual_seed(0), module.out_features
@@ -178,8 +167,6 @@ def _trained_layer(model, below: int, ends: list[torch.Tensor], sequences: list[
     """A layer trained to turn what enters it into what enters the layer above the cut."""
     layer = copy.deepcopy(decoder_layers(model)[below])
     weight = next(layer.parameters())
-    if not all(parameter.is_floating_point() for parameter in layer.parameters()):
-        raise InputError(f"layer {below} has quantized weights, which can't be trained: open the model without that")
     dtype, pairs = weight.dtype, [residuals.float().cpu() for residuals in ends]
     layer.float().requires_grad_(True)
 
@@ -218,7 +205,7 @@ def _call_of(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype = tor
 # ---- merges ------------------------------------------------------------------------------------------------------
 
 
-def merged_model(model, layers: list[Merged], how: str = MERGED):
+def merged_model(model, layers: list[Merged], how: str = "merged"):
     """A model of these layers in place of its own, each a number, or some merged into the first of them.
 
     Args:
@@ -227,6 +214,7 @@ def merged_model(model, layers: list[Merged], how: str = MERGED):
 
     Raises InputError where layers to be merged have matrices of other names or shapes, or no real numbers.
     """
+    _check_real(model)
     pruned = drop_layers(model, cut_of(layers, num_layers(model)))
     for layer, merged in zip(decoder_layers(pruned), layers, strict=True):
         if isinstance(merged, tuple):
@@ -238,15 +226,12 @@ def merged_model(model, layers: list[Merged], how: str = MERGED):
 
 def _matrices(model, layer: Merged, how: str) -> dict[str, torch.Tensor]:
     if isinstance(layer, int):
-        own = {name: p.detach() for name, p in decoder_layers(model)[layer].named_parameters() if p.ndim > 1}
-        if not all(matrix.is_floating_point() for matrix in own.values()):
-            raise InputError(f"layer {layer} has quantized weights, which can't be merged: open the model without that")
-        return own
+        return {name: p.detach() for name, p in decoder_layers(model)[layer].named_parameters() if p.ndim > 1}
     base, *others = (_matrices(model, part, how) for part in layer)
     for part, other in zip(layer[1:], others, strict=True):
         if {name: m.shape for name, m in other.items()} != {name: m.shape for name, m in base.items()}:
             raise InputError(f"layer {part} has other matrices than {layer[0]}, and can't be merged into it: drop it")
-    if how == LAST_TAKEN:
+    if how == "last taken":
         return others[-1]
     return {
         name: (first.double() + sum(other[name].double() - first.double() for other in others)).to(first.dtype)
@@ -254,7 +239,7 @@ def _matrices(model, layer: Merged, how: str) -> dict[str, torch.Tensor]:
     }
 
 
-def likeness_on(model, sequences: list[torch.Tensor], how: str = MERGED) -> Likeness:
+def likeness_on(model, sequences: list[torch.Tensor], how: str = "merged") -> Likeness:
     """What compares models of merged layers with the whole one: the cosine of all final states of a sequence, [T] each.
 
     Source: the authors' notebooks: states after the final norm, of a whole sequence as one vector; mean over sequences.

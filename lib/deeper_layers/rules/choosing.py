@@ -1,24 +1,28 @@
-"""Every rule by name: which layers it drops of each size, from what it needs to know, with its source and its price.
+"""Every rule by name: which layers it drops of each size, from what it needs to know, and at which price.
 
-The paper's rule drops the most similar block (similarity.py), its heuristic the layers before the last one. Rivals look
-for a block in other ways, rank layers or sublayers by a number each, search greedily by loss, merge layers (laco.py),
-or build a bridge over the block that they drop (changing.py).
+rules.csv says of each what it needs, drops and changes, its source, and what others made of it. The paper's rule drops
+the most similar block (similarity.py), its heuristic the layers before the last one. Rivals look for a block in other
+ways, rank layers or sublayers by a number each, search greedily by loss, merge layers, or build a bridge over the block
+that they drop (changing.py does what these two change).
 """
 
-import functools
+import csv
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic.dataclasses import dataclass  # it makes numbers of text
 
-from deeper_layers.cuts import ATTENTION, MLP, UNPRUNED, Cut, check_size, simple_cut
+from deeper_layers.cuts import ATTENTION, MLP, Cut, check_size, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.rules import laco
 from deeper_layers.rules.similarity import similarity_cut
 
 Losses = Callable[[list[Cut]], Sequence[float]]  # of each of some pruned models the loss on text, nats a token
+# a layer by its number, or layers merged into the first of them, each of which may be such a merged one
+Merged = int | tuple
+Likeness = Callable[[list[Merged]], float]  # cosine of the final states of a model of these layers with the whole one's
 Cuts = Callable[[Sequence[int], int, Any], list[Cut]]  # for each size, of L layers, from what is known
 # what a rule may need, and how many passes of all layers it takes to measure; of a search the rule itself says it
 PASSES = {
@@ -28,11 +32,8 @@ PASSES = {
     "sublayers": 2.0,  # mean cosine of what enters and leaves attention (row 0) and MLP (row 1) of each layer, (2, L)
     "saliences": 3.0,  # for each layer the sum over its weights of abs(w dL/dw), (L,): a backward pass is worth two
     "losses": 0.0,  # what measures pruned models: `Losses`
-    "likeness": 0.0,  # what compares models with merged layers to the whole one: `laco.Likeness`
+    "likeness": 0.0,  # what compares models with merged layers to the whole one: `Likeness`
 }
-# what a rule makes of the layers that it keeps; "" is nothing
-MERGED, LAST_TAKEN, LEAST_SQUARES, COSINE, TRAINED = "merged", "last taken", "least squares", "cosine", "trained"
-SCALED = "scaled"
 PARTS = (ATTENTION, MLP)
 FIRST, LAST = 4, 2  # layers that "plus" variants keep at either end
 SEEDS = range(5)  # of random draws, so many that their spread is seen
@@ -40,23 +41,29 @@ SEEDS = range(5)  # of random draws, so many that their spread is seen
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of choosing layers."""
+    """A rule of choosing layers: its line of rules.csv, what chooses, and what the search for that costs."""
 
     name: str  # as it is typed
+    needs: str  # a key of PASSES
+    changes: str  # what becomes of the weights that stay, see changing.py; "" is nothing
+    spares: int  # how many layers it never drops
+    drops_sublayers: bool  # whether a layer may lose its attention or its MLP alone
     words: str  # what it drops, in a sentence's middle
     source: str  # paper and section
+    published: str  # what others say that it keeps of Llama-2-7B, not healed
+    code: str  # whose choices ours equal, with its commit
     cuts: Cuts
-    needs: str = ""  # a key of PASSES
-    changes: str = ""  # what becomes of the weights that stay, of those above
-    search: Callable[[int, int], float] | None = None  # passes of all layers to search, for the largest size, L layers
-    heads: Callable[[int, int], int] = lambda size, layers: 0  # and of the head, for each model whose loss is measured
-    fits: float = 0.0  # and for each size passes over the text that a bridge is fitted on
-    spares: int = 1  # how many layers it never drops
-    drops_sublayers: bool = False  # whether a layer may lose its attention or its MLP alone
+    search: Callable[[int, int], tuple[float, int]] | None  # see `price`
 
-    def passes(self, size: int, layers: int) -> float:
-        """Its price over the calibration text, in passes of all layers, for the largest size and L layers."""
-        return self.search(size, layers) if self.search else PASSES[self.needs]
+    def price(self, size: int, layers: int) -> tuple[float, int]:
+        """What it costs at most over the calibration text, for the largest size and L layers: passes of all layers, and
+        of the head, one for each model whose loss is measured."""
+        return self.search(size, layers) if self.search else (PASSES[self.needs], 0)
+
+    @property
+    def fits(self) -> float:
+        """And for each size passes over the text that a bridge is fitted on."""
+        return float(self.changes not in ("", "merged", "last taken"))
 
     def choose(self, sizes: Sequence[int], layers: int, known: Any = None) -> list[Cut]:
         """The cut of each size of a model of L layers, from what the rule needs.
@@ -83,8 +90,8 @@ def price_in_words(passes: float, heads: int) -> str:
 
 
 def _of_each(cut: Callable[[int, int, Any], Cut]) -> Cuts:
-    """What gives a cut of one size, asked for each; none has to be chosen of size 0."""
-    return lambda sizes, layers, known: [cut(size, layers, known) if size else UNPRUNED for size in sizes]
+    """What gives a cut of one size, asked for each."""
+    return lambda sizes, layers, known: [cut(size, layers, known) for size in sizes]
 
 
 def _most_alike(least: int = 0, more: int = 0) -> Cuts:
@@ -107,17 +114,13 @@ def _without(sublayers: Sequence[tuple[int, int]]) -> Cut:
     return Cut.of(**{part: [layer for row, layer in sublayers if row == number] for number, part in enumerate(PARTS)})
 
 
-def _lowest_first(scores: Sequence[float] | np.ndarray, candidates: Sequence) -> list:
-    """By rising score, of equal ones the first."""
-    return [candidates[place] for place in np.argsort(scores, kind="stable")]
-
-
 def _lowest(scores: Callable[[Any, Sequence[int]], Sequence[float] | np.ndarray], *, plus: bool = False) -> Cuts:
-    """The layers of the lowest scores in one shot, wherever they stand; with `plus` the first and last ones stay."""
+    """The layers of the lowest scores in one shot, wherever they stand, of equal ones the first; with `plus` the first
+    and last layers stay."""
 
     def cuts(sizes, layers, known):
         candidates = range(layers)[FIRST:-LAST] if plus else range(layers)
-        order = _lowest_first(scores(known, candidates), candidates) if candidates else []
+        order = [candidates[place] for place in np.argsort(scores(known, candidates), kind="stable")]
         return [Cut.of(order[:size]) for size in sizes]
 
     return cuts
@@ -131,9 +134,9 @@ def _lowest_sublayers(*rows: int) -> Cuts:
     """
 
     def cuts(sizes, layers, cosines):
-        candidates = [(row, layer) for row in rows for layer in range(layers)]
-        order = _lowest_first(1 - cosines[list(rows)].ravel(), candidates)
-        return [_without(order[: size * len(rows)]) for size in sizes]
+        order = np.argsort(1 - cosines[list(rows)].ravel(), kind="stable")
+        sublayers = [(rows[place // layers], place % layers) for place in order]
+        return [_without(sublayers[: size * len(rows)]) for size in sizes]
 
     return cuts
 
@@ -148,9 +151,8 @@ def _greedily(candidates: Callable[[int], list], cut_of: Callable[[Sequence], Cu
     def cuts(sizes, layers, losses):
         order: list = []
         for _ in range(each * max(sizes, default=0)):
-            left = {one: cut_of([*order, one]) for one in candidates(layers) if one not in order}
-            left = {one: cut for one, cut in left.items() if cut.size < layers}  # one layer stays
-            order.append(_lowest_first(losses(list(left.values())), list(left))[0])
+            left = [one for one in candidates(layers) if one not in order]
+            order.append(left[int(np.argmin(losses([cut_of([*order, one]) for one in left])))])
         return [cut_of(order[: each * size]) for size in sizes]
 
     return cuts
@@ -166,149 +168,119 @@ def _at_random(seed: int) -> Cuts:
     return cuts
 
 
-# ---- what searches cost at most, in passes of all layers: the nodes of their trees over L ----------------------------
+# ---- merges ------------------------------------------------------------------------------------------------------
+
+SHARE = 7 / 40  # of the layers that become one at a time
+THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the likeness, the last is 0
 
 
-def _passes_alone(size: int, layers: int) -> float:
-    """Of each layer dropped alone: those below the dropped one are shared."""
-    return (layers - 1 + sum(range(layers))) / layers
+def merged_layers(size: int, layers: int, likeness: Likeness) -> list[Merged]:
+    """LaCo: the layers of a model of which `size` were merged into one below them, from the top down, as long as the
+    final states stay alike.
+
+    Source: Yang et al., arXiv 2402.11187, algorithm 1; the order of the trials is that of the authors' notebook for
+    Llama-2-13B, which merges 7 of 40 layers at a time and then goes one layer down. Their threshold sets how many go;
+    here the number is given, the highest threshold that reaches it is taken, and the last trials merge no more than is
+    left to drop, from the same place on: of a size below that share the top layers stay.
+    """
+    whole: list[Merged] = list(range(layers))
+    for threshold in THRESHOLDS:
+        if len(found := _walk(whole, layers - size, likeness, threshold)) == layers - size:
+            return found
+    while len(whole) > layers - size:  # whatever becomes of it
+        whole = _walk(whole, layers - size, lambda _: 1.0, 0.0)
+    return whole
 
 
-def _passes_by_layer(size: int, layers: int) -> float:
+def first_of(layer: Merged) -> int:
+    """The layer into which others were merged, or a layer itself."""
+    return layer if isinstance(layer, int) else first_of(layer[0])
+
+
+def cut_of(left: Sequence[Merged], layers: int) -> Cut:
+    """The layers that were merged into others, as a cut."""
+    return Cut.of(set(range(layers)) - set(map(first_of, left)))
+
+
+def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float) -> list[Merged]:
+    """One way down through some layers, until as many as wanted are left."""
+    together = max(2, round(SHARE * (first_of(found[-1]) + 1)))
+    for at in range(max(0, len(found) - 1 - together), -1, -1):
+        end = min(at + together, at + 1 + len(found) - wanted, len(found))
+        tried = [*found[:at], tuple(found[at:end]), *found[end:]]
+        if end > at + 1 and likeness(tried) > threshold:
+            found = tried
+    return found
+
+
+# ---- what searches cost at most: passes of all layers, the nodes of their trees over L, and heads --------------------
+
+
+def _each_layer_alone(size: int, layers: int) -> tuple[float, int]:
+    """Those below the dropped one are shared."""
+    return (layers - 1 + sum(range(layers))) / layers, layers
+
+
+def _layer_by_layer(size: int, layers: int) -> tuple[float, int]:
     """All share the layers below the last candidate, and the one that drops layer i adds those above it."""
-    return sum(left - 2 + sum(range(1, left - 1)) for left in range(layers, layers - size, -1)) / layers
+    steps = range(layers - 2, layers - size - 2, -1)  # of each the candidates
+    return sum(left + sum(range(1, left + 1)) for left in steps) / layers, sum(steps)
 
 
-def _passes_by_sublayer(size: int, layers: int) -> float:
+def _sublayer_by_sublayer(size: int, layers: int) -> tuple[float, int]:
     """A candidate runs for itself from its layer on; the cheapest are dropped first in the worst case."""
-    own = sorted(layers - layer for layer in range(layers) for _ in PARTS)
-    return sum(layers + sum(own[step:]) for step in range(2 * size)) / layers
+    own, steps = sorted(2 * [*range(1, layers + 1)]), range(2 * size)
+    return sum(layers + sum(own[step:]) for step in steps) / layers, sum(2 * layers - step for step in steps)
+
+
+def _merges(size: int, layers: int) -> tuple[float, int]:
+    return 1.0 + len(THRESHOLDS) * layers, 0  # what was tried before is remembered
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 
-def _with_plus(name: str, words: str, scores: Callable, **how) -> tuple[Rule, Rule]:
-    """A rule of Shortened LLaMA, and the same where the layers at either end stay."""
-    plus = f"{words}; the first four and the last two stay"
-    return (
-        Rule(name, words, f"{KIM}, section 3", _lowest(scores), **how),
-        Rule(f"{name}-plus", plus, f"{KIM}, section 3", _lowest(scores, plus=True), spares=FIRST + LAST, **how),
-    )
+def _losses_alone(losses: Losses, layers: Sequence[int]) -> Sequence[float]:  # ranks by perplexity are ranks by loss
+    return losses([Cut(layer, 1) for layer in layers])
 
 
-GROMOV, CHEN, KIM = "Gromov et al., arXiv 2403.17887", "Chen et al., arXiv 2403.19135", "Kim et al., arXiv 2402.02834"
-MEN, SHOPKHOEV = "Men et al., arXiv 2403.03853", "Shopkhoev et al., arXiv 2505.02819"
-ALIKE = "the block that is most alike over all tokens"
-_sublayers = functools.partial(
-    Rule, source="He et al., arXiv 2406.15786, section 3", needs="sublayers", drops_sublayers=True
-)
-_laco = functools.partial(
-    Rule,
-    source="Yang et al., arXiv 2402.11187, algorithm 1",
-    needs="likeness",
-    cuts=_of_each(lambda size, layers, likeness: laco.cut_of(laco.merged_layers(size, layers, likeness), layers)),
-    search=lambda size, layers: 1.0 + len(laco.THRESHOLDS) * layers,  # at most: what was tried before is remembered
-)
-# of a bridge stay the layer that it is made of, and the last
-_bridge = functools.partial(Rule, cuts=_most_alike(least=1), needs="cosines", spares=2, fits=1.0)
-TABLE = (
-    Rule(
-        "similarity",
-        "the block whose input and output point in the most similar directions",
-        f"{GROMOV}, section 3.2",
-        _of_each(lambda size, _, distances: similarity_cut(distances, size)),
-        needs="distances",
+def _saliences(saliences: np.ndarray, layers: Sequence[int]) -> np.ndarray:
+    return saliences[layers]
+
+
+_merged = _of_each(lambda size, layers, likeness: cut_of(merged_layers(size, layers, likeness), layers))
+_bridged = _most_alike(least=1)
+CUTS: dict[str, Cuts] = {
+    "similarity": _of_each(lambda size, _, distances: similarity_cut(distances, size)),
+    "simple": _of_each(lambda size, layers, _: simple_cut(layers, size)),
+    "reverse": _of_each(lambda size, layers, _: Cut(layers - size, size)),
+    **{f"random-{seed}": _at_random(seed) for seed in SEEDS},
+    "block-influence": _lowest(lambda cosines, _: 1 - np.diagonal(cosines, offset=1)),
+    "window-cosine": _most_alike(),
+    "perplexity": _lowest(_losses_alone),
+    "perplexity-plus": _lowest(_losses_alone, plus=True),
+    "taylor": _lowest(_saliences),
+    "taylor-plus": _lowest(_saliences, plus=True),
+    "greedy": _greedily(lambda layers: [*range(1, layers - 1)]),  # never the ends, as in the authors' code
+    "llm-drop-attention": _lowest_sublayers(0),
+    "llm-drop-mlp": _lowest_sublayers(1),
+    "llm-drop": _lowest_sublayers(0, 1),
+    "block-pruner": _greedily(
+        lambda layers: [(row, layer) for row in range(2) for layer in range(layers)], _without, each=2
     ),
-    Rule(
-        "simple",
-        "the layers just before the last one",
-        f"{GROMOV}, section 4.4",
-        _of_each(lambda size, layers, _: simple_cut(layers, size)),
-    ),
-    Rule("reverse", "the last layers", MEN, _of_each(lambda size, layers, _: Cut(layers - size, size))),
-    *(
-        Rule(f"random-{seed}", f"layers drawn at random (draw {seed})", f"a control; as in {KIM}", _at_random(seed))
-        for seed in SEEDS
-    ),
-    Rule(
-        "block-influence",
-        "the layers whose input and output are most alike over all tokens",
-        f"{MEN}, section 3.2",
-        _lowest(lambda cosines, _: 1 - np.diagonal(cosines, offset=1)),
-        needs="cosines",
-    ),
-    Rule(
-        "window-cosine",
-        "the block whose input and output are most alike over all tokens",
-        f"{CHEN}, section 3.1",
-        _most_alike(),
-        needs="cosines",
-    ),
-    *_with_plus(
-        "perplexity",
-        "the layers whose absence alone costs the least loss",  # ranks by perplexity are ranks by loss
-        lambda losses, layers: losses([Cut(layer, 1) for layer in layers]),
-        needs="losses",
-        search=_passes_alone,
-        heads=lambda size, layers: layers,
-    ),
-    *_with_plus(
-        "taylor",
-        "the layers whose weights matter least to first order",
-        lambda saliences, layers: saliences[layers],
-        needs="saliences",
-    ),
-    Rule(
-        "greedy",
-        "one layer after another, each the one whose removal leaves the lowest loss",
-        "Song et al., arXiv 2402.09025, algorithm 1",
-        _greedily(lambda layers: [*range(1, layers - 1)]),  # never the first and the last, as in the authors' code
-        needs="losses",
-        search=_passes_by_layer,
-        heads=lambda size, layers: sum(layers - 2 - step for step in range(size)),
-        spares=2,
-    ),
-    _sublayers("llm-drop-attention", "the attentions whose input and output are most alike", cuts=_lowest_sublayers(0)),
-    _sublayers("llm-drop-mlp", "the MLPs whose input and output are most alike", cuts=_lowest_sublayers(1)),
-    _sublayers(
-        "llm-drop",
-        "the sublayers, twice as many as layers, whose input and output are most alike",
-        cuts=_lowest_sublayers(0, 1),
-    ),
-    Rule(
-        "block-pruner",
-        "one sublayer after another, each the one whose removal leaves the lowest loss",
-        "Zhong et al., arXiv 2406.10594, algorithm 1",
-        _greedily(lambda layers: [(row, layer) for row in range(len(PARTS)) for layer in range(layers)], _without, 2),
-        needs="losses",
-        search=_passes_by_sublayer,
-        heads=lambda size, layers: sum(2 * layers - step for step in range(2 * size)),
-        drops_sublayers=True,
-    ),
-    _laco("laco", "layers merged into one below them, from the top down, by what they differ", changes=MERGED),
-    _laco(
-        "laco-code", "layers whose matrices the last of them hands to the first, from the top down", changes=LAST_TAKEN
-    ),
-    _bridge(
-        "replaceme", f"{ALIKE}, with a linear map in its place, by least squares", SHOPKHOEV, changes=LEAST_SQUARES
-    ),
-    _bridge("replaceme-cosine", f"{ALIKE}, with a linear map in its place, by cosine", SHOPKHOEV, changes=COSINE),
-    _bridge(
-        "prune-and-comp",
-        f"{ALIKE}, and what follows scaled to the magnitude that it is used to",
-        "Chen et al., arXiv 2507.18212",
-        changes=SCALED,
-    ),
-    _bridge(
-        "streamline",
-        f"{ALIKE}, with one trained layer in its place",
-        f"{CHEN}, section 3",
-        cuts=_most_alike(more=1),
-        changes=TRAINED,
-    ),
-)
-REGISTERED = {rule.name: rule for rule in TABLE}
+    "laco": _merged,
+    "laco-code": _merged,
+    "replaceme": _bridged,
+    "replaceme-cosine": _bridged,
+    "prune-and-comp": _bridged,
+    "streamline": _most_alike(more=1),
+}
+SEARCHES = dict.fromkeys(("perplexity", "perplexity-plus"), _each_layer_alone)
+SEARCHES |= dict.fromkeys(("laco", "laco-code"), _merges)
+SEARCHES |= {"greedy": _layer_by_layer, "block-pruner": _sublayer_by_sublayer}
+with open(Path(__file__).with_name("rules.csv"), encoding="utf-8") as _file:
+    _lines: list[dict[str, Any]] = [*csv.DictReader(_file)]
+REGISTERED = {of["name"]: Rule(**of, cuts=CUTS[of["name"]], search=SEARCHES.get(of["name"])) for of in _lines}
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare
 # those that leave the weights that stay as they are: their cut says all of the pruned model
 DROPPING = tuple(name for name, rule in REGISTERED.items() if not rule.changes)

@@ -22,6 +22,7 @@ from deeper_layers.models.network import Network, Residuals
 LEFT_OUT = 0.1  # of the ratios of TwoNN, the largest: Facco et al. 2017
 TOP = 5  # likeliest tokens whose overlap is counted: Csordas et al. 2025
 ROWS = 32  # whose distributions over all tokens are there at once
+STATES = "lens_divergence lens_overlap prompt_entropy effective_rank two_nn two_nn_shuffled".split()
 PARTS = (ATTENTION, MLP, "layer")  # what adds something to the residual: the two sublayers, and both together
 
 Batch = dict[str, torch.Tensor]
@@ -33,7 +34,6 @@ Arrays = dict[str, np.ndarray]
 
 def gram(points: torch.Tensor) -> torch.Tensor:
     """[N, N] inner products of points, once their mean is taken away."""
-    points = points.to(torch.float64)
     points = points - points.mean(dim=0)
     return points @ points.T
 
@@ -111,7 +111,7 @@ def divergence(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor
 # ---- one pass ------------------------------------------------------------------------------------------------
 
 
-def kept_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def kept_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, ...]:
     """Rows and columns [N] of the tokens that are kept: of each sequence as many, evenly spaced, the last among them.
 
     The mask is [B, T], padded on the right. Never the first, on which models rest attention that has nowhere to go, and
@@ -122,8 +122,7 @@ def kept_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Te
         for row, length in enumerate(mask.sum(dim=1).tolist())
         for column in sorted({round(number * (length - 1) / tokens) for number in range(1, tokens + 1)} - {0})
     ]
-    rows, columns = torch.tensor(found).unbind(dim=1)
-    return rows, columns
+    return torch.tensor(found).unbind(dim=1)
 
 
 def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
@@ -145,28 +144,27 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
     Raises InputError where the layers can't be run one by one, or have no attention and MLP of known names.
     """
     network = Network(model)
-    last = len(network.layers) - 1
-
-    def state(hidden: torch.Tensor, mask: torch.Tensor) -> tuple:
-        """Of the residual between two layers: prompt entropies, the kept tokens, the last ones."""
-        lengths = mask.sum(dim=1)
-        entropy = [spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, lengths.tolist())]
-        ends = hidden[torch.arange(len(mask), device=mask.device), lengths - 1]
-        return entropy, hidden[kept_tokens(mask, tokens)].float().cpu(), ends
 
     def keep(residuals: Residuals) -> tuple:
         entering, leaving, mask = residuals.entering, residuals.leaving, residuals.batch["attention_mask"]
-        kept = kept_tokens(mask, tokens)
+        kept, lengths = kept_tokens(mask, tokens), mask.sum(dim=1)
         x, between, left = (hidden[kept].double() for hidden in (entering, residuals.between, leaving))
         pairs = ((between - x, x), (left - between, between), (left - x, x))
         cosines = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=-1)
         norms = torch.stack([added.norm(dim=-1) / to.norm(dim=-1) for added, to in pairs], dim=-1)
-        states = [state(hidden, mask) for hidden in ([entering, leaving] if residuals.number == last else [entering])]
+        states = [  # of the residuals between layers: prompt entropies, the kept tokens, the last ones
+            (
+                [spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, lengths.tolist())],
+                hidden[kept].float().cpu(),
+                hidden[torch.arange(len(mask), device=mask.device), lengths - 1],
+            )
+            for hidden in ([entering, leaving] if residuals.number == len(network.layers) - 1 else [entering])
+        ]
         return cosines.cpu(), norms.cpu(), states
 
     for of_layers in network.residuals(batches, keep):
         cosines, norms, states = zip(*of_layers)
-        entropy, residuals, ends = zip(*sum(states, []))
+        entropy, residuals, ends = zip(*itertools.chain(*states))
         yield {
             "residuals": torch.stack(residuals).numpy(),
             "cosines": torch.stack(cosines, dim=1).numpy(),
@@ -234,24 +232,24 @@ def measure_layers(passes: list[Arrays], skips: list[Arrays]) -> Arrays:
 
 def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
     """A value for each state, [L+1]: means over sequences, or of the kept tokens of all of them."""
-    names, lens = ("effective_rank", "two_nn", "two_nn_shuffled"), _mean(passes, "lens")
     of_clouds = [
         (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffled(points)))
         for points in progress(_clouds(passes))
     ]
-    means = {"lens_divergence": lens[:, 0], "lens_overlap": lens[:, 1], "prompt_entropy": _mean(passes, "entropy")}
-    return means | dict(zip(names, np.array(of_clouds).T, strict=True))
+    values = [*_mean(passes, "lens").T, _mean(passes, "entropy"), *np.array(of_clouds).T]
+    return dict(zip(STATES, values, strict=True))
 
 
 def measure_pairs(passes: list[Arrays], skips: list[Arrays], *, neighbours: int) -> Arrays:
-    """A value for every two states, [L+1, L+1]: cka and neighbour_overlap; of layers, [L, L], skip_later."""
+    """A value for every two states, [L+1, L+1]: cka and neighbour_overlap; of layers, [L, L], skip_later. All are above
+    the diagonal."""
     clouds = list(_clouds(passes))
-    cka, overlap = np.eye(len(clouds)), np.eye(len(clouds))
+    cka, overlap = np.zeros((2, len(clouds), len(clouds)))
     products = [gram(points).float() for points in clouds]
     indices = [nearest(points, neighbours).indices for points in clouds]
-    for one, other in itertools.combinations(range(len(clouds)), 2):
-        cka[one, other] = cka[other, one] = linear_cka(products[one], products[other])
-        overlap[one, other] = overlap[other, one] = neighbour_overlap(indices[one], indices[other])
+    for pair in itertools.combinations(range(len(clouds)), 2):
+        cka[pair] = linear_cka(*(products[state] for state in pair))
+        overlap[pair] = neighbour_overlap(*(indices[state] for state in pair))
     return {"cka": cka, "neighbour_overlap": overlap, "skip_later": _mean(skips, "later")}
 
 

@@ -23,8 +23,6 @@ from deeper_layers.rules.choosing import REGISTERED
 
 TEXT = "c4"  # whose loss is judged
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
-# what others say that rules keep of Llama-2-7B, not healed, and the code (commit) whose choices ours equal
-OTHERS = Path(__file__).with_name("others.csv")
 # of geometry, and how a block has it (of_block); a block with the least of a measure is its pick
 MEASURES = pd.read_csv(Path(__file__).with_name("measures.csv"), index_col="measure")
 Maps = dict[int, tuple[list[int], np.ndarray]]  # by size the first layers of all blocks, and their losses [B, S]
@@ -150,12 +148,12 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     "_high") and the healed loss, nats a token above the whole model healed alike, of the size at which most rules were
     healed."""
     registered = {re.sub("random-.*", "random", rule): of for rule, of in REGISTERED.items()}
-    table = pd.DataFrame(index=list(registered))
-    table["title"] = [rule_title(rule) for rule in registered]
-    table["source"] = [of.source for of in registered.values()]
-    table["passes"] = [round(of.passes(8, 32) + of.fits, 1) for of in registered.values()]
-    others = pd.read_csv(OTHERS, index_col="rule").reindex(table.index).fillna("")
-    table = table.assign(**{"as in the code of": others["code"], "published": others["published"]})
+    columns = ["title", "source", "passes", "as in the code of", "published"]
+    lines = [
+        (rule_title(rule), of.source, round(of.price(8, 32)[0] + of.fits, 1), of.code, of.published)
+        for rule, of in registered.items()
+    ]
+    table = pd.DataFrame(lines, list(registered), columns)
     regret = regret_table(scores, distances).query("corpus == @TEXT and task == @TEXT and size == 0")
     regrets = pd.concat([rules(scores), regret.assign(rule="similarity")])
     regrets["rule"] = regrets["rule"].str.replace("random, .*", "random", regex=True)
