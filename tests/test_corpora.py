@@ -13,9 +13,6 @@ from transformers import AutoTokenizer, GPT2Config
 from deeper_layers.data import corpora, embedded, hub
 from deeper_layers.data.tokens import sequences, text_batches
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.distances import measure_distances
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.results.places import AROUND as ROOT
 from tests.mirror import write_dataset
 
@@ -91,7 +88,7 @@ def test_the_same_seed_draws_the_same_text_however_it_is_batched(tokenizer, docu
     assert all(row in draw() for row in draw(samples=20)), "fewer are some of the same"
 
 
-def test_too_little_text_is_one_line(tokenizer, documents, tiny_folder, tmp_path, monkeypatch):
+def test_too_little_text_is_one_line(tokenizer, documents, tmp_path):
     usable = len(documents) - 2  # neither the empty one nor the one of a single token
     with pytest.raises(InputError, match=f"samples is 999, but the corpus has {usable} usable documents"):
         text_batches(tokenizer, documents, samples=999, length=9)
@@ -99,11 +96,6 @@ def test_too_little_text_is_one_line(tokenizer, documents, tiny_folder, tmp_path
     GPT2Config(n_layer=2).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="knows no words: its files, like tokenizer.json, are missing"):
         sequences(AutoTokenizer.from_pretrained(tmp_path), documents, length=9)
-    # before the model is opened
-    monkeypatch.setattr("deeper_layers.data.texts", lambda *_, **__: ["a text"] * 3)
-    parameters = Parameters(model=str(tiny_folder), samples=4, results=str(tmp_path / "results"))
-    with pytest.raises(InputError, match="samples is 4, but the corpus has 3 documents: ask for fewer"):
-        measure_distances(Experiment(parameters, opened=lambda: pytest.fail("opened")))
 
 
 # --- the hub and its mirror ------------------------------------------------------------------------------

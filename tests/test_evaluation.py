@@ -9,8 +9,6 @@ from lm_eval.tasks import TaskManager
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import TaskParameters
-from deeper_layers.models import half_precision
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import unpack, unpack_halves
 from deeper_layers.sweeping import harness, sweeps
@@ -119,11 +117,3 @@ def test_a_group_that_is_interrupted_says_what_it_has(opened, monkeypatch, capsy
     without = found.query("size == 2 and metric == 'acc'")["value"].item()
     said = capsys.readouterr().err
     assert "sums: 1 of 2 tasks, mean accuracy" in said and f"n = 2, l = 1: {without:.3f}" in said
-
-
-def test_float32_that_nobody_asked_for_is_named_where_bfloat16_is_faster(tiny_folder, monkeypatch, capsys):
-    monkeypatch.setattr(half_precision, "product_speed", {"bfloat16": 3.0, "float32": 1.0}.get)
-    for dtype, is_named in (("auto", True), ("float32", False)):
-        parameters = TaskParameters(model=str(tiny_folder), dtype=dtype)
-        parameters.open(parameters.source())
-        assert ("--dtype bfloat16 multiplies 3.0 times as fast" in capsys.readouterr().err) == is_named

@@ -43,18 +43,18 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(tiny_folde
     experiment = Experiment(parameters, opened=lambda: opened)
     config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
     score_text = functools.partial(scoring.score, parameters.texts)
-    heal = functools.partial(healings.heal_and_score, CUTS[1], config)
+    heal = lambda of, **given: healings.Healing(CUTS[1], config, of).run_and_scores(**given)  # noqa: E731
     assert heal(experiment.but(measure=False)) is None
-    run, measured = heal(experiment, ["similarity"])
+    run, measured = heal(experiment, rules=["similarity"])
     assert set(measured.rows["task"]) == {"wikipedia", "capitals"} and set(measured.rows["cut"]) == {CUTS[1].name}
     assert run.details["tokens"] == measured.details["healed_tokens"] == 3 * 4 * 32 and len(run.records) == 3
-    adapters = healings.adapter_folder(CUTS[1], config, experiment)
+    adapters = healings.Healing(CUTS[1], config, experiment).adapters()
     assert [path.name for path in adapters.parent.iterdir()] == ["adapter"], "no checkpoint"
     before = score_text({"similarity": CUTS}, experiment)
     losses_of = [table.rows.query("cut == '1,2' and metric == 'loss'")["value"].item() for table in (measured, before)]
     assert losses_of[0] != losses_of[1]
     monkeypatch.setattr(healing, "train", never)
-    again, others = heal(experiment.but(tasks="sums_one_digit"), ["similarity"])
+    again, others = heal(experiment.but(tasks="sums_one_digit"), rules=["similarity"])
     assert again.path == run.path and others.path != measured.path and others.records[0] == measured.records[0]
     monkeypatch.setattr(sweeping, "request_loss", never)
     assert heal(experiment.but(measure=False))[1].path == heal(experiment)[1].path == measured.path, "whoever chose it"

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.experiment import Data, Experiment
+from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results import places
@@ -45,7 +46,7 @@ class Measure:
     def __call__(self, key: dict = KEY, parts: int = 0):
         settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data")}
         source = Source(**key["model"], num_layers=5, dtype=key["dtype"], quantized="none", folder="")
-        reads = [Data("wikipedia", lambda: key["data"])]
+        reads = [SimpleNamespace(name="wikipedia", fingerprint=lambda _: key["data"])]
 
         def measure(shards):
             self.count += 1

@@ -11,12 +11,12 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.data import embedded
 from deeper_layers.data.tasks.items import begins_with_the_answer
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choices import compare_rules
+from deeper_layers.experiments.choosing import compare_rules, cuts_of_tasks
 from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.notebook_parameters import ScanParameters, WhichLayersParameters
 from deeper_layers.experiments.parameters import Parameters
-from deeper_layers.experiments.scoring import plan_each, scan_cuts, score_each
+from deeper_layers.experiments.scoring import plan_each, score_each
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
 from deeper_layers.results.frames import distances_of, scores_of
@@ -43,7 +43,7 @@ def asked(tiny_folder, opened, tmp_path):
 def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
     experiment = asked(tasks=f"capitals@{LIMIT}, lettered_capitals@{LIMIT}")
     own = [UNPRUNED, Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
-    cuts = scan_cuts(experiment)
+    cuts = cuts_of_tasks(experiment)
     assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": own})
     found = score_each(cuts, experiment)
     plain = sweep(*opened, ["capitals"], own, limit=LIMIT)
@@ -60,7 +60,7 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
 
 def test_a_scan_of_all_capitals_is_kept_in_several_parts(asked):
     experiment = asked(tasks="capitals@181")
-    (plan,) = plan_each(scan_cuts(experiment), experiment).values()
+    (plan,) = plan_each(cuts_of_tasks(experiment), experiment).values()
     pieces = [piece.tokens for _, run in plan.parts for piece in run]
     assert len(pieces) >= 4 and max(pieces) <= plan.tokens / 3
 
@@ -86,7 +86,7 @@ def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
 
 def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
     experiment = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
-    cuts = scan_cuts(experiment)
+    cuts = cuts_of_tasks(experiment)
     assert cuts == {"wikipedia": {"simple": [UNPRUNED, Cut(3, 1), Cut(2, 2)]}}
     (plan,) = plan_each(cuts, experiment).values()
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
@@ -97,14 +97,14 @@ def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
-    ({"blocks": 5}, "blocks is 5, expected less than the model's 5 layers"),
+    ({"blocks": 5}, "size is 5; expected 0 to 4 for a model of 5 layers"),
     ({"starts": "2-9"}, "start is 4 with size 2"),
     ({"tasks": ","}, "tasks is ','"),
     ({"tasks": "capitals, c4", "limit": None}, "limit is None, expected how many sequences of c4 .* write c4@32"),
 ])  # fmt: skip
 def test_what_cannot_be_scanned_is_refused_in_one_line(wrong, said, asked):
     with pytest.raises(InputError, match=said):
-        scan_cuts(asked(**wrong))
+        cuts_of_tasks(asked(**wrong))
 
 
 def test_facts_to_be_written_begin_with_their_answer():

@@ -3,13 +3,15 @@
 import multiprocessing
 import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
 from deeper_layers import results
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import scoring
-from deeper_layers.experiments.experiment import Data, Experiment
+from deeper_layers.experiments.choosing import cuts_of_tasks
+from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.files import locked
 from deeper_layers.models.sources import Source
@@ -34,7 +36,7 @@ def measured(tmp_path, monkeypatch):
             return [row], {"tokens": 64}
 
         experiment = Experiment(Parameters(results=str(tmp_path / "results")), SOURCE, waits=waits)
-        reads = [Data("wikipedia", lambda: "made up")]
+        reads = [SimpleNamespace(name="wikipedia", fingerprint=lambda _: "made up")]
         return experiment.result("distances", SETTINGS | {"corpus": f"text-{number}"}, reads, measure)
 
     return measured
@@ -87,7 +89,8 @@ def test_a_worker_takes_another_task_and_waits_for_the_taken_one_at_the_end(meas
     other.start()
     holding.wait(20)
     monkeypatch.setattr(scoring, "score", score)
-    _, found = scoring.sweep_tasks(SweepParameters(tasks=", ".join(tasks), rules="simple"), SOURCE)
+    experiment = Experiment(SweepParameters(tasks=", ".join(tasks), rules="simple"), SOURCE)
+    found = scoring.score_each(cuts_of_tasks(experiment), experiment)
     other.join()
     assert order == [*((task, False) for task in tasks), ("capitals", True)]
     assert [result.name for result in found.values()] == ["text-0", "text-1", "text-2"]

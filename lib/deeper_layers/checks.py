@@ -7,8 +7,15 @@ import operator
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deeper_layers.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
 
 LAYERS = 10_000  # more than any model has: what is built from a number of layers stays small
 SEED = 2**32 - 1  # the largest that numpy and torch both take
@@ -70,6 +77,18 @@ def new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
     if said:
         raise InputError(f"{name} is {shown(str(value))}, and {said}: name another place")
     return path
+
+
+def refused(error: "ValidationError", fields: "Mapping[str, FieldInfo]") -> InputError:
+    """What pydantic says of the first impossible value of some fields, in one line; or what a check of ours raised."""
+    first = error.errors(include_url=False)[0]
+    if raised := first.get("ctx", {}).get("error"):
+        return InputError(str(raised))
+    name, said = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
+    if first["type"] == "string_pattern_mismatch":
+        said = f"expected {fields[name].description}"
+    given = "missing" if first["type"] == "missing" else shown(first["input"])
+    return InputError(f"{name} is {given}, {said}: correct the parameter")
 
 
 def shown(value: object) -> str:

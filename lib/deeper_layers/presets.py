@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from deeper_layers.checks import MANY, SEED, TOKENS, shown
+from deeper_layers.checks import MANY, SEED, TOKENS, refused
 from deeper_layers.errors import InputError
 
 RANK, STEPS = 2**16, 10**7  # the largest that make sense by far: no adapter is wider than a layer
@@ -89,12 +89,7 @@ def _refusing(made: Callable) -> Callable:
         try:
             made(self, **settings)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            if not first["loc"]:  # by the check of ours
-                raise first["ctx"]["error"] from None
-            given = "missing" if first["type"] == "missing" else shown(first["input"])
-            said = first["msg"].replace("Input should be", "expected")
-            raise InputError(f"{first['loc'][0]} is {given}, {said}") from None
+            raise refused(error, FIELDS) from None
 
     return __init__
 

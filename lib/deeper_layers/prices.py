@@ -7,6 +7,7 @@ heads are wide. Norms, activations, adapters, the head where nothing asks for it
 """
 
 import dataclasses
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def find_machine(name: str) -> Machine:
     return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, int(found[2] or 1))
 
 
+@functools.cache
 def this_machine(width: int, inner: int, dtype: str, device: str = "auto") -> Machine:
     """The machine at hand, by trials of products as wide as a model's: in float32, bfloat16 and its own data type."""
     import psutil

@@ -77,8 +77,10 @@ def _to_mend(error: Exception) -> str | None:
     cls=Subcommands,
     commands=[plan, distances, sweep, scan, prune, heal, results, report],
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""
-    How many layers can a language model lose, and what is lost with them?
+)
+@click.version_option(package_name="deeper-layers")
+def main() -> None:
+    """How many layers can a language model lose, and what is lost with them?
 
     \b
     deeper-layers plan embedded
@@ -95,8 +97,4 @@ def _to_mend(error: Exception) -> str | None:
     \b
     Completion of commands and options, in bash (or zsh_source, fish_source):
     eval "$(_DEEPER_LAYERS_COMPLETE=bash_source deeper-layers)"
-    """,
-)
-@click.version_option(package_name="deeper-layers")
-def main() -> None:
-    pass
+    """

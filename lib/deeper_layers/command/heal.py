@@ -1,10 +1,12 @@
 """`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
 
 from deeper_layers import files, results
-from deeper_layers.command.cutting import cut_options, typed_cut
-from deeper_layers.command.options import Answer, records, subcommand
+from deeper_layers.command.options import Answer, cut_options, records, subcommand, typed_cut
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import NotMeasuredError
+from deeper_layers.experiments.choosing import cuts_of_rule
+from deeper_layers.experiments.experiment import Experiment
+from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.export.pruned_checkpoint import cut_as_json
 from deeper_layers.package_index import cache_folder
@@ -18,6 +20,7 @@ UNKNOWN_BEFORE = (
 AT_MOST = "at most: what of it is getting used to the text is told once the whole model is healed alike, by --drop 0"
 # of what recovery is known by, on the same sequences or items
 TOLD = ["topic", "items", "whole", "whole_healed", "pruned", "healed", "recovered", "low", "high", "untold"]
+COURSE = ("tokens", "distinct_tokens", "trained_parameters", "seconds")
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
@@ -38,37 +41,34 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     deeper-layers heal embedded --drop 3 --objective distill
     deeper-layers heal embedded --layers "5, 12-14"
     """
-    typed, source, config = typed_cut(drop, start, layers=layers), parameters.source(), parameters.config()
-    (typed or Cut(0, drop or 0)).check(source.num_layers)
+    typed, experiment, config = typed_cut(drop, start, layers=layers), Experiment(parameters), parameters.config()
+    name, depth = experiment.source.name, experiment.source.num_layers
+    (typed or Cut(0, drop or 0)).check(depth)
     if parameters.measure:
         files.check_writable(cache_folder())  # where the adapters are kept
-    from deeper_layers.experiments.choosing import choose_cut  # slow, as are the next
-    from deeper_layers.experiments.experiment import Experiment
-    from deeper_layers.experiments.healings import adapter_folder, course_of, heal_and_score
-    from deeper_layers.report.statistics import recovered_by
-
-    experiment = Experiment(parameters, source)
-    cut = typed or choose_cut(rule, drop or 0, source.num_layers, lambda: experiment)
-    found = heal_and_score(cut, config, experiment, [GIVEN if typed else rule])
-    if found is None:
-        raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
+    cut = typed or cuts_of_rule(rule, [drop or 0], depth, experiment, of_any_dtype=True)[0]
+    healing = Healing(cut, config, experiment)
+    if (found := healing.run_and_scores([GIVEN if typed else rule])) is None:
+        raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}")
     run, unit = found
+    from deeper_layers.report.statistics import recovered_by  # slow
+
     # what others measured comes without adapters: they are trained here
-    adapters = str(adapter_folder(cut, config, experiment)) if parameters.measure else None
-    record, back = course_of(run), recovered_by(unit.place, results.scores(parameters.folder, source.name))
+    adapters = str(healing.adapters()) if parameters.measure else None
+    record = {"losses": [row["loss"] for row in run.records]} | {of: run.details[of] for of in COURSE}
     head = (
-        f"{source.name}: {cut.describe(source.num_layers)}\n"
+        f"{name}: {cut.describe(depth)}\n"
         f"{'distilled' if config.objective == 'distill' else 'healed'} on {record['tokens']:,} tokens of "
         f"{parameters.text} in {record['seconds']:.0f} s: adapters of rank {config.rank}, {config.steps} steps; the "
         f"training loss went from {record['losses'][0]:.3f} to {record['losses'][-1]:.3f} nats a token"
     )
-    rows = records(unit.rows)
-    scores = [{name: row[name] for name in ("task", "metric", "value", "stderr", "items")} for row in rows]
+    rows, back = records(unit.rows), recovered_by(unit.place, results.scores(parameters.folder, name))
+    scores = [{of: row[of] for of in ("task", "metric", "value", "stderr", "items")} for row in rows]
     before = records(back.rename(columns={"value": "recovered"})[TOLD])
     if not before:
         before = UNKNOWN_BEFORE if cut.size else "nothing was dropped, and nothing is to be given back"
     note = AT_MOST if (back["untold"] == "at most").any() else None
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
-    content = {"model": source.name, "layers": source.num_layers, "cut": cut_as_json(cut), "adapters": adapters}
+    content = {"model": name, "layers": depth, "cut": cut_as_json(cut), "adapters": adapters}
     content |= {"unit": str(unit.path), "healing": record, "rows": rows, "given_back": records(back)}
     return Answer(content, [head, scores, before, note, f"{unit.path}\n{end}"])

@@ -1,6 +1,7 @@
-"""A class of parameters as a subcommand: its fields are the options, and what a function answers is printed.
+"""A class of parameters as a subcommand: its fields are the options, and what a function answers is printed; and the
+options of the one cut of `prune` and `heal`: by its place, by a rule, or of any shape, layer by layer.
 
-Names, types, defaults and help texts of options stand in the class alone.
+Names, types, defaults and help texts of options stand in the classes alone.
 """
 
 import contextlib
@@ -18,10 +19,12 @@ from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 from tabulate import tabulate
 
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.presets import PRESETS
+from deeper_layers.rules.choosing import REGISTERED
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
@@ -30,6 +33,7 @@ MODEL = (
     'MODEL is "embedded", a hub id, a folder saved by save_pretrained, or a .gguf file. Packaged, and fetched by name: '
     f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
 )
+LISTS = ("layers", "attention", "mlp")
 
 
 class Answer(NamedTuple):
@@ -133,19 +137,48 @@ class OrNone(click.ParamType):
 
 
 def _option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
-    """A field's option; one with a title shows it in the place of its type, and has no default to be typed."""
-    words, flag = (field.description or "").replace("None", "none"), name.strip("_").replace("_", "-")
+    words, flag = (field.description or "").replace("None", "none"), f"--{name.strip('_').replace('_', '-')}"
     if field.default is True:  # on by itself, and turned off by --no-NAME
         words = words.removeprefix("False: ")
-        return click.Option([f"--no-{flag}", name], flag_value=False, default=True, help=words)
+        return click.Option([f"--no-{flag[2:]}", name], flag_value=False, default=True, help=words)
     if field.default is False:
-        return click.Option([f"--{flag}"], is_flag=True, help=words)
+        return click.Option([flag], is_flag=True, help=words)
     words += f": {', '.join(PRESETS)}" if name == "preset" else ""
     kinds = typing.get_args(field.annotation) or (field.annotation,)  # a list is read from a text
     types = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
     kind = types.get(kinds[0], click.STRING)
-    if field.title:
-        return click.Option([f"--{flag}", name], type=kind, metavar=field.title, help=words)
-    if show_default:
+    if show_default and field.default != "":
         words += f"  [default: {'none' if field.default is None else field.default}]"
-    return click.Option([f"--{flag}"], type=OrNone(kind) if type(None) in kinds else kind, help=words)
+    return click.Option([flag, name], type=OrNone(kind) if type(None) in kinds else kind, help=words)
+
+
+# ---- the one cut -------------------------------------------------------------------------------------------------
+
+
+def cut_options(rules: Iterable[str], lists: Iterable[str], more: str = "") -> Callable:
+    """Options --drop, of which `more` is said, --start, --rule, one of `rules`, and `lists`, for `typed_cut`."""
+    rules, fields = list(rules), SweepParameters.model_fields
+    words = "; ".join(f"{name}: {REGISTERED[name].words}" for name in rules)
+    words += ". What it needs is from results, or measured now"
+    abouts = {name: str(fields[name].description).replace("rules and sizes", "--drop") for name in lists}
+    options = [
+        click.option("--drop", type=int, help=f"number of layers to drop{more}"),
+        click.option("--start", type=int, help="the first of them, counted from 0, instead of a rule"),
+        click.option("--rule", type=click.Choice(rules), default="similarity", show_default=True, help=words),
+        *(click.option(f"--{name}", metavar="LIST", help=about) for name, about in abouts.items()),
+    ]
+    return lambda function: functools.reduce(lambda found, option: option(found), reversed(options), function)
+
+
+def typed_cut(drop: int | None, start: int | None, needed: bool = True, **lists: str | None) -> Cut | None:
+    """The cut that was typed, by its place or in lists; None where a rule is to choose `drop` layers.
+
+    Refuses what no model could make right, and where one is `needed`, no cut at all.
+    """
+    exclude("start", "rule")
+    for name in lists:
+        exclude(name, "drop", "start", "rule")
+    listed = SweepParameters(**lists).given_cut
+    if drop is None and (start is not None or needed and listed is None):
+        raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
+    return listed if start is None else Cut(start, drop)

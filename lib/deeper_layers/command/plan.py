@@ -8,7 +8,7 @@ import click
 from deeper_layers import models, prices
 from deeper_layers.command.options import Answer, is_typed, subcommand
 from deeper_layers.experiments.parameters import SweepParameters
-from deeper_layers.experiments.plans import find_source, plan_sweep
+from deeper_layers.experiments.plans import plan_sweep, planned
 from deeper_layers.presets import PRESETS
 
 # of distances and tasks, in a table as in JSON; "seconds" and "device" are of what results hold
@@ -42,8 +42,8 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
     if machine not in (None, "this"):
         prices.find_machine(machine)  # refused before a model is looked at
-    source = find_source(parameters) if model_config is None else models.configured(model_config, parameters.dtype)
-    content = plan_sweep(parameters, source, machine, heal)
+    source = model_config and models.configured(model_config, parameters.dtype)
+    content = plan_sweep(planned(parameters, source), machine, heal)
     return Answer(content, _parts(content))
 
 
@@ -71,9 +71,5 @@ def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
             for cost in found["costs"]
         ]
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
-        sheet = f"Arithmetic, not measured: {prices.REACHED:.0%} of the matrix throughput of the {machine['source']}."
-        reached = ", ".join(f"{of} {number / 1e9:,.0f}" for of, number in machine["throughput"].items())
-        tried = (
-            f"Predicted in {content['dtype']} from the median of short products, {machine['source']}: {reached} GFLOPS."
-        )
-        yield tried if machine["name"] == "this" else sheet
+        share = f"{prices.REACHED:.0%} of the matrix throughput" if machine["name"] != "this" else "products"
+        yield f"Arithmetic, not measured: {share} of the {machine['source']}."

@@ -1,7 +1,7 @@
 """`deeper-layers prune`: a checkpoint without some of its layers, healed if asked for.
 
 The cut is chosen, what is known of it is said, adapters are trained where that is asked for, and the files are written.
-Copying opens no model. Whatever can be refused soon is refused before anything slow is imported.
+Copying opens no model. Whatever can be refused soon is refused before anything is read.
 """
 
 import functools
@@ -13,11 +13,12 @@ import click
 from pydantic import Field
 
 from deeper_layers import checks, export, models
-from deeper_layers.command.cutting import LISTS, cut_options, typed_cut
-from deeper_layers.command.options import Answer, exclude, is_typed, subcommand
+from deeper_layers.command.options import LISTS, Answer, cut_options, exclude, is_typed, subcommand, typed_cut
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.choosing import changed_choice, cuts_of_rule, safe_cut
 from deeper_layers.experiments.experiment import Experiment
+from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters, one_of, split
 from deeper_layers.export.llama_cpp import EXACT, ROUNDED
 from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, typed_lists
@@ -36,7 +37,6 @@ class PruneParameters(Parameters):
     )
     for_: str = Field(
         "",
-        title="ENGINES",
         description=f"let the rule choose among the cuts that these read rightly: some of {', '.join(export.ENGINES)}",
     )
     dry_run: bool = Field(
@@ -52,29 +52,25 @@ class PruneParameters(Parameters):
     )
     type: Annotated[str | None, one_of([*EXACT, *ROUNDED])] = Field(
         None,
-        title="TEXT",
         description=f"of the matrices of a GGUF file, which else stay as they are: {', '.join(EXACT)}; or, by "
         f"llama.cpp's quantizer where cyllama is installed, {', '.join(ROUNDED)}",
     )
     to_size: str | None = Field(
         None,
-        title="SIZE",
         description="instead of --drop, as few layers as it takes: for weights of at most so many bytes (400MB) or "
         "numbers (300M)",
     )
     without_mtp: bool = Field(False, description="leave out layers for multi-token prediction, which else stay")
     adapter: Path | None = Field(
-        None, title="PATH", description="folder of adapters trained after this cut: they are added to the weights"
+        None, description="folder of adapters trained after this cut: they are added to the weights"
     )
     heal: Annotated[str | None, one_of(PRESETS)] = Field(
-        None, title="PRESET", description=f"train such adapters first, and keep them: {', '.join(PRESETS)}"
+        None, description=f"train such adapters first, and keep them: {', '.join(PRESETS)}"
     )
-    steps: int | None = Field(
-        None, title="INTEGER", description="of --heal: updates of the adapters; by default the preset's own"
-    )
+    steps: int | None = Field(None, description="of --heal: updates of the adapters; None: the preset's own")
     text: Corpus = HealingParameters.model_fields["text"]
     push_to_hub: str | None = Field(
-        None, title="REPOSITORY", description="upload OUT when it is complete, into a private repository of the hub"
+        None, description="upload OUT when it is complete, into a private repository of the hub"
     )
     public: bool = Field(False, description="let that repository be public")
 
@@ -127,7 +123,6 @@ def prune(
     output.check(model, changes=bool(chosen.changes))
     if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
         raise click.UsageError("--drop says how many layers go, --layers which: give one of them")  # by peft alone
-    parameters = asked.opening(output.is_gguf)
     config = models.stated_config(model, asked.revision)
     depth = models.stated_layers(config) or export.read_layout(models.checkpoint_folder(model, asked.revision)).layers
     (cut or Cut(0, drop or 0)).check(depth)
@@ -138,21 +133,22 @@ def prune(
         output.check_sublayers(what)
     if asked.push_to_hub and not asked.dry_run:
         export.check_repository(asked.push_to_hub, public=asked.public)
-    from deeper_layers.experiments.choosing import changed_choice, choose_cut  # slow
-
-    found, changed = functools.cache(lambda: Experiment(parameters)), None
+    parameters, changed = asked.opening(output.is_gguf), None
+    experiment = Experiment(parameters)
 
     def sized() -> Source:
         """Enough to know its size."""
         if is_gguf_model(model):
-            return found().source
+            return experiment.source
         return models.find_model(model, revision=asked.revision, hashed=False)
 
     def chosen_cut(size: int) -> Cut:
-        return choose_cut(rule, size, depth, found, safe if asked.for_ else None)
+        if asked.for_:
+            return safe_cut(rule, size, depth, experiment, safe)
+        return cuts_of_rule(rule, [size], depth, experiment, of_any_dtype=True)[0]
 
     if chosen.changes:
-        cut, changed = changed_choice(rule, drop or 0, found())
+        cut, changed = changed_choice(rule, drop or 0, experiment)
     elif asked.to_size is not None:
         cut = output.fit(sized(), asked.to_size, chosen_cut)
     elif cut is None:
@@ -173,14 +169,12 @@ def prune(
         measure = shlex.join(["deeper-layers", "sweep", model, *typed, "--tasks"])
         unknown = f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"
         not_surely = "results do not say that it surely ruins any of these: where items are few, they can not"
-        known = [described.card(), described.ruin_in_words() or not_surely] if described.scores else [unknown]
-        return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *known])
+        told = [described.card(), described.ruin_in_words() or not_surely] if described.scores else [unknown]
+        return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *told])
     for said in described.warnings():
         click.echo(f"warning: {said}", err=True)
     if isinstance(parameters, HealingParameters):
-        from deeper_layers.experiments.healings import adapter_folder
-
-        adapter = adapter_folder(cut, parameters.config(), found())
+        adapter = Healing(cut, parameters.config(), experiment).adapters()
     how = {"adapter": adapter, "changed": changed, "name": asked.push_to_hub}
     export.prune_checkpoint(model, described, output, **how, **opening)
     address, said = None, f"{described.model} without {cut.size} of its {depth} layers"

@@ -15,7 +15,8 @@ from deeper_layers.command.options import Answer, exclude, subcommand, table
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments import notebook_parameters
 from deeper_layers.experiments.notebook_runs import execute_notebook
-from deeper_layers.experiments.parameters import HealingParameters, Shown, split
+from deeper_layers.experiments.parameters import HealingParameters, split
+from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.package_index import file_hash
 from deeper_layers.prices import duration
 from deeper_layers.results.places import VARIABLE
@@ -66,18 +67,21 @@ def report(
     from nbclient.exceptions import DeadKernelError  # slow, and not installed everywhere, as is the next
     from papermill import PapermillExecutionError
 
-    given = parameters.model_dump(exclude_unset=True)
+    given, name = parameters.model_dump(exclude_unset=True), models.model_name(parameters.model)
     kinds = {notebook: KINDS[notebook] for notebook in chosen(notebooks)}
-    asked = {of: {name: given[name] for name in kind.model_fields if name in given} for of, kind in kinds.items()}
+    asked = {of: {field: given[field] for field in kind.model_fields if field in given} for of, kind in kinds.items()}
     elsewhere = parameters.results_folder.resolve() != (root / "results").resolve()
     if cluster:
         return _as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
-    name = models.model_name(parameters.model)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
     files.clear_all(out)
     for notebook in asked:
         check_ours(out / f"{notebook}.ipynb")
-    print(_plan({notebook: kind(**asked[notebook]) for notebook, kind in kinds.items()}), flush=True)
+    rows = plan_notebooks({notebook: kind(**asked[notebook]) for notebook, kind in kinds.items()})
+    total = duration(sum(row["seconds"] or 0 for row in rows))
+    told = [row | {"seconds": "not known" if row["unknown"] else duration(row["seconds"])} for row in rows]
+    total = f"together about {total} on this machine as it is now, by arithmetic"
+    print(f"{table(told)}\n{total}" if told else "nothing to measure: results hold all of it", flush=True)
     made, failed = {}, {}
     for number, (notebook, own) in enumerate(asked.items(), 1):
         print(f"[{number}/{len(asked)}] {notebook}", flush=True)
@@ -93,8 +97,14 @@ def report(
                 failed[notebook] = KILLED
             if run.exists():  # with what went wrong in it, where something did
                 write_notebook(path, run.read_bytes())
-    own = parameters.results_folder if elsewhere else None
-    site = None if no_site or not made else str(_build_site(root, own, out))
+    site = None
+    if made and not no_site:  # of the repository's results; or, below `out`, of others, the published ones beside
+        place, more, environment = root / "book", [], {}
+        if elsewhere:
+            place, environment = (out / "site").absolute(), {VARIABLE: str(parameters.results_folder.absolute())}
+            more = ["--path-output", place]
+        _run_there(root, Path(sys.executable).with_name("jupyter-book"), "build", "book/", *more, **environment)
+        site = str(place / "_build" / "html" / "index.html")
     if failed:
         said = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
         raise InputError(f"{len(failed)} of {len(asked)} notebooks were not made: {said}; mend that, run this again")
@@ -111,19 +121,6 @@ def chosen(notebooks: str) -> list[str]:
             f"notebooks is {notebooks!r}, expected 'all' or some of {', '.join(sorted(KINDS))}, like '01, 02'"
         )
     return found
-
-
-def _plan(asked: dict[str, Shown]) -> str:
-    """What the notebooks will measure, with what that takes here, as a person reads it."""
-    from deeper_layers.experiments.plans import plan_notebooks  # slow
-
-    rows = plan_notebooks(asked)
-    if not rows:
-        return "nothing to measure: results hold all of it"
-    together = sum(row["seconds"] or 0 for row in rows)
-    for row in rows:
-        row["seconds"] = "not known" if row["unknown"] else duration(row["seconds"])
-    return f"{table(rows)}\ntogether about {duration(together)} on this machine as it is now, by arithmetic"
 
 
 def check_ours(path: Path) -> list[str]:
@@ -146,17 +143,6 @@ def write_notebook(path: Path, content: bytes) -> None:
     files.write_file(path.with_name(MARK), json.dumps({"written": hashes}, indent=1).encode())
     with files.atomic_file(path, check_ours) as made:
         made.write_bytes(content)
-
-
-def _build_site(root: Path, results: Path | None, out: Path) -> Path:
-    """Build the site of the repository's results; or, below `out`, that of other results, the published ones beside."""
-    command, place, environment = [Path(sys.executable).with_name("jupyter-book"), "build", "book/"], root / "book", {}
-    if results:
-        environment[VARIABLE] = str(results.absolute())
-        place = (out / "site").absolute()
-        command += ["--path-output", place]
-    _run_there(root, *command, **environment)
-    return place / "_build" / "html" / "index.html"
 
 
 def _run_there(root: Path, *command: str | Path, **environment: str) -> None:

@@ -8,34 +8,26 @@ import click
 from deeper_layers.command.options import Answer, answering, records
 
 CARD = ["model", "layers", "weights", "dtype", "device", "kind"]  # what a measurement rests on
+FOUND = ["verdict", "value", "low", "high"]
 
 
 @click.group(
     short_help="What a folder of results holds, and whether it is whole.",
-    help="""Folders of results: what they hold.
-
-    \b
-    deeper-layers results check results
-    """,
+    help="Folders of results.\n\n\b\ndeeper-layers results check results",
 )
 def results() -> None:
     pass
 
 
-@results.command(
-    help="""
-    Say what a folder of results holds, which of its files are damaged, and which claims of the paper it touches.
-
-    `deeper-layers report MODEL --results FOLDER` makes such a folder; CONTRIBUTING.md says where to send it.
-    The exit status is 1 where a file is no whole result.
-
-    \b
-    deeper-layers results check results
-    """
-)
+@results.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @answering
 def check(folder: Path) -> Answer:
+    """Say what a folder of results holds, which of its files are damaged, and which claims of the paper it touches.
+
+    `deeper-layers report MODEL --results FOLDER` makes such a folder; CONTRIBUTING.md says where to send it.
+    The exit status is 1 where a file is no whole result.
+    """
     from deeper_layers import results as kept  # slow, as is the next
     from deeper_layers.report import claims
 
@@ -47,12 +39,11 @@ def check(folder: Path) -> Answer:
         return Answer({"runs": [], "claims": [], "odd": odd}, ["\n".join([f"{folder}: no results", *odd])], status=1)
     found = claims.claims_table(scores, distances)
     tested = found[found["verdict"] != claims.NOT_TESTED]
-    of_claims = records(tested[["model", "claim", "verdict", "value", "low", "high"]])
-    content = {"runs": records(runs), "claims": of_claims, "odd": odd}
+    content = {"runs": records(runs), "claims": records(tested[["model", "claim", *FOUND]]), "odd": odd}
     worked = runs.assign(hours=runs["seconds"] / 3600, gigabytes=runs["memory"] / 1e9).groupby(CARD, dropna=False)
     cards = worked.agg(
         files=("path", "size"), hours=("hours", "sum"), gigabytes=("gigabytes", "max"), last=("measured", "max")
     )
-    touched = records(tested[["title", "model", "verdict", "value", "low", "high"]])
     said = "\n".join(["no whole results", *odd] if odd else ["all files are whole"])
-    return Answer(content, [records(cards.reset_index()), touched, said], status=1 if odd else 0)
+    parts = [records(cards.reset_index()), records(tested[["title", "model", *FOUND]]), said]
+    return Answer(content, parts, status=1 if odd else 0)

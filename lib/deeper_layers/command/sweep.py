@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import click
 
 from deeper_layers.command.options import Answer, is_typed, records, subcommand, table
-from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.cuts import UNPRUNED
 from deeper_layers.errors import NotMeasuredError
+from deeper_layers.experiments.choosing import cuts_of_tasks
+from deeper_layers.experiments.experiment import CutsOf, Experiment
 from deeper_layers.experiments.notebook_parameters import ScanParameters
-from deeper_layers.experiments.parameters import SweepParameters, TaskParameters
-from deeper_layers.models.sources import Source
+from deeper_layers.experiments.parameters import SweepParameters
+from deeper_layers.experiments.scoring import plan_each, score_each
 from deeper_layers.results.store import Result
-
-CutsOf = dict[str, list[Cut]]  # of each rule
 
 
 @subcommand(SweepParameters, "Score the pruned models on tasks of lm-eval.")
@@ -27,17 +27,14 @@ def sweep(parameters: SweepParameters) -> Answer:
     deeper-layers sweep embedded --tasks capitals --rules greedy --sizes 0-3 --samples 8 --sequence-length 128
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
-    source = parameters.source()
-    if parameters.given_cut:
-        parameters.given_cut.check(source.num_layers)
-    from deeper_layers.experiments.scoring import sweep_tasks  # slow: what is above may refuse
-
-    cuts, found = sweep_tasks(parameters, source)
-    rows = []
+    # where another engine generates, the accelerator is for it
+    experiment = Experiment(parameters.but(device="cpu") if parameters.engine else parameters)
+    cuts = cuts_of_tasks(experiment)
+    found, rows = score_each(cuts, experiment), []
     for task, unit in found.items():
         for rule, own in cuts[task].items() if unit else ():  # a cut that several rules chose stands under each
             rows += records(unit.rows[unit.rows["cut"].isin([cut.name for cut in own])].assign(rule=rule))
-    return _answer(parameters, source, cuts, found, rows)
+    return _answer(experiment, cuts, found, rows)
 
 
 @subcommand(ScanParameters, "Score every block of so many layers, at every start.")
@@ -60,12 +57,8 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
     for name in ("starts",) if parameters.blocks is None else ("rules", "sizes"):
         if is_typed(name):
             raise click.UsageError(f"--{name} and --blocks {parameters.blocks or 'none'} exclude each other: leave it")
-    source = parameters.source()
-    from deeper_layers.experiments.experiment import Experiment  # slow: what is above may refuse
-    from deeper_layers.experiments.scoring import plan_each, scan_cuts, score_each
-
-    experiment = Experiment(parameters, source)
-    cuts = scan_cuts(experiment)
+    experiment = Experiment(parameters)
+    cuts = cuts_of_tasks(experiment)
     if dry_run:
         plans = plan_each(cuts, experiment)
         units = [
@@ -74,24 +67,22 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
         ]
         return Answer({"units": units}, [f"{name}: {plans.get(name, 'in results already')}" for name in cuts])
     found = score_each(cuts, experiment)
-    rows = [row for unit in found.values() if unit for row in records(unit.rows)]
-    return _answer(parameters, source, cuts, found, rows)
+    return _answer(experiment, cuts, found, [row for unit in found.values() if unit for row in records(unit.rows)])
 
 
-def _answer(
-    parameters: TaskParameters, source: Source, cuts: dict[str, CutsOf], found: dict[str, Result | None], rows: list
-) -> Answer:
+def _answer(experiment: Experiment, cuts: dict[str, CutsOf], found: dict[str, Result | None], rows: list) -> Answer:
     """What was found of each task or text; `rows` are all of it for scripts. Raises NotMeasuredError for nothing."""
+    source, quantization = experiment.source, experiment.parameters.quantization
     units = {name: unit for name, unit in found.items() if unit}
     missing = [name for name in found if name not in units]
     if not units:
         raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
     paths = [str(unit.path) for unit in units.values()]
     tables = [one for name, unit in units.items() for one in _tables(unit, cuts[name])]
-    parts = [source.described(parameters.quantization), *tables, *(f"{name}: not measured" for name in missing)]
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype}
-    content |= {"quantization": parameters.quantization, "not_measured": missing, "units": paths, "rows": rows}
-    return Answer(content, [*parts, "\n".join(paths)])
+    content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
+    absent = [f"{name}: not measured" for name in missing]
+    return Answer(content, [source.described(quantization), *tables, *absent, "\n".join(paths)])
 
 
 def _tables(unit: Result, cuts_of: CutsOf) -> Iterator[str]:

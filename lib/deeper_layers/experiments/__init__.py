@@ -4,5 +4,5 @@ In: parameters, checked. Out: `.scores()` and `.distances()`, frames of results;
 is asked for is measured and written before. Nothing heavy is imported where nothing is measured.
 Read first: parameters.py, notebook_parameters.py (a class a notebook, and what it measures), experiment.py (a model
 under its parameters: a measurement is a kind, settings, data and a function), and what measures: distances, scoring
-(tasks and texts), choosing and choices (rules), healings, take_away. plans.py prices what results lack.
+(tasks and texts), choosing (cuts and rules), healings, take_away. plans.py prices what results lack.
 """

@@ -1,22 +1,26 @@
-"""Which layers a rule drops, from what it needs to know: read from results, or measured and kept there.
+"""Which layers go: what was given, every block, or what a rule chooses from what it needs to know; and rules compared.
 
-Of a search by loss each step is a result: the losses of its candidates. So a search goes on where it was interrupted,
-or to more layers, and a rule that asks for the same candidates finds them.
+What a rule needs is read from results, or measured and kept there. Of a search by loss each step is a result: the
+losses of its candidates. So a search goes on where it was interrupted, or to more layers.
 """
 
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deeper_layers import export, rules, sweeping
+from deeper_layers import data, export, results, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
-from deeper_layers.experiments.distances import drawn_batches, known_distances
-from deeper_layers.experiments.experiment import CutsOf, Experiment, distinct_cuts, named
+from deeper_layers.experiments.distances import drawn_batches, known_distances, measure_distances
+from deeper_layers.experiments.experiment import CutsOf, Data, Experiment, distinct_cuts, named
+from deeper_layers.experiments.scoring import BLOCKS, answered, data_of, score
 from deeper_layers.results.schema import GIVEN
-from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, merged_layers, price_in_words
+from deeper_layers.results.store import Result
+from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, Merged, merged_layers, price_in_words
+from deeper_layers.rules.similarity import distance_matrix
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.export.tensors import Changed
@@ -38,9 +42,37 @@ class Unchosen(Cut):  # ty: ignore[subclass-of-dataclass-with-order]  # they are
         return None if layer in self.dropped else self.name
 
 
-def unchosen(rule: str, sizes: Sequence[int]) -> list[Cut]:
+def unchosen(rule: str, sizes: Iterable[int]) -> list[Cut]:
     """What stands in a plan for the cuts of a rule."""
     return [Unchosen(0, size, rule=rule) if size else UNPRUNED for size in sizes]
+
+
+def blocks(sizes: Iterable[int], num_layers: int, starts: Sequence[int] = ()) -> CutsOf:
+    """The whole model and every contiguous block of some sizes, that with the last layer too; or of some starts.
+
+    Raises InputError for a block that the model does not have.
+    """
+    found = {}
+    for size in filter(None, sizes):
+        cuts = [Cut(start, size) for start in starts or range(max(1, num_layers - size + 1))]
+        for cut in cuts:
+            cut.check(num_layers)
+        found[f"{BLOCKS}{size}"] = [UNPRUNED, *cuts]
+    return found
+
+
+def cuts_of_tasks(experiment: Experiment) -> dict[str, CutsOf]:
+    """For each task and text the cuts by rule: those that the parameters name, else what rules choose of their sizes.
+
+    Raises InputError for cuts that the model does not have.
+    """
+    parameters, layers = experiment.parameters, experiment.source.num_layers
+    if cuts_of := parameters.named_cuts(layers):
+        return dict.fromkeys(parameters.asked, cuts_of)
+    for task in parameters.task_list if parameters.measure else ():
+        if not results.is_measured(task, parameters.results_folder):
+            Data(task).fingerprint(parameters.datasets)  # what can't be read is told of before anything is measured
+    return {task: choose_cuts(parameters.size_list(layers, task), experiment) for task in parameters.asked}
 
 
 def choose_cuts(sizes: Sequence[int], experiment: Experiment) -> CutsOf:
@@ -48,7 +80,7 @@ def choose_cuts(sizes: Sequence[int], experiment: Experiment) -> CutsOf:
     found = {}
     for rule in experiment.parameters.rule_list:
         try:
-            found[rule] = cuts_of_rule(rule, sizes, experiment)
+            found[rule] = cuts_of_rule(rule, sizes, experiment.source.num_layers, experiment)
         except NotMeasuredError:
             if experiment.lacking is None:
                 raise
@@ -56,56 +88,43 @@ def choose_cuts(sizes: Sequence[int], experiment: Experiment) -> CutsOf:
     return found
 
 
-def cuts_of_rule(rule: str, sizes: Sequence[int], experiment: Experiment) -> list[Cut]:
-    """The cut of each size under a rule; what it needs is read from results, or measured.
+def cuts_of_rule(
+    rule: str, sizes: Sequence[int], layers: int, experiment: Experiment, *, of_any_dtype: bool = False
+) -> list[Cut]:
+    """The cut of each size under a rule, of a model of so many layers; what it needs is read, or measured.
 
-    Raises NotMeasuredError where nothing is to be measured and results hold not all that it takes, and InputError for
-    sizes that do not fit the model or the rule.
+    Distances may be of another data type if `of_any_dtype`, where results hold those alone. Raises NotMeasuredError
+    where nothing is to be measured and results hold not all that it takes, and InputError for sizes that do not fit
+    the model or the rule.
     """
     chosen, known = REGISTERED[rule], None
     if not any(sizes):  # the whole model, which no rule has to choose
         return [UNPRUNED] * len(sizes)
     if chosen.needs == "distances":
-        known = known_distances(experiment)
+        known = known_distances(experiment, of_any_dtype=of_any_dtype)
     elif chosen.needs == "losses":
         known = _losses(rule, max(sizes), experiment)
     elif chosen.needs:
-        known = _looked_at(rule, experiment)
-    return chosen.choose(sizes, experiment.source.num_layers, known)
+        known = _looked_at(rule, max(sizes), experiment)
+    return chosen.choose(sizes, layers, known)
 
 
-def choose_cut(
-    rule: str,
-    size: int,
-    layers: int,
-    measured: Callable[[], Experiment],
-    safe: Callable[[list[Cut]], list[Cut]] | None = None,
-) -> Cut:
-    """The cut of one size under a rule, of a model of so many layers.
+def safe_cut(rule: str, size: int, layers: int, experiment: Experiment, safe: Callable[[list[Cut]], list[Cut]]) -> Cut:
+    """Of the blocks that `safe` gives of some the most similar one, or that nearest to the simple heuristic's.
 
-    `measured()` is asked only where more than the depth is needed. Distances may be of another data type, where results
-    hold those alone. `safe` gives of some cuts those that are to be chosen among: then it is the most similar of these
-    blocks, or that nearest to the simple heuristic's.
-
-    Raises NotMeasuredError where nothing is to be measured, and InputError where the rule has no such cut.
+    Raises what `cuts_of_rule` does, and InputError where the rule or the model has no such block.
     """
-    needs = REGISTERED[rule].needs
-    if size == 0:  # no rule has to choose
-        return UNPRUNED
-    if safe is None and needs not in ("", "distances"):
-        return cuts_of_rule(rule, [size], measured())[0]
-    if safe is not None and rule not in RULES:
+    if rule not in RULES:
         raise InputError(f"rule is {rule}, expected one that chooses among blocks: give one of {', '.join(RULES)}")
-    blocks = safe([Cut(start, size) for start in range(layers - size)]) if safe else None
-    if blocks == []:
+    if not (blocks := safe([Cut(start, size) for start in range(layers - size)])):
         raise InputError(
             f"size is {size}, and no block of so many layers before the last can go without one of these engines "
             "taking others for what they are not: choose another number, or leave out the engines"
         )
-    distances = known_distances(measured(), of_any_dtype=True) if needs else None
-    if blocks is None:
-        return REGISTERED[rule].choose([size], layers, distances)[0]
-    return blocks[-1] if distances is None else min(blocks, key=lambda cut: distances[cut.size - 1, cut.start])
+    if not REGISTERED[rule].needs:
+        return blocks[-1]
+    distances = known_distances(experiment, of_any_dtype=True)
+    return min(blocks, key=lambda cut: distances[cut.size - 1, cut.start])
 
 
 def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "Changed"]:
@@ -115,7 +134,7 @@ def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "
     before. Raises NotMeasuredError where nothing is to be measured, and InputError where the rule can't be had of this
     model or size.
     """
-    chosen, known, parameters = REGISTERED[rule], _looked_at(rule, experiment), experiment.parameters
+    chosen, known, parameters = REGISTERED[rule], _looked_at(rule, size, experiment), experiment.parameters
     layers, (model, _) = experiment.source.num_layers, experiment.opened()
     cut = chosen.choose([size], layers, known)[0]
     merged = merged_layers(size, layers, known) if chosen.needs == "likeness" else []
@@ -125,17 +144,24 @@ def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "
     return cut, export.Changed(rules.changed_tensors(model, changed, cut), words)
 
 
-def _looked_at(rule: str, experiment: Experiment) -> Any:
-    """What a rule needs that one look at the text gives: measured each time, since nothing of it is kept.
+def _say_price(rule: str, size: int, experiment: Experiment, tokens: int, more: str = "") -> None:
+    """What a rule costs that looks at text; a bridge is fitted on some of the same sequences."""
+    passes, heads = REGISTERED[rule].price(size, experiment.source.num_layers)
+    said = price_in_words(passes + REGISTERED[rule].fits, heads)
+    print(f"{rule}: {said}, over at most {tokens:,} tokens{more}", file=sys.stderr, flush=True)
+
+
+def _looked_at(rule: str, size: int, experiment: Experiment) -> Any:
+    """What a rule needs that one look at the text of the distances gives: measured each time, nothing of it is kept.
 
     Raises NotMeasuredError where nothing is to be measured.
     """
-    if not experiment.parameters.measure:
+    parameters = experiment.parameters
+    if not parameters.measure:
         experiment.required(None, f"the {REGISTERED[rule].needs} that the rule {rule!r} needs")
-    said = priced(rule, price(rule, 0, experiment))
-    print(f"{said}; what it looks at is not kept: interrupted, it begins anew", file=sys.stderr, flush=True)
-    sequences = _sequences(experiment)
-    return sweeping.known_of(experiment.opened()[0], rule, sequences)
+    more = "; what it looks at is not kept: interrupted, it begins anew"
+    _say_price(rule, size, experiment, parameters.samples * parameters.sequence_length, more)
+    return sweeping.known_of(experiment.opened()[0], rule, _sequences(experiment))
 
 
 def _sequences(experiment: Experiment) -> list:
@@ -144,48 +170,133 @@ def _sequences(experiment: Experiment) -> list:
     return [ids[mask.bool()] for batch in batches for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
 
 
-def price(rule: str, size: int, experiment: Experiment) -> dict:
-    """What a rule costs at most that looks at text: passes of all layers and of the head over it, and its tokens."""
-    chosen, parameters = REGISTERED[rule], experiment.parameters
-    passes, heads = chosen.price(size, experiment.source.num_layers)
-    tokens = parameters.samples * parameters.sequence_length  # a bridge is fitted on some of the same
-    return {"passes": round(passes + chosen.fits, 1), "heads": heads, "tokens_at_most": tokens}
-
-
-def priced(rule: str, price: dict) -> str:
-    """A price in words."""
-    said = price_in_words(price["passes"], price["heads"])
-    return f"{rule}: {said}, over at most {price['tokens_at_most']:,} tokens"
-
-
 def _losses(rule: str, size: int, experiment: Experiment) -> Losses:
-    """What gives the losses on text of candidates: each step of a search read from results, else measured.
+    """What gives the losses of candidates on the text of the distances: each step read from results, else measured.
 
-    The text is that of the distances. What all will cost is printed before the first. Raises NotMeasuredError where
-    nothing is to be measured and results hold no such losses.
+    What all will cost is printed before the first. Raises NotMeasuredError where nothing is to be measured and results
+    hold no such losses.
     """
     parameters = experiment.parameters
     asked = {parameters.corpus: {"limit": parameters.samples, "length": parameters.sequence_length}}
 
     @functools.cache
     def begun() -> tuple:
-        said = priced(rule, price(rule, size, experiment))
-        print(f"{said} (samples times their length); each step is kept in results", file=sys.stderr, flush=True)
+        more = " (samples times their length); each step is kept in results"
+        _say_price(rule, size, experiment, parameters.samples * parameters.sequence_length, more)
         return experiment.opened()[0], _sequences(experiment)
 
-    def measure(cuts, shards):
-        model, sequences = begun()
-        rows, _ = sweeping.text_loss(model, cuts, sequences, shards=shards)
-        rows = rows[["metric", "value", "stderr", "items"]].assign(
-            task=parameters.corpus, cut=[cut.name for cut in cuts]
-        )
-        return rows.to_dict("records"), {"tokens": sum(map(len, sequences))}
-
     def losses(cuts: list[Cut]) -> list[float]:
+        def measure(shards):
+            (model, sequences), distinct = begun(), distinct_cuts({GIVEN: cuts})
+            table, _ = sweeping.text_loss(model, distinct, sequences, shards=shards)
+            rows = table[["metric", "value", "stderr", "items"]].to_dict("records")
+            rows = [row | {"task": parameters.corpus, "cut": cut.name} for cut, row in zip(distinct, rows)]
+            return rows, {"tokens": sum(map(len, sequences))}
+
         settings = parameters.key | {"seed": parameters.seed, "tasks": asked, "cuts": named({GIVEN: cuts})}
-        run, reads = functools.partial(measure, distinct_cuts({GIVEN: cuts})), [experiment.text(parameters.corpus)]
-        found = experiment.result("scores", settings, reads, run)
+        found = experiment.result("scores", settings, [Data(parameters.corpus)], measure)
         rows = experiment.required(found, f"the losses of {len(cuts)} candidates").rows
         return rows.set_index("cut")["value"][[cut.name for cut in cuts]].tolist()
 
     return losses
+
+
+# ---- rules compared ----------------------------------------------------------------------------------------------
+
+
+def compare_rules(experiment: Experiment) -> None:
+    """Of each rule what it drops and what that costs in loss and on every task, changed where it changes weights.
+
+    Where weights stay as they are, scores are those of a sweep. A rule that does not fit the model is named and left
+    out.
+    """
+    parameters = experiment.parameters
+    sizes = parameters.shares(experiment.source.num_layers)
+    for rule in parameters.rule_list:
+        try:
+            found = choose_by_rule(rule, sizes, experiment)
+        except InputError as error:
+            print(f"{rule}: {error}; it is left out", file=sys.stderr)
+            continue
+        details = found.details if found else {}
+        cuts = [Cut.named(name) for name in details["cuts"][rule]] if found else unchosen(rule, sizes)
+        how: dict = {"details": {"sizes": details.get("sizes", {})}}
+        if REGISTERED[rule].changes:
+            how["changed"] = _changed_by(rule, details.get("merged", {}), experiment)
+            how |= {"reads": [_looked_on(parameters)], "calibration": parameters.calibration}
+        for task in parameters.task_list:
+            score([task], {rule: [UNPRUNED] * (rule in RULES) + cuts}, experiment, **how)
+
+
+def choose_by_rule(rule: str, sizes: list[int], experiment: Experiment) -> Result | None:
+    """What a rule drops of each size, and the loss of what it leaves.
+
+    Rows are the losses, one a size. Details: the cuts, sizes of those of sublayers, which layers were merged, where
+    some were, seconds to choose, tokens looked at, passes over them as the rule's price says. Raises InputError where
+    the rule can't be had of this model or size.
+    """
+    parameters, layers, chosen = experiment.parameters, experiment.source.num_layers, REGISTERED[rule]
+
+    def measure(shards):
+        opened = experiment.opened()
+        known: Any = None
+        sequences = calibration_text(parameters, opened[1], parameters.calibration_sequences)
+        tokens = sum(map(len, sequences))
+        if is_of_distances := chosen.needs == "distances":
+            distances = experiment.required(measure_distances(experiment), "the distances")
+            tokens, known = distances.details["tokens"], distance_matrix(distances.rows)
+        _say_price(rule, max(sizes), experiment, tokens)
+        begin = time.monotonic()
+        if not is_of_distances:
+            known = sweeping.known_of(opened[0], rule, sequences)
+        cuts = chosen.choose(sizes, layers, known)
+        seconds, merged = round(time.monotonic() - begin, 2), {}
+        if chosen.needs == "likeness":
+            merged = {str(size): merged_layers(size, layers, known) for size in sizes}
+        changed = _changed_by(rule, merged, experiment) if chosen.changes else None
+        rows, details = answered(parameters.texts, opened, cuts, parameters, shards, changed=changed)
+        return rows, details | {
+            "cuts": {rule: [cut.name for cut in cuts]},
+            "merged": merged,
+            "passes": float(chosen.price(max(sizes), layers)[0]),
+            "tokens": tokens,
+            # of cuts of sublayers how many layers they count as
+            "sizes": {cut.name: size for size, cut in zip(sizes, cuts, strict=True) if not cut.is_of_layers},
+            "seconds": seconds,
+        }
+
+    choice = {"rule": rule, "sizes": sizes, "calibration": parameters.calibration}
+    settings = parameters.key | {"tasks": parameters.texts, "choice": choice}
+    return experiment.result("scores", settings, [_looked_on(parameters), *data_of(parameters.texts)], measure)
+
+
+def _changed_by(rule: str, merged: dict[str, list], experiment: Experiment) -> Callable[[Cut], object]:
+    """What makes the model that a rule leaves after a cut; each is kept, as several tasks ask for it.
+
+    `merged` has by size the layers that are left, where the rule merges some.
+    """
+
+    @functools.cache
+    def changed(cut: Cut):
+        model, tokenizer = experiment.opened()
+        text = calibration_text(experiment.parameters, tokenizer, experiment.parameters.bridge_sequences)
+        return rules.changed_model(model, REGISTERED[rule], cut, _tuples(merged.get(str(cut.size), [])), text)
+
+    return changed
+
+
+def _tuples(layers: list) -> list[Merged]:
+    """Merged layers, which JSON has as lists, as tuples."""
+    return [tuple(_tuples(layer)) if isinstance(layer, list) else layer for layer in layers]
+
+
+def _looked_on(parameters) -> Data:
+    """The text that rules look at where they are compared: none of it is among that which losses are measured on."""
+    return Data(parameters.corpus, {"split": "train"})
+
+
+def calibration_text(parameters, tokenizer, sequences: int) -> list:
+    """So many sequences of it, each [T]."""
+    documents = data.texts(parameters.corpus, split="train", datasets=parameters.datasets)
+    length = parameters.loss_length
+    return data.sequences(tokenizer, documents, length=length, tokens=sequences * length)

@@ -8,8 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deeper_layers import data
-from deeper_layers.errors import InputError
-from deeper_layers.experiments.experiment import Experiment
+from deeper_layers.experiments.experiment import Data, Experiment
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.results.packing import pack_halves
 from deeper_layers.results.shards import Shards
@@ -31,16 +30,9 @@ def known_distances(experiment: Experiment, *, of_any_dtype: bool = False) -> np
 
 
 def drawn_batches(experiment: Experiment, samples: int | None = None) -> list:
-    """The sequences of the distances in batches, or the first so many of them.
-
-    Raises InputError, before the model is opened, where the corpus has too few.
-    """
+    """The sequences of the distances in batches, or the first so many of them."""
     parameters = experiment.parameters
     documents = data.texts(parameters.corpus, datasets=parameters.datasets)
-    if len(documents) < parameters.samples:
-        raise InputError(
-            f"samples is {parameters.samples}, but the corpus has {len(documents)} documents: ask for fewer"
-        )
     drawn = {"samples": samples or parameters.samples, "length": parameters.sequence_length, "seed": parameters.seed}
     return data.text_batches(experiment.opened()[1], documents, **drawn)
 
@@ -70,7 +62,7 @@ def measure_distances(experiment: Experiment, *, by_sequence: bool = False) -> R
 
 
 def measure_geometry(experiment: Experiment) -> Result | None:
-    """The geometry of a model's residuals, on the sequences of its distances; its price is printed before."""
+    """The geometry of a model's residuals, on the sequences of its distances."""
     parameters, layers = experiment.parameters, experiment.source.num_layers
 
     def measure(shards):
@@ -78,12 +70,6 @@ def measure_geometry(experiment: Experiment) -> Result | None:
 
         # of one draw the first: those run again are among the others
         batches, again = (drawn_batches(experiment, some) for some in (None, parameters.skip_sequences))
-        tokens, run_again = _tokens(batches), _tokens(again)
-        # of a layer's two runs one is of its attention
-        steps = 2 * tokens * layers + run_again * layers * (layers + 1) // 2
-        said = f"{tokens:,} tokens through {layers} layers, {run_again:,} of them again without each layer in turn"
-        price = f"at most {steps / 1e6:,.1f} million layer-steps, as many as {steps / layers / tokens:.0f} passes"
-        print(f"geometry: {said}: {price}", file=sys.stderr, flush=True)
         record, leave_out = (
             functools.partial(run, experiment.opened()[0], tokens=parameters.tokens)
             for run in (geometry.record_passes, geometry.skip_each_layer)
@@ -100,8 +86,12 @@ def measure_geometry(experiment: Experiment) -> Result | None:
             for at, value in enumerate(values.tolist())
         ]
         points = sum(batch["residuals"].shape[1] for batch in passes)
-        triangles = {name: _triangle(table) for name, table in pairs.items()}
-        return rows, {"tokens": tokens, "points": points, "pairs": triangles}
+        # of each table what stands above the diagonal, row by row
+        triangles = {
+            name: [[round(value, 4) for value in row[at + 1 :]] for at, row in enumerate(table.tolist()[:-1])]
+            for name, table in pairs.items()
+        }
+        return rows, {"tokens": _tokens(batches), "points": points, "pairs": triangles}
 
     asked = parameters.model_dump(include={"tokens", "neighbours", "skip_sequences"})
     return _of_residuals("geometry", asked, experiment, measure)
@@ -110,16 +100,11 @@ def measure_geometry(experiment: Experiment) -> Result | None:
 def _of_residuals(kind: str, asked: dict, experiment: Experiment, measure: Callable) -> Result | None:
     parameters = experiment.parameters
     settings = parameters.key | parameters.drawn | asked
-    return experiment.result(kind, settings, [experiment.text(parameters.corpus)], measure)
+    return experiment.result(kind, settings, [Data(parameters.corpus)], measure)
 
 
 def _tokens(batches: list) -> int:
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
-
-
-def _triangle(table: np.ndarray) -> list[list[float]]:
-    """What stands above the diagonal, row by row."""
-    return [[round(value, 4) for value in row[at + 1 :]] for at, row in enumerate(table.tolist()[:-1])]
 
 
 def in_batches(shards: Shards, first: int, batches: list[dict], run: Callable, what: str) -> Iterator[dict]:

@@ -25,10 +25,20 @@ CutsOf = dict[str, list[Cut]]  # by rule
 
 
 class Data(NamedTuple):
-    """Documents of a corpus or items of a task: the name by which they are read, and what tells others from them."""
+    """Items of a task, or documents of a corpus: `part` is split and documents, as `deeper_layers.data.texts` has them.
+
+    `fingerprint` tells them from others.
+    """
 
     name: str
-    fingerprint: Callable[[], str]
+    part: dict = {}
+
+    def fingerprint(self, datasets: str | None) -> str:
+        if self.name in data.CORPORA:
+            return data.text_fingerprint(self.name, datasets=datasets, **self.part)
+        if self.name in data.embedded_tasks():  # lm-eval is slow to import: ours are known without it
+            return data.embedded_fingerprint(self.name)
+        return sweeping.data_fingerprint(self.name, datasets)
 
 
 def distinct_cuts(cuts_of: CutsOf) -> list[Cut]:
@@ -42,7 +52,7 @@ def named(cuts_of: CutsOf) -> dict[str, list[str]]:
 
 
 class Experiment:
-    """One model under some parameters: identified when it is made, opened where something has to be measured.
+    """One model under some parameters: identified where it is asked for, opened where something has to be measured.
 
     `parameters` are of the class that the measurement needs; `opened()` gives model and tokenizer, the same ones each
     time. Where another process measures a result it is waited for, or Timeout is raised where `waits` is False. A plan
@@ -59,8 +69,13 @@ class Experiment:
         lacking: list[tuple[str, dict]] | None = None,
     ):
         self.parameters, self.waits, self.lacking = parameters, waits, lacking
-        self.source = source or parameters.source()
         self.opened = opened or functools.cache(lambda: parameters.open(self.source))
+        if source:
+            self.source = source
+
+    @functools.cached_property
+    def source(self) -> Source:
+        return self.parameters.source()
 
     def but(self, *, waits: bool = True, dtype: str | None = None, **others) -> "Experiment":
         """The same model, with some parameters set otherwise that are not of how it is opened; or as if in another
@@ -69,20 +84,6 @@ class Experiment:
         found.parameters, found.waits = self.parameters.but(**others), waits
         found.source = dataclasses.replace(self.source, dtype=dtype or self.source.dtype)
         return found
-
-    def text(self, corpus: str, **part) -> Data:
-        """Documents of a corpus; `part` is split and documents, as `deeper_layers.data.texts` takes them."""
-        return Data(corpus, lambda: data.text_fingerprint(corpus, datasets=self.parameters.datasets, **part))
-
-    def items(self, tasks: Iterable[str]) -> list[Data]:
-        """The items of some tasks, in the order of their names."""
-
-        def fingerprint(task: str) -> str:
-            if task in data.embedded_tasks():  # lm-eval is slow to import: ours are known without it
-                return data.embedded_fingerprint(task)
-            return sweeping.data_fingerprint(task, self.parameters.datasets)
-
-        return [Data(task, functools.partial(fingerprint, task)) for task in sorted(tasks)]
 
     def result(
         self,
@@ -104,13 +105,13 @@ class Experiment:
         Returns:
             None where `parameters.measure` is False and results do not hold it.
         """
-        folder, reads = self.parameters.results_folder, list(reads)
+        folder, datasets, reads = self.parameters.results_folder, self.parameters.datasets, list(reads)
         key = {"model": self.source.key, "dtype": self.source.dtype, **settings}
 
         def with_data() -> dict:
-            return key | {"data": ", ".join(dict.fromkeys(of.fingerprint() for of in reads))}  # said once
+            return key | {"data": ", ".join(dict.fromkeys(of.fingerprint(datasets) for of in reads))}  # said once
 
-        if all(data.is_at_hand(of.name, self.parameters.datasets) for of in reads):
+        if all(data.is_at_hand(of.name, datasets) for of in reads):
             key = with_data()
         found = results.find_result(kind, key, folder)
         if self.parameters.measure:

@@ -7,33 +7,13 @@ from pydantic import Field
 
 from deeper_layers import checks, data, results
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choices import compare_rules
-from deeper_layers.experiments.choosing import choose_cuts
+from deeper_layers.experiments import parameters as kinds
+from deeper_layers.experiments.choosing import blocks, choose_cuts, compare_rules, cuts_of_tasks
 from deeper_layers.experiments.distances import measure_distances, measure_geometry
-from deeper_layers.experiments.experiment import Experiment, distinct_cuts
-from deeper_layers.experiments.healings import heal_and_score
-from deeper_layers.experiments.parameters import (
-    BITSANDBYTES,
-    NUMBER,
-    PUBLISHED,
-    Corpus,
-    Dtype,
-    HealingParameters,
-    Parameters,
-    Preset,
-    Rules,
-    Shown,
-    Sizes,
-    TaskParameters,
-    Tasks,
-    TasksOfSizes,
-    listed,
-    numbers_in,
-    one_of,
-    setting,
-    split,
-)
-from deeper_layers.experiments.scoring import blocks, cuts_of_tasks, scan_cuts, score, score_each
+from deeper_layers.experiments.experiment import CutsOf, Experiment, distinct_cuts
+from deeper_layers.experiments.healings import Healing
+from deeper_layers.experiments.parameters import NUMBER, listed, numbers_in, one_of, setting, split
+from deeper_layers.experiments.scoring import score, score_each
 from deeper_layers.experiments.take_away import score_files, score_rounded
 from deeper_layers.export.llama_cpp import FILE_TYPES
 from deeper_layers.models.sources import DTYPES, Source
@@ -48,14 +28,14 @@ POINTS = 4096  # tokens whose residuals are compared with each other
 Numbers = Annotated[str, listed(NUMBER, "none")]
 
 
-class SimilarityParameters(Parameters):
+class SimilarityParameters(kinds.Parameters):
     notebook: ClassVar[str] = "01-similarity"
 
     def run(self, experiment: Experiment) -> None:
         measure_distances(experiment)
 
 
-class QuestionAnsweringParameters(TaskParameters):
+class QuestionAnsweringParameters(kinds.TaskParameters):
     notebook: ClassVar[str] = "02-question-answering"
     numbers: Numbers = Field(
         "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
@@ -85,15 +65,12 @@ class QuestionAnsweringParameters(TaskParameters):
                     score([task], {rule: of_rule}, experiment, prompt=prompt)
 
 
-class ReasoningParameters(TaskParameters):
+class ReasoningParameters(kinds.TaskParameters):
     notebook: ClassVar[str] = "03-reasoning"
-    tasks: TasksOfSizes = "capitals, sums, sums_generated"
-
-    def run(self, experiment: Experiment) -> None:
-        score_each(cuts_of_tasks(experiment), experiment)
+    tasks: kinds.TasksOfSizes = "capitals, sums, sums_generated"
 
 
-class ComparedHealingsParameters(HealingParameters):
+class ComparedHealingsParameters(kinds.HealingParameters):
     """A healing, and others to compare it with."""
 
     notebook: ClassVar[str] = "04-healing"
@@ -111,23 +88,24 @@ class ComparedHealingsParameters(HealingParameters):
         score_each(dict.fromkeys(self.questions, cuts_of), experiment)
         for config in self.configs():
             for cut in distinct_cuts(cuts_of):
-                heal_and_score(cut, config, experiment, [rule for rule, cuts in cuts_of.items() if cut in cuts])
+                rules = [rule for rule, cuts in cuts_of.items() if cut in cuts]
+                Healing(cut, config, experiment).run_and_scores(rules)
 
 
-class WhichLayersParameters(TaskParameters):
+class WhichLayersParameters(kinds.TaskParameters):
     notebook: ClassVar[str] = "05-which-layers"
-    dtype: Dtype = "bfloat16"
-    tasks: Tasks = "capitals, sums"
+    dtype: kinds.Dtype = "bfloat16"
+    tasks: kinds.Tasks = "capitals, sums"
     rules: Annotated[str, listed(REGISTERED, "all")] = Field(
         "all", description='rules to compare: "all", or like "similarity, block-influence"'
     )
-    sizes: Sizes = Field(
+    sizes: kinds.Sizes = Field(
         "all", description='block sizes whose every block is tried: "all" (0 to L-2), or like "0-8, 12"'
     )
     percent: Annotated[str, listed(NUMBER)] = Field(
         "10, 20, 25, 33", description="of the layers, to be dropped by every rule"
     )
-    text: Corpus = Field("c4", description='on whose validation split losses are measured: "c4" or "wikipedia"')
+    text: kinds.Corpus = Field("c4", description='on whose validation split losses are measured: "c4" or "wikipedia"')
     loss_sequences: int = Field(32, ge=2, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(USUAL, ge=2, le=checks.TOKENS, description="tokens in each")
     calibration_sequences: int = Field(
@@ -175,18 +153,18 @@ class WhichLayersParameters(TaskParameters):
         compare_rules(experiment)
 
 
-class ScanParameters(TaskParameters):
+class ScanParameters(kinds.TaskParameters):
     """Of `deeper-layers scan` too."""
 
     notebook: ClassVar[str] = "06-letters-or-words"
-    tasks: TasksOfSizes = Field(
+    tasks: kinds.TasksOfSizes = Field(
         "capitals, lettered_capitals, sums_two_digits",
         description='"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32"',
     )
     blocks: int | None = Field(
         4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
     )
-    starts: Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
+    starts: kinds.Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
 
     def check(self) -> None:
@@ -213,18 +191,18 @@ class ScanParameters(TaskParameters):
             found[text] = {"limit": limit, "length": 0 if text == data.SOLUTIONS else self.loss_length}
         return found
 
-    def run(self, experiment: Experiment) -> None:
-        score_each(scan_cuts(experiment), experiment)
+    def named_cuts(self, num_layers: int) -> CutsOf | None:
+        return None if self.blocks is None else blocks([self.blocks], num_layers, numbers_in(self.starts))
 
 
-class TakeAwayParameters(TaskParameters):
+class TakeAwayParameters(kinds.TaskParameters):
     """dtype and quantization are of the distances alone."""
 
     notebook: ClassVar[str] = "08-take-away"
-    tasks: Tasks = "capitals, sums_one_digit, sums_two_digits"
-    rules: Rules = "similarity"
-    sizes: Sizes = "0, 1, 2, 4, 6, 8"
-    bits: Annotated[str, listed([*DTYPES, *BITSANDBYTES, *FILE_TYPES], "auto")] = Field(
+    tasks: kinds.Tasks = "capitals, sums_one_digit, sums_two_digits"
+    rules: kinds.Rules = "similarity"
+    sizes: kinds.Sizes = "0, 1, 2, 4, 6, 8"
+    bits: Annotated[str, listed([*DTYPES, *kinds.BITSANDBYTES, *FILE_TYPES], "auto")] = Field(
         "auto",
         description='kinds of weights to score: "auto", or like "bfloat16, nf4, Q8_0"; the last for a GGUF file',
     )
@@ -232,13 +210,13 @@ class TakeAwayParameters(TaskParameters):
     gguf_type: Annotated[str, one_of(FILE_TYPES, "type of llama.cpp's quantizer to which it is rounded in the end")] = (
         "Q4_1"
     )
-    text: Corpus = Field("wikipedia", description='what heals it: "wikipedia" (embedded) or "c4"')
-    preset: Preset = "small"
+    text: kinds.Corpus = Field("wikipedia", description='what heals it: "wikipedia" (embedded) or "c4"')
+    preset: kinds.Preset = "small"
     steps: int | None = setting("steps", "; None: the preset's own")
 
     def check(self) -> None:
         super().check()
-        self.healing().check()
+        self.healing()
 
     def bits_list(self, source: Source) -> list[str]:
         """Kinds of weights to compare; of a GGUF file its own and llama.cpp's too."""
@@ -247,10 +225,10 @@ class TakeAwayParameters(TaskParameters):
             return ["bfloat16", "int8", "nf4", *of_file]
         return split(self.bits)
 
-    def healing(self) -> HealingParameters:
+    def healing(self) -> kinds.HealingParameters:
         """How the file heals: on weights as they are in it, in bfloat16."""
-        both = self.model_dump(include={*HealingParameters.model_fields})
-        return HealingParameters(**both | {"dtype": "bfloat16", "quantization": None})
+        both = self.model_dump(include={*kinds.HealingParameters.model_fields})
+        return kinds.HealingParameters(**both | {"dtype": "bfloat16", "quantization": None})
 
     def run(self, experiment: Experiment) -> None:
         source, rule = experiment.source, self.rule_list[0]
@@ -262,32 +240,25 @@ class TakeAwayParameters(TaskParameters):
             score_rounded(bits, cuts, experiment)
 
 
-class ClaimsParameters(Shown):
-    """Nothing is measured."""
-
+class ClaimsParameters(kinds.Shown):
     notebook: ClassVar[str] = "07-claims"
 
 
-class CostParameters(Shown):
-    """Benchmarks are shown."""
-
+class CostParameters(kinds.Shown):
     notebook: ClassVar[str] = "09-cost"
     benchmarks: str = Field("benchmarks/measured", description="folder of measurements, in the repository")
 
 
-class ReproductionParameters(TaskParameters):
+class ReproductionParameters(kinds.TaskParameters):
     """What results hold is measured again, and nothing kept."""
 
     notebook: ClassVar[str] = "10-measured"
-    tasks: Tasks = "capitals, sums_one_digit"
-    rules: Rules = "similarity"
-    sizes: Sizes = "0, 2, 8"
+    tasks: kinds.Tasks = "capitals, sums_one_digit"
+    rules: kinds.Rules = "similarity"
+    sizes: kinds.Sizes = "0, 2, 8"
 
     def measured(self) -> None:
         """Nothing before it is asked for: `again` measures."""
-
-    def run(self, experiment: Experiment) -> None:
-        score_each(cuts_of_tasks(experiment), experiment)
 
     def again(self) -> "pd.DataFrame":
         """Scores measured now, of the model that is asked for or else the embedded one, into a folder that goes.
@@ -295,7 +266,7 @@ class ReproductionParameters(TaskParameters):
         The cuts are the published ones. Empty where nothing is to be measured. Raises InputError where the model can't
         be had.
         """
-        wanted = self.but(model="embedded") if self.model == PUBLISHED else self
+        wanted = self.but(model="embedded") if self.model == kinds.PUBLISHED else self
         with tempfile.TemporaryDirectory() as folder:
             if self.measure:
                 experiment = Experiment(wanted)

@@ -8,19 +8,21 @@ notebook hands its names to its class in notebook_parameters.py. A test holds ev
 import dataclasses
 import functools
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deeper_layers import checks, data, models, results, sweeping
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.experiment import Experiment
+from deeper_layers.experiments.choosing import cuts_of_tasks
+from deeper_layers.experiments.experiment import CutsOf, Experiment
+from deeper_layers.experiments.scoring import score_each
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
+from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES
 from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
 
@@ -29,8 +31,6 @@ if TYPE_CHECKING:  # slow
 
 PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
 BITSANDBYTES = ("nf4", "int8")
-SEVERAL = 2  # times as fast, from which another data type is worth a word
-Kind = TypeVar("Kind", bound="Shown")
 
 LIST = r"[\s,]*({0})(\s*,[\s,]*({0}))*[\s,]*"
 NUMBER = r"[0-9]{1,5}(\s*-\s*[0-9]{1,5})?"
@@ -111,16 +111,10 @@ class Shown(BaseModel):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            if raised := first.get("ctx", {}).get("error"):  # by a check of ours
-                raise InputError(str(raised)) from None
-            name, said = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
-            if first["type"] == "string_pattern_mismatch":
-                said = f"expected {fields[name].description}"
-            raise InputError(f"{name} is {checks.shown(first['input'])}, {said}: correct the parameter") from None
+            raise checks.refused(error, fields) from None
 
     @classmethod
-    def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
+    def from_names(cls, names: dict[str, object]) -> Self:
         """The parameters among a notebook's global names, and what was given besides: no imports, no tables."""
         plain = (name for name, value in names.items() if isinstance(value, str | int | float) and name[0] != "_")
         return cls(**{name: names[name] for name in [*cls.model_fields, *plain] if name in names})
@@ -144,7 +138,7 @@ class Shown(BaseModel):
         if self.results is not None:
             checks.new_folder("results", self.results)
 
-    def but(self: Kind, **others) -> Kind:
+    def but(self, **others) -> Self:
         """The same parameters, with some set otherwise."""
         return type(self)(**(self.model_dump() | others))
 
@@ -241,12 +235,6 @@ class Parameters(Shown):
         how = self.model_dump(include={"device", "quantization", "trust_remote_code"})
         model, tokenizer = models.load_model(source, **how)
         data.check_tokenizer(tokenizer)
-        if self.dtype == "auto" and source.dtype == "float32" and model.device.type == "cpu":
-            from deeper_layers.models.half_precision import product_speed  # torch
-
-            if (times := product_speed("bfloat16") / product_speed("float32")) > SEVERAL:
-                said = f"{source.name} is opened in float32; --dtype bfloat16 multiplies {times:.1f} times as fast here"
-                print(said, file=sys.stderr)
         return model, tokenizer
 
     @property
@@ -329,6 +317,13 @@ class TaskParameters(Parameters):
         checks.whole_number("size", max(sizes), 0, num_layers - 1, f"the last of {num_layers} layers is never dropped")
         return sorted({0, *sizes})
 
+    def named_cuts(self, num_layers: int) -> CutsOf | None:
+        """What is dropped of such a model, where that is said cut by cut; None where rules choose."""
+        return None
+
+    def run(self, experiment: Experiment) -> None:
+        score_each(cuts_of_tasks(experiment), experiment)
+
 
 class HealingParameters(TaskParameters):
     """Parameters of `deeper-layers heal` and `deeper-layers report`."""
@@ -398,3 +393,9 @@ class SweepParameters(TaskParameters):
         """The cut that was given layer by layer; None where rules choose."""
         lists = self.model_dump(include={"layers", "attention", "mlp"}, exclude_none=True)
         return Cut.of(**{name: numbers_in(text) for name, text in lists.items()}) if lists else None
+
+    def named_cuts(self, num_layers: int) -> CutsOf | None:
+        if (cut := self.given_cut) is None:
+            return None
+        cut.check(num_layers)
+        return {GIVEN: [UNPRUNED, cut]}

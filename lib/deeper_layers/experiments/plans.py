@@ -13,28 +13,35 @@ from dataclasses import astuple
 from deeper_layers import data, models, prices, results
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choosing import Unchosen, choose_cuts, price, unchosen
+from deeper_layers.experiments.choosing import Unchosen, cuts_of_tasks, unchosen
 from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import CutsOf, Experiment, distinct_cuts
-from deeper_layers.experiments.parameters import Parameters, Shown, SweepParameters
+from deeper_layers.experiments.parameters import Parameters, Shown
 from deeper_layers.experiments.scoring import score
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.presets import PRESETS, HealingConfig
-from deeper_layers.prices import Cost, Shape
+from deeper_layers.prices import Cost, Machine, Shape
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result, cut_names
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.sweeping.tree import Tree
 
 USUAL_ANSWER = 256  # tokens at most of an answer, where a task does not say: lm-eval's own
+FACTS = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "unknown")
+Works = Iterator[tuple[str, Cost | str]]  # what each takes, or why that is not known
 
 
-def find_source(parameters: Parameters) -> Source:
-    """The model; its weights are read for their hash only where results hold something of its name."""
-    own = results.slug(models.model_name(parameters.model))
-    known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.results_folder))
-    return parameters.source(hashed=known or is_gguf(parameters.model))
+def planned(parameters: Parameters, source: Source | None = None) -> Experiment:
+    """An experiment that measures nothing, and notes what results lack.
+
+    Weights are read for their hash only where results hold something of the model's name.
+    """
+    if source is None:
+        own = results.slug(models.model_name(parameters.model))
+        known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.results_folder))
+        source = parameters.source(hashed=known or is_gguf(parameters.model))
+    return Experiment(parameters.but(measure=False), source, lambda: None, lacking=[])
 
 
 def plan_notebooks(asked: dict[str, Shown]) -> list[dict]:
@@ -43,25 +50,24 @@ def plan_notebooks(asked: dict[str, Shown]) -> list[dict]:
     `asked` has by notebook its parameters. Rows: notebook, what, seconds, and "unknown", why there are none, or None.
     """
     rows: dict[tuple[str, str], dict] = {}
-    seen = set()
+    seen = set()  # an earlier notebook measures it
     for notebook, parameters in asked.items():
         if not isinstance(parameters, Parameters):
             continue
-        experiment = Experiment(parameters.but(measure=False), find_source(parameters), lambda: None, lacking=[])
+        experiment = planned(parameters)
         works: list[tuple[str, Cost | str]] = []
         try:
             parameters.run(experiment)
-            for kind, key in experiment.lacking or ():
-                if (one := json.dumps([kind, key], sort_keys=True)) not in seen:  # else an earlier notebook measures it
-                    works += _costs(kind, key, experiment)
-                    seen.add(one)
+            lacking = {json.dumps(one, sort_keys=True): one for one in experiment.lacking or ()}
+            works += [work for name, one in lacking.items() if name not in seen for work in _works(*one, experiment)]
+            seen |= lacking.keys()
         except InputError as error:  # it will not be made, and others are
             works.append(("what this notebook asks for", str(error)))
         for what, cost in works:
             row = rows.setdefault((notebook, what), {"seconds": 0.0, "unknown": None, "times": 0})
             row["times"] += 1
             if isinstance(cost, Cost):
-                seconds = cost.seconds(_machine(experiment), experiment.source.dtype)
+                seconds = cost.seconds(_this_machine(experiment), experiment.source.dtype)
                 row["seconds"] = None if None in (seconds, row["seconds"]) else row["seconds"] + seconds
             else:
                 row |= {"seconds": None, "unknown": cost}
@@ -71,8 +77,8 @@ def plan_notebooks(asked: dict[str, Shown]) -> list[dict]:
     ]
 
 
-def _costs(kind: str, key: dict, experiment: Experiment) -> Iterator[tuple[str, Cost | str]]:
-    """What a result takes, by its key, or why that is not known."""
+def _works(kind: str, key: dict, experiment: Experiment) -> Works:
+    """What has to be done for a result, by its key."""
     shape, dtype, layers = _shape(experiment), experiment.source.dtype, experiment.source.num_layers
     if kind in ("distances", "geometry"):
         again = key["samples"] + key["skip_sequences"] * (layers + 1) // 2 if kind == "geometry" else 0
@@ -83,17 +89,24 @@ def _costs(kind: str, key: dict, experiment: Experiment) -> Iterator[tuple[str, 
         config = HealingConfig(**key["healing"])
         cut = max(map(_cut, cut_names(key) or [key["cut"]]))
         yield f"healing, {config.tokens:,} tokens", prices.healing_cost(shape, cut, config, dtype)
-    choice, tasks = key.get("choice"), key.get("tasks", {})
+    choice = key.get("choice")
     cuts = unchosen(choice["rule"], choice["sizes"]) if choice else sorted(map(_cut, cut_names(key)), key=astuple)
-    for name, asked in tasks.items():
+    for task, asked in key.get("tasks", {}).items():
         if "length" in asked:
             length = asked["length"] or USUAL_ANSWER
             tokens = asked["limit"] * length
-            yield f"loss on {name}", prices.sweep_cost(shape, cuts, tokens, tokens, length, dtype)
-        else:
-            facts = _facts(name, asked, experiment)
-            yield from [(name, facts["unknown"])] if facts["unknown"] else []
-            yield from _task_costs(name, facts, cuts, shape, dtype).items()
+            yield f"loss on {task}", prices.sweep_cost(shape, cuts, tokens, tokens, length, dtype)
+            continue
+        facts, models = _facts(task, asked, experiment), f"{len(cuts)} models"
+        if facts["unknown"]:
+            yield task, facts["unknown"]
+        if facts["requests"]:
+            of_requests = facts["tokens"], facts["requests"], facts["length"]
+            yield f"sweep of {task}, {models}", prices.sweep_cost(shape, cuts, *of_requests, dtype)
+        if facts["generated"]:
+            what = f"answers of {task}, {models}, each of at most {facts['longest']} tokens"
+            of_answers = facts["generated"], facts["prompts"], facts["longest"]
+            yield what, prices.writing_cost(shape, cuts, *of_answers, dtype)
 
 
 def _cut(name: str) -> Cut:
@@ -101,30 +114,26 @@ def _cut(name: str) -> Cut:
     return Unchosen(0, int(size), rule=rule) if rule in REGISTERED else Cut.named(name)
 
 
-def plan_sweep(parameters: SweepParameters, source: Source, machine: str | None = None, heal: str = "small") -> dict:
+def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "small") -> dict:
     """What is known of a sweep before it runs; with a `machine` also seconds and memory there, of a healing too.
 
-    [least, most] stand where the cuts of a rule are not known yet. `machine` is as `prices.find_machine` takes it, or
-    "this", which is tried for a moment; `heal` is a preset of `healing.PRESETS`.
+    [least, most] stand where the cuts of a rule are not known yet. The experiment is `planned`, of `SweepParameters`;
+    `machine` is as `prices.find_machine` takes it, or "this", which is tried for a moment; `heal` is a preset of
+    `healing.PRESETS`.
 
-    Raises InputError for what is no model or machine, or parameters that do not fit the model.
+    Raises InputError for what is no machine, or parameters that do not fit the model.
     """
-    experiment = Experiment(parameters.but(measure=False), source, lambda: None, lacking=[])
-    layers, given = source.num_layers, parameters.given_cut
-    sizes = {task: parameters.size_list(layers, task) for task in parameters.asked}
-    all_sizes = sorted({size for of_task in sizes.values() for size in of_task})
-    pruned, rules = [simple_cut(layers, size) for size in all_sizes], {}
-    if given is not None:
-        given.check(layers)
-        pruned, cuts = [UNPRUNED, given], dict.fromkeys(sizes, {GIVEN: [UNPRUNED, given]})
-    else:
-        cuts = {task: choose_cuts(of_task, experiment) for task, of_task in sizes.items()}
-        rules = {rule: REGISTERED[rule].needs for rule in parameters.rule_list if any(all_sizes)}
-    distances = None
-    if "distances" in rules.values():
-        tokens = parameters.samples * parameters.sequence_length
-        distances = {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
-        distances = _measured(found) if (found := measure_distances(experiment)) else distances
+    parameters, source, layers = experiment.parameters, experiment.source, experiment.source.num_layers
+    cuts, given = cuts_of_tasks(experiment), parameters.given_cut
+    sizes = [size for task in parameters.asked for size in parameters.size_list(layers, task)]
+    pruned = [UNPRUNED, given] if given else [simple_cut(layers, size) for size in sorted({*sizes})]
+    needs = {rule: REGISTERED[rule].needs for rule in parameters.rule_list if any(sizes) and not given}
+    distances, tokens = None, parameters.samples * parameters.sequence_length
+    if "distances" in needs.values():
+        found = measure_distances(experiment)
+        distances = _took(found) if found else {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
+    experiment.lacking = [("distances", parameters.drawn)]
+    tasks = [_plan_task(task, of_task, experiment) for task, of_task in cuts.items()]
     content: dict = {
         "model": source.name,
         "layers": layers,
@@ -133,37 +142,38 @@ def plan_sweep(parameters: SweepParameters, source: Source, machine: str | None 
         "tokenizer": models.find_model(hashed=False).name if source.weights == CONFIGURED else None,
         "distances": distances,
         "searches": {
-            rule: price(rule, all_sizes[-1], experiment) for rule, needs in rules.items() if needs == "losses"
+            rule: {"passes": round(passes, 1), "heads": heads, "tokens_at_most": tokens}
+            for rule, of_rule in needs.items()
+            if of_rule == "losses"
+            for passes, heads in [REGISTERED[rule].price(max(sizes), layers)]
         },
-        "tasks": [_plan_task(task, sizes[task], of_task, experiment) for task, of_task in cuts.items()],
+        "tasks": tasks,
     }
     try:
-        known, bytes_each = models.sizes_of(source, trust_remote_code=parameters.trust_remote_code), prices.ITEMSIZE
-        numbers = [(cut, known.parameters(cut)) for cut in pruned]
+        known, width = models.sizes_of(source, trust_remote_code=parameters.trust_remote_code), source.dtype
         content["sizes"] = [
-            {"size": cut.size, "parameters": number, "bytes": number * bytes_each[source.dtype]}
-            | {"file_bytes": known.file_bytes(cut)}
-            for cut, number in numbers
+            {"size": cut.size, "parameters": (number := known.parameters(cut))}
+            | {"bytes": number * prices.ITEMSIZE[width], "file_bytes": known.file_bytes(cut)}
+            for cut in pruned
         ]
     except InputError as error:
         content |= {"sizes": None, "sizes_unknown": str(error)}
     if machine is not None:
-        content["predicted"] = _predicted(content["tasks"], cuts, pruned[-1], machine, heal, experiment)
+        content["predicted"] = _predicted(experiment, pruned[-1], machine, heal)
     return content
 
 
-def _plan_task(task: str, sizes: list[int], cuts_of: CutsOf, experiment: Experiment) -> dict:
+def _plan_task(task: str, cuts_of: CutsOf, experiment: Experiment) -> dict:
     """What a task costs: where results hold it, what it took; else its requests, if they can be known."""
     parameters, layers = experiment.parameters, experiment.source.num_layers
-    sizes = [cut.size for cut in cuts_of.get(GIVEN, [])] or sizes
+    sizes = [cut.size for cut in cuts_of.get(GIVEN, ())] or parameters.size_list(layers, task)
     plan: dict = {"task": task, "rules": list(cuts_of), "sizes": sizes}
-    if found := score([task], cuts_of, experiment, engine=parameters.engine):
+    if found := score([task], cuts_of, experiment):
         items = found.rows.drop_duplicates("task").set_index("task")["items"]
-        return plan | _measured(found) | {"items": int(items.get(found.name, items.sum()))}
+        return plan | _took(found) | {"items": int(items.get(found.name, items.sum()))}
     plan |= {"layer_steps": None} | _facts(task, parameters.asked[task], experiment)
-    if plan["length"]:
-        # a rule that has not chosen yet may agree with others in all, or in nothing
-        cuts = distinct_cuts(cuts_of | {"": [UNPRUNED]})
+    if plan["length"]:  # a rule that has not chosen yet may agree with others in all, or in nothing
+        cuts = distinct_cuts(cuts_of)
         known = [cut for cut in cuts if not isinstance(cut, Unchosen)]
         plan["layer_steps"] = steps = [plan["tokens"] * Tree(some, layers).nodes for some in (known, cuts)]
         if pace := _pace(experiment):
@@ -173,29 +183,28 @@ def _plan_task(task: str, sizes: list[int], cuts_of: CutsOf, experiment: Experim
 
 def _facts(task: str, asked: dict, experiment: Experiment) -> dict:
     """What lm-eval asks, tokenized; nothing but "unknown", the reason, where that can't be known."""
-    names = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "unknown")
-    parameters, facts = experiment.parameters, dict.fromkeys(names)
-    if not data.is_at_hand(task, parameters.datasets):
-        return facts | {"unknown": "its items are on the hub: name a mirror with --datasets to have them counted"}
-    place = experiment.source, parameters.datasets, parameters.trust_remote_code
-    try:
-        return facts | _counted(task, asked["shots"], asked["limit"], *place)
-    except InputError as error:
-        return facts | {"unknown": str(error)}
+    parameters = experiment.parameters
+    how = experiment.source, parameters.datasets, parameters.trust_remote_code
+    return dict.fromkeys(FACTS) | _counted(task, asked["shots"], asked["limit"], *how)
 
 
 @functools.lru_cache
 def _counted(
     task: str, shots: int | None, limit: int | None, source: Source, datasets: str | None, trust_remote_code: bool
 ) -> dict:
+    if not data.is_at_hand(task, datasets):
+        return {"unknown": "its items are on the hub: name a mirror with --datasets to have them counted"}
     from deeper_layers.sweeping import harness  # slow
     from deeper_layers.sweeping.planning import plan_batches, tokens_of
 
-    loaded = harness.load_tasks([task], num_fewshot=shots, datasets=datasets)
-    if source.weights == CONFIGURED:  # it has no tokenizer: tokens are as the embedded model counts them
-        source = models.find_model(hashed=False)
-    tokenizer = models.tokenizer_of(source, trust_remote_code=trust_remote_code)
-    found = harness.collect_requests(loaded, _empty(source, trust_remote_code), tokenizer, limit=limit)
+    try:
+        loaded = harness.load_tasks([task], num_fewshot=shots, datasets=datasets)
+        # a configuration alone has no tokenizer: tokens are as the embedded model counts them
+        known = models.find_model(hashed=False) if source.weights == CONFIGURED else source
+        tokenizer = models.tokenizer_of(known, trust_remote_code=trust_remote_code)
+        found = harness.collect_requests(loaded, _empty(known, trust_remote_code), tokenizer, limit=limit)
+    except InputError as error:
+        return {"unknown": str(error)}
     written = [instance.args for instance in found.generations]
     batches = plan_batches(found.requests)
     lengths = [len(s.tokens) for batch in batches for s in batch.sequences]
@@ -210,20 +219,7 @@ def _counted(
     }
 
 
-def _task_costs(task: str, facts: dict, cuts: list[Cut], shape: Shape, dtype: str) -> dict[str, Cost]:
-    """Of a task that results lack: of its answers by log-likelihood, and of those that are written."""
-    found, number = {}, len(cuts)
-    if facts.get("requests"):
-        asked = facts["tokens"], facts["requests"], facts["length"], dtype
-        found[f"sweep of {task}, {number} models"] = prices.sweep_cost(shape, cuts, *asked)
-    if facts.get("generated"):
-        asked = facts["generated"], facts["prompts"], facts["longest"], dtype
-        what = f"answers of {task}, {number} models, each of at most {facts['longest']} tokens"
-        found[what] = prices.writing_cost(shape, cuts, *asked)
-    return found
-
-
-def _measured(found: Result) -> dict:
+def _took(found: Result) -> dict:
     """Where a result is, and what it took on which machine."""
     state = found.provenance
     seconds = state.get("seconds", 0.0) + state.get("seconds_in_earlier_runs", 0.0)
@@ -234,28 +230,27 @@ def _pace(experiment: Experiment) -> float | None:
     """Layer-steps a second of this model on a machine like this one, by the distances that results hold of it."""
     source, paces = experiment.source, []
     for found in results.all_results(experiment.parameters.results_folder, "distances", source.name):
-        took, here = _measured(found), models.device_name()
+        took, here = _took(found), models.device_name()
         if found.key["dtype"] == source.dtype and took["seconds"] and took["device"] == here:
             paces.append(found.details["tokens"] * source.num_layers / took["seconds"])
     return statistics.median(paces) if paces else None
 
 
-def _predicted(
-    tasks: list[dict], cuts: dict[str, CutsOf], healed: Cut, machine: str, heal: str, experiment: Experiment
-) -> dict:
-    """Seconds, memory and bytes of a plan's work on a machine."""
-    shape, dtype = _shape(experiment), experiment.source.dtype
-    there = _machine(experiment) if machine == "this" else prices.find_machine(machine)
-    works: dict = dict(_costs("distances", experiment.parameters.drawn, experiment))
-    for task in tasks:
-        of_task = distinct_cuts(cuts[task["task"]] | {"": [UNPRUNED]})
-        works |= _task_costs(task["task"], task, of_task, shape, dtype)
+def _predicted(experiment: Experiment, healed: Cut, machine: str, heal: str) -> dict:
+    """Seconds, memory and bytes on a machine of what results lack, and of a healing."""
+    shape, dtype, unknown = _shape(experiment), experiment.source.dtype, []
+    there = _this_machine(experiment) if machine == "this" else prices.find_machine(machine)
+    works = {
+        what: cost
+        for kind, key in experiment.lacking or ()
+        for what, cost in _works(kind, key, experiment)
+        if isinstance(cost, Cost)
+    }
     try:
-        if healed.attention or healed.mlp:
+        if not healed.is_of_layers:
             raise InputError("the cut drops sublayers, and what heals lacks whole layers")
         of_healing = prices.healing_cost(shape, healed, PRESETS[heal], dtype)
         works[f"healing without {healed.size} layers, {heal}"] = of_healing
-        unknown = []
     except InputError as error:
         unknown = [{"what": "healing", "unknown": str(error)}]
     costs = [
@@ -276,10 +271,6 @@ def _shape(experiment: Experiment) -> Shape:
     return prices.shape_of(_empty(experiment.source, experiment.parameters.trust_remote_code))
 
 
-@functools.lru_cache
-def _machine_of(shape: Shape, dtype: str, device: str) -> prices.Machine:
-    return prices.this_machine(shape.width, shape.inner, dtype, device)
-
-
-def _machine(experiment: Experiment) -> prices.Machine:
-    return _machine_of(_shape(experiment), experiment.source.dtype, experiment.parameters.device)
+def _this_machine(experiment: Experiment) -> Machine:
+    shape = _shape(experiment)
+    return prices.this_machine(shape.width, shape.inner, experiment.source.dtype, experiment.parameters.device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +10,10 @@ from pathlib import Path
 
 from deeper_layers import export, models
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.experiments.experiment import CutsOf, Experiment, distinct_cuts, named
-from deeper_layers.experiments.healings import adapter_folder, heal
+from deeper_layers.experiments.experiment import CutsOf, Data, Experiment, distinct_cuts, named
+from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import BITSANDBYTES
-from deeper_layers.experiments.scoring import answered, as_cut, data_of
+from deeper_layers.experiments.scoring import answered, data_of
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
@@ -40,7 +41,7 @@ def score_rounded(bits: str, cuts_of: CutsOf, experiment: Experiment) -> Result 
         return [row | {"bytes": bytes[row["cut"]]} for row in rows], details
 
     settings = {"tasks": parameters.questions, "cuts": named(cuts_of), "bits": bits}
-    return experiment.result("scores", settings, data_of(parameters.questions, experiment), measure)
+    return experiment.result("scores", settings, data_of(parameters.questions), measure)
 
 
 def score_files(rule: str, cut: Cut, experiment: Experiment) -> Result | None:
@@ -71,18 +72,18 @@ def score_files(rule: str, cut: Cut, experiment: Experiment) -> Result | None:
         "prompts": list(PROMPTS),
         "answer_tokens": TOKENS,
     }
-    reads = [experiment.text(parameters.text, split="train"), *data_of(asked, experiment)]
+    reads = [Data(parameters.text, {"split": "train"}), *data_of(asked)]
     return experiment.but(dtype=healing.dtype).result("scores", settings, reads, measure)
 
 
 def _variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shards) -> tuple[list[dict], dict]:
     """Rows and details; the files lie in a folder that goes."""
-    parameters, source, healing = experiment.parameters, experiment.source, experiment.parameters.healing()
+    parameters, source, asked = experiment.parameters, experiment.source, experiment.parameters.healing()
     files = {"whole": export.gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
     answers = {"whole": _answers(files["whole"])}  # first, as it says whether llama.cpp is there
-    heals = Experiment(healing, dataclasses.replace(source, dtype=healing.dtype))
-    adapter = adapter_folder(cut, healing.config(), heals)
-    run = heals.required(heal(cut, healing.config(), heals), "the healing")
+    heals = Experiment(asked, dataclasses.replace(source, dtype=asked.dtype))
+    healing = Healing(cut, asked.config(), heals)
+    run, adapter = heals.required(healing.run(), "the healing"), healing.adapters()
     files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapter)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
     exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapter, type="f32")
@@ -95,12 +96,12 @@ def _variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shards) ->
     rows = [row | {"variant": "whole" if row["cut"] == UNPRUNED.name else "sliced"} for row in rows]
     del whole
     for variant, path in {"healed": exact, "rounded": files["rounded"]}.items():
-        with opened_gguf(path, parameters.device) as opened:
+        with _opened_gguf(path, parameters.device) as opened:
             found, _ = scored(variant, opened, [UNPRUNED])
             if path is exact:
                 equal = {"value": float(_equal(*opened, exact)), "stderr": None, "items": len(PROMPTS) * TOKENS}
                 found.append({"task": "llama.cpp", "metric": "tokens equal", "engine": "llama.cpp"} | equal)
-        rows += [row | {"variant": variant} for row in as_cut(found, cut)]
+        rows += [row | {"cut": cut.name, "variant": variant} for row in found]
     answers |= {variant: _answers(path) for variant, path in files.items() if variant not in answers}
     rows = [row | {"bytes": files[row["variant"]].stat().st_size} for row in rows]
     return rows, details | {"answers": answers, "healed_tokens": run.details["tokens"]}
@@ -122,12 +123,12 @@ def _opened(bits: str, source: Source, parameters) -> Iterator[tuple]:
         with tempfile.TemporaryDirectory() as folder:
             plain = export.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
             path = export.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
-            with opened_gguf(path, **how) as opened:
+            with _opened_gguf(path, **how) as opened:
                 yield opened, lambda cut: export.tensor_bytes(models.find_model(str(path)), cut)
 
 
 @contextlib.contextmanager
-def opened_gguf(path: Path, device: str = "auto") -> Iterator[tuple]:
+def _opened_gguf(path: Path, device: str) -> Iterator[tuple]:
     """Model and tokenizer of a GGUF file, whose converted weights are not kept in the cache."""
     folder = models.checkpoint_folder(str(path))
     try:
@@ -154,9 +155,7 @@ def _equal(model, tokenizer, path: Path) -> int:
     with contextlib.closing(export.LlamaCpp(path)) as opened:
         for text in PROMPTS:
             prompt = tokenizer(text, return_tensors="pt").to(model.device)
-            ours = model.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)
-            ours = ours[0, prompt["input_ids"].shape[1] :].tolist()
-            theirs = opened.greedy(opened.tokens(text), TOKENS)
-            same = [a == b for a, b in zip(ours, theirs, strict=True)]
-            equal += same.index(False) if False in same else len(same)
+            ours = model.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)[0].tolist()
+            asked = prompt["input_ids"].shape[1]
+            equal += len(os.path.commonprefix([ours[asked:], opened.greedy(opened.tokens(text), TOKENS)]))
     return equal
