@@ -7,20 +7,18 @@ losses of its candidates. So a search goes on where it was interrupted, or to mo
 import dataclasses
 import functools
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deeper_layers import data, export, results, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
-from deeper_layers.experiments.distances import drawn_batches, known_distances, measure_distances
+from deeper_layers.experiments.distances import drawn_batches, known_distances
 from deeper_layers.experiments.experiment import CutsOf, Data, Experiment, distinct_cuts, named
 from deeper_layers.experiments.scoring import BLOCKS, answered, data_of, score
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, Merged, merged_layers, price_in_words
-from deeper_layers.rules.similarity import distance_matrix
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.export.tensors import Changed
@@ -231,39 +229,27 @@ def compare_rules(experiment: Experiment) -> None:
 def choose_by_rule(rule: str, sizes: list[int], experiment: Experiment) -> Result | None:
     """What a rule drops of each size, and the loss of what it leaves.
 
-    Rows are the losses, one a size. Details: the cuts, sizes of those of sublayers, which layers were merged, where
-    some were, seconds to choose, tokens looked at, passes over them as the rule's price says. Raises InputError where
-    the rule can't be had of this model or size.
+    Rows are the losses, one a size. Details: the cuts, sizes of those of sublayers, which layers were merged. Raises
+    InputError where the rule can't be had of this model or size.
     """
     parameters, layers, chosen = experiment.parameters, experiment.source.num_layers, REGISTERED[rule]
 
     def measure(shards):
-        opened = experiment.opened()
-        known: Any = None
-        sequences = calibration_text(parameters, opened[1], parameters.calibration_sequences)
-        tokens = sum(map(len, sequences))
-        if is_of_distances := chosen.needs == "distances":
-            distances = experiment.required(measure_distances(experiment), "the distances")
-            tokens, known = distances.details["tokens"], distance_matrix(distances.rows)
-        _say_price(rule, max(sizes), experiment, tokens)
-        begin = time.monotonic()
-        if not is_of_distances:
+        opened, merged = experiment.opened(), {}
+        if chosen.needs == "distances":
+            known = known_distances(experiment)
+        else:
+            sequences = calibration_text(parameters, opened[1], parameters.calibration_sequences)
+            _say_price(rule, max(sizes), experiment, sum(map(len, sequences)))
             known = sweeping.known_of(opened[0], rule, sequences)
+            if chosen.needs == "likeness":
+                merged = {str(size): merged_layers(size, layers, known) for size in sizes}
         cuts = chosen.choose(sizes, layers, known)
-        seconds, merged = round(time.monotonic() - begin, 2), {}
-        if chosen.needs == "likeness":
-            merged = {str(size): merged_layers(size, layers, known) for size in sizes}
         changed = _changed_by(rule, merged, experiment) if chosen.changes else None
         rows, details = answered(parameters.texts, opened, cuts, parameters, shards, changed=changed)
-        return rows, details | {
-            "cuts": {rule: [cut.name for cut in cuts]},
-            "merged": merged,
-            "passes": float(chosen.price(max(sizes), layers)[0]),
-            "tokens": tokens,
-            # of cuts of sublayers how many layers they count as
-            "sizes": {cut.name: size for size, cut in zip(sizes, cuts, strict=True) if not cut.is_of_layers},
-            "seconds": seconds,
-        }
+        # of cuts of sublayers how many layers they count as
+        counted = {cut.name: size for size, cut in zip(sizes, cuts, strict=True) if not cut.is_of_layers}
+        return rows, details | {"cuts": named({rule: cuts}), "merged": merged, "sizes": counted}
 
     choice = {"rule": rule, "sizes": sizes, "calibration": parameters.calibration}
     settings = parameters.key | {"tasks": parameters.texts, "choice": choice}

@@ -48,8 +48,7 @@ def measure_distances(experiment: Experiment, *, by_sequence: bool = False) -> R
         def run(some):
             return ({"distances": found} for found in similarity.distances_by_batch(model, some))
 
-        found = (of["distances"] for of in in_batches(shards, 0, batches, run, "distances"))
-        found = list(found) if by_sequence else found  # else memory does not grow with the sequences
+        found = [of["distances"] for of in in_batches(shards, 0, batches, run, "distances")]
         table = distance_table(*similarity.mean_distances(found))
         details: dict = {"tokens": _tokens(batches)}
         if by_sequence:
