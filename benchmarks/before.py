@@ -1,15 +1,15 @@
 """This checkout beside an earlier one, turn by turn in one run on one machine: how much slower, and is it the same?
 
-Each has a process of its own a case, which makes ready and waits; a turn runs in one while the other is idle. A ratio
-above 1 is slower than before. `difference` is the largest of any log-likelihood, distance or weight; of files written
-it is 0 where they are equal bit by bit, else infinite.
+Each run is a process of its own, which makes ready, runs once for the caches and once for the clock. A ratio above 1 is
+slower than before. `difference` is the largest of any log-likelihood, distance or weight; of files written it is 0
+where they are equal bit by bit, else infinite.
 
     python -m benchmarks.before NAME --before CHECKOUT --cases mmlu,boolq,distances,healing --datasets FOLDER
 """
 
-import contextlib
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,66 +19,40 @@ from pathlib import Path
 
 
 def main() -> None:
-    from benchmarks import harness  # not in a worker, which may be of an earlier checkout
+    from benchmarks import harness  # not in a run, which may be of an earlier checkout
 
     cases = {"default": ",".join(CASES), "help": f"of {', '.join(CASES)}; by default all"}
     options = harness.options(__doc__, before={"required": True, "help": "an earlier checkout"}, cases=cases)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=options.before, capture_output=True, text=True)
-    content: dict = {"before": commit.stdout.strip(), "model": options.model, "dtype": options.dtype, "cases": {}}
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=options.before, text=True).strip()
+    content: dict = {"before": commit, "model": options.model, "dtype": options.dtype, "cases": {}}
     for case in options.cases.split(","):
-        with contextlib.ExitStack() as stack:
-            workers = {
-                name: stack.enter_context(Worker(Path(checkout), case, options))
-                for name, checkout in (("before", options.before), ("now", harness.ROOT))
-            }
-            found = harness.by_turns(
-                workers, options.repeats, lambda worker: harness.Run(*(found := worker.run()), found[1])
-            )
-        values = [runs[-1].result for runs in found.values()]
-        same_length = len(values[0]) == len(values[1])
+        words = [case, options.model, options.dtype, options.datasets or ""]
+        ways = {"before": (Path(options.before), words), "now": (harness.ROOT, words)}
+        found = harness.by_turns(ways, options.repeats, lambda way: harness.Run(*run_in(*way), peak=0))
         content["cases"][case] = {
-            "seconds": harness.seconds(found), "now_to_before": harness.ratio(found, "now", "before", 3),
-            "difference": max((_apart(*pair) for pair in zip(*values)), default=0) if same_length else float("inf"),
-        }  # fmt: skip
+            "seconds": harness.seconds(found),
+            "now_to_before": harness.ratio(found, "now", "before", 3),
+            "difference": difference(*(runs[-1].result for runs in found.values())),
+        }
         print(case, json.dumps(content["cases"][case]), flush=True)
     harness.keep(f"before-{options.name}", content)
 
 
-def _apart(one, other) -> float:
-    return (
-        abs(one - other) if isinstance(one, float) and isinstance(other, float) else 0 if one == other else float("inf")
-    )
+def difference(before: list, now: list) -> float:
+    """The largest of numbers; infinite where anything else differs."""
+    numbers = all(isinstance(one, float) for one in (*before, *now)) and len(before) == len(now)
+    return max((abs(a - b) for a, b in zip(before, now)), default=0) if numbers else 0 if before == now else math.inf
 
 
-class Worker:
-    """A process of one checkout that runs a case when it is told to."""
-
-    def __init__(self, checkout: Path, case: str, options):
-        environment = os.environ | {"PYTHONPATH": f"{checkout / 'lib'}{os.pathsep}{checkout}", "HF_HUB_OFFLINE": "1"}
-        words = [sys.executable, "-P", str(Path(__file__).resolve()), case, options.model, options.dtype]
-        self.process = subprocess.Popen(
-            [*words, options.datasets or ""], cwd=checkout, env=environment, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        if self.process.stdout.readline() != "ready\n":
-            raise SystemExit(f"{case} did not start in {checkout}")
-
-    def run(self) -> tuple[list, float]:
-        """What came of it, and its seconds."""
-        self.process.stdin.write("again\n")
-        self.process.stdin.flush()
-        return tuple(json.loads(self.process.stdout.readline()))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.communicate()
+def run_in(checkout: Path, words: list[str]) -> tuple[list, float]:
+    """What came of a case in a checkout, and its seconds."""
+    environment = os.environ | {"PYTHONPATH": f"{checkout / 'lib'}{os.pathsep}{checkout}", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-P", str(Path(__file__).resolve()), *words]
+    return json.loads(subprocess.check_output(command, cwd=checkout, env=environment, text=True))
 
 
 def work(case: str, model: str, dtype: str, datasets: str) -> None:
-    """In a worker: make ready, run once for the caches, then once for each line."""
+    """In its process: make ready, run for the caches, then for the clock, and print what came of it."""
     import torch
 
     torch.set_num_threads(2)
@@ -91,15 +65,13 @@ def work(case: str, model: str, dtype: str, datasets: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = CASES[case](model, dtype, datasets or None, Path(folder))
         run()
-        print("ready", file=answer, flush=True)
-        for _ in sys.stdin:
-            start = time.perf_counter()
-            found = run()
-            passed = time.perf_counter() - start
-            if isinstance(found, Path):
-                found = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
-                         for path in sorted(found.rglob("*.safetensors"))]  # fmt: skip
-            print(json.dumps([found, passed]), file=answer, flush=True)
+        start = time.perf_counter()
+        found = run()
+        passed = time.perf_counter() - start
+        if isinstance(found, Path):
+            written = sorted(found.rglob("*.safetensors"))
+            found = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in written]
+    print(json.dumps([found, passed]), file=answer)
 
 
 def likelihoods(task: str, limit: int, shots: int | None = None, stream: bool = False):

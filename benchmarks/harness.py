@@ -20,7 +20,7 @@ import torch
 
 from deeper_layers.files import write_file
 from deeper_layers.models import device_name
-from deeper_layers.results.circumstances import provenance
+from deeper_layers.results import provenance
 
 MEASURED = Path(__file__).with_name("measured")
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,10 +97,8 @@ def seconds(found: dict[str, list[Run]]) -> dict[str, list[float]]:
 
 
 def run_process(command: list[str], folder: Path = ROOT, library: Path | None = ROOT) -> Run:
-    """A process from its start to its end, imports included; `library` is the checkout that it imports, if any.
-
-    Raises SystemExit with the end of what it said where it failed.
-    """
+    """A process from its start to its end, imports included; `library` is the checkout that it imports, if any. Raises
+    SystemExit with the end of what it said where it failed."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(THREADS), "TQDM_DISABLE": "1"}
     environment.pop("PYTHONPATH", None)
     if library:

@@ -10,14 +10,10 @@ from deeper_layers.data import corpora
 from deeper_layers.sweeping import harness as tasks_of
 
 # each with a number of examples, None for the task's own; of MMLU one subject stands for all
-TASKS = [
-    *(("mmlu_abstract_algebra", shots) for shots in (5, 0, 1, 3)), ("mmlu_abstract_algebra_continuation", 5),
-    *((task, None) for task in (
-        "boolq", "gsm8k", "capitals", "lettered_capitals", "sums_one_digit", "sums_two_digits",
-        "sums_one_digit_generated", "sums_two_digits_generated", "written_facts", "embedded_mmlu", "embedded_boolq",
-        "embedded_piqa",
-    )),
-]  # fmt: skip
+TASKS = [*(("mmlu_abstract_algebra", shots) for shots in (5, 0, 1, 3)), ("mmlu_abstract_algebra_continuation", 5)]
+OWN = "boolq gsm8k capitals lettered_capitals sums_one_digit sums_two_digits sums_one_digit_generated "
+OWN += "sums_two_digits_generated written_facts embedded_mmlu embedded_boolq embedded_piqa"
+TASKS += [(task, None) for task in OWN.split()]
 
 
 def main() -> None:

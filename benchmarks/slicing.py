@@ -63,7 +63,7 @@ def compare(folder: Path, options) -> dict:
         equal.setdefault(name, same_tensors(out, kept))
         return run
 
-    found = harness.by_turns({name: name for name in commands}, options.repeats, process)
+    found = harness.by_turns(dict(zip(commands, commands)), options.repeats, process)
     return {
         "dtype": "bfloat16", "layers": options.layers, "cut": [cut.start, cut.size],
         "bytes": sum(path.stat().st_size for path in source.glob("*.safetensors")),
@@ -86,14 +86,9 @@ def forget(*folders: Path) -> None:
 
 def make_checkpoint(folder: Path, options) -> None:
     """Write random weights in bfloat16, in shards."""
-    config = LlamaConfig(
-        num_hidden_layers=options.layers,
-        hidden_size=options.hidden,
-        intermediate_size=options.intermediate,
-        vocab_size=options.vocabulary,
-        num_attention_heads=max(1, options.hidden // 128),
-        dtype=torch.bfloat16,
-    )
+    sizes = {"hidden_size": options.hidden, "intermediate_size": options.intermediate, "vocab_size": options.vocabulary}
+    sizes |= {"num_hidden_layers": options.layers, "num_attention_heads": max(1, options.hidden // 128)}
+    config = LlamaConfig(**sizes, dtype=torch.bfloat16)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size=round(options.shard * 1e9))
 
@@ -101,16 +96,19 @@ def make_checkpoint(folder: Path, options) -> None:
 def same_tensors(one: Path, other: Path) -> bool:
     """Whether two folders hold the same tensors, bit by bit, however they are divided into files."""
     places = [
-        {name: path for path in folder.glob("*.safetensors") for name in safe_open(path, "pt").keys()}
+        {
+            name: file
+            for path in folder.glob("*.safetensors")
+            for file in [safe_open(path, "pt")]
+            for name in file.keys()
+        }
         for folder in (one, other)
     ]
-    if places[0].keys() != places[1].keys():
-        return False
-    for name in places[0]:
-        first, second = (safe_open(place[name], "pt").get_tensor(name) for place in places)
-        if first.dtype != second.dtype or not torch.equal(first.view(torch.uint8), second.view(torch.uint8)):
-            return False
-    return True
+    pairs = ([place[name].get_tensor(name) for place in places if name in place] for name in places[0] | places[1])
+    return all(
+        len(pair) == 2 and pair[0].dtype == pair[1].dtype and torch.equal(*(one.view(torch.uint8) for one in pair))
+        for pair in pairs
+    )
 
 
 if __name__ == "__main__":

@@ -42,10 +42,8 @@ def main() -> None:
 
 def train(name: str) -> dict:
     """Losses by step of the page's code, and whether what it saved is what it trained."""
-    blocks = re.findall(
-        "```python\n(.*?)```", (harness.ROOT / "book" / "your-model.md").read_text(encoding="utf-8"), re.S
-    )
-    (code,) = (block for block in blocks if TRAINERS[name] in block)
+    page = (harness.ROOT / "book" / "your-model.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall("```python\n(.*?)```", page, re.S) if TRAINERS[name] in block)
     torch.manual_seed(0)
     names = {"documents": data.texts("wikipedia", split="train", documents=DOCUMENTS)}
     exec(compile(code, f"your-model.md, {name}", "exec"), names)  # noqa: S102 - the page's own code

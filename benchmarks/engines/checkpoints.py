@@ -65,11 +65,8 @@ def source_job(work: Path, family: str) -> dict:
     left_out = {name for name, value in found.items() if value is None and name.endswith(("types", "layers"))}
     left_out |= {"head_dim"} if family in ("falcon", "deepseek_v3") else set()  # it follows from others there
     settings = {name: value for name, value in found.items() if name not in left_out}
-    folder = str(work / "sources" / family)
-    return {
-        "name": family, "folder": folder, "model_type": model_type(family), "settings": settings,
-        "vocabulary": VOCABULARY,
-    }  # fmt: skip
+    place = {"name": family, "folder": str(work / "sources" / family)}
+    return place | {"model_type": model_type(family), "settings": settings, "vocabulary": VOCABULARY}
 
 
 def job(family: str, cut: Cut, folder: Path, tokens: int = TOKENS) -> dict:
@@ -83,10 +80,8 @@ def folder_of(work: Path, family: str, cut: Cut) -> Path:
 
 
 def gguf_of(work: Path, family: str, cut: Cut) -> Path:
-    """A family's GGUF file, converted whole and then cut by us. Raises InputError where the cut is refused.
-
-    Raises NotConverted where there is no whole one.
-    """
+    """A family's GGUF file, converted whole, then cut by us. Raises InputError where the cut is refused, NotConverted
+    where there is no whole one."""
     whole, out = work / "sources" / f"{family}.gguf", work / "cut" / f"{name_of(family, cut)}.sliced.gguf"
     if not whole.exists():
         raise NotConverted("llama.cpp's converter makes no GGUF file of the whole model")
@@ -94,20 +89,13 @@ def gguf_of(work: Path, family: str, cut: Cut) -> Path:
 
 
 def pruned_gguf_of(work: Path, family: str, cut: Cut) -> Path:
-    """The same file as llama.cpp's own quantizer cuts it, in the types that it has.
-
-    Raises NotConverted where there is no whole one, or the quantizer refuses it.
-    """
+    """The same file as llama.cpp's own quantizer cuts it, in the types that it has. Raises NotConverted where there is
+    no whole one, or the quantizer refuses it."""
     whole, out = gguf_of(work, family, WHOLE), work / "cut" / f"{name_of(family, cut)}.pruned.gguf"
     if cut == WHOLE or out.exists():
         return whole if cut == WHOLE else out
-    layers = ",".join(str(layer) for layer in range(cut.start, cut.start + cut.size))
-    said = subprocess.run(
-        [quantizer(work), "--prune-layers", layers, whole, out, "COPY"],
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    command = [quantizer(work), "--prune-layers", ",".join(map(str, cut.dropped)), whole, out, "COPY"]
+    said = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if said.returncode:
         out.unlink(missing_ok=True)
         lines = [line for line in (said.stderr + said.stdout).splitlines() if "error" in line or "failed" in line]

@@ -12,25 +12,15 @@ from deeper_layers.errors import InputError, first_line
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine, and what its environment is made of.
+    """An engine, and what its environment is made of."""
 
-    Attributes:
-        label: its name on pages.
-        way: its function in answering.py.
-        requires: what pip installs, the engine first; each version is pinned here and nowhere else.
-        without: what is removed afterwards.
-        source: a package whose source is unpacked beside it.
-        counts_as: its name in the library's table of engines that count layers; None where it is not in it.
-        slow: whether it takes most of a minute to open a folder.
-    """
-
-    label: str
-    way: str
-    requires: tuple[str, ...]
-    without: tuple[str, ...] = ()
-    source: str | None = None
-    counts_as: str | None = None
-    slow: bool = False
+    label: str  # its name on pages
+    way: str  # its function in answering.py
+    requires: tuple[str, ...]  # what pip installs, the engine first; each version is pinned here and nowhere else
+    without: tuple[str, ...] = ()  # what is removed afterwards
+    source: str | None = None  # a package whose source is unpacked beside it
+    counts_as: str | None = None  # its name in the library's table of engines that count layers, if it is in it
+    slow: bool = False  # whether it takes most of a minute to open a folder
 
 
 TORCH = "torch>=2.9"
@@ -90,10 +80,9 @@ def quantizer(work: Path) -> Path:
     (source,) = (python_of("llama.cpp", work).parents[1] / "source").glob("*/vendor/llama.cpp")
     program = source / "build" / "bin" / "llama-quantize"
     if not program.exists():
-        _run(
-            ["cmake", "-S", str(source), "-B", str(source / "build"), "-DCMAKE_BUILD_TYPE=Release", *BUILT], "llama.cpp"
-        )
-        _run(["cmake", "--build", str(source / "build"), "--parallel", "--target", program.name], "llama.cpp")
+        build = str(source / "build")
+        _run(["cmake", "-S", str(source), "-B", build, "-DCMAKE_BUILD_TYPE=Release", *BUILT], "llama.cpp")
+        _run(["cmake", "--build", build, "--parallel", "--target", program.name], "llama.cpp")
     return program
 
 
@@ -102,9 +91,7 @@ def versions_of(name: str, work: Path) -> dict[str, str]:
     listed = _run([str(python_of(name, work)), "-m", "pip", "list", "--format", "json"], name)
     found = {package["name"].lower(): package["version"] for package in json.loads(listed)}
     wanted = [requirement.split("=")[0].split(">")[0].split("[")[0] for requirement in ENGINES[name].requires]
-    return {
-        package: found[package] for package in dict.fromkeys([*wanted, "torch", "transformers"]) if package in found
-    }
+    return {name: found[name] for name in dict.fromkeys([*wanted, "torch", "transformers"]) if name in found}
 
 
 def _run(command: list[str], name: str) -> str:

@@ -96,8 +96,7 @@ def _tables(unit: Result, cuts_of: CutsOf) -> Iterator[str]:
     rows = scores_of([unit]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
     chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_of.items() for cut in cuts}
     rules = pd.DataFrame(sorted(chosen), columns=["cut", "rule"])
-    for task, own in rows.groupby("task", sort=False):
-        own = own[own["metric"] == pairing.main_metrics(own)[task]]
+    for task, own in pairing.by_main_metric(rows).groupby("task", sort=False):
         found, outcomes = pairing.paired(own)
         said = f"{task}, {own['metric'].iloc[0]}: {outcomes.shape[1]} items"
         found["score"] = [say(one, digits=3) for one in estimates.mean_of_items(outcomes)]

@@ -16,21 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report import paper
-from deeper_layers.report.estimates import (
-    AT_FLOOR,
-    INCONCLUSIVE,
-    NOT_TESTED,
-    Estimate,
-    first_size,
-    half_gone,
-    is_at_floor,
-    means,
-    shares_kept,
-)
+from deeper_layers.report import estimates, paper, statistics
+from deeper_layers.report.estimates import AT_FLOOR, INCONCLUSIVE, NOT_TESTED, Estimate, means
 from deeper_layers.report.names import as_html, as_table, model_title, rule_title, say, topic
 from deeper_layers.report.pairing import Measured, guessing, measurements, one_rule, paired
-from deeper_layers.report.statistics import half_gone_table, kept_distances, recovery_table, settings_of
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
 AT_ONCE = 0.1  # of the layers, from which on a model that collapses keeps little
@@ -84,22 +73,22 @@ def _collapses(model: Model) -> Found:
     cut = np.flatnonzero(found.cuts["share"] >= AT_ONCE)
     if not len(cut):
         raise NotTested("a tenth of the layers was not dropped")
-    kept = shares_kept(found.outcomes, found.guessing)
+    kept = estimates.shares_kept(found.outcomes, found.guessing)
     if kept.untold:
         return Found(kept)
-    first = [(found.cuts["size"][number], list(kept)[number]) for number in cut[:3]]
-    said = [f"n = {size}: {say(share, as_share=True)}" for size, share in first]
+    every = list(kept)
+    said = [f"n = {found.cuts['size'][number]}: {say(every[number], as_share=True)}" for number in cut[:3]]
     return Found(Estimate.of(kept.numbers[:, cut].max(axis=1)), "; ".join(said))
 
 
 def _jump(model: Model) -> Found:
     answers = model.curve("mmlu")
-    gone = half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
+    gone = estimates.half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
     if gone.untold:
         return Found(gone, reason="no cliff of MMLU to be near to")
     losses = model.curve("c4")
     every = means(losses.outcomes)
-    jump = first_size(every >= (every[:, :1] + losses.guessing) / 2, losses.cuts["size"])
+    jump = estimates.first_size(every >= (every[:, :1] + losses.guessing) / 2, losses.cuts["size"])
     return Found(Estimate.of((jump - gone.numbers) / model.layers))
 
 
@@ -124,9 +113,9 @@ def _height(model: Model) -> Found:
 
 def _of_distances(model: Model, sizes: range, of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
     """The mean over sizes, over the layers; the sequences are drawn anew. Of the paper's text where it was measured."""
-    own = kept_distances(model.distances).dropna(subset="by_sequence")
+    own = statistics.kept_distances(model.distances).dropna(subset="by_sequence")
     corpus = paper.CORPUS if (own["corpus"] == paper.CORPUS).any() else own["corpus"].max()
-    of_size = own[own["corpus"] == corpus].sort_values("start").groupby("size")["by_sequence"].agg(list)
+    of_size = statistics.sequences_by_size(own[own["corpus"] == corpus])
     if any(len(of_size.get(size, [])) <= model.layers - size for size in sizes):
         raise NotTested("distances of all blocks were not kept by sequence")
     found = [of(means(np.stack(of_size[size])), size) for size in sizes]
@@ -141,7 +130,7 @@ def _prompts(model: Model, column: str, one: int, other: int) -> Found:
     if not {one, other} <= set(own[column]):
         raise NotTested("prompts were not varied")
     first, second = (paired(own[own[column] == value])[1][0] for value in (one, other))
-    if is_at_floor(first, guessing(own)):
+    if estimates.is_at_floor(first, guessing(own)):
         return Found(Estimate.none(AT_FLOOR), reason="the whole model only guesses")
     return Found(Estimate.of(means(first - second)), f"whole model, {len(first)} items")
 
@@ -151,7 +140,7 @@ def _ranks(model: Model) -> Found:
     own = model.scores.query("healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(["cut", "healing"])
     if own.empty:
         raise NotTested(NOT_HEALED)
-    settings = pd.DataFrame(map(settings_of, own["healing"]), own.index).drop(columns="healing")
+    settings = pd.DataFrame(map(statistics.settings_of, own["healing"]), own.index).drop(columns="healing")
     own = own.join(settings).query("not distillation and adapters == 'all' and auxiliary == 0")
     for cut, found in own.groupby("cut"):
         seeds = found.groupby("rank")["seed"].nunique()
@@ -211,9 +200,10 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     models = {}
     for name in dict.fromkeys([*scores["model"], *distances["model"]]):
         own, near = (table[table["model"] == name] for table in (scores, distances))
-        layers, gone = int(pd.concat([own["layers"], near["layers"]]).max()), half_gone_table(own)
-        models[name] = Model(own, near, layers, gone[gone["rule"] == "similarity"], recovery_table(own))
-    return pd.DataFrame(_judged(USUAL | claim, name, model) for claim in CLAIMS for name, model in models.items())
+        layers, gone = int(pd.concat([own["layers"], near["layers"]]).max()), statistics.half_gone_table(own)
+        models[name] = Model(own, near, layers, gone[gone["rule"] == "similarity"], statistics.recovery_table(own))
+    rows = (_judged(USUAL | claim, name, model) for claim in CLAIMS for name, model in models.items())
+    return pd.DataFrame(rows).drop(columns="untold")
 
 
 def _judged(claim: dict, name: str, model: Model) -> dict:

@@ -10,6 +10,7 @@ first layer on, N = 1 + DRAWS.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -59,9 +60,8 @@ class Estimate:
         return cls.none(untold) if untold else cls.of(function(*(one.numbers for one in estimates)))
 
     def __iter__(self) -> Iterator["Estimate"]:
-        """Those of single cuts."""
-        for cut, ends in enumerate(zip(self.value, self.low, self.high)):
-            yield Estimate(*ends, self.numbers[:, cut], self.untold)
+        """Those of single cuts, without their draws."""
+        return itertools.starmap(Estimate, zip(self.value, self.low, self.high))
 
     def __sub__(self, other: "Estimate") -> "Estimate":
         return Estimate.combined(np.subtract, self, other)
@@ -89,8 +89,8 @@ class Estimate:
         return math.nan if self.untold else min(1.0, 2 * (beyond + 1) / len(self.numbers))
 
     def columns(self, name: str = "value") -> dict:
-        """Columns of a frame: value, low and high, or `name`, `name`_low and `name`_high."""
-        return dict(zip((name, *ends_of(name)), (self.value, self.low, self.high)))
+        """Columns of a frame: value, low and high, or `name`, `name`_low and `name`_high; and untold."""
+        return dict(zip((name, *ends_of(name)), (self.value, self.low, self.high))) | {"untold": self.untold}
 
 
 def ends_of(column: str) -> tuple[str, str]:
@@ -106,8 +106,8 @@ def means(table: Float[np.ndarray, "... I"], seed: int = 0) -> Float[np.ndarray,
     table = np.asarray(table, dtype=float)
     items = table.shape[-1]
     columns = table.reshape(-1, items).T
-    drawn = [times.astype(float) @ columns for times in np.array_split(_times_drawn(items, seed), PARTS)]
-    return np.concatenate([table.mean(axis=-1)[None], np.concatenate(drawn).reshape(-1, *table.shape[:-1]) / items])
+    drawn = [times.astype(float) @ columns / items for times in np.array_split(_times_drawn(items, seed), PARTS)]
+    return np.concatenate([table.mean(axis=-1)[None], np.concatenate(drawn).reshape(-1, *table.shape[:-1])])
 
 
 @functools.lru_cache(maxsize=8)  # to draw takes far longer than to add up; all draws of 14,042 items take 140 MB
@@ -123,18 +123,13 @@ def mean_of_items(outcomes: Shaped[np.ndarray, "... I"]) -> Estimate:
     outcomes = np.asarray(outcomes, dtype=float)
     if not are_shares(outcomes):
         return Estimate.of(means(outcomes))
-    right = outcomes.sum(axis=-1)
-    return Estimate(outcomes.mean(axis=-1), *wilson(right, outcomes.shape[-1]), np.empty((0, *right.shape)))
+    return Estimate(outcomes.mean(axis=-1), *wilson(outcomes.sum(axis=-1), outcomes.shape[-1]))
 
 
 def wilson(right, items) -> tuple:
     """The ends of the interval of each accuracy (Wilson 1927), of whole numbers in arrays of one shape."""
-
-    def ends(right: float, items: int) -> tuple[float, float]:
-        return binomtest(round(right), int(items)).proportion_ci(method="wilson")
-
-    low, high = np.vectorize(ends, otypes=[float, float])(right, items)
-    return low[()], high[()]
+    ends = np.vectorize(lambda k, n: binomtest(round(k), int(n)).proportion_ci(method="wilson"), otypes=[float] * 2)
+    return tuple(end[()] for end in ends(right, items))
 
 
 def are_shares(outcomes: np.ndarray) -> bool:

@@ -32,21 +32,20 @@ def runs(folder: Path | None = None) -> pd.DataFrame:
     """Every file of results and what it took: the columns of `results.runs`, and hours, processors, processor_hours,
     GiB, watt_hours. What a group of tasks took is that of its tasks."""
     found = results.runs(folder)
-    hours = found["seconds"] / 3600
-    processors = found["device"].str.extract(r"processor.*, (\d+) threads?", expand=False).astype(float)
-    watts = processors * WATTS + found["memory"] / 1e9 * WATTS_OF_GB
-    more = {"measured": found["measured"].str[:10], "commit": found["commit"].fillna("unknown").str[:10]}
-    more |= {"processors": processors, "processor_hours": hours * processors.fillna(0)}
-    return found.assign(hours=hours, **more, watt_hours=hours * watts * BESIDE, GiB=found["memory"] / 2**30)
+    found["measured"], found["commit"] = found["measured"].str[:10], found["commit"].fillna("unknown").str[:10]
+    found["hours"] = found["seconds"] / 3600
+    found["processors"] = found["device"].str.extract(r"processor.*, (\d+) threads?", expand=False).astype(float)
+    found["processor_hours"] = found["hours"] * found["processors"].fillna(0)
+    watts = found["processors"] * WATTS + found["memory"] / 1e9 * WATTS_OF_GB
+    return found.assign(watt_hours=found["hours"] * watts * BESIDE, GiB=found["memory"] / 2**30)
 
 
 def hours(folder: Path | None = None) -> pd.DataFrame:
     """Runs added up: model, kind, what (in words), runs, hours, processor_hours, watt_hours, GiB (at most)."""
     added = {name: (name, "sum") for name in ("hours", "processor_hours", "watt_hours")}
-    found = runs(folder).groupby(["model", "kind"], sort=False).agg(runs=("kind", "size"), **added, GiB=("GiB", "max"))
-    found = found.reset_index()
-    found.insert(2, "what", [KINDS[kind].words for kind in found["kind"]])
-    return found
+    found = runs(folder).assign(what=lambda of: [KINDS[kind].words for kind in of["kind"]])
+    found = found.groupby(["model", "kind", "what"], sort=False)
+    return found.agg(runs=("kind", "size"), **added, GiB=("GiB", "max")).reset_index()
 
 
 def written_answers(folder: Path | None = None) -> pd.DataFrame:
@@ -54,14 +53,12 @@ def written_answers(folder: Path | None = None) -> pd.DataFrame:
     each), tokens (an answer, mean), seconds_an_answer, tokens_a_second, device."""
     rows = results.scores(folder).query("outcome.notna()").drop_duplicates(["path", "task", "cut"])
     own = rows[rows["written"].notna().groupby(rows["path"]).transform("all")]
-    own = own.assign(tokens=own["written"].map(np.sum), topic=own["task"].map(topic))
-    added = {"models": ("cut", "nunique"), "answers": ("items", "max")}
-    added |= {"all": ("items", "sum"), "tokens": ("tokens", "sum")}
+    own = own.assign(sum=own["written"].map(np.sum), topic=own["task"].map(topic))
+    added = {"models": ("cut", "nunique"), "answers": ("items", "max"), "all": ("items", "sum"), "sum": ("sum", "sum")}
     found = own.groupby(["path", "topic"], sort=False).agg(**added).reset_index()
-    found = found.merge(results.runs(folder)[["path", "model", "dtype", "seconds", "device"]], on="path")
-    found["seconds_an_answer"] = found["seconds"] / found["all"]
-    found["tokens_a_second"] = found["tokens"] / found["seconds"]
-    found["tokens"] /= found["all"]
+    found = found.merge(results.runs(folder), on="path")
+    found = found.assign(tokens=found["sum"] / found["all"], seconds_an_answer=found["seconds"] / found["all"])
+    found["tokens_a_second"] = found["sum"] / found["seconds"]
     names = ["model", "dtype", "topic", "models", "answers", "tokens", "seconds_an_answer", "tokens_a_second", "device"]
     return put_in_order(found)[names]
 
@@ -117,10 +114,9 @@ def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFram
         one[one["outcome"].notna() & (one["metric"] != "loss")].drop_duplicates(key)
         for one in (published.query("repeat == 0 and healing.isna() and bits.isna()"), again)
     )
-    both = new.rename(columns={"value": "again"}).merge(old[[*key, "value"]], on=key)
-    known = with_wilson(both).rename(columns={of: f"published_{of}" for of in ("low", "high")})
-    within = known["again"].between(known["published_low"], known["published_high"])
-    known = known.rename(columns={"value": "published"}).assign(within=within, topic=known["task"].map(topic))
+    known = with_wilson(new.rename(columns={"value": "again"}).merge(old[[*key, "value"]], on=key))
+    known = known.assign(within=known["again"].between(known["low"], known["high"]), topic=known["task"].map(topic))
+    known = known.rename(columns={"value": "published", "low": "published_low", "high": "published_high"})
     return known["model task topic size start items published published_low published_high again within".split()]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from deeper_layers.cuts import Cut
 from deeper_layers.report.estimates import Estimate, are_shares, is_at_floor, mean_of_items, means
 from deeper_layers.report.names import as_markdown, topic
-from deeper_layers.report.pairing import RUN, Vectors, asked_alike, guessing, main_metrics, one_rule, vectors
+from deeper_layers.report.pairing import RUN, Vectors, asked_alike, by_main_metric, guessing, one_rule, vectors
 from deeper_layers.report.statistics import RULES, WHOLE, kept_distances, lengths
 
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
@@ -21,31 +21,20 @@ Number = tuple[float, float, float]  # with its interval
 
 @dataclass(frozen=True)
 class Score:
-    """One task, or one text, under a cut.
+    """One task, or one text, under a cut."""
 
-    Attributes:
-        topic: as people call it.
-        asked: the same with the number of examples in the prompt, and of tasks of a group.
-        metric: "accuracy", or "loss" in nats a token.
-        items: how many were asked.
-        how: the number format in which it was measured.
-        whole, pruned, healed: of the whole model, without the layers of the cut, and healed after it.
-        guessing: accuracy of the better way to guess.
-        ruined: whether surely less than LEFT of what lies above guessing is left; of the healed model, where there is.
-        largest: the largest number of layers, under the rule whose cut this is, such that neither its cut nor any
-            smaller one that was measured ruins the task; None where the whole model is not surely above guessing.
-    """
-
-    topic: str
-    asked: str
-    metric: str
-    items: int
-    how: str
-    whole: Number
-    pruned: Number
-    healed: Number | None = None
-    guessing: float | None = None
-    ruined: bool = False
+    topic: str  # as people call it
+    asked: str  # the same with the number of examples in the prompt, and of tasks of a group
+    metric: str  # "accuracy", or "loss" in nats a token
+    items: int  # how many were asked
+    how: str  # the number format in which it was measured
+    whole: Number  # of the whole model
+    pruned: Number  # without the layers of the cut
+    healed: Number | None = None  # and healed after it
+    guessing: float | None = None  # accuracy of the better way to guess
+    ruined: bool = False  # whether surely less than LEFT of what lies above guessing is left, where healed of that
+    # the largest number of layers, under the rule whose cut this is, such that neither its cut nor any smaller one that
+    # was measured ruins the task; None where the whole model is not surely above guessing
     largest: int | None = None
     rule: str | None = None
 
@@ -75,14 +64,12 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
     scores, found = scores[scores["outcome"].notna()], {}
     number = scores.groupby(RUN, dropna=False).ngroup()
     mended = {} if healed is None else {of: vectors(rows) for of, rows in healed.groupby(number.reindex(healed.index))}
-    unhealed = scores[scores["healing"].isna()]
-    metrics = main_metrics(unhealed)
+    unhealed = by_main_metric(scores[scores["healing"].isna()])
     for (of, _), rows in unhealed.groupby([number[unhealed.index], "path"], sort=False):
         task, metric, dtype, bits, shots = rows[["task", "metric", "dtype", "bits", "shots"]].iloc[0]
-        is_other = pd.notna(bits) if healed is None else of not in mended
-        if metric != metrics[task] or is_other or not (rows["cut"] == cut.name).any():
-            continue
         run = vectors(rows)
+        if cut.name not in run or (pd.notna(bits) if healed is None else of not in mended):
+            continue
         own = mended.get(of, run)[cut.name]
         outcomes = asked_alike(run, (WHOLE, cut.name), own)
         if outcomes is None:
@@ -135,11 +122,9 @@ def card_text(
     `found` are what `scores_of` gives, where it was asked before.
     """
     own = kept_distances(distances if cut.is_block else distances[:0])
-    own = own[(own["start"] == cut.start) & (own["size"] == cut.size)]
     lines = [
-        f"Angular distance of the dropped block: {row['distance']:.4f} (units of pi; {as_markdown(row['corpus'])}, "
-        f"{row['dtype']})."
-        for row in own.to_dict("records")
+        f"Angular distance of the dropped block: {of.distance:.4f} (units of pi; {as_markdown(of.corpus)}, {of.dtype})."
+        for of in own[(own["start"] == cut.start) & (own["size"] == cut.size)].itertuples()
     ]
     if found := found or scores_of(scores, cut, healed):
         heads = ["task", "whole model", *(["this one"] if healed is None else ["pruned", "healed, this one"])]

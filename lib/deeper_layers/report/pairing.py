@@ -21,22 +21,22 @@ Vectors = dict[str, np.ndarray]  # outcomes by subject, "" where there is none
 
 
 class Measured(NamedTuple):
-    """One measurement of one model, task and rule.
+    """One measurement of one model, task and rule."""
 
-    `place` are its model, task, rule and what else tells it apart; `cuts` has a row for each cut, by size and start,
-    with all of `place`, topic, layers, metric, items, guessing (its score, or the loss of it) and whole (the score of
-    the whole model); `outcomes` [C, I] is what came out of each cut; `rows` are those of the table.
-    """
-
-    place: tuple
+    place: tuple  # its model, task, rule and what else tells it apart
+    # a row for each cut, by size and start, with all of `place`, topic, layers, metric, items, guessing (its score, or
+    # the loss of it) and whole (the score of the whole model)
     cuts: pd.DataFrame
-    outcomes: Float[np.ndarray, "C I"]
-    guessing: float
-    rows: pd.DataFrame
+    outcomes: Float[np.ndarray, "C I"]  # what came out of each cut
+    rows: pd.DataFrame  # of the table of all results
 
     @property
     def layers(self) -> int:
         return int(self.cuts["layers"].iloc[0])
+
+    @property
+    def guessing(self) -> float:
+        return float(self.cuts["guessing"].iloc[0])
 
     @property
     def has_whole(self) -> bool:
@@ -57,14 +57,14 @@ def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFram
             continue
         task, metric, limit, layers = asked = tuple(rows[["task", "metric", "limit", "layers"]].iloc[0])
         if metric == "loss":
-            levels[asked] = float(rows["chance"].max())
+            levels[asked] = rows["chance"].max()
         elif asked not in levels:  # it is the same for every rule
             alike = every[(every["task"] == task) & (every["metric"] == metric)]
             levels[asked] = guessing(alike if pd.isna(limit) else alike[alike["limit"].eq(limit).fillna(False)])
         known = dict(zip([*PLACE, *also], place, strict=True)) | {"topic": topic(task), "layers": layers}
         known |= {"metric": metric, "items": outcomes.shape[1], "guessing": levels[asked]}
-        known["whole"] = outcomes[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
-        yield Measured(place, cuts.assign(**known), outcomes, levels[asked], rows)
+        whole = outcomes[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
+        yield Measured(place, cuts.assign(**known, whole=whole), outcomes, rows)
 
 
 def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -73,8 +73,7 @@ def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFram
 
     By the metric that the task is scored by; healed or rounded only where `also` names "healing" or "bits".
     """
-    rows = scores[(scores["repeat"] == 0) & scores[[*{"healing", "bits"} - {*also}]].isna().all(axis=1)]
-    rows = by_main_metric(rows)
+    rows = by_main_metric(scores[(scores["repeat"] == 0) & scores[[*{"healing", "bits"} - {*also}]].isna().all(axis=1)])
     place, how = [*PLACE, *also], [name for name in HOW if name not in also]
     extent = rows.groupby([*place, *how], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
     extent["items"] /= extent["cuts"]
@@ -117,14 +116,11 @@ def _right_choices(rows: pd.DataFrame) -> np.ndarray:
     return found
 
 
-def main_metrics(scores: pd.DataFrame) -> dict[str, str]:
-    """The metric that each task is scored by: acc, or what it counts instead."""
-    found = {task: list(of.unique()) for task, of in scores.groupby("task")["metric"]}
-    return {task: min(of, key=lambda one: (one != "acc", not one.startswith("exact"))) for task, of in found.items()}
-
-
 def by_main_metric(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores[scores["metric"] == scores["task"].map(main_metrics(scores)).astype(str)]
+    """The rows by the metric that each task is scored by: acc, or what it counts instead."""
+    found = {task: list(of.unique()) for task, of in scores.groupby("task")["metric"]}
+    main = {task: min(of, key=lambda one: (one != "acc", not one.startswith("exact"))) for task, of in found.items()}
+    return scores[scores["metric"] == scores["task"].map(main).astype(str)]
 
 
 def one_rule(scores: pd.DataFrame) -> pd.DataFrame:
@@ -149,11 +145,12 @@ def vectors(rows: pd.DataFrame) -> dict[str, Vectors]:
 def asked_alike(run: dict[str, Vectors], cuts: Sequence[str], own: Vectors) -> Float[np.ndarray, "C I"] | None:
     """The outcomes under some cuts of a run of the items of `own`: of each subject the first ones, as others may have
     been asked after them. None where some are not there."""
+    nothing, items = np.empty(0), sum(map(len, own.values()))
     found = [
-        [run.get(cut, {}).get(subject, np.empty(0))[: len(own[subject])] for subject in sorted(own)] for cut in cuts
+        np.concatenate([run.get(cut, {}).get(subject, nothing)[: len(own[subject])] for subject in sorted(own)])
+        for cut in cuts
     ]
-    is_whole = all(sum(map(len, parts)) == sum(map(len, own.values())) for parts in found)
-    return np.stack([np.concatenate(parts) for parts in found]) if is_whole else None
+    return np.stack(found) if all(len(one) == items for one in found) else None
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -171,10 +168,6 @@ def gives(names: str) -> Callable[[Callable[..., Iterable]], Callable[..., pd.Da
     """What a function yields, rows or tables of them, becomes one table with columns of these names."""
 
     def as_one_table(function: Callable[..., Iterable]) -> Callable[..., pd.DataFrame]:
-        @functools.wraps(function)
-        def called(*arguments, **named) -> pd.DataFrame:
-            return table_of(names.split(), function(*arguments, **named))
-
-        return called
+        return functools.wraps(function)(lambda *of, **named: table_of(names.split(), function(*of, **named)))
 
     return as_one_table

@@ -13,31 +13,10 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers import results
-from deeper_layers.report.estimates import (
-    NOT_TESTED,
-    TAILS,
-    Estimate,
-    half_gone,
-    holm,
-    mcnemar,
-    mean_of_items,
-    means,
-    recovery,
-    shares_kept,
-)
+from deeper_layers.report import estimates, pairing
+from deeper_layers.report.estimates import Estimate, mean_of_items, means
 from deeper_layers.report.names import topic
-from deeper_layers.report.pairing import (
-    RUN,
-    Measured,
-    asked_alike,
-    by_main_metric,
-    gives,
-    measurements,
-    one_rule,
-    paired,
-    table_of,
-    vectors,
-)
+from deeper_layers.report.pairing import Measured, asked_alike, gives, measurements, one_rule, vectors
 
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
 WHOLE = "0,0"
@@ -62,8 +41,7 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
 def kept_by_place(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
     """Share kept above guessing by the place of the dropped block: the columns of `curves`, with middle (of the block,
     in layers) and depth (middle / layers), of the headline's tasks where every block of `size` layers was tried."""
-    found = _by_cut(scans(scores, HEADLINE, size))
-    found = found[found["size"] > 0]
+    found = _by_cut(scans(scores, HEADLINE, size)).query("size > 0")
     middle = found["start"] + (size - 1) / 2
     return in_order_of_models(found.assign(middle=middle, depth=(middle + 0.5) / found["layers"]), HEADLINE)
 
@@ -88,10 +66,9 @@ def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame
     names += ["value", "low", "high", "guessing", "whole", *KEPT]
     tables = []
     for one in found:
-        kept = shares_kept(one.outcomes, one.guessing) if one.has_whole else Estimate.none("")
-        told = mean_of_items(one.outcomes).columns() | kept.columns("kept")
-        tables.append(one.cuts.assign(**told, untold=kept.untold))
-    return table_of(names, tables)
+        kept = estimates.shares_kept(one.outcomes, one.guessing) if one.has_whole else Estimate.none("")
+        tables.append(one.cuts.assign(**mean_of_items(one.outcomes).columns() | kept.columns("kept")))
+    return pairing.table_of(names, tables)
 
 
 @gives("model task rule topic layers items guessing whole largest value low high share share_low share_high untold")
@@ -100,9 +77,10 @@ def half_gone_table(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     share (value / layers)."""
     for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
         if one.has_whole and len(one.cuts) > 1 and one.cuts["size"].is_unique:
-            half = half_gone(one.outcomes, one.cuts["size"], one.guessing)
-            told = half.columns() | {name: n / one.layers for name, n in half.columns("share").items()}
-            yield one.cuts.tail(1).rename(columns={"size": "largest"}).assign(**told, untold=half.untold)
+            half = estimates.half_gone(one.outcomes, one.cuts["size"], one.guessing)
+            share = Estimate.combined(lambda numbers, layers=one.layers: numbers / layers, half)
+            told = half.columns() | share.columns("share")
+            yield one.cuts.tail(1).rename(columns={"size": "largest"}).assign(**told)
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
@@ -129,29 +107,27 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
     a score has no recovery; of a loss only `high` is told, and untold is "at most": compare such healings by `healed`.
     """
     scores = scores[scores["outcome"].notna()]
-    scores = scores.assign(run=scores.groupby(RUN, dropna=False).ngroup())
+    scores = scores.assign(run=scores.groupby(pairing.RUN, dropna=False).ngroup())
     kept, unhealed = scores[scores["repeat"] == 0], scores[scores["healing"].isna()]
     known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
-    for (healing, run), rows in by_main_metric(kept).groupby(["healing", "run"], sort=False):
+    for (healing, run), rows in pairing.by_main_metric(kept).groupby(["healing", "run"], sort=False):
         mended, first_of = vectors(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
         runs = [vectors(of_file) for _, of_file in unhealed[unhealed["run"] == run].groupby("path", sort=False)]
         runs.sort(key=len, reverse=True)  # that with most cuts first
         for cut in sorted(mended.keys() - {WHOLE}):
             pairs = (asked_alike(of_file, (WHOLE, cut), mended[cut]) for of_file in runs)
-            pair = next((pair for pair in pairs if pair is not None), None)
-            if pair is None:
+            if (pair := next((pair for pair in pairs if pair is not None), None)) is None:
                 continue
             first, (healed,) = first_of.loc[cut].to_dict(), asked_alike(mended, [cut], mended[cut])
             adapted, is_loss = asked_alike(mended, [WHOLE], mended[cut]), first["metric"] == "loss"
-            guessing = known[first["model"]] if is_loss else np.inf
-            estimate = recovery(*pair, healed, None if adapted is None else adapted[0], guessing=guessing)
-            if adapted is None and not estimate.untold:
+            (aim,) = [None] if adapted is None else adapted
+            estimate = estimates.recovery(*pair, healed, aim, guessing=known[first["model"]] if is_loss else np.inf)
+            if aim is None and not estimate.untold:
                 most = Estimate(np.nan, np.nan, estimate.high, untold=AT_MOST)
                 estimate = most if is_loss else Estimate.none(NO_WHOLE)
             row = first | settings_of(healing) | {"topic": topic(first["task"]), "items": len(healed)}
             row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | mean_of_items(healed).columns("healed")
-            row["whole_healed"] = np.nan if adapted is None else adapted.mean()
-            yield row | estimate.columns() | {"untold": estimate.untold}
+            yield row | {"whole_healed": np.nan if aim is None else aim.mean()} | estimate.columns()
 
 
 def recovered_by(place: str, scores: pd.DataFrame) -> pd.DataFrame:
@@ -175,11 +151,11 @@ def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         whole, others = one.outcomes[0], one.outcomes[1:]
         counts = {"lost": (whole > others).sum(axis=1), "gained": (whole < others).sum(axis=1), "changed": np.nan}
         if one.rows["chosen"].notna().all():
-            choices = paired(one.rows.assign(outcome=one.rows["chosen"]))[1]
+            choices = pairing.paired(one.rows.assign(outcome=one.rows["chosen"]))[1]
             counts["changed"] = (choices[0] != choices[1:]).mean(axis=1)
-        p = [mcnemar(whole, other) for other in others]
+        p = [estimates.mcnemar(whole, other) for other in others]
         changes = Estimate.of(means(others - whole)).columns()
-        yield one.cuts[1:].assign(**changes, **counts, p=p, p_holm=holm(p))
+        yield one.cuts[1:].assign(**changes, **counts, p=p, p_holm=estimates.holm(p))
 
 
 @gives("model task topic size share items value low high")
@@ -203,16 +179,15 @@ def lengths(scores: pd.DataFrame) -> Iterator[dict]:
     ended by itself), of_ended (share right of these), tokens (median), times (median over that of the whole model)."""
     own = scores[scores["written"].notna() & scores["healing"].isna() & scores["bits"].isna() & (scores["repeat"] == 0)]
     asked = ["model", "task", "dtype", "shots", "limit"]
-    for _, alike in (
-        by_main_metric(own).sort_values([*asked, "rule", "size"], na_position="first").groupby(asked, dropna=False)
-    ):
-        whole = alike.loc[alike["cut"] == WHOLE, "written"]
+    own = pairing.by_main_metric(own).sort_values([*asked, "rule", "size"], na_position="first")
+    own = own.assign(topic=own["task"].map(topic), tokens=own["written"].map(np.median).astype(float))
+    for _, alike in own.groupby(asked, dropna=False):
+        whole = alike.loc[alike["cut"] == WHOLE, "tokens"]
         for row in alike.to_dict("records"):
-            right, ended, tokens = row["outcome"] == 1, row["ended"] == 1, float(np.median(row["written"]))
-            told = mean_of_items(right[ended]) if ended.any() else Estimate.none(NOT_TESTED)
-            row |= {"topic": topic(row["task"]), "at_most": (right | ~ended).mean(), "ended": ended.mean()}
-            times = tokens / np.median(whole.iloc[0]) if len(whole) else np.nan
-            yield row | {"tokens": tokens, "times": times} | told.columns("of_ended")
+            right, ended = row["outcome"] == 1, row["ended"] == 1
+            told = mean_of_items(right[ended]) if ended.any() else Estimate.none(estimates.NOT_TESTED)
+            row |= {"at_most": (right | ~ended).mean(), "ended": ended.mean()} | told.columns("of_ended")
+            yield row | {"times": row["tokens"] / whole.iloc[0] if len(whole) else np.nan}
 
 
 # ---- distances and healings -----------------------------------------------------------------------------------------
@@ -234,9 +209,13 @@ def nearest(distances: pd.DataFrame) -> Iterator[dict]:
         row = of.loc[of["distance"].idxmin()].to_dict()
         if of["by_sequence"].notna().all():
             starts = of["start"].to_numpy(dtype=float)[means(np.stack(list(of["by_sequence"]))).argmin(axis=1)]
-            row["low"], row["high"] = np.quantile(starts[1:], TAILS, method="inverted_cdf")
-            row["agrees"] = (starts[1:] == starts[0]).mean()
+            row |= Estimate.of(starts).columns() | {"agrees": (starts[1:] == starts[0]).mean()}
         yield row
+
+
+def sequences_by_size(distances: pd.DataFrame) -> pd.Series:
+    """Of each size the distances of every sequence, block by block from the first layer on."""
+    return distances.sort_values("start").groupby("size")["by_sequence"].agg(list)
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:

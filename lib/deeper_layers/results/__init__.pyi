@@ -1,11 +1,11 @@
-from .circumstances import clock as clock
-from .circumstances import provenance as provenance
 from .frames import answers as answers
 from .frames import distances as distances
 from .frames import geometry as geometry
 from .frames import healing as healing
 from .frames import runs as runs
 from .frames import scores as scores
+from .places import clock as clock
+from .places import provenance as provenance
 from .places import readable_folders as readable_folders
 from .places import repository as repository
 from .places import results_folder as results_folder

@@ -105,8 +105,7 @@ def scores_of(results: Iterable[Result]) -> "pd.DataFrame":
     rows = _rows(_of_scores, (one for one in results if one.kind == "scores"))
     rules: dict[tuple, dict] = defaultdict(dict)  # of each question
     for row in rows:
-        if row["rule"] is not None:
-            rules[_question(row)][row["rule"]] = None
+        rules[_question(row)] |= {row["rule"]: row} if row["rule"] else {}
     expanded = []  # the whole model once under each rule of what was asked alike
     for row in rows:
         of_whole = rules[_question(row)] if row["cut"] == UNPRUNED.name else {}
@@ -129,31 +128,35 @@ def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataF
 
 def distances_of(results: Iterable[Result]) -> "pd.DataFrame":
     """The same of some files alone."""
-    return _frame(_rows(_of_distances, (one for one in results if one.kind == "distances")), TABLES["distances"])
+    return _table("distances", _of_distances, (one for one in results if one.kind == "distances"))
 
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """The loss of every healing by step of the adapters, from 1: tokens seen up to it, loss in nats a token."""
-    return _frame(_rows(_of_healing, all_results(folder, "healing", model)), TABLES["healing"])
+    return _table("healing", _of_healing, all_results(folder, "healing", model))
 
 
 def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """Measures, each of a "layer" or a "state", the residual that enters one: its place, of pairs the other's too."""
-    return _frame(_rows(_of_geometry, all_results(folder, "geometry", model)), TABLES["geometry"])
+    return _table("geometry", _of_geometry, all_results(folder, "geometry", model))
 
 
 def runs(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """What was measured when, how long it took and on what: a row for each file."""
-    return _frame(_rows(_of_run, all_results(folder, model=model)), TABLES["runs"])
+    return _table("runs", _of_run, all_results(folder, model=model))
 
 
 def answers(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """What checkpoints wrote in llama.cpp: a row for each checkpoint and prompt."""
-    return _frame(_rows(_of_answers, all_results(folder, "scores", model)), TABLES["answers"])
+    return _table("answers", _of_answers, all_results(folder, "scores", model))
 
 
 def _question(row: dict) -> tuple:
     return tuple(map(row.get, QUESTION))
+
+
+def _table(name: str, read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -> "pd.DataFrame":
+    return _frame(_rows(read, results), TABLES[name])
 
 
 def _frame(rows: list[dict], columns: str) -> "pd.DataFrame":
@@ -196,11 +199,10 @@ def _of_scores(result: Result) -> Iterator[dict]:
             chose[cut].append(None if rule == GIVEN else rule)
     chose[UNPRUNED.name] = [None]
     healing = _healing_in_json(key, details["healed_tokens"]) if key.get("healing") else None
-    tasks = {row["task"]: row["items"] for row in result.records if row["task"] not in details.get("groups", {})}
-    of_task = {name: _of_task(result, name, items) for name, items in tasks.items()}
-    for row in (row for row in result.records if row["task"] in tasks):
+    of_task = functools.cache(functools.partial(_of_task, result))
+    for row in (row for row in result.records if row["task"] not in details.get("groups", {})):
         variant, items, outcome = row.get("variant"), row["items"], row.get("outcome")
-        found = of_task[row["task"]] | _place(row["cut"], details) | {"cuts": len(cut_names(key)), "repeat": 0}
+        found = of_task(row["task"], items) | _place(row["cut"], details) | {"cuts": len(cut_names(key)), "repeat": 0}
         found |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine") if name in row}
         if outcome is not None:  # as numbers: whoever subtracts bytes from each other gets 255 for -1
             outcome = unpack(outcome, items) if isinstance(outcome, str) else outcome

@@ -3,8 +3,7 @@
 Nothing else asks for a kind by its name in a chain of ifs: it looks here.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -79,23 +78,20 @@ class Details(Checked):
     weights: str  # their type, as they are published
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     words: str
     named: str  # the entry of its key that names its file
     content: type[BaseModel]
     version: int = 3  # raised where a change of the code changes numbers, or what is kept of them
 
 
-def _schema(base: type[BaseModel] = Checked, **fields) -> Any:
-    """A model with these fields more, each a type, or a type and a default."""
-    return create_model(base.__name__, __base__=base, **fields)
-
-
 def _kind(words: str, named: str, key: dict, row: dict, details: dict) -> Kind:
-    parts = {"key": _schema(Key, **key), "provenance": Provenance, "details": _schema(Details, **details)}
-    rows = Annotated[list[_schema(**row)], Field(min_length=1)]  # ty: ignore[invalid-type-form]
-    return Kind(words, named, _schema(Open, **parts, rows=rows))
+    """From fields beside those of every kind, each a type, or a type and a default."""
+    content: Any = {"key": create_model("Key", __base__=Key, **key), "provenance": Provenance}
+    content["details"] = create_model("Details", __base__=Details, **details)
+    one = create_model("Row", __base__=Checked, **row)
+    content["rows"] = Annotated[list[one], Field(min_length=1)]  # ty: ignore[invalid-type-form]
+    return Kind(words, named, create_model("Content", __base__=Open, **content))
 
 
 OPTIONAL, UNCOUNTED = (str | None, None), (Count | None, None)

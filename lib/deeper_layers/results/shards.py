@@ -18,27 +18,25 @@ class Shards:
     Several processes may measure one result: none minds what the others write or remove.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._seconds, self._parts = 0.0, []
+    def __init__(self, folder: Path, took: list[float] | None = None):
+        self.folder, self._took = folder, [] if took is None else took  # of each shard that was found the seconds
         self._started = time.monotonic()
 
     def part(self, name: str) -> "Shards":
         """Those of a part of it, in a folder of their own, whose seconds count here too."""
-        self._parts.append(Shards(self.folder / name))
-        return self._parts[-1]
+        return Shards(self.folder / name, self._took)
 
     @property
     def seconds_before(self) -> float:
         """What the shards that were found had taken."""
-        return self._seconds + sum(part.seconds_before for part in self._parts)
+        return sum(self._took)
 
     def get(self, number: int, same: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
         """The arrays of shard `number`; None where it is missing or, with a warning, unreadable.
 
         `same` says of which part it is; one of another part is passed over without a word.
         """
-        path, same = self.folder / f"{number:06d}.npz", same or {}
+        path = self.folder / f"{number:06d}.npz"
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # it checks sums of all bytes
                 arrays = dict(content)
@@ -48,16 +46,15 @@ class Shards:
         except Exception as error:  # what numpy and zipfile raise for a file that is not ours has no end
             warnings.warn(f"{path} is not a readable shard ({error}): it is measured again", stacklevel=2)
             return None
-        if not all(name in arrays and np.array_equal(arrays[name], value) for name, value in same.items()):
+        if not all(name in arrays and np.array_equal(arrays[name], value) for name, value in (same or {}).items()):
             return None
-        self._seconds += seconds
+        self._took.append(seconds)
         self._started = time.monotonic()
         return arrays
 
     def put(self, number: int, arrays: dict[str, np.ndarray]) -> None:
         """Write shard `number` whole. Raises InputError where it can't be written."""
-        buffer = io.BytesIO()
-        now = time.monotonic()
+        buffer, now = io.BytesIO(), time.monotonic()
         np.savez(buffer, seconds=np.array(now - self._started), **arrays)  # ty: ignore[invalid-argument-type]
         self._started = now
         write_file(self.folder / f"{number:06d}.npz", buffer.getvalue())

@@ -1,9 +1,8 @@
 """Results on disk: the only source of every figure.
 
 A result is one JSON file, `RESULTS/MODEL/KIND-NAME-KEYHASH.json`. Its key is everything that determines the numbers;
-its provenance is everything that happened to be true while they were measured. A file with that name is complete: it
-is written under a temporary name and renamed. Its last line is the SHA-256 of all bytes before. Work in progress lies
-in a folder beside it, in shards that are each complete in the same sense.
+its provenance is everything that happened to be true while they were measured. Its last line is the SHA-256 of all
+bytes before. Work in progress lies in a folder beside it, see shards.py.
 """
 
 import functools
@@ -11,6 +10,7 @@ import glob
 import hashlib
 import json
 import math
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +78,7 @@ def key_hash(key: dict) -> str:
 
 def slug(name: str) -> str:
     """The name of a file or folder for a model or a task, whatever is in its name: never one above, or hidden."""
-    plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+    plain = re.sub(r"[^\w.-]", "-", name)
     if plain.startswith(".") or not plain:
         plain = f"-{plain}"
     if len(plain.encode()) > LONGEST:
@@ -138,8 +138,8 @@ def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | No
         named = path.parent.glob(f"{glob.escape(path.stem[:-12])}{HEX}.json")
         found = [one for one in map(read_result, sorted(named)) if one and _answers(one.key, key)]
         if found:
-            last = sorted(found, key=lambda one: one.provenance["measured"], reverse=True)
-            return min(last, key=lambda one: (len(cut_names(one.key)), "by_sequence" in one.key))
+            found.sort(key=lambda one: one.provenance["measured"], reverse=True)
+            return min(found, key=lambda one: (len(cut_names(one.key)), "by_sequence" in one.key))
     return None
 
 
@@ -211,8 +211,8 @@ def all_results(folder: Path | None = None, kind: str | None = None, model: str 
     for place in reversed(readable_folders(folder)):
         paths = place.glob(f"{slug(model) if model else '*'}/{kind or '*'}-*.json")
         found |= {path.relative_to(place): path for path in paths}
-    every = (read_result(found[place]) for place in sorted(found))
-    return [one for one in every if one and model in (None, one.key["model"]["name"])]
+    every = filter(None, (read_result(found[place]) for place in sorted(found)))
+    return [one for one in every if model in (None, one.key["model"]["name"])]
 
 
 def name_of(weights: str, folder: Path | None = None) -> str | None:

@@ -27,14 +27,12 @@ What stands beside them decides nothing: words in place of writing, either half 
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
 
 from deeper_layers.report.estimates import AT_FLOOR, NOT_TESTED, ROOM, Estimate, mean_of, mean_of_items, means
-from deeper_layers.report.pairing import gives, measurements
+from deeper_layers.report.pairing import Measured, gives, measurements
 
 SIZES = range(1, 9)
 PLACES = {"reverse": "late", "similarity": "similar"}  # by rule
@@ -49,43 +47,31 @@ LEAST = {"X": 0.50, "Y": 0.10}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
-class Asked(NamedTuple):
-    """One task of one model without late or similar layers: layers dropped [C], right answers, those unasked or 0."""
-
-    model: str
-    form: str
-    task: str
-    place: str
-    sizes: pd.Series
-    right: Bool[np.ndarray, "C I"] | Float[np.ndarray, "C I"]
-    guessed: Float[np.ndarray, "C I"]
-
-
-def answers(scores: pd.DataFrame) -> Iterator[Asked]:
-    """What the prediction is judged by, and measured in full: the task, and where its form can be guessed, unasked."""
+def answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measured, np.ndarray]]:
+    """Form and place of what the prediction is judged by, what was measured in full, and the answers without the
+    question [C, I], 0 where nothing can be guessed."""
     asked = scores[scores["task"].isin([*FORM_OF, *UNASKED.values()]) & scores["rule"].isin(list(PLACES))]
     found = {one.place: one for one in measurements(asked)}
     for (model, task, rule), one in found.items():
         form = FORM_OF.get(task)
         unasked = found.get((model, UNASKED.get(form), rule))
         if form and (unasked or form not in UNASKED):
-            guessed = unasked.outcomes if unasked else np.zeros_like(one.outcomes)
-            yield Asked(model, form, task, PLACES[rule], one.cuts["size"], one.outcomes, guessed)
+            yield form, PLACES[rule], one, unasked.outcomes if unasked else np.zeros_like(one.outcomes)
 
 
-def share_kept(asked: Asked) -> Estimate:
+def share_kept(one: Measured, guessed: np.ndarray) -> Estimate:
     """k, the mean over sizes: what is kept above guessing without the question."""
-    if not set(SIZES) <= set(asked.sizes):
+    if not set(SIZES) <= set(one.cuts["size"]):
         return Estimate.none(NOT_TESTED)
-    if mean_of_items(asked.right[0]).low <= asked.guessed[0].mean() + ROOM:
+    if mean_of_items(one.outcomes[0]).low <= guessed[0].mean() + ROOM:
         return Estimate.none(AT_FLOOR)
-    told = means(asked.right - asked.guessed)
-    return Estimate.of((told[:, asked.sizes.isin(SIZES)] / told[:, :1]).mean(axis=1))
+    told = means(one.outcomes - guessed)
+    return Estimate.of((told[:, one.cuts["size"].isin(SIZES)] / told[:, :1]).mean(axis=1))
 
 
 def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
     """The mean of k over sizes and prompts by model, form and place; NOT_TESTED where a size or prompt is missing."""
-    kept = {(one.model, one.task, one.place): share_kept(one) for one in answers(scores)}
+    kept = {(*one.place[:2], place): share_kept(one, guessed) for _, place, one, guessed in answers(scores)}
     return {
         (model, form, place): mean_of([kept.get((model, task, place), Estimate.none(NOT_TESTED)) for task in tasks])
         for model in dict.fromkeys(model for model, *_ in kept)
@@ -96,17 +82,14 @@ def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
 @gives("model layers place asked prompt size items value low high")
 def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Accuracy by size, and that without the question."""
-    layers = scores.groupby("model")["layers"].first()
-    for one in answers(scores):
-        is_question = one.task == FORMS[one.form][0]
-        kinds = {one.form: one.right}
-        if is_question and one.form in UNASKED:  # asked once for both prompts
-            kinds[f"{one.form}, without the question"] = one.guessed
-        shared = {"model": one.model, "layers": layers[one.model], "place": PLACE_NAMES[one.place]}
-        shared["prompt"] = "as a question" if is_question else "as a statement"
+    for form, place, one, guessed in answers(scores):
+        is_question = one.place[1] == FORMS[form][0]
+        prompt, kinds = "as a question" if is_question else "as a statement", {form: one.outcomes}
+        if is_question and form in UNASKED:  # asked once for both prompts
+            kinds[f"{form}, without the question"] = guessed
         for asked, outcomes in kinds.items():
-            found = {"asked": asked, "items": outcomes.shape[1]} | mean_of_items(outcomes).columns()
-            yield pd.DataFrame(shared | {"size": one.sizes} | found)
+            found = mean_of_items(outcomes).columns() | {"asked": asked, "prompt": prompt, "place": PLACE_NAMES[place]}
+            yield one.cuts.assign(**found)
 
 
 @gives("model asked place whole unasked constant value low high untold")
@@ -117,12 +100,12 @@ def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
     (constant), means over prompts.
     """
     constant, levels = scores.groupby(["model", "task"])["commonest"].max(), {}
-    for one in answers(scores):
-        of_task = (one.right[0].mean(), one.guessed[0].mean(), constant[one.model, one.task])
-        levels.setdefault((one.model, one.form), []).append(of_task)
+    for form, _, one, guessed in answers(scores):
+        of_task = (one.outcomes[0].mean(), guessed[0].mean(), constant[one.place[:2]])
+        levels.setdefault((one.place[0], form), []).append(of_task)
     for (model, form, place), found in means_kept(scores).items():
         of_form = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
-        row = dict(zip(("whole", "unasked", "constant"), of_form)) | found.columns() | {"untold": found.untold}
+        row = dict(zip(("whole", "unasked", "constant"), of_form)) | found.columns()
         yield row | {"model": model, "asked": form, "place": PLACE_NAMES[place]}
 
 

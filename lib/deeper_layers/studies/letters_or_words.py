@@ -37,34 +37,29 @@ def places_of(starts, layers: int, size: int = SIZE) -> np.ndarray:
     """Whether each block lies in the middle third, in the last one (without the last layer), or else: ""."""
     starts = np.asarray(starts, dtype=int)
     last = starts + size - 1
-    is_middle, is_late = (
-        (3 * starts >= layers) & (3 * last < 2 * layers),
-        (3 * starts >= 2 * layers) & (last < layers - 1),
-    )
-    return np.select([is_middle, is_late], [MIDDLE, LATE], "")
+    is_middle = (3 * starts >= layers) & (3 * last < 2 * layers)
+    return np.select([is_middle, (3 * starts >= 2 * layers) & (last < layers - 1)], [MIDDLE, LATE], "")
 
 
 @gives("model task topic form place blocks items value low high untold")
 def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """Mean share kept by place ("middle", "late") of the blocks of a size; form is "letters", "words" or "written"."""
-    for one, kept in _kept(scores, size):
-        about = {"topic": topic(one["task"]), "form": FORMS[one["task"]], "untold": kept.untold}
-        yield one | about | kept.columns()
+    for (model, task, place), (blocks, items, kept) in _kept(scores, size).items():
+        about = {"model": model, "task": task, "topic": topic(task), "form": FORMS[task], "place": place}
+        yield about | {"blocks": blocks, "items": items} | kept.columns()
 
 
-def _kept(scores: pd.DataFrame, size: int = SIZE) -> Iterator[tuple[dict, Estimate]]:
-    """The mean share kept by model, task and place, with the number of blocks and of items."""
+def _kept(scores: pd.DataFrame, size: int = SIZE) -> dict[tuple[str, str, str], tuple[int, int, Estimate]]:
+    """By model, task and place the number of blocks, of items, and the mean share kept."""
+    found = {}
     for one in scans(_by_words(scores), FORMS, size):
-        model, task, _ = one.place
         places = places_of(one.cuts["start"].where(one.cuts["size"] > 0, -1), one.layers, size)
-        if not {MIDDLE, LATE} <= set(places):
-            continue
         shares = shares_kept(one.outcomes, one.guessing)
-        for place in (MIDDLE, LATE):
+        for place in (MIDDLE, LATE) if {MIDDLE, LATE} <= set(places) else ():
             own = places == place
             kept = Estimate.combined(lambda numbers, own=own: numbers[:, own].mean(axis=1), shares)
-            about = {"blocks": own.sum(), "items": one.outcomes.shape[1]}
-            yield {"model": model, "task": task, "place": place} | about, kept
+            found[*one.place[:2], place] = own.sum(), one.outcomes.shape[1], kept
+    return found
 
 
 def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
@@ -76,37 +71,38 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
     """The study's criterion: model, number ("D, letters less words" or "W, middle less late"), about, place, value with
     low and high, limit, verdict, p (of the number being 0, drawn) and p_holm (corrected over those of one number and
     model). Of losses W is that of late blocks less that of middle ones, nats a token."""
-    rows, kept = [], {(one["model"], one["task"], one["place"]): estimate for one, estimate in _kept(scores)}
+    table = _numbers(scores)
+    told = table[table["p"].notna()].groupby(["model", "number"])["p"]
+    return table.assign(p_holm=told.transform(holm))
+
+
+@gives("model number about place value low high limit verdict p")
+def _numbers(scores: pd.DataFrame) -> Iterator[dict]:
+    kept = {place: estimate for place, (*_, estimate) in _kept(scores).items()}
     for model in dict.fromkeys(model for model, *_ in kept):
         of = {key[1:]: estimate for key, estimate in kept.items() if key[0] == model}
-        tasks = {task for task, _ in of}
         found = [
             (D, about, place, of[letters, place] - of[words, place], limit)
             for about, (letters, words) in PAIRS.items()
             for place, limit in ((MIDDLE, -LEAST), (LATE, LEAST))
-            if {letters, words} <= tasks
+            if {(letters, place), (words, place)} <= of.keys()
         ]
-        told = [task for task, form in FORMS.items() if form == "words" and task in tasks]
+        told = [task for task, form in FORMS.items() if form == "words" and (task, LATE) in of]
         late = {topic(task): of[task, MIDDLE] - of[task, LATE] for task in told} | _losses(scores, model)
         found += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in late.items()]
         for number, about, place, estimate, limit in found:
             verdict = estimate.beyond(limit) if limit else estimate.against(floor=0.0)
-            row = {"model": model, "number": number, "about": about, "place": place, **estimate.columns()}
-            rows.append(row | {"limit": limit, "verdict": verdict, "p": estimate.p_value()})
-    names = ["model", "number", "about", "place", "value", "low", "high", "limit", "verdict", "p"]
-    table = pd.DataFrame(rows, columns=names)
-    told = table[table["p"].notna()].groupby(["model", "number"])["p"]
-    return table.assign(p_holm=told.transform(holm))
+            row = {"model": model, "number": number, "about": about, "place": place, "limit": limit, "verdict": verdict}
+            yield row | {"p": estimate.p_value()} | estimate.columns()
 
 
 def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
     found = {}
     for (of_model, task), every in maps(scores).items():
         if of_model == model and task in LOSSES and SIZE in every:
-            starts, losses = every[SIZE]
-            places = places_of(starts, starts[-1] + SIZE + 1)
+            places = places_of(np.arange(len(every[SIZE])), len(every[SIZE]) + SIZE)
             if {MIDDLE, LATE} <= set(places):
-                late, middle = (losses[places == name].mean(axis=0) for name in (LATE, MIDDLE))
+                late, middle = (every[SIZE][places == name].mean(axis=0) for name in (LATE, MIDDLE))
                 found[topic(task)] = Estimate.of(means(late - middle))
     return found
 

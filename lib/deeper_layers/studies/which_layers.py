@@ -6,6 +6,7 @@ sequences and judged on the other. A map holds every block, so no interval is ov
 Letters in shapes: B blocks, S sequences, L layers.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +19,26 @@ from deeper_layers import results
 from deeper_layers.report.estimates import TIED, Estimate, mean_of, means
 from deeper_layers.report.names import model_title, put_in_order, rule_title, topic
 from deeper_layers.report.pairing import best_measured, gives, measurements, of_maps
-from deeper_layers.report.statistics import RULES, in_order_of_models, kept_distances, nearest
+from deeper_layers.report.statistics import RULES, in_order_of_models, kept_distances, nearest, sequences_by_size
 from deeper_layers.rules.choosing import REGISTERED
 
 TEXT = "c4"  # whose loss is judged
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
-# of geometry, and how a block has it (of_block); a block with the least of a measure is its pick
+# of geometry, and how a block has it (OF_BLOCK); a block with the least of a measure is its pick
 MEASURES = pd.read_csv(Path(__file__).with_name("measures.csv"), index_col="measure")
-Maps = dict[int, tuple[list[int], np.ndarray]]  # by size the first layers of all blocks, and their losses [B, S]
+# the measure of the block from one layer up to another, without that: the mean over its layers, what its ends do not
+# share, what later layers lose without it, or how much more, less or otherwise the residual that leaves it has of
+# something; of values of layers [L], of residuals [L + 1] between them, or of pairs, [L + 1, L + 1] or [L, L]
+OF_BLOCK = {
+    "mean": lambda values, start, stop: values[start:stop].mean(),
+    "ends": lambda values, start, stop: 1 - values[start, stop],
+    "later": lambda values, start, stop: values[start:stop, stop:].mean() if stop < len(values) else np.nan,
+    "more": lambda values, start, stop: values[stop] - values[start],
+    "less": lambda values, start, stop: values[start] - values[stop],
+    "otherwise": lambda values, start, stop: abs(values[stop] - values[start]),
+    "otherwise in log": lambda values, start, stop: abs(np.log(values[stop] / values[start])),
+}
+Maps = dict[int, np.ndarray]  # by size the losses of all blocks, from the one that starts at layer 0 on, [B, S]
 
 
 def maps(scores: pd.DataFrame) -> dict[tuple[str, str], Maps]:
@@ -37,7 +50,7 @@ def maps(scores: pd.DataFrame) -> dict[tuple[str, str], Maps]:
         size = int(rule.removeprefix("blocks of "))
         inner = ((one.cuts["size"] == size) & (one.cuts["start"] + size < one.layers)).to_numpy(dtype=bool)
         if inner.sum() == one.layers - size > 2:
-            found.setdefault((model, text), {})[size] = one.cuts["start"][inner].tolist(), one.outcomes[inner]
+            found.setdefault((model, text), {})[size] = one.outcomes[inner]
     return {place: dict(sorted(of_sizes.items())) for place, of_sizes in found.items()}
 
 
@@ -49,12 +62,12 @@ def sizes_of_shares(layers: int) -> list[int]:
     return list(dict.fromkeys(max(1, (percent * layers + 50) // 100) for percent in PERCENT))  # halves are rounded up
 
 
-def maps_of_text(scores: pd.DataFrame) -> Iterator[tuple[str, Maps, list[int]]]:
-    """Each model with its map, of losses on TEXT, and the sizes that are PERCENT of its layers, where it has all."""
+def maps_of_text(scores: pd.DataFrame) -> Iterator[tuple[str, Maps]]:
+    """Each model with its map, of losses on TEXT, of the sizes that are PERCENT of its layers, where it has all."""
     layers = scores.groupby("model")["layers"].first()
     for (model, text), every in maps(scores).items():
         if text == TEXT and set(sizes := sizes_of_shares(int(layers[model]))) <= set(every):
-            yield model, every, sizes
+            yield model, {size: every[size] for size in sizes}
 
 
 def blocks(scores: pd.DataFrame) -> pd.DataFrame:
@@ -98,16 +111,15 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         for corpus, of_text in near[near["model"] == model].groupby("corpus"):
             if of_text["by_sequence"].isna().any():
                 continue
-            by_sequence, found = of_text.set_index(["start", "size"])["by_sequence"], {}
+            by_size, found = sequences_by_size(of_text), {}
             shared = {"model": model, "corpus": corpus, "task": task}
-            for size, (starts, costs) in every.items():
+            for size, costs in every.items():
                 # other sequences than those of the costs, so another draw
-                drawn = means(np.stack([by_sequence[start, size] for start in starts]), seed=2)
-                picks, average = drawn.argmin(axis=1), costs.mean(axis=1)
+                picks = means(np.stack(by_size[size][: len(costs)]), seed=2).argmin(axis=1)
+                start, average = picks[0], costs.mean(axis=1)
                 found[size] = Estimate.of(over_best(costs, costs)[np.arange(len(picks)), picks])
-                row = {"size": size, "start": starts[picks[0]], "best": starts[average.argmin()]}
-                row |= {"blocks": len(starts), "place": 1 + (average < average[picks[0]]).sum()}
-                rows.append(shared | row | found[size].columns())
+                row = {"size": size, "start": start, "best": average.argmin(), "blocks": len(costs)}
+                rows.append(shared | row | {"place": 1 + (average < average[start]).sum()} | found[size].columns())
             if set(sizes := sizes_of_shares(int(of_text["layers"].iloc[0]))) <= set(found):
                 rows.append(shared | {"size": 0} | mean_of([found[size] for size in sizes]).columns())
     names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
@@ -119,19 +131,20 @@ def rules(scores: pd.DataFrame) -> Iterator[dict]:
     """Rivals: the mean regret over sizes (as text) that are PERCENT of the layers, nats a token, best first. Rules that
     lack a size are left out; random draws are one rule, their mean. The rules of others chose on Wikipedia."""
     chosen = _losses(scores[scores["healing"].isna() & scores["outcome"].notna() & ~scores["rule"].isin(RULES)])
-    for model, every, sizes in maps_of_text(scores):
-        own = chosen[(chosen["model"] == model) & (chosen["items"] == every[sizes[0]][1].shape[1])]  # the map's
+    for model, every in maps_of_text(scores):
+        sequences = next(iter(every.values())).shape[1]
+        own = chosen[(chosen["model"] == model) & (chosen["items"] == sequences)]  # the map's
         of_rules = {rule: dict(zip(of["size"], of["outcome"])) for rule, of in own.groupby("rule", sort=False)}
         # the simple heuristic drops the last block that keeps the last layer
-        of_rules["simple"] = {size: every[size][1][-1] for size in sizes}
+        of_rules["simple"] = {size: costs[-1] for size, costs in every.items()}
         regrets = {
-            rule: mean_of([Estimate.of(over_best(every[size][1], losses[size][None])[:, 0]) for size in sizes])
-            for rule, losses in of_rules.items()
-            if set(losses) >= set(sizes)
+            rule: mean_of([Estimate.of(over_best(costs, of[size][None])[:, 0]) for size, costs in every.items()])
+            for rule, of in of_rules.items()
+            if set(of) >= set(every)
         }
         if draws := [regrets.pop(rule) for rule in list(regrets) if rule.startswith("random-")]:
             regrets[f"random, mean of {len(draws)} draws"] = mean_of(draws)
-        shared = {"model": model, "sizes": ", ".join(map(str, sizes))}
+        shared = {"model": model, "sizes": ", ".join(map(str, every))}
         for rule, regret in sorted(regrets.items(), key=lambda one: one[1].value):
             yield shared | {"rule": rule, "title": rule_title(rule)} | regret.columns()
 
@@ -158,9 +171,9 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     regrets = pd.concat([rules(scores), regret.assign(rule="similarity")])
     regrets["rule"] = regrets["rule"].str.replace("random, .*", "random", regex=True)
     for model, own in regrets.groupby("model", sort=False):
-        own, title = own.set_index("rule").reindex(table.index), model_title(str(model))
-        for name, end in {"value": "", "low": "_low", "high": "_high"}.items():
-            table[f"regret, {title}{end}"] = own[name]
+        title = model_title(str(model))
+        ends = {"value": f"regret, {title}", "low": f"regret, {title}_low", "high": f"regret, {title}_high"}
+        table = table.join(own.set_index("rule")[list(ends)].rename(columns=ends))
         healed = _losses(scores[(scores["model"] == model) & scores["healing"].notna()]).sort_values("measured")
         whole = healed[healed["size"] == 0].groupby("healing")["value"].last().rename("whole")
         healed = healed[healed["size"] > 0].join(whole, on="healing").dropna(subset=["rule", "whole"])
@@ -168,7 +181,7 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
             last = healed.drop_duplicates(["rule", "size"], keep="last")
             size = last["size"].mode()[0]
             last = last[last["size"] == size].set_index("rule")
-            table[f"healed, {title} (n = {size})"] = (last["value"] - last["whole"]).reindex(table.index)
+            table[f"healed, {title} (n = {size})"] = last["value"] - last["whole"]
     measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
     return table[measured].reset_index(names="rule")
 
@@ -176,41 +189,20 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 # ---- geometry -------------------------------------------------------------------------------------------------------
 
 
-def of_block(how: str, values: np.ndarray, start: int, stop: int) -> float:
-    """The measure of the block from one layer up to another, without that: the mean over its layers, 1 less what its
-    ends share, what later layers lose without it, or how much more, less or otherwise the residual that leaves it has
-    of something. `values` are of layers [L], of residuals [L + 1] between them, or of pairs, [L + 1, L + 1] or [L, L].
-    """
-    if how == "mean":
-        return values[start:stop].mean()
-    if how == "ends":
-        return 1 - values[start, stop]
-    if how == "later":
-        later = values[start:stop, stop:]
-        return later.mean() if later.size else np.nan
-    before, after = (np.log(values[at]) if how.endswith("log") else values[at] for at in (start, stop))
-    signs = {"more": 1, "less": -1, "otherwise": np.sign(after - before)}
-    return signs[how.removesuffix(" in log")] * (after - before)
-
-
-def geometry(folder: Path | None = None) -> pd.DataFrame:
-    """Measures of every block: model, corpus, layers, layer (the first), size, depth (its middle),
-    measure (in words), value."""
-    rows = []
+@gives("model corpus layers layer size depth measure value")
+def geometry(folder: Path | None = None) -> Iterator[dict]:
+    """Measures of every block: layer (the first), depth (its middle), measure (in words)."""
     for _, own in put_in_order(results.geometry(folder)).groupby("path", sort=False):
-        values, (model, corpus, layers) = {}, own[["model", "corpus", "layers"]].iloc[0]
+        values, shared = {}, own[["model", "corpus", "layers"]].iloc[0].to_dict()
         for name, found in own.groupby("measure"):
             places = [found[at].to_numpy(dtype=int) for at in ("place", "other") if found[at].notna().all()]
             values[name] = np.full([max(map(max, places)) + 1] * len(places), np.nan)
             values[name][tuple(places)] = found["value"]
-        rows += [
-            (model, corpus, layers, start, size, (start + size / 2) / layers, measure)
-            + (float(of_block(how, values[name], start, start + size)),)
-            for size in range(1, layers + 1)
-            for start in range(layers - size + 1)
-            for measure, how, name in MEASURES.itertuples()
-        ]
-    return pd.DataFrame(rows, columns=["model", "corpus", "layers", "layer", "size", "depth", "measure", "value"])
+        layers = shared["layers"]
+        blocks = ((size, start) for size in range(1, layers + 1) for start in range(layers - size + 1))
+        for (size, start), (measure, how, name) in itertools.product(blocks, MEASURES.itertuples()):
+            block = shared | {"layer": start, "size": size, "depth": (start + size / 2) / layers}
+            yield block | {"measure": measure, "value": float(OF_BLOCK[how](values[name], start, start + size))}
 
 
 @gives("model measure size start value")
@@ -222,12 +214,8 @@ def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame)
     every = pd.concat([measures.dropna(subset="value"), near])
     every["order"] = every.groupby("measure", sort=False).ngroup()
     every = every[every["layer"] + every["size"] < every["layers"]].sort_values("value", kind="stable")
-    for model, found, sizes in maps_of_text(scores):
-        regrets = {
-            (start, size): regret
-            for size in sizes
-            for start, regret in zip(found[size][0], over_best(found[size][1], found[size][1])[0])
-        }
-        own = every[(every["model"] == model) & every["size"].isin(sizes)].drop_duplicates(["measure", "size"])
+    for model, found in maps_of_text(scores):
+        regrets = {size: over_best(costs, costs)[0] for size, costs in found.items()}
+        own = every[(every["model"] == model) & every["size"].isin(regrets)].drop_duplicates(["measure", "size"])
         own = own.sort_values(["order", "size"]).rename(columns={"layer": "start"})
-        yield own.assign(value=[regrets[of] for of in zip(own["start"], own["size"])])
+        yield own.assign(value=[regrets[size][int(start)] for size, start in zip(own["size"], own["start"])])
