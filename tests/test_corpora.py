@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer, GPT2Config
 
-from deeper_layers.data import corpora, embedded, hub
+from deeper_layers.data import corpora, embedded
 from deeper_layers.data.tokens import sequences, text_batches
 from deeper_layers.errors import InputError
 from deeper_layers.results.places import AROUND as ROOT
@@ -125,7 +125,7 @@ def test_data_is_read_from_a_mirror_and_anew_where_it_changed(offline, c4, tmp_p
         assert corpora.texts("c4")[3:] == [f"One more, in {place.name}."]
         assert corpora.text_fingerprint("c4") != first
     with pytest.raises(InputError, match=r"can't read the data of it \(.*\): connect to the hub, or name a mirror"):
-        with hub.mirrored(None), hub.reachable("it"):
+        with corpora.reading_from(None, "it"):
             datasets.load_dataset("someone/else")
     assert datasets.load_dataset is load
 

@@ -1,5 +1,7 @@
 """The sweep's rows are those that lm-eval gives for each pruned model by itself."""
 
+import itertools
+
 import lm_eval
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import unpack, unpack_halves
-from deeper_layers.sweeping import harness, sweeps
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.progress import Parts
 from deeper_layers.sweeping.sweeps import sweep
 
 LAYERS, LIMIT = 5, 12
@@ -104,14 +107,14 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
 
 
 def test_a_group_that_is_interrupted_says_what_it_has(opened, monkeypatch, capsys):
-    found, known = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4), sweeps.finished
+    found, known, calls = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4), Parts.finished, itertools.count()
 
-    def interrupted(shards, number, *given):
-        if number:
+    def interrupted(*given):
+        if next(calls):
             raise KeyboardInterrupt
-        return known(shards, number, *given)
+        return known(*given)
 
-    monkeypatch.setattr(sweeps, "finished", interrupted)
+    monkeypatch.setattr(Parts, "finished", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(*opened, ["sums"], CUTS[:2], limit=4)
     without = found.query("size == 2 and metric == 'acc'")["value"].item()

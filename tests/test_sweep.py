@@ -105,7 +105,7 @@ def test_no_more_is_taken_than_is_planned_and_progress_adds_up(family, few_shot)
     model, done = TreeModel(shared_model(family, LAYERS), CUTS), []
     planned = plan_requests(model, ASKED[few_shot])
     with allocated() as taken:
-        for _, batches in planned.parts:
+        for batches in planned.parts:
             model.answer(batches, done.append)
     assert planned.bytes / 5 < taken[0] <= planned.bytes and sum(done) == planned.layer_steps
 
@@ -197,7 +197,7 @@ def test_goes_on_from_shards(llama, tmp_path, monkeypatch):
     lost.unlink()
     torn.write_bytes(torn.read_bytes()[:100])
     ran, answer = [], TreeModel.answer
-    monkeypatch.setattr(TreeModel, "answer", lambda self, some, bar: ran.extend(some) or answer(self, some, bar))
+    monkeypatch.setattr(TreeModel, "answer", lambda self, some, *how: ran.extend(some) or answer(self, some, *how))
     with pytest.warns(UserWarning, match=torn.name):
         found = loglikelihoods(model, ASKED[0], **how)
     assert len(ran) == 2 and np.array_equal(found, expected)

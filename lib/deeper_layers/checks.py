@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, telling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,33 +49,20 @@ def text(name: str, value: object) -> str:
 
 def place(name: str, value: str | Path) -> Path:
     """The path of a file or folder, whether or not it is there. Raises InputError for what can be neither."""
-    try:
+    with telling(f"{name} is {shown(str(value))}", "expected a file or a folder, name one"):
         path = Path(text(name, str(value))).expanduser()
-        if path.is_file() or path.is_dir() or not path.exists():
-            return path
-        said = "a pipe or a device"
-    except (RuntimeError, OSError) as error:  # the first is pathlib's for a user without a home
-        said = getattr(error, "strerror", error)
-    raise InputError(f"{name} is {shown(str(value))} ({said}): expected a file or a folder, name one")
-
-
-def folder(name: str, value: str | Path, advice: str) -> Path:
-    """The path of a folder that is there. Raises InputError where it is not."""
-    path = place(name, value)
-    if not path.is_dir():
-        raise InputError(f"{name} is {shown(str(value))}, which is no folder: {advice}")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("a pipe or a device")
     return path
 
 
 def new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
     """The path of a folder that is there, or that can be made, which is not done. Raises InputError where it can't."""
     path = place(name, value)
-    there = next((above for above in (path, *path.absolute().parents) if above.exists()), path)
-    said = "" if there.is_dir() else f"{there} is no folder"
-    if writable and not said and not os.access(there, os.W_OK | os.X_OK):
-        said = f"nothing can be written in {there}"
-    if said:
-        raise InputError(f"{name} is {shown(str(value))}, and {said}: name another place")
+    there = next(above for above in (path, *path.absolute().parents) if above.exists())
+    if not there.is_dir() or writable and not os.access(there, os.W_OK | os.X_OK):
+        kind = "folder to write in" if there.is_dir() else "folder"
+        raise InputError(f"{name} is {shown(str(value))}, and {there} is no {kind}: name another place")
     return path
 
 

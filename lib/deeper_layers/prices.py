@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from deeper_layers.checks import shown
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.presets import HealingConfig
 from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS, ROWS
@@ -163,15 +163,25 @@ class Cost:
 
 def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -> Cost:
     """Of all distances on so many tokens, in sequences of this length: one pass, without the head."""
-    return _pass(shape, tokens, shape.layers, length, dtype, alive=1)
+    return sweep_cost(shape, [UNPRUNED], tokens, 0, length, dtype)
 
 
 def sweep_cost(shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: int | float, dtype: str) -> Cost:
     """Of a sweep over the distinct `tokens` of its requests, in sequences of `length` on average, `scored` positions of
     which have logits in each pruned model."""
-    tree = Tree(cuts, shape.layers)
-    lent = length * tree.nodes / shape.layers * shape.remembered * ITEMSIZE[dtype]
-    return _pass(shape, tokens, tree.nodes, length, dtype, tree.alive, scored * len(cuts), lent)
+    tree, size, batches, logits = (
+        Tree(cuts, shape.layers),
+        ITEMSIZE[dtype],
+        math.ceil(tokens / BATCH_TOKENS),
+        scored * len(cuts),
+    )
+    passes = tree.nodes / shape.layers  # of the whole model
+    # a token sees half of its sequence on average
+    operations = tokens * passes * (2 * shape.used + shape.attending * length / 2) + 2 * logits * shape.head
+    weights, lent = shape.parameters * size, length * passes * shape.remembered * size
+    states = min(BATCH_TOKENS, tokens) * size * (tree.alive * shape.width + 3 * shape.inner)
+    memory = weights + states + lent + 4 * min(HEAD_ELEMENTS, logits * shape.vocabulary)
+    return Cost(operations, memory, weights, batches, shares=batches)
 
 
 def writing_cost(shape: Shape, cuts: list[Cut], answers: int, prompts: int, longest: int, dtype: str) -> Cost:
@@ -182,19 +192,6 @@ def writing_cost(shape: Shape, cuts: list[Cut], answers: int, prompts: int, long
     tokens, length = prompts + answers * longest, prompts / answers + longest
     of_sweep = sweep_cost(shape, cuts, tokens, answers * longest, length, dtype)
     return dataclasses.replace(of_sweep, batches=longest * math.ceil(answers / ROWS))
-
-
-def _pass(
-    shape: Shape, tokens: int, nodes: int, length: int | float, dtype: str, alive: int, scored: int = 0, lent: float = 0
-) -> Cost:
-    """Of so many layers run on each token, with the head at `scored` positions."""
-    size, batches, passes = ITEMSIZE[dtype], math.ceil(tokens / BATCH_TOKENS), tokens * nodes / shape.layers
-    # a token sees half of its sequence on average
-    operations = passes * (2 * shape.used + shape.attending * length / 2) + 2 * scored * shape.head
-    weights = shape.parameters * size
-    states = min(BATCH_TOKENS, tokens) * size * (alive * shape.width + 3 * shape.inner)
-    memory = weights + states + lent + 4 * min(HEAD_ELEMENTS, scored * shape.vocabulary)
-    return Cost(operations, memory, weights, batches, shares=batches)
 
 
 def healing_cost(shape: Shape, cut: Cut, config: HealingConfig, dtype: str) -> Cost:

@@ -1,14 +1,14 @@
 from .corpora import CORPORA as CORPORA
 from .corpora import DOCUMENTS as DOCUMENTS
 from .corpora import SOLUTIONS as SOLUTIONS
+from .corpora import is_at_hand as is_at_hand
+from .corpora import mirror as mirror
 from .corpora import solved_problems as solved_problems
 from .corpora import text_fingerprint as text_fingerprint
 from .corpora import texts as texts
 from .embedded import embedded_fingerprint as embedded_fingerprint
 from .embedded import embedded_tasks as embedded_tasks
 from .embedded import without_examples as without_examples
-from .hub import is_at_hand as is_at_hand
-from .hub import mirror as mirror
 from .tokens import check_tokenizer as check_tokenizer
 from .tokens import sequences as sequences
 from .tokens import text_batches as text_batches

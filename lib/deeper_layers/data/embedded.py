@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import random
+import re
 from pathlib import Path
 
 from deeper_layers.package_index import Wheel
@@ -109,13 +110,8 @@ def wheel_items(member: str) -> list[dict]:
 
 def multiple_choice(row: dict) -> dict:
     """An item whose options are one string, "A. first\\nB. second", with the choices as a list."""
-    choices, letters = [], "ABCDEFGH"
-    for line in row["options"].split("\n"):
-        if len(choices) < len(letters) and line.startswith(f"{letters[len(choices)]}. "):
-            choices.append(line[3:].strip())
-        elif choices:  # an option of several lines
-            choices[-1] += "\n" + line
-    return {"question": row["question"], "choices": choices, "answer": letters.index(row["answer"][0])}
+    choices = [option.strip() for option in re.split(r"(?:^|\n)[A-H]\. ", row["options"])[1:]]
+    return {"question": row["question"], "choices": choices, "answer": "ABCDEFGH".index(row["answer"][0])}
 
 
 def embedded_tasks() -> list[str]:

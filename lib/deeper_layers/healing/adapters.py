@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, telling
 from deeper_layers.export.adapter_files import read_adapter, write_identity
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.half_precision import Widened
@@ -36,15 +36,15 @@ def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     """
     layers, found = decoder_layers(model), []
     prefix = next(name for name, module in model.named_modules() if module is layers)
-    for number, layer in enumerate(layers):
+    for number, layer in list(enumerate(layers))[first_layer:]:
         modules = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-        names = [name for name in modules if not _is_something_else(layer, name)]
-        if not names and number >= first_layer:
+        names = [f"{prefix}.{number}.{name}" for name in modules if not _is_something_else(layer, name)]
+        if not names:
             raise InputError(
                 f"layer {number} of {type(model).__name__} has no feed-forward modules that an adapter can be put on; "
                 "expected linear modules outside of attention: heal a model that has them"
             )
-        found += [f"{prefix}.{number}.{name}" for name in names if number >= first_layer]
+        found += names
     return found
 
 
@@ -111,17 +111,11 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
-    try:
+    advice = "give adapters that were trained on this model after this cut"
+    with telling(f"the adapters in {folder} do not fit the pruned model", advice), _quietly():
         if odd := sorted(ranks.keys() - dict(pruned.named_modules()).keys()):
             raise ValueError(f"it has no {odd[0]}")
-        with _quietly():
-            healed = PeftModel.from_pretrained(pruned, adapter.folder, config=config)
-    except (ValueError, RuntimeError) as error:  # of other modules, or other shapes
-        raise InputError(
-            f"the adapters in {folder} do not fit the pruned model ({first_line(error)}): give adapters that were "
-            "trained on this model after this cut"
-        ) from error
-    return healed.eval()
+        return PeftModel.from_pretrained(pruned, adapter.folder, config=config).eval()
 
 
 @contextlib.contextmanager
@@ -161,28 +155,22 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     dtype = dtype or base.dtype
     merged = drop_layers(base, UNPRUNED)  # modules of its own over the same weights
     for name, module in list(merged.named_modules()):
-        is_rounded = isinstance(module, Widened) or type(module).__module__.startswith("bitsandbytes.")
-        if ".base_layer" in name:
+        layer = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        is_rounded = isinstance(layer, Widened) or type(layer).__module__.startswith("bitsandbytes.")
+        if ".base_layer" in name or layer is module and not is_rounded:
             continue
         if isinstance(module, ParamWrapper):  # experts, whose weights are parameters of one module: a wrapper for each
-            experts, wrapper = module.get_base_layer(), module
-            while isinstance(wrapper, ParamWrapper):
-                weight = _with_adapters(wrapper, wrapper.get_param().detach().float(), name, dtype)
-                experts._parameters[wrapper.parameter_name] = nn.Parameter(weight, requires_grad=False)
-                wrapper = wrapper.base_layer
-            merged.set_submodule(name, experts)
-        elif isinstance(module, LoraLayer):
-            layer = module.get_base_layer()
-            weight = dequantize_module_weight(layer).detach().float()
-            merged.set_submodule(name, _plain(layer, _with_adapters(module, weight, name, dtype)))
-        elif is_rounded:
-            merged.set_submodule(name, _plain(module, dequantize_module_weight(module).detach().float().to(dtype)))
+            while isinstance(module, ParamWrapper):
+                layer._parameters[module.parameter_name] = _with_adapters(module, module.get_param(), name, dtype)
+                module = module.base_layer
+        else:
+            layer = _plain(layer, _with_adapters(module, dequantize_module_weight(layer), name, dtype))
+        merged.set_submodule(name, layer)
     tied: dict = {}
     for module in merged.modules():  # parameters of its own where the type changes: the others are shared
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dtype != dtype:
-                plain = tied.setdefault(id(parameter), nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
-                module._parameters[name] = plain
+                module._parameters[name] = tied.setdefault(id(parameter), _fixed(parameter.to(dtype)))
     merged.config.dtype = dtype
     for entry in ("peft_config", "hf_quantizer", "quantization_method"):
         vars(merged).pop(entry, None)
@@ -192,24 +180,29 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     return merged.eval()
 
 
-def _with_adapters(module: LoraLayer, weight: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """A weight in float32 with what its adapters add, then rounded. Raises InputError where it overflows."""
-    merged = (weight + module.get_delta_weight(module.active_adapters[0]).float()).to(dtype)
+def _with_adapters(module: nn.Module, weight: torch.Tensor, name: str, dtype: torch.dtype) -> nn.Parameter:
+    """A weight in float32 with what a module's adapters add, rounded. Raises InputError where it overflows."""
+    added = module.get_delta_weight(module.active_adapters[0]).float() if isinstance(module, LoraLayer) else 0
+    merged = (weight.float() + added).to(dtype)
     if torch.isfinite(weight).all() and not torch.isfinite(merged).all():
         raise InputError(
             f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a larger "
             "range, or heal anew with a lower learning_rate"
         )
-    return merged
+    return _fixed(merged)
 
 
-def _plain(layer: nn.Module, weight: torch.Tensor) -> nn.Module:
+def _fixed(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+def _plain(layer: nn.Module, weight: nn.Parameter) -> nn.Module:
     """A linear module with this weight, of the orientation that the layer's own has."""
     if isinstance(layer, Conv1D):
         plain = Conv1D(weight.shape[1], weight.shape[0])
     else:
         plain = nn.Linear(*weight.shape[::-1], bias=layer.bias is not None, device="meta")
-    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.weight = weight
     if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.detach().to(weight), requires_grad=False)
+        plain.bias = _fixed(layer.bias.to(weight))
     return plain

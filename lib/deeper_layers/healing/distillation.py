@@ -13,24 +13,22 @@ student leaves its states on disk before (`keep_teacher`): D numbers a token, wh
 Letters in shapes: B sequences, T tokens, N positions that predict a token, D width, V vocabulary.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from deeper_layers.checks import shown
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.data.tokens import sequences
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, telling
 from deeper_layers.files import write_file
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.streaming import replaced
@@ -59,17 +57,6 @@ def sequences_to_learn(tokenizer, texts: list[str], config: HealingConfig) -> li
     return found[: len(found) // step * step]
 
 
-@contextlib.contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, a model's dropout is off."""
-    training = model.training
-    try:
-        model.eval()
-        yield
-    finally:
-        model.train(training)
-
-
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """T^2 KL(teacher || student), in nats, of logits [N, V] divided by the temperature T: the sum over positions."""
     given, wanted = (functional.log_softmax(logits.float() / temperature, dim=-1) for logits in (student, teacher))
@@ -84,17 +71,16 @@ class Teacher:
     """
 
     def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
-        self.whole, self.temperature = Path(whole) if isinstance(whole, str) else whole, config.temperature
-        self.head, left = head_of(model), num_layers(model)
+        self.whole, self.temperature, self.head = whole, config.temperature, head_of(model)
         check_states(model)
-        if isinstance(self.whole, Path):
+        if isinstance(whole, str | Path):
             return
-        layers = num_layers(whole) if isinstance(whole, PreTrainedModel) and head_of(whole) == self.head else 0
-        if layers <= left if cut is None else layers != left + cut.size:
-            expected = f"of {left + cut.size} layers, as {cut} says" if cut else f"of more than {left} layers, or cut="
+        is_alike = isinstance(whole, PreTrainedModel) and head_of(whole) == self.head
+        more = num_layers(whole) - num_layers(model) if is_alike else 0
+        if more != cut.size if cut else more < 1:
             raise InputError(
-                f"whole is a {type(whole).__name__}, expected the unpruned model {expected}, with the same head, or a "
-                "folder of its states"
+                f"whole is a {type(whole).__name__}, expected the unpruned model, with the same head and the layers "
+                f"that {cut or 'a cut'} drops, or a folder of its states"
             )
 
     def loss(self, model: PreTrainedModel, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
@@ -106,10 +92,11 @@ class Teacher:
         summed = _in_pieces(found[:, :-1][scored], wanted[:, :-1][scored], logits, self.temperature)
         return summed / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
 
+    @torch.no_grad()
     def states(self, inputs: dict) -> torch.Tensor:
         """[B, T, D] what enters the teacher's head, which is the student's."""
-        if not isinstance(self.whole, Path):
-            return unpruned_states(self.whole, inputs)
+        if isinstance(self.whole, PreTrainedModel):
+            return final_states(self.whole, inputs)[0]
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         pairs = zip(inputs["input_ids"], mask, strict=True)
         return pad_sequence([read_states(self.whole, ids[seen], self.head) for ids, seen in pairs], batch_first=True)
@@ -133,51 +120,27 @@ def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Ca
 def check_states(model: PreTrainedModel) -> None:
     """Raise InputError where, tried on a few tokens, `final_states` does not give the model's own logits."""
     ids = torch.arange(1, 9, device=model.device)[None]
-    with evaluating(model):
-        try:
-            plain = model(input_ids=ids, use_cache=False).logits[0].float()
-            states, logits = final_states(model, {"input_ids": ids})
-            same = (logits(states[0]).float() - plain).abs().max() <= 1e-3 * plain.abs().max()
-        except (AttributeError, TypeError, ValueError):  # what one family alone takes or gives
-            same = False
-    if not same:
-        raise InputError(
-            f"{type(model).__name__} makes its logits in a way that is not known here, and can't be distilled: heal it "
-            "on text"
-        )
-
-
-@torch.no_grad()
-def unpruned_states(whole: PreTrainedModel, inputs: dict) -> torch.Tensor:
-    """[B, T, D] what enters the head of a model that is not trained; dropout is off."""
-    with evaluating(whole):
-        return final_states(whole, inputs)[0]
-
-
-class _Known(torch.autograd.Function):
-    """A number whose gradient with respect to some states was computed with it."""
-
-    @staticmethod
-    def forward(context, states, value, gradient):
-        context.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    def backward(context, given):
-        return given * context.saved_tensors[0], None, None
+    unknown = f"{type(model).__name__} makes its logits in a way that is not known here, and can't be distilled"
+    with telling(unknown, "heal it on text"):
+        plain = model(input_ids=ids, use_cache=False).logits[0].float()
+        states, logits = final_states(model, {"input_ids": ids})
+        if not (logits(states[0]).float() - plain).abs().max() <= 1e-3 * plain.abs().max():
+            raise ValueError("its head gives others")
 
 
 def _in_pieces(states: torch.Tensor, wanted: torch.Tensor, logits: Callable, temperature: float) -> torch.Tensor:
     """`divergence` of the logits of states [N, D], no more of them at once than `PIECE` holds."""
-    at_once = max(1, PIECE // (4 * logits(wanted[:1].detach()).shape[-1]))
-    total, gradients = torch.zeros((), device=states.device), [states.new_zeros(0, states.shape[-1])]
-    for own, other in zip(states.detach().split(at_once), wanted.split(at_once), strict=True):
+    at_once = max(1, PIECE // (4 * logits(wanted[:1]).shape[-1]))
+    total = torch.zeros((), device=states.device)
+    for ours, theirs in zip(states.split(at_once), wanted.split(at_once), strict=True):
+        own = ours.detach().requires_grad_()
         with torch.no_grad():
-            target = logits(other)
-        of_piece = divergence(logits(own.requires_grad_()), target, temperature)
-        gradients += torch.autograd.grad(of_piece, own)
-        total += of_piece.detach()
-    return _Known.apply(states, total, torch.cat(gradients))
+            target = logits(theirs)
+        of_piece = divergence(logits(own), target, temperature)
+        (gradient,) = torch.autograd.grad(of_piece, own)
+        carrier = (ours.float() * gradient).sum()  # of this gradient; its value is taken off
+        total = total + of_piece.detach() + carrier - carrier.detach()
+    return total
 
 
 # ---- a teacher that does not fit beside the student ----------------------------------------------------------
@@ -195,44 +158,32 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
         >>> keep_teacher(model, tokenizer, texts, PRESETS["distill"], "states")
         >>> healed = heal(pruned, tokenizer, texts, PRESETS["distill"], whole="states")
     """
-    sequences, metadata = sequences_to_learn(tokenizer, texts, config), {"head": head_of(whole)}
-    check_states(whole)
-    missing = [tokens for tokens in sequences if not states_path(folder, tokens).exists()]
+    learned = sequences_to_learn(tokenizer, texts, config)
+    teacher = Teacher(whole, whole, config, UNPRUNED)
+    paths = {states_path(folder, tokens, teacher.head): tokens for tokens in learned}
+    missing = [(path, tokens) for path, tokens in paths.items() if not path.exists()]
     for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
         batch = missing[first : first + config.at_once]
-        ids = pad_sequence([tokens.long() for tokens in batch], batch_first=True)
+        ids = pad_sequence([tokens.long() for _, tokens in batch], batch_first=True)
         # on the right: no token sees what follows it
-        states = unpruned_states(whole, {"input_ids": ids.to(whole.device)}).cpu()
-        for tokens, of_it in zip(batch, states, strict=True):
-            write_file(states_path(folder, tokens), save({"states": of_it[: len(tokens)].contiguous()}, metadata))
+        states = teacher.states({"input_ids": ids.to(whole.device)}).cpu()
+        for (path, tokens), of_it in zip(batch, states, strict=True):
+            write_file(path, save({"states": of_it[: len(tokens)].contiguous()}))
 
 
-def read_states(folder: Path, tokens: torch.Tensor, head: str) -> torch.Tensor:
+def read_states(folder: Path | str, tokens: torch.Tensor, head: str) -> torch.Tensor:
     """[T, D] of a sequence [T], as `keep_teacher` wrote it. Raises InputError where it did not, of this head."""
-    path = states_path(folder, tokens)
-    try:
-        with safe_open(path, framework="pt") as file:
-            states, metadata = file.get_tensor("states"), file.metadata() or {}
-        if len(states) != len(tokens) or metadata.get("head") != head:
-            raise ValueError("it is of a model with another head")
-    except Exception as error:  # what safetensors and torch raise for a damaged file has no end
-        raise InputError(
-            f"{path} holds no states of the unpruned model on this text ({first_line(error)}): write them with "
-            "keep_teacher, of the same sequences"
-        ) from error
-    return states
+    path = states_path(folder, tokens, head)
+    with telling(f"{path} holds no states of the unpruned model on this text", "write them with keep_teacher"):
+        return load_file(path)["states"]
 
 
-def states_path(folder: Path, tokens: torch.Tensor) -> Path:
-    """Where the states of a sequence lie: named after its tokens, so that their order does not matter."""
-    return Path(folder) / f"teacher-{_hash(tokens.to('cpu', torch.int32))[:16]}.safetensors"
+def states_path(folder: Path | str, tokens: torch.Tensor, head: str) -> Path:
+    """Where the states of a sequence lie: named after its tokens, so that their order does not matter, and the head."""
+    return Path(folder) / f"teacher-{hashlib.sha256(f'{tokens.tolist()} {head}'.encode()).hexdigest()[:16]}.safetensors"
 
 
 def head_of(model: PreTrainedModel) -> str:
     """By which a head goes: the shape of its weights and the first of them."""
     weights = model.get_output_embeddings().weight
-    return f"{tuple(weights.shape)} {_hash(weights[:8].detach().to('cpu', torch.float32))}"
-
-
-def _hash(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    return f"{tuple(weights.shape)} {weights[:8].tolist()}"

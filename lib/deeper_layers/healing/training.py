@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import json
 import math
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters
-from deeper_layers.healing.distillation import IGNORED, Teacher, evaluating, sequences_to_learn
+from deeper_layers.healing.distillation import IGNORED, Teacher, sequences_to_learn
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.streaming import replaced
 from deeper_layers.presets import HealingConfig
@@ -45,9 +44,7 @@ STATE = "trainer_state.json"  # the last file that the Trainer writes of a check
 class Record:
     """What a healing did."""
 
-    losses: list[
-        float
-    ]  # minimized at each step: mean cross-entropy, or divergence, nats a token, and the auxiliary loss
+    losses: list[float]  # at each step: mean cross-entropy or divergence, nats a token, and the auxiliary loss
     tokens: int  # trained on, padding not counted
     distinct_tokens: int  # of the text that was at hand for them
     trained_parameters: int
@@ -107,6 +104,8 @@ def train(
     """The same, and what it took: the model with its adapters, and a `Record`. See `heal`."""
     sequences = sequences_to_learn(tokenizer, texts, config)
     _check_variant(model, config, cut, whole)
+    if isinstance(whole, PreTrainedModel):
+        whole.eval()
     teacher = Teacher(whole, model, config, cut) if config.objective == "distill" else None
     healed = add_adapters(
         model,
@@ -168,15 +167,16 @@ def _train_from_last_checkpoint(trainer: Trainer, place: Path, progress: "_Progr
 
 def _identity(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
     """The name of a healing, by its settings, its text, and of the models every shape and the smallest tensors."""
-    digest = hashlib.sha256(json.dumps([config.settings, str(cut)]).encode())
+    # a teacher's states on disk are checked as they are read
+    models = (healed, whole) if isinstance(whole, PreTrainedModel) else (healed,)
+    parameters = [
+        (name, tuple(p.shape), str(p.dtype), p.tolist() if p.ndim == 1 else None)
+        for model in models
+        for name, p in model.named_parameters()
+    ]
+    digest = hashlib.sha256(repr([config.settings, cut, parameters]).encode())
     for tokens in sequences:
         digest.update(tokens.numpy().tobytes() + b"\0")
-    # a teacher's states on disk are checked as they are read
-    for model in (healed, whole) if isinstance(whole, PreTrainedModel) else (healed,):
-        for name, parameter in model.named_parameters():
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            if parameter.ndim == 1:
-                digest.update(parameter.detach().float().cpu().numpy().tobytes())
     return f"healing-{digest.hexdigest()[:12]}"
 
 
@@ -197,24 +197,26 @@ def _loss_function(
 ) -> Callable:
     """What runs for a step in the place of the model's own forward."""
     base, run = healed.get_base_model(), healed.forward
-    compute = functools.partial(teacher.loss, base) if teacher else lambda inputs, **how: run(**inputs, **how)["loss"]
+
+    def compute(inputs: dict, **counted) -> torch.Tensor:
+        return teacher.loss(base, inputs, **counted) if teacher else run(**inputs, **counted)["loss"]
 
     def forward(num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
         """The loss of a batch, `input_ids`, `labels` and `attention_mask` [B, T]."""
-        if inputs["attention_mask"].all():  # where nothing is padding a model takes its fastest attention without
+        seen = inputs["attention_mask"]
+        if seen.all():  # where nothing is padding a model takes its fastest attention without
             del inputs["attention_mask"]
         counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         if not (config.auxiliary and cut):
             return {"loss": compute(inputs, **counted)}
         with _recording(base, cut.start) as ours:
             loss = compute(inputs, **counted)
-        with torch.no_grad(), evaluating(whole), _recording(whole, cut.stop) as theirs:
-            asked = {name: inputs[name].to(whole.device) for name in ("input_ids", "attention_mask") if name in inputs}
+        with torch.no_grad(), _recording(whole, cut.stop) as theirs:
+            asked = {name: tensor.to(whole.device) for name, tensor in inputs.items() if name != "labels"}
             whole.base_model(**asked, use_cache=False)
         # with a count the Trainer sums over the batches of a step, else it takes their mean
         share = config.at_once / config.batch_sequences if counted else 1.0
-        auxiliary = _auxiliary(ours[-1].float(), theirs[-1].float(), inputs)
-        return {"loss": loss + config.auxiliary * share * auxiliary}
+        return {"loss": loss + config.auxiliary * share * _auxiliary(ours[-1], theirs[-1], seen)}
 
     return forward
 
@@ -231,10 +233,10 @@ def _recording(model: PreTrainedModel, layer: int) -> Iterator[list[torch.Tensor
         yield residuals
 
 
-def _auxiliary(residual: torch.Tensor, target: torch.Tensor, inputs: dict) -> torch.Tensor:
+def _auxiliary(residual: torch.Tensor, target: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """|x - y|^2 / |y|^2, where x enters the cut and y is what the unpruned model has after the dropped layers."""
-    seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).unsqueeze(-1)
-    return ((residual - target).square() * seen).sum() / (target.square() * seen).sum()
+    x, y = (states.float() * seen[:, :, None] for states in (residual, target))
+    return (x - y).square().sum() / y.square().sum()
 
 
 class _Progress(TrainerCallback):

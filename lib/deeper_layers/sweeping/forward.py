@@ -94,8 +94,7 @@ class Forward:
                 self.states[..., number, :, :] = left[..., rows, ending, :].to(self.states.device)
             if not node.ends:
                 self.residuals[node.leaves] = left
-        for number in self.tree.done[layer]:
-            del self.residuals[number]
+        self.residuals = {number: self.residuals[number] for number in self.tree.needed[layer]}
 
 
 def run_layers(forwards: list[Forward], progress: Callable[[float], object] = lambda steps: None) -> None:

@@ -11,12 +11,13 @@ import functools
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from torch.nn import functional
 
 from deeper_layers.cuts import Cut
 from deeper_layers.models.network import Handed
@@ -25,14 +26,13 @@ from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
 from deeper_layers.sweeping.forward import logits_in_parts, running
-from deeper_layers.sweeping.harness import Answer, Asking, Prompt, quiet
+from deeper_layers.sweeping.harness import Answer, Asking, quiet
 from deeper_layers.sweeping.memory import run_in_halves
-from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
-from deeper_layers.sweeping.progress import FIRST_WRITTEN, Bar, finished
-from deeper_layers.sweeping.tree import Node, Tree
+from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
+from deeper_layers.sweeping.progress import FIRST_WRITTEN, Parts
+from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 
-COMPACTED = 0.9  # of the lanes that are left: fewer unfinished ones are moved together
 # entries of a generation configuration that greedy decoding follows here, or has no use for
 FOLLOWED = set(
     "bos_token_id eos_token_id pad_token_id temperature top_k top_p use_cache max_length max_new_tokens do_sample "
@@ -63,13 +63,13 @@ def generate(
     asked = {name for name, value in whole.generation_config.to_diff_dict().items() if value not in (None, False)}
     if model.sharing < Sharing.MASKS or asked - FOLLOWED or not all(prompt.greedy for prompt in prompts):
         return generate_apart(whole, tokenizer, model.cuts, instances, shards=shards, what=what)
-    written, parts = np.empty((len(model.cuts), len(prompts)), dtype=object), itertools.count(FIRST_WRITTEN)
-    with Bar(what, written.size, "answer") as bar:
+    written = np.empty((len(model.cuts), len(prompts)), dtype=object)
+    with Parts(shards, what, written.size, "answer", FIRST_WRITTEN) as parts:
         for kind in dict.fromkeys(prompt[:2] for prompt in prompts):
             alike = [n for n, prompt in enumerate(prompts) if prompt[:2] == kind]
             alike.sort(key=lambda n: -len(prompts[n].tokens))
-            are_over = _end_of_answers(whole, tokenizer, kind[1])
-            written[:, alike] = _write(model, [prompts[n] for n in alike], are_over, memory, shards, parts, bar)
+            asked_alike, are_over = [prompts[n].tokens for n in alike], _end_of_answers(whole, tokenizer, kind[1])
+            written[:, alike] = _write(model, asked_alike, kind[0], are_over, memory, parts)
     return [
         [Answer(asking.text(asked, tokens), len(tokens), ended) for asked, (tokens, ended) in zip(instances, of_cut)]
         for of_cut in written
@@ -77,27 +77,22 @@ def generate(
 
 
 def _write(
-    model: TreeModel, prompts: list[Prompt], are_over: AreOver, memory: int, shards: Shards | None, parts, bar: Bar
+    model: TreeModel, prompts: list[list[int]], most: int, are_over: AreOver, memory: int, parts: Parts
 ) -> np.ndarray:
-    """[C, B] pairs: new tokens, and whether they ended; from shards where they are, else written."""
-    most = prompts[0].most
+    """[C, B] pairs: new tokens, at most so many, and whether they ended; of finished parts, else written."""
 
-    def fits(some: list[Prompt], cuts: list[Cut]) -> bool:
-        tree, longest = Tree(cuts, model.tree.layers), max(len(prompt.tokens) for prompt in some)
-        return len(some) <= ROWS and model.estimate.writing(tree, len(some), longest, most) <= memory
+    def fits(some: list[list[int]], cuts: list[Cut]) -> bool:
+        needed = model.estimate.writing(Tree(cuts, model.tree.layers), len(some), max(map(len, some)), most)
+        return len(some) <= ROWS and needed <= memory
 
     def progress(answers: int, token: int) -> None:
         # answers may take minutes to end, so that the bar shows the token that is written
-        bar.set_postfix_str(f"token {token} of at most {most}", refresh=False)
-        bar.update(answers)
+        parts.set_postfix_str(f"token {token} of at most {most}", refresh=False)
+        parts.update(answers)
 
-    def write(some: list[Prompt], cuts: list[Cut]) -> np.ndarray:
-        asked = [prompt.tokens for prompt in some]
-
-        def run() -> list:
-            return Decoding(model.part(cuts), asked, most).write(are_over, progress)
-
-        found = list(itertools.chain(*finished(shards, next(parts), (cuts, asked), bar, len(cuts) * len(some), run)))
+    def write(some: list[list[int]], cuts: list[Cut]) -> np.ndarray:
+        run = lambda: Decoding(model.part(cuts), some, most).write(are_over, progress)  # noqa: E731
+        found = list(itertools.chain(*parts.finished((cuts, some), len(cuts) * len(some), run)))
         return np.fromiter(zip(found, are_over(found)), dtype=object).reshape(len(cuts), -1)
 
     return run_in_halves(write, prompts, model.cuts, fits)
@@ -138,25 +133,23 @@ def generate_apart(
             with quiet():
                 lm = HFLM(pretrained=pruned, tokenizer=tokenizer, batch_size=ROWS)
             texts = lm.generate_until(instances, disable_tqdm=True)
-        bar.update()
+        parts.update()
         return texts
 
-    found, args = [], [instance.args for instance in instances]
-    with Bar(what, len(cuts), "pruned model") as bar:
-        for number, cut in enumerate(cuts, start=FIRST_WRITTEN):
-            texts = finished(shards, number, (engine, cut, args), bar, 1, functools.partial(run, cut))
-            found.append(list(map(Answer, texts)))
-    return found
+    args = [instance.args for instance in instances]
+    with Parts(shards, what, len(cuts), "pruned model", FIRST_WRITTEN) as parts:
+        found = [parts.finished((engine, cut, args), 1, functools.partial(run, cut)) for cut in cuts]
+    return [list(map(Answer, texts)) for texts in found]
 
 
 @dataclass
 class Stop:
-    """What of a layer runs on which lanes, and their keys and values [lanes, heads, K, head width]."""
+    """What of a layer runs for which models, and the keys and values of their lanes [lanes, heads, K, head width]."""
 
+    layer: int
     part: str
-    nodes: dict[int, Node]  # by the number of a pruned model: where on its path
-    rows: torch.Tensor  # of the lanes that are left, those of these models
-    buffers: list[torch.Tensor] = field(default_factory=list)
+    models: tuple[int, ...]
+    buffers: list[torch.Tensor]
 
 
 class BufferCache(PrefixCache):
@@ -182,33 +175,27 @@ class Decoding:
 
     @torch.inference_mode()
     def __init__(self, model: TreeModel, prompts: list[list[int]], most: int):
-        self.model, self.network, self.prompts, self.most = model, model.network, prompts, most
+        self.network, self.prompts, self.most = model.network, prompts, most
         self.held = max(1, max(map(len, prompts)) - 1)  # places in a buffer before the first token that is written
-        self.stops: dict[int, list[Stop]] = {}  # by layer
-        lanes = torch.arange(len(model.cuts) * len(prompts), device=self.network.device).view(-1, len(prompts))
+        self.everyone = tuple(range(len(model.cuts)))
+        cache, self.stops = self._read(model), []
         for layer, level in enumerate(model.tree.levels):
             for part in dict.fromkeys(node.part for node in level):
-                nodes = {number: node for node in level if node.part == part for number in node.cuts}
-                self.stops.setdefault(layer, []).append(Stop(part, nodes, lanes[list(nodes)].flatten()))
-        self._read()
+                leaves = {number: node.leaves for node in level if node.part == part for number in node.cuts}
+                pairs = zip(*(cache.kept[residual] for residual in leaves.values()), strict=True)
+                buffers = [functional.pad(torch.cat(kind), (0, 0, 0, most)) for kind in pairs]
+                self.stops.append(Stop(layer, part, tuple(leaves), buffers))
+        lanes = torch.arange(len(model.cuts) * len(prompts), device=self.network.device).view(-1, len(prompts))
+        together = {self.everyone, *(stop.models for stop in self.stops)}
+        self.rows = {models: lanes[list(models)].flatten() for models in together}  # of the lanes that are left
 
-    def _read(self) -> None:
-        """Fill the buffers with keys and values of the prompts; what they begin with alike is run once."""
+    def _read(self, model: TreeModel) -> PrefixCache:
+        """Keys and values of the prompts; what they begin with alike is run once."""
         rows = [tuple(prompt[:-1]) or (0,) for prompt in self.prompts]
-        prefix = os.path.commonprefix(rows)[: min(map(len, rows)) - 1] if len(rows) > 1 else ()
-        prefix = prefix if len(prefix) >= SHARED_TOKENS else ()
-        at_once = max(1, BATCH_TOKENS // (max(map(len, rows)) - len(prefix)))
-        for first in range(0, len(rows), at_once):
-            some = tuple(map(Sequence, rows[first : first + at_once]))
-            (forward,) = self.model.run([Batch(prefix, some)], keeps=True)
-            for stop in itertools.chain(*self.stops.values()):
-                for place, node in enumerate(stop.nodes.values()):
-                    pair, lane = forward.cache.kept[node.leaves], place * len(rows) + first
-                    for kind, tensor in enumerate(pair):
-                        if len(stop.buffers) == kind:
-                            room = len(stop.rows), tensor.shape[1], self.held + self.most, tensor.shape[3]
-                            stop.buffers.append(tensor.new_zeros(room))
-                        stop.buffers[kind][lane : lane + len(some), :, : tensor.shape[2]] = tensor
+        prefix = os.path.commonprefix(rows)[: min(map(len, rows)) - 1]
+        is_shared = len(prefix) >= SHARED_TOKENS and len(rows) > 1
+        (forward,) = model.run([Batch(prefix if is_shared else (), tuple(map(Sequence, rows)))], keeps=True)
+        return forward.cache
 
     @torch.inference_mode()
     def write(self, are_over: AreOver, progress: Callable[[int, int], object] = lambda answers, token: None) -> list:
@@ -217,25 +204,25 @@ class Decoding:
         `are_over` says of some lanes' new tokens which are finished; `progress` is told of how many answers this is
         so, and how many tokens the longest has.
         """
-        device, cuts = self.network.device, len(self.model.cuts)
+        device, cuts = self.network.device, len(self.everyone)
         new: list[list[int]] = [[] for _ in self.prompts * cuts]
         tokens = torch.tensor([prompt[-1] for prompt in self.prompts] * cuts, device=device)
         lengths = torch.tensor([[len(prompt) - 1] for prompt in self.prompts] * cuts, device=device)
-        lanes, going = torch.arange(len(new), device=device), torch.ones(len(new), dtype=torch.bool, device=device)
+        lanes = torch.arange(len(new), device=device)
         for written in range(self.most):
             tokens = self._next(written, tokens, lengths[lanes])
-            answers = [new[lane] for lane in lanes[going].tolist()]
-            for answer, token in zip(answers, tokens[going].tolist(), strict=True):
+            answers = [new[lane] for lane in lanes.tolist()]
+            for answer, token in zip(answers, tokens.tolist(), strict=True):
                 answer.append(token)
-            ended = are_over(answers)
-            going[going.clone()] = ~torch.tensor(ended, device=device)
-            progress(sum(ended), written + 1)
+            going = ~torch.tensor(are_over(answers), device=device)
+            progress(int((~going).sum()), written + 1)
             if not going.any():
                 break
-            if going.sum() < COMPACTED * len(lanes):
+            if not going.all():
                 self._keep(going)
-                lanes, tokens, going = lanes[going], tokens[going], going[going]
-        progress(int(going.sum()), self.most)
+                lanes, tokens = lanes[going], tokens[going]
+        else:
+            progress(len(lanes), self.most)
         return [new[first : first + len(self.prompts)] for first in range(0, len(new), len(self.prompts))]
 
     def _next(self, written: int, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -252,26 +239,20 @@ class Decoding:
             options = {"position_ids": positions, "attention_mask": masks, network.cache_argument: cache}
             return network.handed(tokens[rows, None], use_cache=True, **options)
 
-        all_models = tuple(range(len(self.model.cuts)))
-        handed = {all_models: hand(torch.arange(len(tokens), device=device))}
-        residuals = handed[all_models].residual.clone()  # [lanes, 1, D]
-        for layer in network.in_turn(list(self.stops)):
-            for stop in self.stops[layer]:
-                if not len(stop.rows):
-                    continue
-                if (models := tuple(stop.nodes)) not in handed:
-                    handed[models] = hand(stop.rows)
-                cache.buffers = stop.buffers
-                with running(network.layers[layer], stop.part):
-                    entering = residuals[stop.rows].to(network.places[layer])
-                    left = handed[models].calls[layer](network.layers[layer], entering)
-                residuals[stop.rows] = left.to(residuals.device)
+        handed = {models: hand(rows) for models, rows in self.rows.items() if len(rows)}
+        residuals = handed[self.everyone].residual.clone()  # [lanes, 1, D]
+        for layer, stop in zip(network.in_turn([stop.layer for stop in self.stops]), self.stops):
+            if stop.models in handed:
+                cache.buffers, rows, module = stop.buffers, self.rows[stop.models], network.layers[layer]
+                with running(module, stop.part):
+                    left = handed[stop.models].calls[layer](module, residuals[rows].to(network.places[layer]))
+                residuals[rows] = left.to(residuals.device)
         return torch.cat([logits.argmax(dim=-1) for logits in logits_in_parts(network, residuals[..., 0, :])])
 
     def _keep(self, kept: torch.Tensor) -> None:
         """Leave out some of the lanes that are left [lanes]."""
-        number = kept.cumsum(0) - 1
-        for stop in itertools.chain(*self.stops.values()):
-            here = kept[stop.rows]
-            stop.rows = number[stop.rows[here]]
+        for stop in self.stops:
+            here = kept[self.rows[stop.models]]
             stop.buffers = [buffer[here.to(buffer.device)] for buffer in stop.buffers]
+        number = kept.cumsum(0) - 1
+        self.rows = {models: number[rows[kept[rows]]] for models, rows in self.rows.items()}

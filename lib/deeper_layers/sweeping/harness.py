@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -29,7 +30,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from deeper_layers import checks
-from deeper_layers.data import embedded, hub
+from deeper_layers.data import corpora, embedded
 from deeper_layers.errors import InputError
 from deeper_layers.results.packing import LOGPROBS, WRITTEN, pack, pack_halves
 from deeper_layers.sweeping.planning import Requests
@@ -75,11 +76,6 @@ class Asking(HFLM):
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
         # the choices of a question have one context, one after another
         self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
-
-    def pairs(self, instances: list[Instance]) -> list[tuple[list[int], list[int]]]:
-        """Contexts and continuations in tokens."""
-        with quiet():
-            return self.loglikelihood(instances)
 
     def prompt(self, instance: Instance) -> Prompt:
         self.text(instance, [])
@@ -146,7 +142,7 @@ def load_tasks(
     if num_fewshot is not None:
         checks.whole_number("num_fewshot", num_fewshot, 0, checks.SHOTS)
     checks.whole_number("fewshot_order", fewshot_order, 0, checks.SEED)
-    with quiet(), hub.mirrored(datasets), hub.reachable(", ".join(names)):
+    with quiet(), corpora.reading_from(datasets, ", ".join(names)):
         loaded = manager.load(list(names))
     for name, task in loaded["tasks"].items():
         _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
@@ -218,7 +214,8 @@ def encode(instances: list[Instance], model, tokenizer) -> Requests:
     Raises InputError for what it does not let in: nothing before or after, or more to score than the model reads.
     """
     asking = Asking(model, tokenizer)
-    pairs, most = asking.pairs(instances), asking.max_length
+    with quiet():
+        pairs, most = asking.loglikelihood(instances), asking.max_length
     for instance, (context, scored) in zip(instances, pairs, strict=True):
         if not context or not 1 <= len(scored) <= most:
             raise InputError(
@@ -275,14 +272,13 @@ def score(
 
 def accuracy(tasks: Tasks, names: Container[str], answers: np.ndarray) -> float:
     """The mean accuracy of some tasks, by one model's answers [R], each a log-probability and whether it is greedy."""
-    by_item: dict = {}
-    for instance, answer in zip(tasks.instances, answers.tolist(), strict=True):
-        if instance.task_name in names:
-            by_item.setdefault((instance.task_name, instance.doc_id), (instance.doc, []))[1].append(answer)
-    found: dict[str, list[float]] = {}
-    for (name, _), (doc, of_item) in by_item.items():
-        found.setdefault(name, []).append(tasks.loaded["tasks"][name].process_results(doc, of_item)["acc"])
-    return statistics.fmean(map(statistics.fmean, found.values()))
+    right = collections.defaultdict(list)
+    pairs = zip(tasks.instances, answers.tolist(), strict=True)
+    for (name, _), of_item in itertools.groupby(pairs, key=lambda pair: (pair[0].task_name, pair[0].doc_id)):
+        if name in names:
+            instances, found = zip(*of_item, strict=True)
+            right[name].append(tasks.loaded["tasks"][name].process_results(instances[0].doc, found)["acc"])
+    return statistics.fmean(map(statistics.fmean, right.values()))
 
 
 def _metrics(found: dict) -> Iterator[dict]:

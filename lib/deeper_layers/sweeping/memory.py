@@ -9,10 +9,10 @@ from deeper_layers.errors import InputError, ran_out
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.network import Network
 from deeper_layers.sweeping import planning
-from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS, Batch
+from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
 from deeper_layers.sweeping.tree import Tree
 
-LEAST_ROWS = 8  # that run together, rather than which fewer models do: what they begin with alike is run once
+LEAST_ROWS = 8  # that run together: rather than fewer of them, fewer models do, though these share what they run
 
 
 class Estimate:
@@ -40,46 +40,44 @@ class Estimate:
         for batch in [*(Batch((), (planning.Sequence(prefix),)) for prefix in prefixes), *batches]:
             rows, width, states = len(batch.sequences), batch.width, batch.scored * len(tree.cuts)
             waiting += (tree.alive * rows * width + states) * self.residual
-            running = max(running, self._layer(rows, width, len(batch.prefix) + width) + self._head(states))
+            running = max(running, self._running(rows, width, len(batch.prefix) + width, states))
         return int(waiting + running)
 
     def writing(self, tree: Tree, rows: int, longest: int, most: int) -> int:
         """For so many prompts of at most `longest` tokens, answered by `most` tokens of each pruned model."""
         lanes, room, remembered = rows * len(tree.cuts), longest + most, self.network.bytes_remembered
         buffers = rows * room * sum(len(node.cuts) for level in tree.levels for node in level) * remembered
-        at_once = max(1, min(rows, BATCH_TOKENS // longest))
-        prompts = at_once * longest * (tree.nodes * remembered + tree.alive * self.residual)
-        reading = prompts + self._layer(at_once, longest, longest)
-        return int(buffers + max(reading, self._layer(lanes, 1, room) + self._head(lanes)))
+        prompts = rows * longest * (tree.nodes * remembered + tree.alive * self.residual)
+        reading = prompts + self._running(rows, longest, longest, 0)
+        return int(buffers + max(reading, self._running(lanes, 1, room, lanes)))
 
-    def _head(self, positions: int) -> int:
-        """Of logits at so many positions, their logarithms and what these are computed in."""
-        return 12 * min(positions * self.vocabulary, max(HEAD_ELEMENTS, self.vocabulary))
-
-    def _layer(self, rows: int, width: int, keys: int) -> float:
+    def _running(self, rows: int, width: int, keys: int, scored: int) -> float:
+        """For a layer, and then logits at scored positions, their logarithms and what these are computed in."""
         of_keys = rows * keys * self.copies * self.network.bytes_remembered
-        return rows * width * (self.of_token + keys * self.scores) + of_keys
+        of_head = 12 * min(scored * self.vocabulary, max(HEAD_ELEMENTS, self.vocabulary))
+        return rows * width * (self.of_token + keys * self.scores) + of_keys + of_head
 
 
 def run_in_halves(
     run: Callable[[Sequence, list], np.ndarray],
     rows: Sequence,
     cuts: list,
-    fits: Callable[[Sequence, list], bool] = lambda rows, cuts: True,
+    fits: Callable[[Sequence, list], bool],
+    least: int = LEAST_ROWS,
 ) -> np.ndarray:
     """run(rows, cuts): for each cut the answers of rows, [C, ...]; in halves where it does not fit, or memory runs out.
 
-    Halves are of rows while these are more than LEAST_ROWS, then of cuts, then of rows.
+    Halves are of cuts where not even the first `least` rows fit, else of rows.
     Raises InputError where memory runs out on a single row and cut.
     """
-    is_last = len(rows) == len(cuts) == 1
-    if is_last or fits(rows, cuts):
+    fewer_cuts = len(cuts) > 1 and not fits(rows[:least], cuts)
+    if not fewer_cuts and (len(rows) == 1 or fits(rows, cuts)):
         try:
             return run(rows, cuts)
         except (MemoryError, RuntimeError) as error:  # of torch too
             if not ran_out(error):
                 raise
-            if is_last:
+            if len(rows) == len(cuts) == 1:
                 raise InputError(
                     "out of memory on one sequence: use a smaller model or data type, fewer examples in the prompt, or "
                     "a larger machine"
@@ -87,8 +85,8 @@ def run_in_halves(
         # outside, where nothing holds on to what was being run any more
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    if len(rows) > LEAST_ROWS or len(cuts) == 1:
-        half = len(rows) // 2
-        return np.concatenate([run_in_halves(run, some, cuts, fits) for some in (rows[:half], rows[half:])], axis=1)
-    half = len(cuts) // 2
-    return np.concatenate([run_in_halves(run, rows, some, fits) for some in (cuts[:half], cuts[half:])])
+        fewer_cuts = len(cuts) > 1 and len(rows) <= least
+    halved = cuts if fewer_cuts else rows
+    halves = halved[: len(halved) // 2], halved[len(halved) // 2 :]
+    found = [run_in_halves(run, *((rows, some) if fewer_cuts else (some, cuts)), fits, least) for some in halves]
+    return np.concatenate(found, axis=0 if fewer_cuts else 1)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from deeper_layers.cuts import Cut
 
 BATCH_TOKENS = 4096
-FEW_TOKENS = 512  # of a batch, where memory is short: rather than fewer cuts run in groups ...
-LEAST_TOKENS = 64  # ... and fewer still where it does not hold those of one cut: most are of one sequence then
 PADDING = 0.05  # largest share of a batch's tokens that is padding
 SHARED_TOKENS = 48  # a prefix shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
@@ -125,7 +123,7 @@ class Plan:
     """
 
     cuts: list[Cut]
-    parts: list[tuple[list[Cut], list[Batch]]]  # what goes through the layers together, and is kept when it is finished
+    parts: list[list[Batch]]  # what goes through the layers together, and is kept when it is finished
     layers: int  # of the whole model
     tokens: int  # distinct ones of the requests
     layer_steps: int
@@ -154,16 +152,15 @@ def plan_batches(asked: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sha
     for number, (context, continuation) in enumerate(zip(asked.contexts, asked.continuations, strict=True)):
         tokens = tuple((context + continuation)[-(asked.max_length + 1) :][:-1])
         by_context[tokens[: len(tokens) - len(continuation) + 1]].append((number, tuple(continuation)))
-    sequences, tail = [], lambda request: request[1][:-1]
+    by_beginning, by_prefix, tail = defaultdict(list), defaultdict(list), lambda request: request[1][:-1]
     for context, requests in sorted(by_context.items()):
-        whole, groups = Sequence.joined(context, requests), [requests]
-        few = sum(whole.branches) <= max(JOINED, len(context)) and len(whole.tokens) <= batch_tokens
+        found = [Sequence.joined(context, requests)]
+        few = sum(found[0].branches) <= max(JOINED, len(context)) and len(found[0].tokens) <= batch_tokens
         if not few or sharing < Sharing.MASKS:  # what differs in nothing but its last token is one sequence in any case
-            groups = [list(group) for _, group in itertools.groupby(sorted(requests, key=tail), tail)]
-        sequences += [Sequence.joined(context, group) for group in groups]
-    by_beginning, by_prefix = defaultdict(list), defaultdict(list, {(): []})
-    for s in sequences:  # a scored position has to be run, not remembered
-        by_beginning[s.tokens[:SHARED_TOKENS] if s.scored[0] >= SHARED_TOKENS else ()].append(s)
+            groups = itertools.groupby(sorted(requests, key=tail), tail)
+            found = [Sequence.joined(context, group) for _, group in groups]
+        for s in found:  # a scored position has to be run, not remembered
+            by_beginning[s.tokens[:SHARED_TOKENS] if s.scored[0] >= SHARED_TOKENS else ()].append(s)
     for beginning, group in by_beginning.items():
         length = min(len(os.path.commonprefix([s.tokens for s in group])), *(s.scored[0] for s in group))
         is_shared = sharing >= Sharing.PREFIXES and beginning and len(group) >= SHARED_BY
@@ -178,10 +175,11 @@ def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int)
     """
     batches: list[Batch] = []
     for s in sorted(sequences, key=lambda s: (s.is_branched, -len(s.tokens), s.tokens)):
-        both = Batch(prefix, (*batches[-1].sequences, s)) if batches else Batch(prefix, (s,))
+        before = batches.pop() if batches else Batch(prefix, ())
+        both = Batch(prefix, (*before.sequences, s))
         padded, is_alike = len(both.sequences) * both.width, both.sequences[0].is_branched == s.is_branched
-        if batches and is_alike and padded <= batch_tokens and both.tokens >= (1 - PADDING) * padded:
-            batches[-1] = both
+        if not before.sequences or is_alike and padded <= batch_tokens and both.tokens >= (1 - PADDING) * padded:
+            batches.append(both)
         else:
-            batches.append(Batch(prefix, (s,)))
+            batches += [before, Batch(prefix, (s,))]
     return batches

@@ -6,7 +6,6 @@ Letters in shapes: C cuts, R requests.
 """
 
 import dataclasses
-import itertools
 import sys
 import time
 
@@ -23,17 +22,8 @@ from deeper_layers.models.streaming import groups_within
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import harness, vllm_engine
 from deeper_layers.sweeping.generation import generate, generate_apart
-from deeper_layers.sweeping.planning import (
-    BATCH_TOKENS,
-    FEW_TOKENS,
-    LEAST_TOKENS,
-    MEMORY,
-    Plan,
-    Requests,
-    plan_batches,
-    tokens_of,
-)
-from deeper_layers.sweeping.progress import Bar, finished
+from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Batch, Plan, Requests, plan_batches, tokens_of
+from deeper_layers.sweeping.progress import Parts
 from deeper_layers.sweeping.tree_model import ANSWER, TreeModel
 
 
@@ -66,7 +56,7 @@ def sweep(
         fewshot_order: of these examples: 0 for the task's own order, else the seed of a shuffle.
         datasets: a folder that is a local mirror of the hub (see `deeper_layers.data`).
         batch_tokens: tokens in one batch, padding included.
-        memory: bytes to take at most beside the weights; the cuts are run in groups, and batches made smaller, to fit.
+        memory: bytes to take at most beside the weights; batches are made smaller, and cuts run in groups, to fit.
         family: the tree of the model and these cuts, where it was made before.
         shards: where finished parts are kept, so that an interrupted sweep goes on.
         engine: what writes the answers of generated tasks: None for our tree, "vllm" for vLLM where it is installed,
@@ -207,59 +197,46 @@ def loglikelihoods(
     answers = np.empty((len(family.cuts), len(asked.contexts)), ANSWER) if into is None else into
     if not asked.contexts:
         return answers["logprob"], answers["greedy"]
-    plan, part = plan_requests(family, asked, batch_tokens, memory), family.part(family.cuts)
+    plan = plan_requests(family, asked, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
-    with Bar(what, plan.layer_steps, "layer-step") as bar:
-        for number, (cuts, batches) in enumerate(plan.parts):
-            part = part if cuts == part.cuts else family.part(cuts)  # which has the prefix of the batch before
+    with Parts(shards, what, plan.layer_steps, "layer-step") as parts:
+        for batches in plan.parts:
 
-            def run(part: TreeModel = part, batches=batches) -> list:
-                found = part.answer(batches, bar.update)
+            def run(batches=batches) -> list:
+                found = family.answer(batches, parts.update, memory)
                 if (bad := np.isnan(found["logprob"]).any(axis=1)).any():  # before it is kept, or counts as a choice
-                    raise overflowed("a log-probability", part.network.model, part.cuts[bad.argmax()])
+                    raise overflowed("a log-probability", family.network.model, family.cuts[bad.argmax()])
                 return [found["logprob"].tolist(), found["greedy"].tolist()]
 
-            steps = part.layer_steps * sum(batch.tokens for batch in batches)
-            found = finished(shards, number, (cuts, [batch.sequences for batch in batches]), bar, steps, run)
-            where = np.ix_(list(map(family.cuts.index, cuts)), [n for batch in batches for n in batch.requests])
+            steps = family.layer_steps * sum(batch.tokens for batch in batches)
+            found = parts.finished((family.cuts, [batch.sequences for batch in batches]), steps, run)
             for name, values in zip(ANSWER.names, found, strict=True):
-                answers[name][where] = values
-        bar.update(bar.total - bar.n)  # prefixes of parts that were found are not run again
+                answers[name][:, [number for batch in batches for number in batch.requests]] = values
+        parts.update(parts.total - parts.n)  # prefixes of parts that were found are not run again
     return answers["logprob"], answers["greedy"]
 
 
 def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY) -> Plan:
     """How these requests would be run, and what that costs; one small batch is run for the time.
 
-    Where memory is short, batches are made smaller; where they are small, cuts run in groups.
+    Where memory is short, a batch is run in smaller ones, and these for some of the cuts at a time.
     """
     whole_number("batch_tokens", batch_tokens, 1, 2**31)
     whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
-    while True:
-        batches = plan_batches(asked, batch_tokens, family.sharing)
-        if family.is_streamed:  # as many batches as memory holds
-            groups = list(groups_within(batches, family.bytes_needed, memory))
-        else:  # those of one prefix
-            groups = [list(group) for _, group in itertools.groupby(batches, key=lambda batch: batch.prefix)]
-        halves = [(part, group) for group in groups for part in family.halves(group, memory)]
-        needed = max((part.bytes_needed(group) for part, group in halves), default=0)
-        is_small = batch_tokens <= (FEW_TOKENS if needed <= memory else LEAST_TOKENS)
-        if is_small or needed <= memory and len(halves) == len(groups):
-            break
-        batch_tokens //= 2
-    steps = sum(tokens_of(group) * part.layer_steps for part, group in halves)
-    is_read = family.is_streamed
-    parts = [(part.cuts, some) for part, group in halves for some in ([group] if is_read else [[b] for b in group])]
+    batches = plan_batches(asked, batch_tokens, family.sharing)
+    # of layers that are on disk as many batches as memory holds
+    parts = list(groups_within(batches, family.bytes_needed, memory if family.is_streamed else 0))
+    steps = tokens_of(batches) * family.layer_steps
     return Plan(
         cuts=family.cuts,
         parts=parts,
         layers=family.tree.layers,
         tokens=tokens_of(batches),
         layer_steps=steps,
-        bytes=needed,
+        bytes=min(memory, max(map(family.bytes_needed, parts), default=0)),
         requests=len(asked.contexts),
-        reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if is_read else 0,
-        seconds=None if is_read or not steps else _predict_seconds(family, parts, steps),
+        reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if family.is_streamed else 0,
+        seconds=None if family.is_streamed or not steps else _predict_seconds(family, batches, steps),
     )
 
 
@@ -271,7 +248,7 @@ def overflowed(what: str, model, cut: Cut) -> InputError:
     )
 
 
-def _predict_seconds(family: TreeModel, parts: list[tuple], steps: int) -> float:
+def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> float:
     """Seconds on this machine, from a batch of at most 256 tokens. The head counts by its number of parameters."""
     model, layers, begin = family.network.model, family.tree.layers, 0.0
     ids = torch.ones(4, min(64, 1 + steps // 4), dtype=torch.long, device=family.network.device)
@@ -282,6 +259,6 @@ def _predict_seconds(family: TreeModel, parts: list[tuple], steps: int) -> float
             if ids.is_cuda:
                 torch.cuda.synchronize()
     seconds = (time.perf_counter() - begin) / ids.numel() / layers
-    scored = sum(batch.scored * len(cuts) for cuts, batches in parts for batch in batches)
+    scored = sum(batch.scored for batch in batches) * len(family.cuts)
     head = model.get_output_embeddings().weight.numel() * layers
     return seconds * (steps + scored * head / model.base_model.num_parameters(exclude_embeddings=True))

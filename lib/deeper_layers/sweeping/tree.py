@@ -52,31 +52,29 @@ class Tree:
     Attributes:
         cuts: the pruned models; `Cut(0, 0)` is the whole one.
         levels: for each layer of the whole model its nodes.
-        done: for each layer the residuals that nothing needs once it has run.
+        needed: for each layer the residuals that later ones need.
         nodes: layers that one token passes: what a pass costs, in layer-steps a token.
         alive: residuals that live at once, at most.
     """
 
     def __init__(self, cuts: list[Cut], layers: int):
         self.cuts, self.layers, self.nodes, self.alive = list(cuts), layers, 0, 1
-        self.levels: list[list[Node]] = [[] for _ in range(layers)]
+        self.levels: list[list[Node]] = []
+        self.needed: list[set[int]] = []
         final = [max(cut.kept(layers)) for cut in cuts]
-        at, until = [0] * len(cuts), {0: 0}  # the residual of each model, and the last layer that needs it
-        for layer, level in enumerate(self.levels):
+        at, lives = [0] * len(cuts), {0}  # the residual that each model has come to
+        for layer in range(layers):
             asked: dict[tuple[int, str], list[int]] = defaultdict(list)
             for number, cut in enumerate(cuts):
                 if part := cut.runs(layer):
                     asked[at[number], part].append(number)
+            self.levels.append([])
             for (enters, part), numbers in asked.items():
                 self.nodes += 1
                 last_of = tuple(number for number in numbers if final[number] == layer)
-                level.append(node := Node(layer, part, enters, self.nodes, tuple(numbers), last_of))
-                until |= {enters: layer} if node.ends else {enters: layer, node.leaves: layer}
+                self.levels[layer].append(Node(layer, part, enters, self.nodes, tuple(numbers), last_of))
                 for number in numbers:
-                    at[number] = node.leaves
-        self.done = [[number for number, last in until.items() if last == layer] for layer in range(layers)]
-        alive = 1
-        for level, done in zip(self.levels, self.done, strict=True):
-            alive += sum(not node.ends for node in level)
-            self.alive = max(self.alive, alive)
-            alive -= len(done)
+                    at[number] = self.nodes
+            self.needed.append({residual for residual, last in zip(at, final) if last > layer})
+            self.alive = max(self.alive, len(lives | self.needed[layer]))
+            lives = self.needed[layer]

@@ -32,11 +32,12 @@ from deeper_layers.models.streaming import is_streamed, reading
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
 from deeper_layers.sweeping.forward import Forward, Padded, logits_in_parts, run_layers
-from deeper_layers.sweeping.memory import Estimate, run_in_halves
-from deeper_layers.sweeping.planning import Batch, Sequence, Sharing
+from deeper_layers.sweeping.memory import LEAST_ROWS, Estimate, run_in_halves
+from deeper_layers.sweeping.planning import MEMORY, Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
 TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by model what trials found: a search asks at each step
+FEW_TOKENS = 512  # rather than fewer of them run together, fewer models do
 ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])  # nats, and whether it is what greedy decoding gives
 
 
@@ -54,24 +55,21 @@ class TreeModel:
         self.network, self.is_streamed = Network(model), is_streamed(model)
         self.sharing = try_sharing(model, cuts) if sharing is None else sharing
         self.estimate = Estimate(self.network)
-        self._take(cuts)
+        self._take(list(dict.fromkeys(cuts)))
 
-    def _take(self, cuts: list[Cut]) -> "TreeModel":
-        self.cuts = list(dict.fromkeys(cuts))
-        self.tree = Tree(self.cuts, len(self.network.layers))
+    def _take(self, cuts: list[Cut]) -> None:
+        self.cuts, self.tree = cuts, Tree(cuts, len(self.network.layers))
+        self._part: TreeModel = self
         self._prefixes: dict[tuple[int, ...], PrefixCache] = {}
-        return self
 
     def part(self, cuts: list[Cut]) -> "TreeModel":
-        """That of some of the cuts."""
-        return copy.copy(self)._take(cuts)
-
-    def halves(self, batches: list[Batch], memory: int) -> list["TreeModel"]:
-        """Itself, or halves of its cuts, until memory holds what batches need, or it is of one cut."""
-        half = len(self.cuts) // 2
-        if not half or self.bytes_needed(batches) <= memory:
-            return [self]
-        return [one for cuts in (self.cuts[:half], self.cuts[half:]) for one in self.part(cuts).halves(batches, memory)]
+        """That of some of the cuts, the same one as long as others are not asked for: it has its prefixes."""
+        if cuts == self.cuts:
+            return self
+        if cuts != self._part.cuts:
+            self._part = copy.copy(self)
+            self._part._take(cuts)
+        return self._part
 
     @property
     def layer_steps(self) -> int:
@@ -84,45 +82,49 @@ class TreeModel:
         groups = [batches] if self.is_streamed else [[batch] for batch in batches]
         return max((self.estimate.scoring(tree, group) for group in groups), default=0)
 
-    def answer(self, batches: list[Batch], progress: Callable[[float], object] = lambda steps: None) -> np.ndarray:
+    def answer(
+        self, batches: list[Batch], progress: Callable[[float], object] = lambda steps: None, memory: int = MEMORY
+    ) -> np.ndarray:
         """[C, R] of ANSWER for the requests of some batches, which go through each layer together.
 
-        Where memory runs out, batches are halved, then the cuts. `progress` is told of layer-steps as they are done.
-        Raises InputError where even one sequence of one pruned model does not fit, and where layers that are on disk
-        can't be run one by one.
+        Where memory does not hold them or runs out, they or the cuts are halved. `progress` is told of layer-steps as
+        they are done. Raises InputError where even one sequence of one pruned model does not fit, and where layers that
+        are on disk can't be run one by one.
         """
         if self.is_streamed and not self.sharing:
             raise InputError(
                 f"the layers of {type(self.network.model).__name__} can't be run one by one, and so not from disk: use "
                 "a machine whose memory holds the model"
             )
+
+        def grouped(sequences: list[tuple[Batch, Sequence]]) -> list[Batch]:
+            by_batch = itertools.groupby(sequences, key=lambda one: one[0])
+            return [Batch(batch.prefix, tuple(s for _, s in some)) for batch, some in by_batch]
+
+        run = lambda sequences, cuts: self.part(cuts)._answer(grouped(sequences), progress)  # noqa: E731
+        fits = lambda sequences, cuts: self.part(cuts).bytes_needed(grouped(sequences)) <= memory  # noqa: E731
         sequences = [(batch, s) for batch in batches for s in batch.sequences]
-        return run_in_halves(functools.partial(self._answer, progress=progress), sequences, self.cuts)
+        least = min(LEAST_ROWS, max(1, FEW_TOKENS // max(batch.width for batch in batches)))
+        return run_in_halves(run, sequences, self.cuts, fits, least)
 
     @torch.inference_mode()
-    def _answer(self, sequences: list[tuple[Batch, Sequence]], cuts: list[Cut], progress: Callable) -> np.ndarray:
-        if cuts != self.cuts:
-            self._prefixes = {}
-            return self.part(cuts)._answer(sequences, cuts, progress)
-        grouped = itertools.groupby(sequences, key=lambda one: one[0])
-        batches = [Batch(batch.prefix, tuple(s for _, s in some)) for batch, some in grouped]
-        if self.sharing:
-            logits = [logits_in_parts(self.network, f.states.flatten(-3, -2)) for f in self.run(batches, progress)]
-        else:
-            alone = functools.partial(run_alone, self.network.model)
-            logits = [map(functools.partial(alone, batch=batch), cuts) for batch in batches]
-        found = [_score(batch, len(cuts), some) for batch, some in zip(batches, logits, strict=True)]
-        if not self.sharing:
-            progress(self.layer_steps * sum(batch.tokens for batch in batches))
+    def _answer(self, batches: list[Batch], progress: Callable) -> np.ndarray:
+        forwards, found = self.run(batches, progress) if self.sharing else [], []
+        for forward, batch in itertools.zip_longest(forwards, batches):
+            if forward is not None:
+                logits = logits_in_parts(self.network, forward.states.flatten(-3, -2))
+            else:
+                logits = (run_alone(self.network.model, cut, batch) for cut in self.cuts)
+                progress(self.layer_steps * batch.tokens)
+            found.append(_score(batch, len(self.cuts), logits))
         return np.concatenate(found, axis=1)
 
     def run(self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False) -> list[Forward]:
         """Batches that went through the tree together, after their prefixes, which the next ones may share."""
         start = functools.partial(Forward, self.network, self.tree, scored_only=self.sharing == Sharing.MASKS)
         wanted = {batch.prefix for batch in batches if batch.prefix}
-        caches = {prefix: self._prefixes[prefix] for prefix in wanted & self._prefixes.keys()}
-        begun = {p: start(Batch((), (Sequence(p),)), keeps=True) for p in wanted - caches.keys()}
-        caches |= {prefix: forward.cache for prefix, forward in begun.items()}
+        begun = {p: start(Batch((), (Sequence(p),)), keeps=True) for p in wanted - self._prefixes.keys()}
+        caches = {p: begun[p].cache if p in begun else self._prefixes[p] for p in wanted}
         forwards = [start(batch, caches.get(batch.prefix), keeps=keeps) for batch in batches]
         run_layers([*begun.values(), *forwards], progress)
         self._prefixes = caches
@@ -147,15 +149,15 @@ def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
 
 def _score(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
     """[C, R] of ANSWER: the log-probability of each request's tokens, summed, from all logits [C * N, V] in parts."""
-    targets, starts, scored = [], [], 0
+    at, wanted, starts, scored = [], [], [], 0  # of each token its row in the logits of a model
     for s in batch.sequences:
-        for _, places, tokens in s.requests:
-            starts.append(len(targets))
-            targets += zip((scored + s.scored.index(place) for place in places), tokens, strict=True)
+        for _, places, continuation in s.requests:
+            starts.append(len(at))
+            at += [scored + s.scored.index(place) for place in places]
+            wanted += continuation
         scored += len(s.scored)
-    of_cut = torch.tensor(targets)  # [K, 2], rows of logits and the tokens that are scored there
-    rows, tokens = (torch.arange(cuts)[:, None] * scored + of_cut[:, 0]).flatten(), of_cut[:, 1].repeat(cuts)
-    by_token, first = np.empty(len(rows), ANSWER), 0
+    rows = torch.arange(cuts)[:, None] * scored + torch.tensor(at)  # [C, K]
+    tokens, by_token, first = torch.tensor(wanted).expand_as(rows), np.empty(rows.shape, ANSWER), 0
     for some in logits:
         here = (rows >= first) & (rows < first + len(some))
         row, token = (rows[here] - first).to(some.device), tokens[here].to(some.device)
@@ -163,7 +165,7 @@ def _score(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarra
         by_token["logprob"][here.numpy()] = logprobs.double().cpu().numpy()
         by_token["greedy"][here.numpy()] = (some.argmax(dim=-1)[row] == token).cpu().numpy()
         first += len(some)
-    by_token, found = by_token.reshape(cuts, -1), np.empty((cuts, len(starts)), ANSWER)
+    found = np.empty((cuts, len(starts)), ANSWER)
     found["logprob"] = np.add.reduceat(by_token["logprob"], starts, axis=1)
     found["greedy"] = np.logical_and.reduceat(by_token["greedy"], starts, axis=1)
     return found
