@@ -172,4 +172,4 @@ def test_a_notebook_shows_one_line(capsys):
     shell.user_ns["cut"] = Cut(3, 2)
     shell.run_cell("cut.kept(4)")
     shown = capsys.readouterr().out.strip()
-    assert shown.startswith("InputError: start is 3 with size 2; expected layers 0 to 3") and "\n" not in shown
+    assert shown.startswith("InputError: the cut is of layer 4; expected layers 0 to 3") and "\n" not in shown

@@ -74,7 +74,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("scan tiny --tasks wikipedia:5@2", 1, "--tasks has 5 examples for wikipedia"),
     ("heal embedded", 2, "--drop says how many layers go, --layers which: give one of them"),
     ("heal embedded --drop 30", 1, "--drop is 30; expected 0 to 29"),
-    ("heal embedded --drop 2 --start 29", 1, "--start is 29 with size 2"),
+    ("heal embedded --drop 2 --start 29", 1, "the cut is of layer 30"),
     ("heal embedded --drop 3 --learning-rate nan", 1, "--learning-rate is nan"),
     ("prune embedded out --drop 2 --start 0 --rule simple", 2, "give one of them"),
     ("prune embedded out --drop 2 --heal small --no-measure", 2, "--heal and --no-measure exclude each other"),

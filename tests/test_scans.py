@@ -98,7 +98,7 @@ def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
 
 @pytest.mark.parametrize(("wrong", "said"), [
     ({"blocks": 5}, "size is 5; expected 0 to 4 for a model of 5 layers"),
-    ({"starts": "2-9"}, "start is 4 with size 2"),
+    ({"starts": "2-9"}, "the cut is of layer 5"),
     ({"tasks": ","}, "tasks is ','"),
     ({"tasks": "capitals, c4", "limit": None}, "limit is None, expected how many sequences of c4 .* write c4@32"),
 ])  # fmt: skip

@@ -128,9 +128,8 @@ class Cut:
         """Raise InputError where the cut leaves a model of so many layers none, or reaches past its last layer."""
         check_size(self.size, num_layers)
         if (last := max((*self.dropped, *self.attention, *self.mlp), default=0)) >= num_layers:
-            said = f"start is {self.start} with size {self.size}" if self.is_block else f"the cut is of layer {last}"
             raise InputError(
-                f"{said}; expected layers 0 to {num_layers - 1}, as the model has {num_layers}; choose from these"
+                f"the cut is of layer {last}; expected layers 0 to {num_layers - 1}, as the model has {num_layers}"
             )
 
     def kept(self, num_layers: int) -> list[int]:

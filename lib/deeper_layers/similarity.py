@@ -194,18 +194,16 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
     }
     if not all(weight.is_floating_point() and not weight.is_meta for weight in numbers):
         raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
-    total = {weight: torch.zeros_like(weight) for weight in numbers}
+    total = [torch.zeros_like(weight) for weight in numbers]
     device, targets = model.get_input_embeddings().weight.device, sum(len(sequence) - 1 for sequence in sequences)
     for sequence in watched(sequences, "saliences"):
         ids = sequence[None].to(device, torch.long)
         with torch.enable_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets
-        gradients = torch.autograd.grad(loss, list(numbers), allow_unused=True)  # experts may not have been chosen
-        for weight, gradient in zip(numbers, gradients, strict=True):
-            if gradient is not None:
-                total[weight] += gradient
+        # experts may not have been chosen: no gradient is zeros then
+        torch._foreach_add_(total, torch.autograd.grad(loss, [*numbers], allow_unused=True, materialize_grads=True))
     found = np.zeros(len(decoder_layers(model)))
-    for weight, number in numbers.items():
-        found[number] += float((weight.detach().double() * total[weight].double()).abs().sum())
+    for (weight, number), gradient in zip(numbers.items(), total, strict=True):
+        found[number] += float((weight.detach().double() * gradient.double()).abs().sum())
     return found

@@ -237,7 +237,7 @@ def data_fingerprint(task: str, datasets: str | None = None) -> str:
 
 def score(
     tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray, written: Sequence[Answer] = ()
-) -> tuple[pd.DataFrame, dict]:
+) -> tuple[list[dict], dict]:
     """One model's answers, scored by lm-eval.
 
     Parameters
@@ -267,7 +267,7 @@ def score(
         if samples:
             own = {i.doc_id: a for i, a in zip(tasks.generations, written, strict=True) if i.task_name == task}
             outcomes[task] = _outcomes(samples) | _lengths([own[item] for item in sorted(own)])
-    return pd.DataFrame(rows), outcomes
+    return rows, outcomes
 
 
 def accuracy(tasks: Tasks, names: Container[str], answers: np.ndarray) -> float:

@@ -99,15 +99,12 @@ def sweep(
         vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
         logprobs = greedy = np.zeros((len(distinct), 0))
         answers = generate_apart(model, tokenizer, distinct, asked.generations, engine=engine, **how)
-    frames, outcomes = [], {}
+    rows, outcomes = [], {}
     for cut, *of_cut in zip(distinct, logprobs, greedy, answers, strict=True):
-        rows, outcomes[cut.name] = harness.score(asked, *of_cut)
-        rows.insert(2, "start", cut.start)
-        rows.insert(3, "size", cut.size)
-        if not all(cut.is_block for cut in distinct):
-            rows.insert(4, "cut", cut.name)
-        frames.append(rows)
-    table = pd.concat(frames, ignore_index=True)
+        found, outcomes[cut.name] = harness.score(asked, *of_cut)
+        rows += [row | {"start": cut.start, "size": cut.size, "cut": cut.name} for row in found]
+    name = [] if all(cut.is_block for cut in distinct) else ["cut"]
+    table = pd.DataFrame(rows, columns=["task", "metric", "start", "size", *name, "value", "stderr", "items"])
     table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(asked)}
     return table
 
