@@ -18,7 +18,7 @@ from deeper_layers import files
 from deeper_layers.command.report import write_notebook
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import gguf_files, slicing, tensors
+from deeper_layers.export import gguf_files, lineage, slicing, tensors
 from deeper_layers.export.gguf_files import slice_gguf
 from deeper_layers.export.lineage import LINEAGE
 from deeper_layers.export.slicing import slice_checkpoint
@@ -128,15 +128,15 @@ def touched(here: Path) -> None:
 @pytest.mark.parametrize("source", ["whole", "whole.gguf"])
 @pytest.mark.parametrize("change", [write("new/thesis.tex"), link("new", "nowhere"), touched])
 def test_what_happens_meanwhile_is_seen_and_what_appears_stays(source, change, models, tmp_path, monkeypatch):
-    here, read, changes = Path(shutil.copytree(models, tmp_path / "here")), tensors.read_bytes, iter([change])
+    here, changes = Path(shutil.copytree(models, tmp_path / "here")), iter([change])
 
-    def meanwhile(*arguments):
+    def meanwhile(needed, *places):
         for one in changes:
             one(here)
-        return read(*arguments)
+        return lineage.writing(needed, *places)
 
     for module in (tensors, gguf_files):
-        monkeypatch.setattr(module, "read_bytes", meanwhile)
+        monkeypatch.setattr(module, "writing", meanwhile)
     with pytest.raises(InputError, match="new exists|changed while it was copied|was changed after it was read"):
         (slice_gguf if source.endswith("gguf") else slice_checkpoint)(here / source, CUT, here / "new")
     after = {name: content for name, content in snapshot(here).items() if ".partial" not in name}

@@ -24,7 +24,7 @@ from deeper_layers.export import llama_cpp
 from deeper_layers.export.gguf_files import KEPT, ORIGIN, TYPES, slice_gguf, tensor_bytes
 from deeper_layers.export.llama_cpp import LlamaCpp
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
-from deeper_layers.models.gguf_conversion import conversion_of, converted_gguf
+from deeper_layers.models.gguf_reading import conversion_of, converted_gguf
 from deeper_layers.models.opening import empty_model, load_model, tokenizer_of
 from deeper_layers.models.sources import checkpoint_folder, find_model
 from deeper_layers.package_index import file_hash

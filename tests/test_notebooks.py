@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from deeper_layers.experiments import healings, notebook_parameters
-from deeper_layers.models import gguf_conversion
+from deeper_layers.models import gguf_reading
 from deeper_layers.results.places import AROUND as ROOT
 from tests.mirror import write_boolq
 
@@ -71,7 +71,7 @@ def shown(name: str, **given) -> str:
 @pytest.fixture
 def given(tiny_folder, tmp_path, monkeypatch):
     """A model of one's own and a folder of results. What a notebook makes besides stays in a folder that goes."""
-    for module in (healings, gguf_conversion):
+    for module in (healings, gguf_reading):
         monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     return {"model": str(tiny_folder), "results": str(tmp_path / "results")}

@@ -68,7 +68,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("sweep embedded --layers 1 --sizes 0-1", 1, "--sizes is '0-1' beside a cut"),
     ("distances embedded --device gpu", 1, "--device is 'gpu', expected \"auto\", \"cpu\""),
     ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected none, \"nf4\" or"),
-    ("distances tiny --revision main", 1, "is a folder: leave it out"),
+    ("distances tiny --revision main", 1, "is no hub id: leave it out"),
     ("distances tiny --results FILE", 1, "FILE is no folder: name another place"),
     ("scan tiny --starts 3 --sizes 0-2", 2, "--sizes and --blocks 4 exclude each other"),
     ("scan tiny --tasks wikipedia:5@2", 1, "--tasks has 5 examples for wikipedia"),

@@ -15,9 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import config_text
-from deeper_layers.export.layer_tensors import read_layout
 from deeper_layers.export.slicing import slice_checkpoint
-from deeper_layers.export.tensors import smallest_dtype
+from deeper_layers.export.tensors import read_layout, smallest_dtype
 from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.pruning import drop_layers
 from tests.faults import killed_at
@@ -101,6 +100,10 @@ def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):
     assert found["hybrid_override_pattern"] == "M-M-" and found["num_hidden_layers"] == 4
     assert found["auto_map"] == OWN_CODE["auto_map"] and (out / "modeling.py").exists()
     assert alike(out, dropped(model, tmp_path / "expected"))
+    with pytest.raises(InputError, match="no configuration states a layer without one of its sublayers"):
+        slice_checkpoint(whole, Cut.of(attention=[1]), tmp_path / "silent")
+    silent = tensors(slice_checkpoint(whole, Cut.of(attention=[1]), tmp_path / "silent", silence=True))
+    assert not silent["model.layers.1.self_attn.o_proj.weight"].any()
 
 
 def released(family: str, folder: Path):

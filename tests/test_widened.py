@@ -63,12 +63,6 @@ def test_weights_of_four_bits_are_multiplied_so_too(rows):
     check(copy.deepcopy(layer), lambda row: linear(row, weights), drawn(2, rows, 128, seed=1))
 
 
-@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
-def test_products_of_many_matrices_are_summed_in_float32(monkeypatch, capability):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    check(half_precision.product, torch.matmul, drawn(3, 2, 7, 96), drawn(3, 2, 96, 5, seed=1))
-
-
 @pytest.mark.parametrize("masked", [None, "bool", "float"])
 def test_attention_that_is_trained_is_computed_in_float32_and_rounded(masked):
     seen = torch.ones(24, 24, dtype=torch.bool).tril().triu(-6)[None, None]  # a sliding window

@@ -100,8 +100,12 @@ class Cut:
         """What no other cut is called: "start,size" for a block, else all that it drops."""
         if self.is_block:
             return f"{self.start},{self.size}"
-        parts = {"layers": self.dropped, "attention": self.attention, "mlp": self.mlp}
-        return "; ".join(f"{part} {' '.join(map(str, indices))}" for part, indices in parts.items() if indices)
+        return "; ".join(f"{part} {' '.join(map(str, indices))}" for part, indices in self.parts.items() if indices)
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """All that it drops, as `Cut.of` takes it."""
+        return {"layers": self.dropped, "attention": self.attention, "mlp": self.mlp}
 
     @property
     def key(self) -> list[int] | str:

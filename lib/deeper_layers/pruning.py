@@ -13,9 +13,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut, check_cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.per_layer import renumber_configs
-from deeper_layers.models.sublayers import writers
+from deeper_layers.models.decoder import decoder_layers, num_layers, renumber_configs, writers
 
 
 def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:

@@ -24,9 +24,8 @@ from tqdm import tqdm
 
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.decoder import decoder_layers, is_parallel
 from deeper_layers.models.network import Network, Residuals
-from deeper_layers.models.sublayers import is_parallel
 
 Batch = dict[str, torch.Tensor]
 

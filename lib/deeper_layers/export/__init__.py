@@ -2,8 +2,8 @@
 
 In: a folder, hub id or GGUF file, and a cut. Out: a folder that plain transformers opens, or a GGUF file for
 llama.cpp. Weights are copied as bytes. Read first: slicing.py (safetensors), gguf_files.py (GGUF).
-layer_tensors.py says which tensors are which layer's, tensors.py what is done to them, config_text.py what becomes of
-config.json, adapter_files.py what adapters add, lineage.py what was done and whether a folder is as it was written.
+tensors.py says which tensors are which layer's and what is done to them, config_text.py what becomes of config.json,
+adapter_files.py what adapters add, lineage.py what was done and whether a folder is as it was written.
 """
 
 import lazy_loader

@@ -7,7 +7,6 @@ from .gguf_files import check_our_gguf as check_our_gguf
 from .gguf_files import gguf_file as gguf_file
 from .gguf_files import slice_gguf as slice_gguf
 from .gguf_files import tensor_bytes as tensor_bytes
-from .layer_tensors import read_layout as read_layout
 from .lineage import check_apart as check_apart
 from .lineage import check_our_folder as check_our_folder
 from .llama_cpp import LlamaCpp as LlamaCpp
@@ -20,3 +19,4 @@ from .pruned_checkpoint import prune_checkpoint as prune_checkpoint
 from .pruned_checkpoint import push as push
 from .slicing import slice_checkpoint as slice_checkpoint
 from .tensors import Changed as Changed
+from .tensors import read_layout as read_layout

@@ -19,10 +19,10 @@ from transformers import PreTrainedConfig
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export.layer_tensors import Layout, predicting
+from deeper_layers.export.tensors import Layout, predicting
 from deeper_layers.models.checkpoint_files import numbered_groups
 from deeper_layers.models.configuration import DEPTHS, text_part
-from deeper_layers.models.per_layer import cut_entry
+from deeper_layers.models.decoder import cut_entry
 from deeper_layers.pruning import drop_layers
 
 # what of a configuration no cut changes and building a model may, or what is renumbered by name (cut_quantization)
@@ -45,6 +45,11 @@ def cut_config(layout: Layout, cut: Cut) -> dict:
 
     Raises InputError where the cut does not fit, or the configuration can't say what it makes.
     """
+    if not cut.is_of_layers:
+        raise InputError(
+            f"the cut {cut.describe(layout.layers)}: no configuration states a layer without one of its sublayers; "
+            "silence=True (--silence) writes zeros where these end"
+        )
     config, where = cut_entries(layout.config, cut.kept(layout.layers), layout.layers), layout.folder / "config.json"
     if layout.model is not None:
         pruned = drop_layers(layout.model, cut).config
@@ -57,7 +62,9 @@ def cut_config(layout: Layout, cut: Cut) -> dict:
         text_part(config).update(dict.fromkeys(predicting(config), 0))
     if isinstance(names := config.get("quantization_config"), dict):
         prefixes = (layout.prefix, layout.module)
-        names = cut_quantization(names, layout.numbers(cut), list(layout.tensors), prefixes, where)
+        names = cut_quantization(
+            names, layout.numbers(cut), [tensor.name for tensor in layout.tensors], prefixes, where
+        )
         config["quantization_config"] = names
     return config
 

@@ -44,15 +44,16 @@ class Counting(NamedTuple):
         value = len(value) if isinstance(value, str) else value
         return value if type(value) is int and value > 0 else self.every
 
-    def kinds(self, config: dict) -> list[bool] | None:
-        """For each layer whether it is of the other kind, as config.json states it; None where it does not."""
+    def misread(self, config: dict, kept: list[int]) -> list[int]:
+        """Which of the kept layers the engine takes for another kind than config.json says, or else than it did."""
         _, entry, other = KINDS[self.kind]
-        value, layers = config.get(entry), config["num_hidden_layers"]
-        if not isinstance(value, list) or not value:
-            return None
-        if other is None:
-            return [index in value for index in range(layers)]
-        return [kind == other for kind in value] if len(value) == layers else None
+        layers, stated, every = range(config["num_hidden_layers"]), config.get(entry), self.period(config)
+        kinds = counted = [(index + 1) % every == 0 for index in layers]
+        if isinstance(stated, list) and stated and other is None:
+            kinds = [index in stated for index in layers]
+        elif isinstance(stated, list) and len(stated) == len(layers):
+            kinds = [kind == other for kind in stated]
+        return [old for new, old in enumerate(kept) if kinds[old] != counted[new]]
 
 
 class Miscounted(NamedTuple):
@@ -69,34 +70,25 @@ ENGINES = tuple(dict.fromkeys(line.engine for line in TABLE))
 
 
 def wrong_in(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> list[Miscounted]:
-    """Which engines would read a checkpoint without the layers of a cut wrongly, and why, an entry for each line.
+    """Which of some engines would read a checkpoint without the layers of a cut wrongly, an entry for each line.
 
-    Args:
-        config: what the config.json of the whole model holds.
-        cut: the layers to drop.
-        engines: of those in ENGINES.
-
-    Raises:
-        InputError: an engine is none of the table, or the cut does not fit.
+    `config` is what the config.json of the whole model holds. Raises InputError where an engine is none of the table,
+    or the cut does not fit.
     """
     text, found = text_part(config), []
-    layers, family = text.get("num_hidden_layers"), text.get("model_type", config.get("model_type"))
+    layers, family = text.get("num_hidden_layers"), str(text.get("model_type", config.get("model_type")))
     if strange := [name for name in engines if name not in ENGINES]:
         raise InputError(f"the engine is {strange[0]!r:.40}, expected one of {', '.join(ENGINES)}")
     if not cut.size or type(layers) is not int:
         return []
     for line in TABLE:
-        if line.engine not in engines or line.family != str(family).removesuffix("_text"):
-            continue
-        every = line.period(text)
-        counted = [(index + 1) % every == 0 for index in range(layers)]
-        kinds = line.kinds(text) or counted
-        if wrong := [old for new, old in enumerate(cut.kept(layers)) if kinds[old] != counted[new]]:
-            why = (
-                f"{line.engine} takes {len(wrong)} of its layers for another kind, first {wrong[0]}: there one layer "
-                f"in {every} {KINDS[line.kind][0]}, by its number ({line.source})"
-            )
-            found.append(Miscounted(line.engine, wrong, why))
+        if line.engine in engines and line.family == family.removesuffix("_text"):
+            if wrong := line.misread(text, cut.kept(layers)):
+                why = (
+                    f"{line.engine} takes {len(wrong)} of its layers for another kind, first {wrong[0]}: there one "
+                    f"layer in {line.period(text)} {KINDS[line.kind][0]}, by its number ({line.source})"
+                )
+                found.append(Miscounted(line.engine, wrong, why))
     return found
 
 

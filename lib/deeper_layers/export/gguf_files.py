@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +21,10 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import wrong_in
-from deeper_layers.export.lineage import check_apart
+from deeper_layers.export.lineage import check_apart, writing
 from deeper_layers.export.llama_cpp import EXACT, FILE_TYPES, ROUNDED, quantize
-from deeper_layers.export.tensors import CHUNK, check_space, progress, read_bytes, write_blocks
 from deeper_layers.files import atomic_file, check_absent, passing_dir
-from deeper_layers.models.gguf_header import ARCHITECTURES, MOST_BYTES, UNIFORM, Header, placed, read_gguf
+from deeper_layers.models.gguf_reading import ARCHITECTURES, MOST_BYTES, UNIFORM, Header, placed, read_gguf
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
 from deeper_layers.package_index import cache_folder, hash_once
@@ -44,12 +42,13 @@ Added = tuple[np.ndarray, np.ndarray, float]
 
 
 class Plan(NamedTuple):
-    """A file to write: its beginning; of each tensor what it is in the source, its new type, what is added to it, and
-    how many zeros follow; the bytes of the whole."""
+    """A file to write: its beginning; of each tensor what it is in the source, its new type, and what is added to it;
+    the bytes of the whole, and to how many of them each part is filled up."""
 
     head: bytes
-    tensors: list[tuple[ReaderTensor, GGMLQuantizationType, Added | None, int]]
+    tensors: list[tuple[ReaderTensor, GGMLQuantizationType, Added | None]]
     bytes: int
+    alignment: int
 
 
 def gguf_file(source: Source) -> Path:
@@ -96,9 +95,11 @@ def slice_gguf(
                     quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), made, type.upper())
             else:
                 plan = plan_gguf(source, read_gguf(path), cut, type, adapter)
-                check_space(out, made.parent, plan.bytes)
-                with progress(plan.bytes) as bar:
-                    write_blocks(made, _content(plan, path), bar)
+                with open(made, "wb") as file, writing(plan.bytes, made.parent, out) as bar:
+                    bar.update(file.write(plan.head))
+                    for tensor, kind, update in plan.tensors:
+                        bar.update(file.write(_content(tensor, kind, update).data))
+                        bar.update(file.write(bytes(-file.tell() % plan.alignment)))
                 if f"sha256:{hash_once(path)}" != source.weights:
                     raise InputError(f"{path} was changed after it was read for its hash: begin again")
             place, _, mark = _mark_of(made)
@@ -148,8 +149,8 @@ def plan_gguf(
         block, width = gguf.GGML_QUANT_SIZES[kind]
         stored = tensor.n_elements // block * width
         writer.add_tensor_info(name, shape, np.dtype(np.float32), stored, kind)
-        tensors.append((tensor, kind, update, -stored % header.alignment))
-        size += stored + -stored % header.alignment
+        tensors.append((tensor, kind, update))
+        size += writer.ggml_pad(stored, header.alignment)
     if added:
         raise InputError(f"the adapters are on {min(added)}, which {source.name} does not have")
     writer.fout, writer.state = [head], WriterState.EMPTY  # ty: ignore[invalid-assignment]
@@ -157,7 +158,7 @@ def plan_gguf(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     head.write(bytes(-head.tell() % header.alignment))
-    return Plan(head.getvalue(), tensors, head.tell() + size)
+    return Plan(head.getvalue(), tensors, head.tell() + size, header.alignment)
 
 
 def tensor_bytes(source: Source, cut: Cut) -> int:
@@ -185,24 +186,13 @@ def _mark_of(path: Path) -> tuple[int, bytes, str]:
         place = head.find(BEFORE_MARK) + len(BEFORE_MARK)
         end = place + len(ZEROS)
         digest = hashlib.sha256(head[:place] + ZEROS.encode() + head[end:])
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return place, head[place:end], digest.hexdigest()
+        return place, head[place:end], hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
-def _content(plan: Plan, path: Path) -> Iterator[bytes]:
-    """The file, some bytes at a time."""
-    yield plan.head
-    for tensor, kind, update, padding in plan.tensors:
-        if update is None and kind == tensor.tensor_type:
-            yield from read_bytes(path, tensor.data_offset, tensor.n_bytes)
-        else:
-            yield _changed(tensor, kind, update).tobytes()
-        yield bytes(padding)
-
-
-def _changed(tensor: ReaderTensor, kind: GGMLQuantizationType, update: Added | None) -> np.ndarray:
-    """A tensor in another type, with what an adapter adds to it."""
+def _content(tensor: ReaderTensor, kind: GGMLQuantizationType, update: Added | None) -> np.ndarray:
+    """What is written of a tensor: its own bytes, or its numbers in another type, with what an adapter adds."""
+    if update is None and kind == tensor.tensor_type:
+        return tensor.data
     try:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as error:
@@ -230,8 +220,9 @@ def _kept_tensors(header: Header, kept: list[int]) -> dict[str, ReaderTensor]:
 
 def _metadata(header: Header, source: Source, kept: list[int], type: str | None) -> dict[str, GGUFValue]:
     """What the file says of itself: entries with one value a layer are cut, and what was done is added."""
-    layers, arch, before = source.num_layers, header.architecture, header.get(KEPT, kept)
-    if not isinstance(before, list) or before is not kept and len(before) != layers:
+    layers, arch = source.num_layers, header.architecture
+    before = header.get(KEPT, [*range(layers)])
+    if not isinstance(before, list) or len(before) != layers:
         raise InputError(f"{source.name} has the {KEPT} {before!r}: expected {layers} numbers of layers")
     entries = {MARK: GGUFValue(ZEROS, GGUFValueType.STRING)}
     for key, entry in header.entries.items():
@@ -240,12 +231,12 @@ def _metadata(header: Header, source: Source, kept: list[int], type: str | None)
             value = len(kept)
         elif key == "general.file_type" and type:
             value = FILE_TYPES.get(type.upper(), 0)  # of f32
-        elif isinstance(value, list) and len(value) == layers and (key == KEPT or key.startswith(f"{arch}.")):
+        elif isinstance(value, list) and len(value) == layers and key.startswith(f"{arch}."):
             value = [value[index] for index in kept]
         # the writer makes the second of these itself, and no empty lists; the size in words is no longer true
         if key not in (MARK, "general.architecture", "general.size_label") and value != []:
             entries[key] = GGUFValue(value, entry.type, entry.sub_type)
-    entries.setdefault(KEPT, GGUFValue(kept, GGUFValueType.ARRAY, GGUFValueType.UINT32))
+    entries[KEPT] = GGUFValue([before[index] for index in kept], GGUFValueType.ARRAY, GGUFValueType.UINT32)
     entries.setdefault(ORIGIN, GGUFValue(source.weights.removeprefix("sha256:"), GGUFValueType.STRING))
     return entries
 

@@ -7,13 +7,16 @@ lists, each with the SHA-256 with which it was written, and nothing else, may be
 import hashlib
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
+from tqdm import tqdm
 
 from deeper_layers.cuts import Cut, ranges
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, in_bytes
 from deeper_layers.files import read_json
 from deeper_layers.package_index import hash_once
 from deeper_layers.results.schema import Checked, Count, Name
@@ -117,3 +120,12 @@ def check_apart(out: Path, *sources: Path) -> None:
     for source in map(Path, map(os.path.realpath, sources)):
         if target.is_relative_to(source) or source.is_relative_to(target):
             raise InputError(f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere")
+
+
+def writing(needed: int, folder: Path, out: Path) -> tqdm:
+    """A bar of so many bytes that are written in a folder, for `out`. Raises InputError where they are not free."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise InputError(
+            f"{out} needs {in_bytes(needed)}, where {in_bytes(free)} are free: free some, or use another disk"
+        )
+    return tqdm(total=needed, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)

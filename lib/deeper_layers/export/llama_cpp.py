@@ -21,7 +21,7 @@ def _library(path: str | Path):
         from cyllama.llama import llama_cpp
     except ImportError as error:
         raise InputError(f"llama.cpp is not installed ({error}): pip install cyllama") from error
-    from deeper_layers.models.gguf_header import read_gguf  # slow
+    from deeper_layers.models.gguf_reading import read_gguf  # slow
 
     llama_cpp.disable_logging()
     read_gguf(Path(path))

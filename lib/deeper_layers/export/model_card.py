@@ -53,7 +53,7 @@ def read_facts(source: str, folder: Path) -> Facts:
     if known := PACKAGED.get(source):
         return Facts({"license": known.license} | task, known.hub, quantized=known.quantized)
     if is_gguf(path):
-        from deeper_layers.models.gguf_header import read_gguf  # slow
+        from deeper_layers.models.gguf_reading import read_gguf  # slow
 
         header = read_gguf(path)
         said = {"license": header.get("general.license"), "language": header.get("general.languages")}

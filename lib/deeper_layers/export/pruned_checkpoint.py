@@ -161,8 +161,8 @@ class Output:
         if asked_of_files or self.type and not self.is_gguf:
             raise InputError(
                 f"OUT is {str(self.path)!r}: what ends in .gguf is made of a GGUF file alone, whose weights no rule "
-                "changes, in a --type; a folder is made of any model, in a --dtype, and convert_hf_to_gguf.py, which "
-                "comes with llama.cpp, makes a GGUF file of it"
+                "changes, in a --type; a folder is made of any model, in a --dtype, and llama.cpp's "
+                "convert_hf_to_gguf.py makes a GGUF file of it"
             )
         checks.new_folder("the folder of OUT", self.path.parent, writable=True)
         ours = export.check_our_gguf if self.is_gguf else export.check_our_folder
@@ -173,8 +173,7 @@ class Output:
         if self.healed or self.is_gguf or not self.silence:
             raise InputError(
                 f"{what}: no configuration, no GGUF file and no adapters are of a layer without one of its sublayers; "
-                "--silence writes zeros into a folder where they end instead, which any tool reads to the same "
-                "numbers, and which saves no memory"
+                "--silence writes zeros into a folder where they end, which saves no memory"
             )
 
     def sizes(self, source: Source) -> Callable[[Cut], tuple[int, str]]:
@@ -186,7 +185,7 @@ class Output:
         packaged = models.PACKAGED.get(source.folder)
         if self.is_gguf:
             from deeper_layers.export.gguf_files import gguf_file, plan_gguf  # slow
-            from deeper_layers.models.gguf_header import read_gguf
+            from deeper_layers.models.gguf_reading import read_gguf
 
             exact = None if self.type in ROUNDED else self.type
             kind = (exact or source.quantized) + f", then rounded to {self.type}" * (self.type != exact)
@@ -196,7 +195,7 @@ class Output:
             width = WIDTHS[exact] if exact else packaged.bytes / packaged.parameters
         else:
             from deeper_layers.export.slicing import weights_written  # slow
-            from deeper_layers.models.gguf_conversion import conversion_of
+            from deeper_layers.models.gguf_reading import conversion_of
 
             folder = conversion_of(source.weights) if source.is_gguf else Path(source.folder).expanduser()
             if folder.is_dir():
@@ -216,12 +215,11 @@ class Output:
         most, in_file = read_size(size)
         if in_file and self.type in ROUNDED:
             raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
-        sizes, last = self.sizes(source) if in_file else None, "the smallest is larger"
-        parameters = models.sizes_of(source).parameters
+        taken = self.sizes(source) if in_file else lambda cut: (parameters(cut), "")
+        parameters, last = models.sizes_of(source).parameters, "the smallest is larger"
         for number in range(source.num_layers):
             try:
-                cut = choose(number)
-                if (sizes(cut)[0] if sizes else parameters(cut)) <= most:
+                if taken(cut := choose(number))[0] <= most:
                     return cut
             except NotMeasuredError:
                 raise
@@ -270,10 +268,10 @@ def read_size(text: str) -> tuple[float, bool]:
     Raises InputError for any other.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
-    unit = found[2].upper() if found else ""
-    if found is None or unit not in BYTES | PARAMETERS or not float(found[1]):
+    number, unit = (float(found[1]), found[2].upper()) if found else (0, "")
+    if not number or unit not in BYTES | PARAMETERS:
         raise InputError(f"the size is {text!r:.40}, expected bytes as 400MB or 1.5GB, or parameters as 300M or 1.1B")
-    return float(found[1]) * (BYTES | PARAMETERS)[unit], unit in BYTES
+    return number * (BYTES | PARAMETERS)[unit], unit in BYTES
 
 
 def is_gguf_model(model: str) -> bool:
@@ -283,20 +281,16 @@ def is_gguf_model(model: str) -> bool:
 
 def cut_as_json(cut: Cut) -> dict:
     """A cut as scripts read it: a block by its place, any other with what it drops."""
-    return {"start": cut.start, "size": cut.size} | ({} if cut.is_block else _lists(cut))
+    return {"start": cut.start, "size": cut.size} | ({} if cut.is_block else cut.parts)
 
 
 def typed_lists(cut: Cut) -> list[str]:
     """A cut as one types it, layer by layer: ["--layers", "3,7-9", "--mlp", "12"]."""
     words = []
-    for name, indices in _lists(cut).items():
+    for name, indices in cut.parts.items():
         parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in ranges(indices)]
         words += [f"--{name}", ",".join(parts)] if parts else []
     return words
-
-
-def _lists(cut: Cut) -> dict[str, tuple[int, ...]]:
-    return {"layers": cut.dropped, "attention": cut.attention, "mlp": cut.mlp}
 
 
 # ---- to the hub --------------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """A checkpoint without some of its layers, written without opening the model.
 
 Safetensors files are copied tensor by tensor as bytes, whatever their data type, with the layers above the cut
-renamed; layer_tensors.py says which these are, config_text.py what config.json becomes, and tensors.py what is done to
-tensors on the way, one of which is in memory at a time. The folder appears when it is complete.
+renamed (tensors.py); config_text.py says what config.json becomes. The folder appears when it is complete.
 """
 
 import json
@@ -16,14 +15,26 @@ from pathlib import Path
 from deeper_layers import checks
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import lineage, tensors
+from deeper_layers.export import lineage
 from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.config_text import cut_config, older_tokenizer, state_dtype
-from deeper_layers.export.layer_tensors import Layout, read_layout
 from deeper_layers.export.model_card import model_card, read_facts
-from deeper_layers.export.tensors import Changed, Entries
+from deeper_layers.export.tensors import (
+    TORCH,
+    Changed,
+    Layout,
+    add_adapter,
+    as_files,
+    cast_entries,
+    file_bytes,
+    index_text,
+    read_layout,
+    replace_tensors,
+    write_tensors,
+    zero_sublayers,
+)
 from deeper_layers.files import atomic_dir, check_absent
-from deeper_layers.models.checkpoint_files import SINGLE, folder_files, local_path, read_json
+from deeper_layers.models.checkpoint_files import folder_files, local_path, read_json
 from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
 from deeper_layers.package_index import file_hash
 
@@ -110,15 +121,14 @@ def slice_checkpoint(
     whole = Cut.of(cut.dropped) if silence else cut
     config, entries = cut_config(layout, whole), layout.entries(whole)
     if silence:
-        tensors.zero_sublayers(entries, layout, cut)
+        zero_sublayers(entries, layout, cut)
     if changed:
-        tensors.replace_tensors(entries, layout, changed)
+        replace_tensors(entries, layout, changed)
     if added:
         if added.base:  # else peft wrote it, and does not say of what
             added.check(model_key(source, folder), cut)
-        tensors.add_adapter(entries, layout, added)
-    cast = tensors.cast_entries(entries, layout, dtype, bool(facts.quantized))
-    if cast:
+        add_adapter(entries, layout, added)
+    if cast := cast_entries(entries, layout, dtype, bool(facts.quantized)):
         state_dtype(config, cast)
 
     step = lineage.Step(
@@ -133,7 +143,7 @@ def slice_checkpoint(
         dtype=cast,
         command=command,
     )
-    history, files = lineage.lineage_after(lineage.read_lineage(folder), step, facts.hub), _files(entries)
+    history, files = lineage.lineage_after(lineage.read_lineage(folder), step, facts.hub), as_files(entries)
     card = model_card(
         source,
         name or out.name,
@@ -145,16 +155,16 @@ def slice_checkpoint(
         predicting="kept" if layout.mtp else "" if mtp else "left out",
         scores=card,
     )
-    texts = tensors.index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
+    texts = index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
     of = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
     try:
         with atomic_dir(out, check, None if changed else of) as made:
-            hashes = tensors.write_tensors(files, made, out)
+            write_tensors(files, made, out)
             for file, path in others.items():
                 shutil.copyfile(path, made / file)
             for file, text in texts.items():
                 (made / file).write_text(text, encoding="utf-8", newline="")
-            hashes |= {file: file_hash(made / file) for file in (*texts, *others)}
+            hashes = {file: file_hash(made / file) for file in (*files, *texts, *others)}
             (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
             if _stamps(layout) != stamps:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
@@ -170,25 +180,15 @@ def weights_written(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -
     source.
     """
     layout = read_layout(folder, mtp=mtp)
-    cast = tensors.cast_entries(layout.entries(UNPRUNED), layout, dtype, dequantized)
+    cast = cast_entries(layout.entries(UNPRUNED), layout, dtype, dequantized)
 
     def written(cut: Cut) -> tuple[int, str]:
         entries = layout.entries(Cut.of(cut.dropped))
-        tensors.cast_entries(entries, layout, cast or "auto", False)
-        types = "+".join(sorted({tensors.TORCH.get(entry.dtype, entry.dtype) for entry in entries.values()}))
-        return sum(map(tensors.file_bytes, _files(entries).values())), types
+        cast_entries(entries, layout, cast or "auto", False)
+        types = "+".join(sorted({TORCH.get(entry.dtype, entry.dtype) for entry in entries.values()}))
+        return sum(map(file_bytes, as_files(entries).values())), types
 
     return written
-
-
-def _files(entries: Entries) -> dict[str, Entries]:
-    """The files to write, by name: as the tensors are divided in the source."""
-    groups: dict[Path, Entries] = {}
-    for name, entry in entries.items():
-        groups.setdefault(entry.shard.path, {})[name] = entry
-    if len(groups) == 1:
-        return {SINGLE: entries}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": some for i, some in enumerate(groups.values(), 1)}
 
 
 def _files_beside(folder: Path, trust_remote_code: bool) -> dict[str, Path]:
@@ -207,7 +207,7 @@ def _files_beside(folder: Path, trust_remote_code: bool) -> dict[str, Path]:
 
 def _stamps(layout: Layout) -> dict[str, list[int]]:
     """What changes when a file of weights does, by its path: its size and time."""
-    found = {path: path.stat() for path in {entry.shard.path for entry in layout.tensors.values()}}
+    found = {path: path.stat() for path in {tensor.path for tensor in layout.tensors}}
     return {str(path.resolve()): [stat.st_size, stat.st_mtime_ns] for path, stat in found.items()}
 
 

@@ -1,71 +1,67 @@
-"""Tensors on their way from the files of a checkpoint into new ones.
+"""The tensors of a checkpoint: which are which layer's, what is done to those that stay, and how they are written.
 
-What only gets another name is copied as bytes. Zeros, values of a rule, adapters and other data types are worked out
-for one tensor at a time, which alone is in memory.
+For a model of transformers an empty one is built, which says whether the tensors are all there. Code that comes with a
+checkpoint is not run: then config.json and the names of the tensors have to say it themselves. What only gets another
+name is copied as bytes; all else is worked out for one tensor at a time.
 """
 
-import itertools
 import json
 import os
-import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from safetensors import safe_open
-from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
-from deeper_layers.errors import InputError, in_bytes
-from deeper_layers.models.checkpoint_files import INDEX, Shard, Tensor, read_shards
-from deeper_layers.models.configuration import text_part
-from deeper_layers.package_index import file_hash
+from deeper_layers.errors import InputError
+from deeper_layers.export.adapter_files import Adapter
+from deeper_layers.export.lineage import writing
+from deeper_layers.models import configuration
+from deeper_layers.models.checkpoint_files import (
+    INDEX,
+    NUMBERED,
+    SINGLE,
+    Tensor,
+    numbered_groups,
+    read_json,
+    read_tensors,
+)
+from deeper_layers.models.decoder import decoder_layers, ends_sublayer
+from deeper_layers.models.sources import DTYPES
 
-if TYPE_CHECKING:  # slow
-    import torch
-
-    from deeper_layers.export.adapter_files import Adapter
-    from deeper_layers.export.layer_tensors import Layout
-
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by their names in torch those in a file
-TORCH = {"F64": "float64"} | {name: dtype for dtype, name in DTYPES.items()}  # of all real numbers
+# what configurations call the number of layers for multi-token prediction, whose tensors come after the last layer's
+PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
+MTP = "mtp."  # where these tensors have a name of their own, it begins so
+TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # types of all real numbers
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes of these
-Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 CHUNK = 2**22  # bytes copied at a time
 
 
 @dataclass
 class Entry:
-    """A tensor to write: where it lies now, the type that it will have, and what is done to it before, in order."""
+    """A tensor to write: what it is now, the type that it will have, and what is done to it before, in order."""
 
-    shard: Shard
     tensor: Tensor
     dtype: str
-    edits: list[Edit] = field(default_factory=list)
-
-    @property
-    def shape(self) -> list[int]:
-        return self.tensor.entry["shape"]
+    edits: list[Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=list)
 
     @property
     def size(self) -> int:
         """In bytes, where it is written."""
-        return self.tensor.bytes * WIDTHS.get(self.dtype, 1) // WIDTHS.get(self.tensor.entry["dtype"], 1)
+        return self.tensor.bytes * WIDTHS.get(self.dtype, 1) // WIDTHS.get(self.tensor.dtype, 1)
 
-    def read(self) -> "torch.Tensor":
-        with safe_open(self.shard.path, framework="pt") as file:
+    def read(self) -> torch.Tensor:
+        with safe_open(self.tensor.path, framework="pt") as file:
             return file.get_tensor(self.tensor.name)
 
     def content(self, name: str) -> Iterator[bytes]:
         """What is written under a name. Raises InputError where that is not finite, and it was."""
-        if not self.edits and self.dtype == self.tensor.entry["dtype"]:
-            yield from read_bytes(self.shard.path, self.shard.start + self.tensor.entry["data_offsets"][0], self.size)
+        if not self.edits and self.dtype == self.tensor.dtype:
+            yield from read_bytes(self.tensor)
             return
-        import torch  # slow: what is copied alone needs none
-
         old = new = self.read()
         for edit in self.edits:
             new = edit(new)
@@ -81,13 +77,46 @@ class Entry:
 Entries = dict[str, Entry]  # by the names under which they are written
 
 
-def read_entries(folder: Path) -> Entries:
-    """The tensors of a checkpoint by their names, as they lie in its files. Raises InputError as `read_shards`."""
-    found = {}
-    for shard in read_shards(folder):
-        for tensor in sorted(shard.tensors, key=lambda tensor: tensor.entry["data_offsets"]):
-            found[tensor.name] = Entry(shard, tensor, tensor.entry["dtype"])
-    return found
+def read_bytes(tensor: Tensor) -> Iterator[bytes]:
+    """What a tensor is in its file. Raises InputError where that ends before."""
+    with open(tensor.path, "rb") as file:
+        file.seek(tensor.start)
+        for start in range(0, tensor.bytes, CHUNK):
+            length = min(CHUNK, tensor.bytes - start)
+            if len(block := file.read(length)) < length:
+                raise InputError(f"{tensor.path} ended while it was copied: fetch it again")
+            yield block
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors of a checkpoint belong to which of its layers."""
+
+    folder: Path
+    config: dict  # what config.json holds
+    tensors: list[Tensor]  # of all files
+    model: PreTrainedModel | None  # an empty one; None where its code comes with it
+    layers: int  # L
+    prefix: str  # before the number of a layer in the names of tensors, as in "model.layers."
+    module: str  # the same in the names of modules, which can be longer
+    mtp: int | None  # layers for multi-token prediction, which most number after the others; None: left out
+
+    def numbers(self, cut: Cut) -> dict[int, int]:
+        """The new number of everything that is numbered like a layer and stays, by its old one."""
+        kept = [*cut.kept(self.layers), *range(self.layers, self.layers + (self.mtp or 0))]
+        return {old: new for new, old in enumerate(kept)}
+
+    def entries(self, cut: Cut) -> Entries:
+        """The tensors that stay, by their new names."""
+        new, found = self.numbers(cut), {}
+        for tensor in self.tensors:
+            name, number = tensor.name, _number(tensor.name, self.prefix)
+            if number in new:
+                name = name.replace(f"{self.prefix}{number}.", f"{self.prefix}{new[number]}.", 1)
+            elif number is not None or self.mtp is None and name.startswith(MTP):
+                continue
+            found[name] = Entry(tensor, tensor.dtype)
+        return found
 
 
 @dataclass(frozen=True)
@@ -99,23 +128,70 @@ class Changed:
         words: which rule, and what it did.
     """
 
-    tensors: Mapping[str, "torch.Tensor"]
+    tensors: Mapping[str, torch.Tensor]
     words: str
 
 
-def zero_sublayers(entries: Entries, layout: "Layout", cut: Cut) -> None:
+def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
+    """The layout of the checkpoint in a folder. `mtp`: layers for multi-token prediction stay where there are any.
+
+    Raises InputError where tensors are missing or of other shapes than the configuration says, or it is not understood
+    which of them are layers.
+    """
+    tensors, config = read_tensors(folder), read_json(folder / "config.json")
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in tensors}
+    groups, layers, model, module = numbered_groups(shapes), configuration.stated_layers(config) or 0, None, ""
+    configuration.check_configuration(config, folder)
+    if not isinstance(config.get("auto_map"), dict):  # else its code comes with it
+        known = configuration.read_config(folder)
+        layers, model = configuration.layers_of(known), configuration.built_empty(known, folder)
+        configuration.check_tensors(model, folder, shapes)
+        module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
+    chosen = [prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))]
+    if model is not None and len(chosen) > 1:  # one that sees images has layers for these too
+        filled = {prefix: configuration.unread_without(model, shapes, prefix) for prefix in chosen}
+        chosen = [p for p in chosen if filled[p] and all(name.startswith(module) for name in filled[p])]
+    if len(chosen) != 1:
+        raise InputError(
+            f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers "
+            f"({', '.join(groups) or 'none'}), expected exactly one: which are layers is not guessed"
+        )
+    prefix, last = chosen[0], layers + max(predicting(config).values(), default=0)
+    odd = [name for name in shapes if name.startswith(prefix) and _number(name, prefix) not in range(last)]
+    if model is None:  # else transformers says what it reads of the others, and that is the same after the cut
+        odd += [name for name in shapes if NUMBERED.match(name) and not name.startswith((prefix, MTP))]
+    if odd:
+        raise InputError(
+            f"{folder} holds {len(odd)} tensors that may belong to layers beside its {layers}, {prefix}0 and so on "
+            f"({', '.join(sorted(odd)[:3])}, ...): what becomes of them after a cut is not guessed; leave them out"
+        )
+    beyond = {number for number in groups[prefix] if number >= layers} or groups.get(f"{MTP}layers.", ())
+    return Layout(folder, config, tensors, model, layers, prefix, module or prefix, len(beyond) if mtp else None)
+
+
+def predicting(config: dict) -> dict[str, int]:
+    """What a configuration says of its number of layers for multi-token prediction, under whatever name."""
+    text = configuration.text_part(config)
+    return {key: text[key] for key in PREDICTING if type(text.get(key)) is int}
+
+
+def _number(name: str, prefix: str) -> int | None:
+    """Of the layer that a tensor is of; None where it is of none."""
+    found = NUMBERED.match(name)
+    return int(found["number"]) if found and found["prefix"] == prefix else None
+
+
+# ---- what is done to them ----------------------------------------------------------------------------------------
+
+
+def zero_sublayers(entries: Entries, layout: Layout, cut: Cut) -> None:
     """Zeros in the tensors by which the sublayers of a cut write into the residual."""
-    import torch  # slow
-
-    from deeper_layers.models.sublayers import ends_sublayer
-
     _check_plain(entries, layout, "written as zeros: zero the sublayers of what it was made of")
     new = layout.numbers(cut)
     for part, layers in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for layer in layers:
             begin = f"{layout.prefix}{new[layer]}."
-            inside = [name for name in entries if name.startswith(begin)]
-            ends = [name for name in inside if ends_sublayer(name.removeprefix(begin), part)]
+            ends = [n for n in entries if n.startswith(begin) and ends_sublayer(n.removeprefix(begin), part)]
             if not ends:
                 said = f"no tensor of a known name that ends the {part} of its layer {layer}"
                 raise InputError(f"{layout.folder} has {said}: drop whole layers")
@@ -123,13 +199,13 @@ def zero_sublayers(entries: Entries, layout: "Layout", cut: Cut) -> None:
                 entries[name].edits.append(torch.zeros_like)
 
 
-def replace_tensors(entries: Entries, layout: "Layout", changed: Changed) -> None:
+def replace_tensors(entries: Entries, layout: Layout, changed: Changed) -> None:
     """The values of a rule in place of the source's own, in the type of these."""
     for inside, tensor in changed.tensors.items():
         _edit(entries, f"{layout.prefix}{inside}", list(tensor.shape), "the rule", tensor.to)
 
 
-def add_adapter(entries: Entries, layout: "Layout", adapter: "Adapter") -> None:
+def add_adapter(entries: Entries, layout: Layout, adapter: Adapter) -> None:
     """Low-rank updates added to the weights as `merge_adapters` does, then rounded to the type that was there."""
     for module, (a, b) in adapter.factors.items():
         name = f"{layout.prefix}{module.removeprefix(layout.module)}" if module.startswith(layout.module) else module
@@ -141,11 +217,11 @@ def add_adapter(entries: Entries, layout: "Layout", adapter: "Adapter") -> None:
         _edit(entries, f"{name}.weight", shape, f"the adapters in {adapter.folder}", add)
 
 
-def _edit(entries: Entries, name: str, shape: list[int], what: str, edit: Edit) -> None:
+def _edit(entries: Entries, name: str, shape: list[int], what: str, edit: Callable) -> None:
     """Have a tensor edited. Raises InputError where there is none of that name and shape, or it is quantized."""
     entry = entries.get(name)
-    if entry is None or entry.shape != shape or entry.dtype not in TORCH:
-        there = "no such tensor" if entry is None else f"one of shape {entry.shape} in {entry.dtype}"
+    if entry is None or entry.tensor.shape != shape or entry.dtype not in TORCH:
+        there = "no such tensor" if entry is None else f"one of shape {entry.tensor.shape} in {entry.dtype}"
         raise InputError(
             f"{what} changes {name} of shape {shape}, and the checkpoint without these layers has {there}: give what "
             f"was made of this model after this cut, and weights in one of {', '.join(TORCH)}"
@@ -153,7 +229,7 @@ def _edit(entries: Entries, name: str, shape: list[int], what: str, edit: Edit) 
     entry.edits.append(edit)
 
 
-def cast_entries(entries: Entries, layout: "Layout", dtype: str, dequantized: bool) -> str | None:
+def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool) -> str | None:
     """Have real numbers written in a data type, see `slice_checkpoint`; which it is, None where they stay as they are.
 
     `dequantized`: the checkpoint was made of a GGUF file. Raises InputError for another type, and quantized weights.
@@ -165,52 +241,40 @@ def cast_entries(entries: Entries, layout: "Layout", dtype: str, dequantized: bo
     _check_plain(entries, layout, "cast: leave dtype out, and they are copied")
     dtype = smallest_dtype(entries) if dtype == "auto" else dtype
     for entry in entries.values():
-        entry.dtype = DTYPES[dtype] if entry.dtype in TORCH else entry.dtype
+        if entry.dtype in TORCH:
+            entry.dtype = next(name for name, of in TORCH.items() if of == dtype)
     return dtype
 
 
-def _check_plain(entries: Entries, layout: "Layout", what: str) -> None:
-    """Raise InputError for a quantized checkpoint, whose numbers mean nothing without their scales."""
-    types = {entry.dtype[:2] for entry in entries.values()}
-    if "quantization_config" in layout.config | text_part(layout.config) or types & {"F8", "F6", "F4"}:
-        raise InputError(f"{layout.folder} holds quantized weights, which can't be {what}")
-
-
 def smallest_dtype(entries: Entries) -> str:
-    """The smallest of DTYPES that holds every number of a checkpoint in float32 exactly, as it is made of a GGUF file.
+    """The smallest data type that holds every number of a checkpoint in float32 exactly, as it is made of a GGUF file.
 
     Of weights in fewer than 16 bits that is float32: they are products of a scale and small whole numbers.
     """
-    import torch  # slow
-
     fitting = [torch.bfloat16, torch.float16]
     for values in (entry.read() for entry in entries.values() if entry.dtype == "F32"):
         fitting = [dtype for dtype in fitting if torch.equal(values.to(dtype).float(), values)]
     return str((*fitting, torch.float32)[0]).removeprefix("torch.")
 
 
-def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[str, str]:
-    """Write safetensors files, each of tensors by their names; the SHA-256 of each.
-
-    One that is there is whole, from an interrupted run of the same. Each is hashed while the next one is written. `out`
-    is named in messages. Raises OSError where one can't be written.
-    """
-    sizes = {file: file_bytes(entries) for file, entries in files.items() if not (folder / file).exists()}
-    check_space(out, folder, sum(sizes.values()))
-    hashes = {}
-    with progress(sum(sizes.values())) as bar, ThreadPoolExecutor(1) as beside:
-        for file, entries in files.items():
-            if file in sizes:
-                contents, partial = (entry.content(name) for name, entry in entries.items()), f".{file}.partial"
-                write_blocks(folder / partial, itertools.chain([_head(entries)], *contents), bar)
-                os.replace(folder / partial, folder / file)
-            hashes[file] = beside.submit(file_hash, folder / file)
-    return {file: found.result() for file, found in hashes.items()}
+def _check_plain(entries: Entries, layout: Layout, what: str) -> None:
+    """Raise InputError for a quantized checkpoint, whose numbers mean nothing without their scales."""
+    types = {entry.dtype[:2] for entry in entries.values()}
+    if "quantization_config" in layout.config | configuration.text_part(layout.config) or types & {"F8", "F6", "F4"}:
+        raise InputError(f"{layout.folder} holds quantized weights, which can't be {what}")
 
 
-def file_bytes(entries: Entries) -> int:
-    """Bytes of a safetensors file of these tensors, its header included."""
-    return len(_head(entries)) + sum(entry.size for entry in entries.values())
+# ---- written -----------------------------------------------------------------------------------------------------
+
+
+def as_files(entries: Entries) -> dict[str, Entries]:
+    """The files to write, by name: as the tensors are divided in the source."""
+    groups: dict[Path, Entries] = {}
+    for name, entry in entries.items():
+        groups.setdefault(entry.tensor.path, {})[name] = entry
+    if len(groups) == 1:
+        return {SINGLE: entries}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": some for i, some in enumerate(groups.values(), 1)}
 
 
 def index_text(files: dict[str, Entries]) -> dict[str, str]:
@@ -221,46 +285,33 @@ def index_text(files: dict[str, Entries]) -> dict[str, str]:
     return {INDEX: json.dumps(index, indent=2)} if len(files) > 1 else {}
 
 
-def check_space(out: Path, folder: Path, needed: int) -> None:
-    """Raise InputError where so many bytes are not free in `folder`, for what will be at `out`."""
-    if needed > (free := shutil.disk_usage(folder).free):
-        raise InputError(
-            f"{out} needs {in_bytes(needed)} more, where {in_bytes(free)} are free: free some, or name another disk"
-        )
+def file_bytes(entries: Entries) -> int:
+    """Bytes of a safetensors file of these tensors, its header included."""
+    return len(_head(entries)) + sum(entry.size for entry in entries.values())
 
 
-def progress(total: int) -> tqdm:
-    """A bar of so many bytes."""
-    return tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)
-
-
-def write_blocks(path: Path, blocks: Iterable[bytes], bar: tqdm) -> None:
-    """Write blocks of bytes to a file, and sync it. Raises OSError where it can't be written."""
-    with open(path, "wb") as file:
-        for block in blocks:
-            bar.update(file.write(block))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_bytes(path: Path, start: int, length: int) -> Iterator[bytes]:
-    """A part of a file, CHUNK bytes at a time. Raises InputError where it ends before."""
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while length:
-            if not (block := file.read(min(CHUNK, length))):
-                raise InputError(f"{path} ended while it was copied: fetch it again")
-            length -= len(block)
-            yield block
+def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
+    """Write files for what will be at `out`. One that is there is whole, from an interrupted run of the same."""
+    missing = {file: entries for file, entries in files.items() if not (folder / file).exists()}
+    with writing(sum(map(file_bytes, missing.values())), folder, out) as bar:
+        for file, entries in missing.items():
+            with open(partial := folder / f".{file}.partial", "wb") as made:
+                bar.update(made.write(_head(entries)))
+                for name, entry in entries.items():
+                    for block in entry.content(name):
+                        bar.update(made.write(block))
+                made.flush()
+                os.fsync(made.fileno())
+            os.replace(partial, folder / file)
 
 
 def _head(entries: Entries) -> bytes:
     """The beginning of a safetensors file."""
-    place, metadata = 0, next(iter(entries.values())).shard.metadata
+    place, metadata = 0, next(iter(entries.values())).tensor.metadata
     header = {} if metadata is None else {"__metadata__": metadata}
     for name, entry in entries.items():
         offsets = [place, place := place + entry.size]
-        header[name] = entry.tensor.entry | {"dtype": entry.dtype, "data_offsets": offsets}
+        header[name] = {"dtype": entry.dtype, "shape": entry.tensor.shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     return len(text).to_bytes(8, "little") + text

@@ -2,8 +2,8 @@
 
 In: "embedded", a hub id, a folder or a `.gguf` file. Out: a Source (name, fingerprint, depth, known without opening
 it), then the model and its tokenizer. Read first: sources.py (which model), opening.py (open it), decoder.py (its
-layers). checkpoint_files.py checks the files of strangers, configuration.py whether they are what it needs;
-per_layer.py has what becomes of a configuration after a cut, half_precision.py products of 16 bits.
+layers). checkpoint_files.py and gguf_reading.py check the files of strangers, configuration.py whether they are what it
+needs; half_precision.py has products of 16 bits.
 """
 
 import lazy_loader

@@ -26,24 +26,15 @@ AGAIN = "give a checkpoint saved by save_pretrained"
 
 
 class Tensor(NamedTuple):
-    """One tensor of a safetensors file: its name and its entry in the header."""
+    """One tensor of a safetensors file: what the header says of it, and where its bytes lie."""
 
     name: str
-    entry: dict
-
-    @property
-    def bytes(self) -> int:
-        start, stop = self.entry["data_offsets"]
-        return stop - start
-
-
-class Shard(NamedTuple):
-    """One safetensors file: where its data begins, what is in it, its metadata."""
-
+    dtype: str  # as the format calls it: F32, BF16, ...
+    shape: list[int]
     path: Path
-    start: int
-    tensors: tuple[Tensor, ...]
-    metadata: dict | None
+    start: int  # in the file
+    bytes: int
+    metadata: dict | None  # of the file
 
 
 def local_path(name: str | Path) -> Path:
@@ -79,8 +70,8 @@ def folder_files(folder: Path) -> list[Path]:
         return found
 
 
-def read_shards(folder: Path) -> list[Shard]:
-    """Headers of all safetensors that transformers reads of a folder, in the order of its index.
+def read_tensors(folder: Path) -> list[Tensor]:
+    """All tensors that transformers reads of a folder: by file, in the order of its index, and as they lie in these.
 
     Raises InputError where there are none, the folder is one of adapters, or files and index do not agree.
     """
@@ -100,14 +91,15 @@ def read_shards(folder: Path) -> list[Shard]:
             raise InputError(f"{held[INDEX]} has no weight_map from tensors to files beside its metadata: {AGAIN}")
         if strange := [name for name in weight_map.values() if not isinstance(name, str) or name not in held]:
             raise InputError(f"{held[INDEX]} names {strange[0]!r:.60}, which is no file beside it: {AGAIN}")
-    shards = [read_header(held[name]) for name in dict.fromkeys(weight_map.values() or [SINGLE])]
-    count = Counter(tensor.name for shard in shards for tensor in shard.tensors)
+    names = dict.fromkeys(weight_map.values() or [SINGLE])
+    tensors = [tensor for name in names for tensor in _read_header(held[name])]
+    count = Counter(tensor.name for tensor in tensors)
     if wrong := [*sorted(set(weight_map) - set(count)), *(name for name, times in count.items() if times > 1)]:
         raise InputError(f"{folder} holds {wrong[0]} in {count[wrong[0]]} files, expected one: fetch it again")
-    return shards
+    return tensors
 
 
-def read_header(path: Path) -> Shard:
+def _read_header(path: Path) -> list[Tensor]:
     """What one safetensors file holds. Raises InputError where it is damaged, or no such file."""
     # the library checks names, types, shapes and places, and that no byte is left over; of a file that may not be
     # read it says that there is none, so that it is opened here first
@@ -115,9 +107,12 @@ def read_header(path: Path) -> Shard:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", None)
-        if odd := [name for name, entry in header.items() if not isinstance(entry, dict)]:
-            raise ValueError(f"its entry for {odd[0]!r:.60} is no object")
-        return Shard(path, 8 + length, tuple(Tensor(name, entry) for name, entry in header.items()), metadata)
+        tensors = []
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            first, last = entry["data_offsets"]
+            place = path, 8 + length + first, last - first
+            tensors.append(Tensor(name, entry["dtype"], entry["shape"], *place, metadata))
+        return tensors
 
 
 def numbered_groups(names: Iterable[str]) -> dict[str, set[int]]:

@@ -42,9 +42,7 @@ def check_configuration(config: dict, where: Path) -> None:
     if quantized is not None and not (isinstance(quantized, dict) and quantized):
         odd.append("a quantization_config of no known method")
     if odd:
-        raise InputError(
-            f"the configuration of {where} states {odd[0]}, which no model has here: repair its config.json"
-        )
+        raise InputError(f"the configuration of {where} states {odd[0]}, which no model has: repair its config.json")
 
 
 def read_config(place: Path, *, trust_remote_code: bool = False) -> "PreTrainedConfig":
@@ -60,10 +58,7 @@ def read_config(place: Path, *, trust_remote_code: bool = False) -> "PreTrainedC
 def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     """The part of a model's configuration that describes its decoder, not a copy: often the configuration itself."""
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{config.model_type} is an encoder-decoder model; expected a decoder-only language model "
-            "(Llama, Mistral, Qwen, Gemma, Phi, GPT-NeoX and the like); choose such a model"
-        )
+        raise InputError(f"{config.model_type} is an encoder-decoder model: choose a decoder-only language model")
     return config.get_text_config(decoder=True)
 
 
@@ -72,8 +67,7 @@ def layers_of(config: "PreTrainedConfig") -> int:
     layers = getattr(text_config(config), "num_hidden_layers", None)
     if type(layers) is not int or layers < 1:
         raise InputError(
-            f"the configuration of a {config.model_type} model states num_hidden_layers = {layers!r}; expected a whole "
-            "number of decoder layers; choose a decoder-only language model"
+            f"a {config.model_type} model states num_hidden_layers = {layers!r}: choose a decoder-only language model"
         )
     return layers
 
@@ -104,29 +98,26 @@ def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> Non
     """
     if getattr(model.config, "quantization_config", None) is not None:
         return
-    inside = f"{model.base_model_prefix}."
+    inside = f"{model.base_model_prefix}.".lstrip(".")
     if any(name.startswith(inside) for name in shapes):
         inside = ""  # else the model without its head was saved
     try:
         report = _loaded(model, shapes, shapes)
-        wrong = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(inside.lstrip("."))]
+        wrong = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(inside)]
         for name, found, expected in report["mismatched_keys"]:
             wrong.append(f"{name} has the shape {list(found)}, expected {list(expected)}")
     except Exception as error:  # what joins tensors may not know these
         wrong = [first_line(error)]
     if wrong:
-        more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
-        raise InputError(
-            f"the weights in {folder} are not what its config.json asks for ({wrong[0]}{more}): {TOGETHER}"
-        )
+        said = f"{wrong[0]}, {len(wrong)} in all" if len(wrong) > 1 else wrong[0]
+        raise InputError(f"the weights in {folder} are not what its config.json asks for ({said}): {TOGETHER}")
 
 
 def check_whole(report: dict, name: str) -> None:
     """Raise InputError where transformers filled in random weights for some that the checkpoint lacks."""
     if missing := sorted(report["missing_keys"]):
         raise InputError(
-            f"the weights of {name!r} lack {len(missing)} tensors that its configuration asks for ({missing[0]}, "
-            f"...), which would be random: {TOGETHER}"
+            f"the weights of {name!r} lack {len(missing)} tensors, which would be random ({missing[0]}): {TOGETHER}"
         )
 
 
@@ -146,15 +137,13 @@ def _loaded(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str]) -> d
     from transformers.utils import logging
 
     config, verbosity = copy.deepcopy(model.config), logging.get_verbosity()
-    if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)
     with torch.device("meta"):
         tensors = {name: torch.empty(shapes[name]) for name in names}
     how: dict = {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True, "output_loading_info": True}
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        _, report = type(model).from_pretrained(None, config=config, state_dict=tensors, **how)  # ty: ignore[not-iterable]
-        return report
+        return type(model).from_pretrained(None, config=config, state_dict=tensors, **how)[1]  # ty: ignore[not-subscriptable]
     finally:
         logging.set_verbosity(verbosity)

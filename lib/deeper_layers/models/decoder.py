@@ -1,19 +1,38 @@
-"""Find the decoder layers of a model by its structure, whatever its family calls them."""
+"""The layers of a model, found by its structure; their two sublayers; what its configuration says of each.
 
+A sublayer is dropped by letting it add nothing to the residual: it hands on zeros in the form of its own output.
+"""
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable
+
+import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import GPTNeoConfig, PreTrainedConfig, PreTrainedModel
 
+from deeper_layers.cuts import ATTENTION, MLP
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import layers_of, text_config
+
+# what families call them
+NAMES = {
+    ATTENTION: ("self_attn", "attention", "attn", "self_attention"),
+    MLP: ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
+}
+# the matrix that ends a sublayer and writes into the residual
+WRITERS = tuple("o_proj out_proj c_proj dense dense_4h_to_h down_proj fc_out fc2 w2 linear_v wo".split())
+OTHER = {ATTENTION: MLP, MLP: ATTENTION}
+# configuration entries that are a boundary between layers: all layers below it are of one kind
+BOUNDARIES = ("max_window_layers", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 
 
 def num_layers(model: nn.Module) -> int:
     """Number of decoder layers L, as the model's configuration states it. Raises InputError where it states none."""
-    config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig):
+    if not isinstance(config := getattr(model, "config", None), PreTrainedConfig):
         raise InputError(
-            f"the model is a {type(model).__name__} without a configuration; expected a transformers "
-            "model; open it with load_model or AutoModelForCausalLM.from_pretrained"
+            f"the model is a {type(model).__name__}, expected one of transformers: open it with load_model"
         )
     return layers_of(config)
 
@@ -37,27 +56,21 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         >>> len(decoder_layers(model))
         30
     """
-    length = num_layers(model)
-    lists = [
-        (owner, layers)
-        for owner in model.modules()
-        for layers in owner.children()
-        if isinstance(layers, nn.ModuleList) and len(layers) > 0
-    ]
+    length, pairs = num_layers(model), ((owner, child) for owner in model.modules() for child in owner.children())
+    lists = [(owner, child) for owner, child in pairs if isinstance(child, nn.ModuleList) and len(child)]
     # state-space models have none, nor have the few layers that a cut may leave of a hybrid
     lists = [entry for entry in lists if _has_attention(entry[1])] or lists
     found = [(owner, layers) for owner, layers in lists if len(layers) == length and _related(layers)]
     if len(found) > 1:
         kind = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
         found = [entry for entry in found if type(getattr(entry[0], "config", None)) is kind]
-    if len(found) == 1:
-        return found[0][1]
-    lengths = ", ".join(f"{len(layers)} in {type(owner).__name__}" for owner, layers in lists) or "none"
-    raise InputError(
-        f"{type(model).__name__} holds {len(found)} lists that can be its decoder layers (lists: {lengths}); expected "
-        f"exactly one of num_hidden_layers = {length} related layers; open the model unchanged with load_model, or "
-        "choose a decoder-only language model"
-    )
+    if len(found) != 1:
+        lengths = ", ".join(f"{len(layers)} in {type(owner).__name__}" for owner, layers in lists) or "none"
+        raise InputError(
+            f"{type(model).__name__} has {len(found)} lists that can be its decoder layers (lists: {lengths}), expected"
+            f" one of num_hidden_layers = {length}: open the model with load_model, or choose a decoder-only one"
+        )
+    return found[0][1]
 
 
 def kinds_of_layers(model: nn.Module) -> list[int]:
@@ -76,3 +89,116 @@ def _has_attention(layers: nn.ModuleList) -> bool:
 def _related(layers: nn.ModuleList) -> bool:
     """Whether all layers descend from one class more special than `nn.Module`."""
     return bool(set.intersection(*(set(type(layer).__mro__) for layer in layers)) - set(nn.Module.__mro__))
+
+
+# ---- attention and MLP -------------------------------------------------------------------------------------------
+
+
+def sublayer(layer: nn.Module, part: str) -> nn.Module:
+    """The attention or the MLP of a layer. Raises InputError where it is not found."""
+    names = [name for name, _ in layer.named_children()]
+    if len(found := [name for name in names if name in NAMES[part]]) != 1:
+        raise InputError(
+            f"{type(layer).__name__} has no {part} of a known name (its parts: {', '.join(names)}); expected one of "
+            f"{', '.join(NAMES[part])}; drop whole layers"
+        )
+    return layer.get_submodule(found[0])
+
+
+def writers(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
+    """Parameters (name, and the module that has it) whose zeros make a sublayer add nothing."""
+    sublayer(layer, part)
+    found = [name.rpartition(".") for name, _ in layer.named_parameters() if ends_sublayer(name, part)]
+    if not found:
+        raise InputError(f"the {part} of {type(layer).__name__} ends with no matrix of a known name: drop whole layers")
+    return [(name, layer.get_submodule(path)) for path, _, name in found]
+
+
+def ends_sublayer(name: str, part: str) -> bool:
+    """Whether a tensor of a layer, by its name in it like "mlp.down_proj.weight", is one of a sublayer's `writers`."""
+    first, *rest = name.split(".")
+    # the module's name, or of experts that hold their matrices together the parameter's own
+    ends = [*rest[-2:-1], *(word.removesuffix("_bias") for word in rest[-1:])]
+    return first in NAMES[part] and any(word in WRITERS for word in ends)
+
+
+def only(layer: nn.Module, part: str) -> contextlib.AbstractContextManager:
+    """While it lasts, a layer runs its attention or its MLP alone."""
+    return sublayer(layer, OTHER[part]).register_forward_hook(_nothing_added, with_kwargs=True)
+
+
+def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> bool:
+    """Whether a layer, by `call(forward, residual)`, hands its MLP the same with and without its attention."""
+    given: list[torch.Tensor] = []
+
+    def keep(module, arguments, named):
+        given.append(next(iter([*arguments, *named.values()])))
+
+    with sublayer(layer, MLP).register_forward_pre_hook(keep, with_kwargs=True):
+        call(layer.forward, residual)
+        with only(layer, MLP):
+            call(layer.forward, residual)
+    return torch.equal(*given)
+
+
+def _nothing_added(module, arguments, named, output):
+    """A sublayer's output where it adds nothing: zeros, or the residual itself where it is the sublayer that adds."""
+    given = inspect.signature(module.forward).bind(*arguments, **named).arguments
+    residual = output[0] if isinstance(output, tuple) else output
+    nothing = given["residual"] if "residual" in given else torch.zeros_like(residual)
+    return (nothing, *output[1:]) if isinstance(output, tuple) else nothing
+
+
+# ---- what a configuration says of each layer, once only some of them stay ----------------------------------------
+
+
+def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
+    """Adapt every configuration of the decoder that the modules hold to the kept layers, in place."""
+    length, config_class = num_layers(pruned), type(text_config(pruned.config))
+    # usually one object that all modules hold, but a module may hold a copy of its own
+    held = [vars(module).get("config") for module in pruned.modules()]
+    texts = [config.get_text_config(decoder=True) for config in held if isinstance(config, PreTrainedConfig)]
+    for config in {id(text): text for text in texts if type(text) is config_class}.values():
+        # of layers that are unlike the rest; transformers keeps these apart from the other entries
+        overrides = config.to_dict().get("per_layer_config")
+        for name, value in list(vars(config).items()):
+            if (changed := cut_entry(name, value, kept, length)) != value:
+                setattr(config, name, changed)
+        config.num_hidden_layers = len(kept)
+        if overrides:
+            config.per_layer_config = cut_entry("per_layer_config", overrides, kept, length)
+
+
+def cut_entry(name: str, value, kept: list[int], layers: int):
+    """What becomes of an entry of a configuration when of `layers` layers only those of the indices `kept` stay.
+
+    It can hold a value for each layer, a boundary between layers, indices of some, or a value for each of some indices.
+    """
+    # lists of special tokens or class names can have any length, and those of other layers are not of these
+    if name.endswith("token_id") or name == "architectures" or name.startswith("mtp"):
+        return value
+    if name == "attention_types" and isinstance(value, list):  # of GPT-Neo: kinds, and how often these are repeated
+        kinds = GPTNeoConfig.expand_attention_types_params(value)
+        return [[[kinds[index] for index in kept], 1]] if len(kinds) == layers else value
+    if name in BOUNDARIES and type(value) is int:
+        return sum(index < value for index in kept)
+    new = {old: position for position, old in enumerate(kept)}
+    if isinstance(value, dict) and value and _are_indices([str(key) for key in value], name, layers):
+        return {type(key)(new[int(key)]): entry for key, entry in value.items() if int(key) in new}
+    if isinstance(value, list | tuple):
+        if _are_indices(value, name, layers):
+            return type(value)(new[index] for index in value if index in new)
+        return type(value)(value[index] for index in kept) if len(value) == layers else value
+    if isinstance(value, str) and name.endswith("_pattern") and len(value) == layers:  # of Nemotron-H: a letter each
+        return "".join(value[index] for index in kept)
+    return value
+
+
+def _are_indices(values: list | tuple, name: str, layers: int) -> bool:
+    """Whether these are indices of layers: by the entry's name, and rising from 0 to layers - 1 at most."""
+    if not ("layer" in name or "idx" in name) or not all(re.fullmatch(r"\d+", str(value)) for value in values):
+        return False
+    numbers = [int(value) for value in values]
+    # of two layers, [0, 1] says yes or no of each
+    flags = layers == 2 and numbers == [0, 1]
+    return not flags and numbers == sorted(set(numbers)) and all(number < layers for number in numbers)

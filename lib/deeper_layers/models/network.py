@@ -19,9 +19,8 @@ from transformers import DynamicCache
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import text_config
-from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.decoder import decoder_layers, only
 from deeper_layers.models.streaming import groups_within, is_streamed, reading, replaced
-from deeper_layers.models.sublayers import only
 
 MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
 Batch = dict[str, torch.Tensor]
@@ -83,17 +82,14 @@ class Network:
     @cached_property
     def bytes_remembered(self) -> float:
         """Bytes of keys and values, a token and layer; states that recur count as if each were of 8 tokens."""
-        config = text_config(self.model.config)
-        if is_streamed(self.model) and self.device.type != "meta":  # of a model without weights all layers run
-            # not all layers are read for a number: those of usual attention have this many
-            stated = config.to_dict()  # where transformers refuses to say it of all layers, of most
-            heads = stated.get("num_key_value_heads") or config.num_attention_heads
-            width = stated.get("head_dim") or config.hidden_size // config.num_attention_heads
-            return 2.0 * heads * width * self.dtype.itemsize
-        cache = DynamicCache(config=config)  # the configuration says which layers recur
+        model = self.model
+        if is_streamed(model):  # not all layers are read for a number
+            with torch.device("meta"):
+                model = type(model)._from_config(model.config)
+        cache = DynamicCache(config=text_config(model.config))  # the configuration says which layers recur
         with torch.inference_mode():
-            ids = torch.zeros(1, 8, dtype=torch.long, device=self.device)
-            self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
+            ids = torch.zeros(1, 8, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+            model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
         values = [value for layer in cache.layers for value in vars(layer).values()]
         values += [state for value in values if isinstance(value, dict) for state in value.values()]
         return sum(value.nbytes for value in values if isinstance(value, torch.Tensor)) / 8 / len(self.layers)
@@ -135,13 +131,12 @@ class Network:
         cost = lambda group: width * sum(batch["input_ids"].numel() for batch in group)  # noqa: E731
         for group in groups_within(batches, cost, MEMORY if is_streamed(self.model) else 0):
             with torch.inference_mode():  # not around the yield: whoever takes them may want gradients
-                found = self._residuals(
-                    [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group], keep
-                )
+                found = self._residuals(group, keep)
             yield from found
 
     def _residuals(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:
         """The same of some batches, all of which go through a layer before any goes through the next."""
+        group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
         given = [self.handed(**batch) for batch in group]
         states, kept = [one.residual for one in given], [[] for _ in group]
         if states[0].ndim != 3:
@@ -162,17 +157,19 @@ class Network:
         Raises InputError where the model does more between its layers than to hand on the residual.
         """
         for _ in range(2):
-            if found := self._handed(input_ids, options):
-                return found
+            entered, calls = self._written_down(input_ids, options)
+            if len(calls) == len(self.layers) and entered[-1] is entered[0]:
+                return Handed(entered[0], calls)
             self._tuples = not self._tuples
         raise InputError(
-            f"{type(self.model).__name__} does more between its layers than to hand on the residual: expected a model "
-            "whose layers run one by one; choose another one, or what needs whole layers alone"
+            f"{type(self.model).__name__} does more between its layers than to hand on the residual: choose a model "
+            "whose layers run one by one, or what needs whole layers alone"
         )
 
-    def _handed(self, ids: torch.Tensor, options: dict) -> Handed | None:
-        calls: list[Call] = []
+    def _written_down(self, ids: torch.Tensor, options: dict) -> tuple[list[torch.Tensor], list[Call]]:
+        """What enters each layer where none does anything, up to the first that another residual enters."""
         entered: list[torch.Tensor] = []
+        calls: list[Call] = []
 
         def write_down(*arguments, **named):
             entered.append(arguments[0] if arguments else named.pop("hidden_states"))
@@ -183,8 +180,7 @@ class Network:
 
         with self._standing_in(write_down), contextlib.suppress(Collected):
             self.model(input_ids=ids, **{"use_cache": False} | options)
-        is_whole = len(calls) == len(self.layers) and entered[-1] is entered[0]
-        return Handed(entered[0], calls) if is_whole else None
+        return entered, calls
 
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
         """[N, V] logits of residuals [..., N, D] that leave the last layer, by the model's own norm and head."""

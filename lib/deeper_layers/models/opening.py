@@ -18,10 +18,10 @@ from transformers.utils import logging as hub_logging
 from deeper_layers.checks import shown, text
 from deeper_layers.errors import InputError, telling
 from deeper_layers.files import passing_dir
-from deeper_layers.models.checkpoint_files import read_shards
+from deeper_layers.models.checkpoint_files import read_tensors
 from deeper_layers.models.configuration import auto_class, built_empty, check_whole, read_config
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.models.gguf_conversion import ALONE, alone, conversion_of
+from deeper_layers.models.gguf_reading import ALONE, alone, conversion_of
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import WORDS, Source, checkpoint_folder, fetched, find_model
@@ -83,7 +83,7 @@ def load_model(
         how["quantization_config"] = BitsAndBytesConfig(**QUANTIZED[quantization], bnb_4bit_compute_dtype=number_type)
     hub_logging.disable_progress_bar()
     folder = checkpoint_folder(source.folder, source.revision)
-    numbers = sum(math.prod(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors)
+    numbers = sum(math.prod(tensor.shape) for tensor in read_tensors(folder))
     large = numbers * number_type.itemsize > OF_MEMORY * free_memory(where)
     config = read_config(folder, trust_remote_code=trust_remote_code)
     with contextlib.ExitStack() as stack, telling(f"can't open the model {source.name!r}", MEND):

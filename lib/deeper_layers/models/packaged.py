@@ -28,6 +28,11 @@ class PackagedModel:
     license: str
 
     @property
+    def config(self) -> dict:
+        """What its config.json would hold of layers."""
+        return {"model_type": self.model_type, "num_hidden_layers": self.num_layers}
+
+    @property
     def path(self) -> Path:
         """Where the GGUF file is, or will be."""
         return cache_folder() / "models" / self.file_name

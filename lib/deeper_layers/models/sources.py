@@ -7,15 +7,21 @@ import: they are imported below only where a folder, a hub id or a GGUF file has
 import hashlib
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, telling
-from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json, read_shards
+from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json, read_tensors
 from deeper_layers.models.configuration import layers_of, read_config
-from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.models.packaged import PACKAGED, PackagedModel
 from deeper_layers.package_index import check_hash, hash_once
 from deeper_layers.results.store import all_results
+
+if TYPE_CHECKING:
+    from deeper_layers.models.gguf_reading import Header
 
 DTYPES = ("float32", "bfloat16", "float16")
 UNREAD = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
@@ -70,28 +76,30 @@ def find_model(
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
     """
-    kind, path, own, gguf = kind_of(model, revision), local_path(model), None, None
-    if kind == "packaged":
-        layers, quantized = PACKAGED[model].num_layers, PACKAGED[model].quantized
-    elif kind == "gguf":
-        from deeper_layers.models.gguf_header import read_gguf  # slow: see the head of this file
-
-        header = read_gguf(path)
+    kind, path, own = kind_of(model, revision), local_path(model), None
+    if told := header_of(model, kind):
+        layers, quantized = told.num_layers, told.quantized
         if revision is not None:
             check_hash(path, revision.removeprefix("sha256:"), "the model")
-        layers, quantized, gguf, revision = header.layers, header.quantized, path, None
     else:
         if kind == "folder":
-            read_shards(path)  # refuses what holds no whole weights
+            read_tensors(path)  # refuses what holds no whole weights
         else:
             path = fetched(model, revision, "config.json", *(["*.py"] if trust_remote_code else []))
-            revision = path.name  # the hub's cache names a folder after its commit
         config = read_config(path, trust_remote_code=trust_remote_code)
         layers, own = layers_of(config), getattr(config, "dtype", None)
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
     weights = model_key(model, path)["weights"] if hashed or kind in ("packaged", "hub") else UNREAD
-    folder = str(path) if kind in ("gguf", "folder") else PACKAGED[model].name if kind == "packaged" else model
-    return Source(model_name(model), weights, layers, _dtype(dtype, own), quantized, folder, gguf, revision)
+    return Source(
+        name=model_name(model),
+        weights=weights,
+        num_layers=layers,
+        dtype=_dtype(dtype, own),
+        quantized=quantized,
+        folder=PACKAGED[model].name if kind == "packaged" else model if kind == "hub" else str(path),
+        gguf=path if kind == "gguf" else None,
+        revision=path.name if kind == "hub" else None,  # the hub's cache names a folder after its commit
+    )
 
 
 def kind_of(model: str, revision: str | None = None) -> str:
@@ -99,12 +107,20 @@ def kind_of(model: str, revision: str | None = None) -> str:
     path = local_path(model)
     kind = "packaged" if model in PACKAGED else "folder" if os.path.isdir(path) else "gguf" if is_gguf(path) else "hub"
     if kind in ("packaged", "folder") and revision is not None:
-        said = "a folder" if kind == "folder" else kind
-        raise InputError(f"revision is {revision!r}, and {model!r} is {said}: leave it out, it is for hub ids")
+        raise InputError(f"revision is {revision!r}, and {model!r} is no hub id: leave it out")
     # the hub's oldest models are of no organisation
     if kind == "hub" and (os.path.isfile(path) or not re.fullmatch(rf"({HUB_ID.pattern}|[\w.-]+)", model)):
         raise InputError(f"{model!r} is no .gguf file, no folder and no hub id (ORGANISATION/NAME)")
     return kind
+
+
+def header_of(model: str, kind: str) -> "PackagedModel | Header | None":
+    """What is known of a packaged model, and of a GGUF file by its header; None for the other kinds."""
+    if kind != "gguf":
+        return PACKAGED.get(model)
+    from deeper_layers.models.gguf_reading import read_gguf  # slow: see the head of this file
+
+    return read_gguf(local_path(model))
 
 
 def fetched(model: str, revision: str | None, *patterns: str) -> Path:
@@ -122,7 +138,7 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
     """The folder that holds a model's checkpoint: fetched from the hub, or converted from GGUF, where it must be."""
     if (kind := kind_of(model, revision)) in ("folder", "hub"):
         return fetched(model, revision, *WORDS, *WEIGHTS)
-    from deeper_layers.models.gguf_conversion import converted_gguf  # slow
+    from deeper_layers.models.gguf_reading import converted_gguf  # slow
 
     file = PACKAGED[model].file() if kind == "packaged" else local_path(model)
     return converted_gguf(file, find_model(model, revision=revision).weights.removeprefix("sha256:"))
@@ -130,13 +146,8 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
 
 def stated_config(model: str, revision: str | None = None) -> dict:
     """What config.json of a model holds; of a GGUF file, or a packaged model, kind and number of layers alone."""
-    kind = kind_of(model, revision)
-    if kind == "packaged":
-        return {"model_type": PACKAGED[model].model_type, "num_hidden_layers": PACKAGED[model].num_layers}
-    if kind == "gguf":
-        from deeper_layers.models.gguf_header import read_gguf  # slow
-
-        return read_gguf(local_path(model)).config
+    if told := header_of(model, kind_of(model, revision)):
+        return told.config
     return read_json(fetched(model, revision, "config.json") / "config.json")
 
 
@@ -182,8 +193,51 @@ def model_key(model: str, checkpoint: Path) -> dict:
 def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
     """A model as results know it, by its name and data type there, or None: enough to show what was measured."""
     for unit in all_results(folder, model=name):
-        key, details = unit.key, unit.details
-        if key["model"]["name"] == name and dtype in ("auto", key["dtype"]) and "weights" in details:
-            weights, layers = key["model"]["weights"], details["num_layers"]
-            return Source(name, weights, layers, key["dtype"], details["weights"], folder=name)
+        own, details = unit.key["dtype"], unit.details
+        if dtype in ("auto", own) and "weights" in details:
+            about = {"num_layers": details["num_layers"], "quantized": details["weights"]}
+            return Source(**unit.key["model"], **about, dtype=own, folder=name)
     return None
+
+
+# ---- how large -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of each layer and of all the rest, tied ones once; of a GGUF file also its bytes."""
+
+    layers: tuple[int, ...]
+    rest: int
+    of_file: "Sizes | None" = None  # bytes in the place of parameters
+
+    def parameters(self, cut: Cut) -> int:
+        """Of the model without the layers of a cut. Raises InputError where it does not fit."""
+        return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
+
+    def file_bytes(self, cut: Cut) -> int | None:
+        """Of a GGUF file after a cut; None for a model that is none, or whose file is not read."""
+        return None if self.of_file is None else self.of_file.parameters(cut)
+
+
+def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
+    """The sizes of a model, from its header or configuration alone."""
+    if packaged := PACKAGED.get(source.folder):
+        layers = (packaged.layer_parameters,) * packaged.num_layers
+        return Sizes(layers, packaged.parameters - sum(layers))
+    if source.gguf is not None:
+        from deeper_layers.models.gguf_reading import placed, read_gguf  # slow
+
+        numbers, stored = Counter(), Counter()
+        for tensor in read_gguf(source.gguf).tensors:
+            layer, _ = placed(tensor.name)
+            numbers[layer] += tensor.n_elements
+            stored[layer] += tensor.n_bytes
+        layers, in_file = (tuple(of[layer] for layer in range(source.num_layers)) for of in (numbers, stored))
+        return Sizes(layers, numbers[None], Sizes(in_file, source.gguf.stat().st_size - sum(in_file)))
+    from deeper_layers.models.decoder import decoder_layers  # slow, as is the next
+    from deeper_layers.models.opening import empty_model
+
+    model = empty_model(source, trust_remote_code=trust_remote_code)
+    whole, *layers = (sum(p.numel() for p in module.parameters()) for module in (model, *decoder_layers(model)))
+    return Sizes(tuple(layers), whole - sum(layers))

@@ -25,9 +25,8 @@ from torch.utils._pytree import tree_map_only
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.models.decoder import decoder_layers, num_layers, writers
 from deeper_layers.models.network import Call, Network
-from deeper_layers.models.sublayers import writers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import Likeness, Merged, Rule, cut_of
 from deeper_layers.similarity import residuals_of, watched

@@ -10,8 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from deeper_layers.models.configuration import text_config
+from deeper_layers.models.decoder import BOUNDARIES
 from deeper_layers.models.network import Call, Collected, Network, cache_argument
-from deeper_layers.models.per_layer import BOUNDARIES
 from deeper_layers.models.streaming import replaced
 
 MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours

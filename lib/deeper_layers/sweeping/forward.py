@@ -10,8 +10,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from deeper_layers.cuts import WHOLE
+from deeper_layers.models.decoder import only
 from deeper_layers.models.network import Network
-from deeper_layers.models.sublayers import only
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks, run_scored
 from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
 from deeper_layers.sweeping.tree import Tree

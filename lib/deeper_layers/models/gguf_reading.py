@@ -1,10 +1,16 @@
-"""GGUF files: metadata and table of tensors, read within bounds, and whether they describe one model.
+"""GGUF files: metadata and table of tensors, read within bounds, whether they describe one model; their conversion.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A header is whatever somebody wrote: no length in
-it is followed beyond the bytes that are there.
+it is followed beyond the bytes that are there. A file is read as if it were alone: transformers would take a tokenizer,
+a configuration and even code from what lies beside it.
 """
 
+import contextlib
+import os
 import re
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +20,11 @@ from gguf import GGUFValueType as Kind
 from gguf.gguf_writer import GGUFValue
 
 from deeper_layers.errors import telling
+from deeper_layers.files import atomic_dir, locked
+from deeper_layers.package_index import cache_folder, check_hash, keeping
 
 MOST_BYTES = 2**26  # of a header: four times that of a vocabulary of 262,000 tokens
-BEYOND = "it ends too early, has a longer header than any model"
+BEYOND = "it ends too early, has a longer header than any model, or is in the byte order of other processors"
 LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 # architectures whose layers all have the same tensors in llama.cpp
@@ -24,6 +32,7 @@ UNIFORM = frozenset(
     "bloom cohere2 command-r falcon falcon-h1 gemma gemma2 gemma3 gpt-oss gpt2 gptneox granite llama nemotron olmo "
     "olmo2 phi2 qwen2 qwen2moe qwen3 qwen3moe smollm3 stablelm starcoder starcoder2".split()
 )
+ALONE = "model.gguf"  # the name of the file in a folder of its own
 
 
 class Header(gguf.GGUFReader):
@@ -37,7 +46,7 @@ class Header(gguf.GGUFReader):
         self.entries = {field.name: GGUFValue(_value(field), *field.types) for field in fields}
         self.alignment = int(self.alignment)
         self.architecture = self.get("general.architecture")
-        self.layers = self.get(f"{self.architecture}.block_count")
+        self.num_layers = self.get(f"{self.architecture}.block_count")
 
     @property
     def quantized(self) -> str:
@@ -47,11 +56,10 @@ class Header(gguf.GGUFReader):
     @property
     def config(self) -> dict:
         """What it says of layers as config.json would, for `wrong_in`."""
-        own, pattern = f"{self.architecture}.", "attention.sliding_window_pattern"
+        own, pattern = f"{self.architecture}.attention.sliding_window", "attention.sliding_window_pattern"
         # as files of OLMo 3 name it
-        is_olmo3 = self.architecture == "olmo2" and f"{own}attention.sliding_window" in self.entries
-        kind = "olmo3" if is_olmo3 else self.architecture.replace("-", "_")
-        return {"model_type": kind, "num_hidden_layers": self.layers, pattern: self.get(own + pattern)}
+        kind = "olmo3" if self.architecture == "olmo2" and own in self.entries else self.architecture.replace("-", "_")
+        return {"model_type": kind, "num_hidden_layers": self.num_layers, pattern: self.get(f"{own}_pattern")}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key of the metadata."""
@@ -60,7 +68,7 @@ class Header(gguf.GGUFReader):
     def _get(self, offset, dtype, count=1, override_order=None):
         most = len(self.data) if self.data_offset else min(len(self.data), MOST_BYTES)
         if offset + np.dtype(dtype).itemsize * int(count) > most or self.byte_order == "S":
-            raise ValueError(f"{BEYOND}, or in the byte order of other processors")
+            raise ValueError(BEYOND)
         return super()._get(offset, dtype, count, override_order)
 
     def _get_field_parts(self, orig_offs, raw_type):
@@ -104,7 +112,7 @@ def placed(name: str) -> tuple[int | None, str]:
 def _check_model(header: Header) -> None:
     """Raise ValueError unless the tensors are those of one model, as the metadata describe it, and lie as llama.cpp
     demands: one after another, aligned, up to the file's end."""
-    arch, stated, end = header.architecture, header.layers, int(header.data_offset)
+    arch, stated, end = header.architecture, header.num_layers, int(header.data_offset)
     if not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
     if header.get("split.count", 0) not in (0, 1):
@@ -133,3 +141,59 @@ def _check_model(header: Header) -> None:
     names = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[ARCHITECTURES[arch]]}
     if strange := sorted(others.keys() - names | {"token_embd", "output_norm"} & names - others.keys()):
         raise ValueError(f"its tensor {strange[0]!r} is missing, or none of {arch}")
+
+
+# ---- as safetensors ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[Path]:
+    """A folder for the moment that holds a GGUF file as ALONE, and nothing else."""
+    with tempfile.TemporaryDirectory(prefix="deeper-layers-") as folder:
+        os.symlink(path.absolute(), Path(folder) / ALONE)
+        yield Path(folder)
+
+
+def conversion_of(weights: str) -> Path:
+    """The folder of the conversion of a GGUF file, by its hash, whether or not it is there."""
+    return cache_folder() / "models" / weights.removeprefix("sha256:") / "checkpoint"
+
+
+def converted_gguf(path: Path, sha256: str) -> Path:
+    """The folder of a GGUF file of this hash converted to float32 safetensors, made once and kept in the cache.
+
+    Raises InputError where the file has another hash, transformers can't read it, or the cache can't be written.
+    """
+    target = conversion_of(sha256)
+    if target.is_dir():
+        return target
+    wait = f"waiting for another process, which converts {path.name}"
+    with keeping(f"the conversion of {path}", target), locked(target, wait):
+        if not target.is_dir():
+            print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
+            with atomic_dir(target, None) as made:
+                _convert(path, made)
+                check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
+    return target
+
+
+def _convert(path: Path, out: Path) -> None:
+    import torch  # slow: see the head of sources.py
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from deeper_layers.models.configuration import check_whole
+
+    read_gguf(path)
+    how: dict = {"gguf_file": ALONE, "trust_remote_code": False}
+    numbers = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    advice = "give a GGUF file of a model that it knows, and room for it in the cache"
+    with telling(f"transformers can't convert {path}", advice), alone(path) as folder:
+        model, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
+            folder, output_loading_info=True, **numbers, **how
+        )
+        check_whole(report, path.name)
+        # the weights are plain from here on: a quantization entry would make the next reader look for more
+        vars(model.config).pop("quantization_config", None)
+        model.is_quantized = False
+        model.save_pretrained(out)
+        AutoTokenizer.from_pretrained(folder, **how).save_pretrained(out)  # ty: ignore[missing-union-attribute]
