@@ -101,7 +101,6 @@ REFUSED = {
         "has the shape": [other(b"embedding_length\4\0\0\0\x30", b"embedding_length\4\0\0\0\x40")],
         "GGUFValueType.ARRAY": [other(b"tokens\t\0\0\0\b", b"tokens\t\0\0\0\t")],
         "ends too early": [other(b"block_count\4", b"block_count\b")],
-        "join them with llama-gguf-split": [entry(b"split.count")],
         "expected 4 numbers of layers": [entry(b"pruning.kept_layers")],
         "byte order of other processors": [other(b"GGUF\3\0\0\0", b"GGUF\0\0\0\3")],
         "or lies elsewhere": [other(b"output_norm.weight\1\0\0\0\x30", b"output_norm.weight\1\0\0\0\0")],

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
-from safetensors import SafetensorError
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, telling
 from deeper_layers.files import write_file
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.package_index import file_hash
@@ -109,25 +108,17 @@ def write_identity(folder: Path, base: dict, cut: Cut, healing: dict | None = No
 def read_adapter(folder: str | Path) -> Adapter:
     """The adapters in a folder that `save_adapters` wrote, or peft alone.
 
-    Raises:
-        InputError: there are none, they are more than low-rank updates of weights, or damaged.
+    Raises InputError where there are none, they are more than low-rank updates of weights, or damaged.
     """
     folder, base, cut, healing = Path(folder), None, None, None
     if not (folder / WEIGHTS).is_file():
-        raise InputError(
-            f"{folder} lacks {WEIGHTS}: give a folder of adapters, as save_adapters or peft's save_pretrained writes "
-            "it; other files of weights can run code when they are read, and are not opened"
-        )
+        raise InputError(f"{folder} lacks {WEIGHTS}: give a folder that save_adapters or peft's save_pretrained wrote")
     settings = _checked(folder / SETTINGS, LoraSettings)
     if (folder / IDENTITY).exists():
         said = _checked(folder / IDENTITY, Identity)
         base, cut, healing = said["base"], Cut.named(said["cut"]), said.get("healing")
-    try:
+    with telling(f"{folder / WEIGHTS} is no whole file of low-rank adapters", "heal anew"):
         return Adapter(folder, settings, _factors(folder / WEIGHTS, settings), base, cut, healing)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise InputError(
-            f"{folder / WEIGHTS} is no whole file of low-rank adapters ({first_line(error)}): heal anew"
-        ) from error
 
 
 def _checked(path: Path, kind: type[Checked]) -> dict:
@@ -138,8 +129,7 @@ def _checked(path: Path, kind: type[Checked]) -> dict:
     except ValueError as error:
         said = in_words(error) if isinstance(error, ValidationError) else error
         raise InputError(
-            f"{path.parent} holds no plain LoRA adapters ({path.name}: {said}): give a folder that save_adapters "
-            "wrote, or merge others by peft's merge_and_unload"
+            f"{path.parent} holds no plain LoRA adapters ({path.name}: {said}): merge others by peft's merge_and_unload"
         ) from error
     return content
 
@@ -156,7 +146,6 @@ def _factors(path: Path, settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
         if len(pair) < 2 or len(pair[0]) != pair[1].shape[1] or len(pair[0]) not in ranks:
             raise ValueError(f"{module} has no A and B, matrices of finite numbers that fit, of a rank in {ranks}")
         found[module] = pair[0], pair[1]
-    for end in settings["target_modules"]:
-        if not any(f".{module}".endswith(f".{end}") for module in found):
-            raise ValueError(f"no adapters of {end}, which {SETTINGS} asks for")
+    if lacking := [end for end in settings["target_modules"] if not any(f".{m}".endswith(f".{end}") for m in found)]:
+        raise ValueError(f"no adapters of {lacking[0]}, which {SETTINGS} asks for")
     return found

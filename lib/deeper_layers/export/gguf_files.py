@@ -42,21 +42,17 @@ Added = tuple[np.ndarray, np.ndarray, float]
 
 
 class Plan(NamedTuple):
-    """A file to write: its beginning; of each tensor what it is in the source, its new type, and what is added to it;
-    the bytes of the whole, and to how many of them each part is filled up."""
+    """A file to write: its beginning; of each tensor what it was, its new type, and what is added to it."""
 
     head: bytes
     tensors: list[tuple[ReaderTensor, GGMLQuantizationType, Added | None]]
-    bytes: int
-    alignment: int
+    bytes: int  # of the whole
 
 
 def gguf_file(source: Source) -> Path:
     """The GGUF file of a model that has one. Raises InputError for any other."""
     if not source.is_gguf:
-        raise InputError(
-            f"{source.name} is no GGUF file: write a folder, and convert that with llama.cpp's convert_hf_to_gguf.py"
-        )
+        raise InputError(f"{source.name} is no GGUF file: write a folder, and convert that with llama.cpp")
     return source.gguf or PACKAGED[source.folder].file()
 
 
@@ -94,12 +90,13 @@ def slice_gguf(
                 with passing_dir(cache_folder() / "rounded") as folder:
                     quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), made, type.upper())
             else:
-                plan = plan_gguf(source, read_gguf(path), cut, type, adapter)
+                header = read_gguf(path)
+                plan = plan_gguf(source, header, cut, type, adapter)
                 with open(made, "wb") as file, writing(plan.bytes, made.parent, out) as bar:
                     bar.update(file.write(plan.head))
                     for tensor, kind, update in plan.tensors:
                         bar.update(file.write(_content(tensor, kind, update).data))
-                        bar.update(file.write(bytes(-file.tell() % plan.alignment)))
+                        bar.update(file.write(bytes(-file.tell() % header.alignment)))
                 if f"sha256:{hash_once(path)}" != source.weights:
                     raise InputError(f"{path} was changed after it was read for its hash: begin again")
             place, _, mark = _mark_of(made)
@@ -112,27 +109,16 @@ def slice_gguf(
 
 
 def plan_gguf(
-    source: Source,
-    header: Header,
-    cut: Cut,
-    type: str | None,
-    adapter: str | Path | None = None,
-    *,
-    healed: bool = False,
+    source: Source, header: Header, cut: Cut, type: str | None, adapter: str | Path | None = None, healed: bool = False
 ) -> Plan:
-    """What `slice_gguf` will write, of a file with this header; `healed`: with adapters that are not there yet.
-
-    Raises InputError as that.
-    """
+    """What `slice_gguf` will write, of a file with this header; `healed`: with adapters that are not there yet."""
     if type not in (None, *TYPES):
         raise InputError(f"type is {type!r}, expected one of {', '.join((*TYPES, *ROUNDED))}")
     if not cut.is_of_layers:
         raise InputError(f"cut is {cut}, and no GGUF file states a layer without one of its sublayers: drop layers")
     if header.architecture not in KNOWN:
-        raise InputError(
-            f"{source.name} has the architecture {header.architecture}, whose layers may differ by their number: "
-            f"expected one of {', '.join(KNOWN)}; slice its safetensors"
-        )
+        said = f"{source.name} has the architecture {header.architecture}, whose layers may differ by their number"
+        raise InputError(f"{said}: slice its safetensors, or one of {', '.join(KNOWN)}")
     if wrong := wrong_in(header.config, cut, ["llama.cpp"]):
         raise InputError(f"{source.name} would be another model: {wrong[0].why}; drop other layers")
     added = {} if adapter is None else _updates(read_adapter(adapter), source, cut, header)
@@ -158,7 +144,7 @@ def plan_gguf(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     head.write(bytes(-head.tell() % header.alignment))
-    return Plan(head.getvalue(), tensors, head.tell() + size, header.alignment)
+    return Plan(head.getvalue(), tensors, head.tell() + size)
 
 
 def tensor_bytes(source: Source, cut: Cut) -> int:
@@ -173,10 +159,7 @@ def check_our_gguf(out: Path) -> None:
         return
     _, said, expected = _mark_of(out) if out.is_file() and not out.is_symlink() else (0, b"", "?")
     if said != expected.encode():
-        raise InputError(
-            f"{out} exists and is no GGUF file with a {MARK} of ours, as it was written: --overwrite replaces nothing "
-            "else; move it away, or name another place"
-        )
+        raise InputError(f"{out} exists and is no GGUF file with a {MARK} of ours, as it was written: move it away")
 
 
 def _mark_of(path: Path) -> tuple[int, bytes, str]:
@@ -251,9 +234,7 @@ def _updates(adapter: Adapter, source: Source, cut: Cut, header: Header) -> dict
         tensor = names.get_name(module)
         # others may lie in a file in an order of rows that is llama.cpp's own
         if tensor is None or ".ffn_" not in tensor or adapter.settings.get("fan_in_fan_out"):
-            raise InputError(
-                f"the adapters in {adapter.folder} are on {module}: expected feed-forward modules only, in llama.cpp's "
-                "order; merge them into safetensors and convert those"
-            )
+            said = f"the adapters in {adapter.folder} are on {module}: expected feed-forward modules only"
+            raise InputError(f"{said}; merge them into safetensors and convert those")
         found[f"{tensor}.weight"] = up.numpy(), down.numpy(), adapter.scale(len(down))
     return found

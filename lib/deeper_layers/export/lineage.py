@@ -99,18 +99,15 @@ def check_our_folder(out: Path) -> None:
     """Raise InputError where OUT is there, and is not a folder that we wrote and nobody changed since."""
     if not os.path.lexists(out):
         return
-    lineage = None if out.is_symlink() else read_lineage(out)
-    if lineage is None or lineage.sha256 != lineage.digest:
-        strange = [f"no {LINEAGE} as we write it"]
-    else:
-        there = {path.name: path for path in out.iterdir() if path.name != LINEAGE}
-        hashes = {name: hash_once(p) for name, p in there.items() if p.is_file() and not p.is_symlink()}
-        odd = {name for name, _ in hashes.items() ^ lineage.files.items()} | there.keys() - hashes.keys()
-        strange = [f"{name} in it is not ours as it was written, or is missing" for name in sorted(odd)]
+    lineage, strange = None if out.is_symlink() else read_lineage(out), f"no {LINEAGE} as we write it"
+    if lineage is not None and lineage.sha256 == lineage.digest:
+        there = {path for path in out.iterdir() if path.name != LINEAGE}
+        hashes = {path.name: path.is_file() and not path.is_symlink() and hash_once(path) for path in there}
+        odd = sorted({name for name, _ in hashes.items() ^ lineage.files.items()})
+        strange = f"{odd[0]} in it is not ours as it was written, or is missing" if odd else ""
     if strange:
         raise InputError(
-            f"{out} exists and is not as it was written here ({strange[0]}): --overwrite replaces nothing else; move "
-            "it away, or name another place"
+            f"{out} exists and is not as it was written here ({strange}): move it away, or name another place"
         )
 
 

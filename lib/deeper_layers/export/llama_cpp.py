@@ -6,12 +6,13 @@ An extra, not a dependency: `pip install 'deeper-layers[llama-cpp]'`. Nothing el
 from pathlib import Path
 
 from deeper_layers import files
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, telling
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
 FILE_TYPES = dict(F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K_M=12, Q4_K_M=15, Q5_K_M=17, Q6_K=18)
 EXACT = ("f32", "f16", "q8_0")  # types of a GGUF file's matrices that are written here ...
 ROUNDED = tuple(name.lower() for name in FILE_TYPES if name.lower() not in EXACT)  # ... and those by the quantizer
+WHOLE = "give a whole GGUF file"
 FLOAT32, DISABLED = 0, 0  # its numbers of a tensor's type (ggml_type), and of whether to use flash attention
 
 
@@ -33,10 +34,8 @@ class LlamaCpp:
 
     def __init__(self, path: str | Path):
         self.library = _library(path)
-        try:
+        with telling(f"llama.cpp can't open {path}", WHOLE):
             self.model = self.library.LlamaModel(str(path), self.library.LlamaModelParams())
-        except (ValueError, RuntimeError, OSError) as error:
-            raise InputError(f"llama.cpp can't open {path} ({error}): give a whole GGUF file") from error
         self.vocabulary = self.model.get_vocab()
 
     def close(self) -> None:
@@ -73,19 +72,14 @@ class LlamaCpp:
 def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     """Write a GGUF file in another type with llama.cpp's quantizer; tensors already of it are copied.
 
-    Rows that the type's blocks do not divide get a type that llama.cpp chooses instead.
-
-    Raises:
-        InputError: the wheel is missing, the type is unknown, `out` exists, or llama.cpp refuses the file.
+    Rows that the type's blocks do not divide get a type that llama.cpp chooses instead. Raises InputError where the
+    wheel is missing, the type is unknown, `out` exists, or llama.cpp refuses the file.
     """
     if type not in FILE_TYPES:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
     library, out = _library(source), Path(out)
     options = library.LlamaModelQuantizeParams()
     options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], 1, True
-    with files.atomic_file(out) as partial:
-        try:
-            library.model_quantize(str(source), str(partial), options)
-        except RuntimeError as error:
-            raise InputError(f"llama.cpp can't quantize {source} ({error}): give a whole GGUF file") from error
+    with files.atomic_file(out) as partial, telling(f"llama.cpp can't quantize {source}", WHOLE, RuntimeError):
+        library.model_quantize(str(source), str(partial), options)
     return out

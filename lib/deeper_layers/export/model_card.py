@@ -61,8 +61,8 @@ def read_facts(source: str, folder: Path) -> Facts:
     head, text = _read_card(folder / "README.md")
     if "vision_config" in read_json(folder / "config.json"):
         task = {"pipeline_tag": "image-text-to-text"}
-    hub = source if HUB_ID.fullmatch(source) and not path.exists() else head.get("base_model")
-    return Facts(task | _passed_on(head), hub if isinstance(hub, str) and HUB_ID.fullmatch(hub) else None, text)
+    hub = source if HUB_ID.fullmatch(source) and not path.exists() else str(head.get("base_model"))
+    return Facts(task | _passed_on(head), hub if HUB_ID.fullmatch(hub) else None, text)
 
 
 def _read_card(path: Path) -> tuple[dict, str]:
@@ -79,26 +79,21 @@ def _read_card(path: Path) -> tuple[dict, str]:
 def _passed_on(said: dict) -> dict:
     """Those of PASSED_ON that are a text, or a list of such."""
     found = {name: said[name] for name in PASSED_ON if said.get(name)}
-    lists = {name: value if isinstance(value, list) else [value] for name, value in found.items()}
-    return {name: found[name] for name, texts in lists.items() if all(isinstance(text, str) for text in texts)}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, str) or isinstance(value, list) and all(isinstance(text, str) for text in value)
+    }
 
 
 def model_card(
-    source: str,
-    name: str,
-    lineage: Lineage,
-    facts: Facts,
-    config: dict,
-    *,
-    revision: str | None = None,
-    adapter: Adapter | None = None,
-    predicting: str = "",
-    scores: str = "",
+    source: str, lineage: Lineage, facts: Facts, revision: str | None, adapter: Adapter | None, **told
 ) -> str:
     """The card of a checkpoint, in Markdown.
 
-    `source` and `revision` are as the user named them, `name` is that by which the checkpoint is opened, `config` its
-    own. Layers for multi-token prediction are `predicting`, "kept" or "left out". `scores` is what results say.
+    `source` and `revision` are as the user named them. `told` is for the text: the `name` by which the checkpoint is
+    opened, its `config`, whether layers for multi-token prediction are "kept" or "left out" (`predicting`), and what
+    results say (`scores`).
     """
     from huggingface_hub import ModelCardData  # slow
 
@@ -117,8 +112,7 @@ def model_card(
         yaml = ""
     if len(lineage.steps) > 1:  # the source's card is one of ours: the card that it quotes
         text = re.sub(r"^> ?", "", text.partition(KEPT_CARD)[2].strip(), flags=re.MULTILINE)
-    told: dict = {"name": name, "lineage": lineage, "facts": facts, "config": config, "revision": revision}
-    told |= {"adapter": adapter, "predicting": predicting, "scores": scores, "yaml": yaml, "where": where}
+    told |= {"lineage": lineage, "facts": facts, "revision": revision, "adapter": adapter, "yaml": yaml, "where": where}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
     environment.filters |= FILTERS
     card = environment.get_template("model_card.md.jinja").render(told, head=data.to_yaml(), text=text)

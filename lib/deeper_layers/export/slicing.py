@@ -35,7 +35,7 @@ from deeper_layers.export.tensors import (
 )
 from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import folder_files, local_path, read_json
-from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
+from deeper_layers.models.sources import checkpoint_folder, model_key
 from deeper_layers.package_index import file_hash
 
 TOKENIZER = "tokenizer_config.json"
@@ -50,7 +50,6 @@ NEEDED = re.compile(
 WRITTEN = re.compile(r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\.(safetensors|index\.json)")
 # entries of a configuration in which tools put a path
 PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
-MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
 
 
 def slice_checkpoint(
@@ -113,9 +112,8 @@ def slice_checkpoint(
     check(out)
     folder = checkpoint_folder(source, revision)
     lineage.check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
-    layout = read_layout(folder, mtp=mtp)
+    layout, key = read_layout(folder, mtp=mtp), model_key(source, folder)
     stamps = _stamps(layout)
-    large = local_path(source).is_dir() and sum(size for size, _ in stamps.values()) > MOST_HASHED
     added = None if adapter is None else read_adapter(adapter)
     others, facts = _files_beside(folder, trust_remote_code), read_facts(source, folder)
     whole = Cut.of(cut.dropped) if silence else cut
@@ -126,14 +124,14 @@ def slice_checkpoint(
         replace_tensors(entries, layout, changed)
     if added:
         if added.base:  # else peft wrote it, and does not say of what
-            added.check(model_key(source, folder), cut)
+            added.check(key, cut)
         add_adapter(entries, layout, added)
     if cast := cast_entries(entries, layout, dtype, bool(facts.quantized)):
         state_dtype(config, cast)
 
     step = lineage.Step(
-        model=model_name(source),
-        weights=None if large else model_key(source, folder)["weights"],
+        model=key["name"],
+        weights=key["weights"],
         layers=layout.layers,
         dropped=list(cut.dropped),
         attention=list(cut.attention),
@@ -144,17 +142,10 @@ def slice_checkpoint(
         command=command,
     )
     history, files = lineage.lineage_after(lineage.read_lineage(folder), step, facts.hub), as_files(entries)
-    card = model_card(
-        source,
-        name or out.name,
-        history,
-        facts,
-        config,
-        revision=folder.name if folder.parent.name == "snapshots" else revision,  # of the hub's cache
-        adapter=added,
-        predicting="kept" if layout.mtp else "" if mtp else "left out",
-        scores=card,
-    )
+    commit = folder.name if folder.parent.name == "snapshots" else revision  # of the hub's cache
+    about = {"name": name or out.name, "config": config, "scores": card}
+    about["predicting"] = "kept" if layout.mtp else "" if mtp else "left out"
+    card = model_card(source, history, facts, commit, added, **about)
     texts = index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
     of = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
     try:

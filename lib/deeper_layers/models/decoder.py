@@ -6,7 +6,7 @@ A sublayer is dropped by letting it add nothing to the residual: it hands on zer
 import contextlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
@@ -23,7 +23,6 @@ NAMES = {
 }
 # the matrix that ends a sublayer and writes into the residual
 WRITERS = tuple("o_proj out_proj c_proj dense dense_4h_to_h down_proj fc_out fc2 w2 linear_v wo".split())
-OTHER = {ATTENTION: MLP, MLP: ATTENTION}
 # configuration entries that are a boundary between layers: all layers below it are of one kind
 BOUNDARIES = ("max_window_layers", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 
@@ -58,9 +57,16 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """
     length, pairs = num_layers(model), ((owner, child) for owner in model.modules() for child in owner.children())
     lists = [(owner, child) for owner, child in pairs if isinstance(child, nn.ModuleList) and len(child)]
+
+    def attends(layers: nn.ModuleList) -> bool:
+        return any("attention" in f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())
+
+    def related(layers: nn.ModuleList) -> bool:
+        return bool(set.intersection(*(set(type(layer).__mro__) for layer in layers)) - set(nn.Module.__mro__))
+
     # state-space models have none, nor have the few layers that a cut may leave of a hybrid
-    lists = [entry for entry in lists if _has_attention(entry[1])] or lists
-    found = [(owner, layers) for owner, layers in lists if len(layers) == length and _related(layers)]
+    lists = [(owner, layers) for owner, layers in lists if attends(layers)] or lists
+    found = [(owner, layers) for owner, layers in lists if len(layers) == length and related(layers)]
     if len(found) > 1:
         kind = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
         found = [entry for entry in found if type(getattr(entry[0], "config", None)) is kind]
@@ -79,16 +85,6 @@ def kinds_of_layers(model: nn.Module) -> list[int]:
     names = getattr(text_config(model.config), "layer_types", None) or [""] * len(layers)  # ty: ignore[invalid-argument-type]
     made_of = [(name, *map(type, layer.modules())) for name, layer in zip(names, layers, strict=True)]
     return [made_of.index(kind) for kind in dict.fromkeys(made_of)]
-
-
-def _has_attention(layers: nn.ModuleList) -> bool:
-    """Whether any layer holds a module that its name or class calls attention (in a hybrid not all do)."""
-    return any("attention" in f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())
-
-
-def _related(layers: nn.ModuleList) -> bool:
-    """Whether all layers descend from one class more special than `nn.Module`."""
-    return bool(set.intersection(*(set(type(layer).__mro__) for layer in layers)) - set(nn.Module.__mro__))
 
 
 # ---- attention and MLP -------------------------------------------------------------------------------------------
@@ -124,7 +120,9 @@ def ends_sublayer(name: str, part: str) -> bool:
 
 def only(layer: nn.Module, part: str) -> contextlib.AbstractContextManager:
     """While it lasts, a layer runs its attention or its MLP alone."""
-    return sublayer(layer, OTHER[part]).register_forward_hook(_nothing_added, with_kwargs=True)
+    return sublayer(layer, MLP if part == ATTENTION else ATTENTION).register_forward_hook(
+        _nothing_added, with_kwargs=True
+    )
 
 
 def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> bool:
@@ -183,18 +181,19 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
     if name in BOUNDARIES and type(value) is int:
         return sum(index < value for index in kept)
     new = {old: position for position, old in enumerate(kept)}
-    if isinstance(value, dict) and value and _are_indices([str(key) for key in value], name, layers):
+    picked = (
+        [value[index] for index in kept] if isinstance(value, str | list | tuple) and len(value) == layers else value
+    )
+    if isinstance(value, str):  # of Nemotron-H a letter each
+        return "".join(picked) if name.endswith("_pattern") else value
+    if not isinstance(value, dict | list | tuple) or not _are_indices(value, name, layers):
+        return type(value)(picked) if isinstance(value, list | tuple) else value
+    if isinstance(value, dict):
         return {type(key)(new[int(key)]): entry for key, entry in value.items() if int(key) in new}
-    if isinstance(value, list | tuple):
-        if _are_indices(value, name, layers):
-            return type(value)(new[index] for index in value if index in new)
-        return type(value)(value[index] for index in kept) if len(value) == layers else value
-    if isinstance(value, str) and name.endswith("_pattern") and len(value) == layers:  # of Nemotron-H: a letter each
-        return "".join(value[index] for index in kept)
-    return value
+    return type(value)(new[index] for index in value if index in new)
 
 
-def _are_indices(values: list | tuple, name: str, layers: int) -> bool:
+def _are_indices(values: Collection, name: str, layers: int) -> bool:
     """Whether these are indices of layers: by the entry's name, and rising from 0 to layers - 1 at most."""
     if not ("layer" in name or "idx" in name) or not all(re.fullmatch(r"\d+", str(value)) for value in values):
         return False

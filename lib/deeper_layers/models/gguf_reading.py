@@ -42,8 +42,10 @@ class Header(gguf.GGUFReader):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        fields = list(self.fields.values())[3:]  # after three that gguf adds
-        self.entries = {field.name: GGUFValue(_value(field), *field.types) for field in fields}
+        self.entries = {}
+        for field in list(self.fields.values())[3:]:  # after three that gguf adds
+            value = field.parts[-1] if isinstance(field.parts[-1], list) else field.contents()
+            self.entries[field.name] = GGUFValue(value, *field.types)
         self.alignment = int(self.alignment)
         self.architecture = self.get("general.architecture")
         self.num_layers = self.get(f"{self.architecture}.block_count")
@@ -90,10 +92,6 @@ class Header(gguf.GGUFReader):
         return place - orig_offs, [texts], [0], [Kind.ARRAY, inner]
 
 
-def _value(field: gguf.ReaderField) -> Any:
-    return field.parts[-1] if isinstance(field.parts[-1], list) else field.contents()
-
-
 def read_gguf(path: Path) -> Header:
     """The header of a GGUF file, checked. Raises InputError where it is not a whole file of one model."""
     with telling(f"{path} is not a whole GGUF file"):
@@ -115,8 +113,6 @@ def _check_model(header: Header) -> None:
     arch, stated, end = header.architecture, header.num_layers, int(header.data_offset)
     if not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
-    if header.get("split.count", 0) not in (0, 1):
-        raise ValueError("it is one of several files: join them with llama-gguf-split --merge")
     if odd := [key for key, entry in header.entries.items() if entry.value != entry.value]:
         raise ValueError(f"its {odd[0]} is no number")
     parts: dict[int | None, dict[str, list[int]]] = {None: {}}
@@ -130,7 +126,8 @@ def _check_model(header: Header) -> None:
         raise ValueError("it has bytes after the last tensor")
     others = {name.rpartition(".")[0]: shape for name, shape in parts.pop(None).items()}
     if type(stated) is not int or stated != len(parts) or parts.keys() != {*range(stated)}:
-        raise ValueError(f"its {arch}.block_count is {stated!r:.40}, and it has tensors of {len(parts)} layers")
+        said = f"its {arch}.block_count is {stated!r:.40}, and it has tensors of {len(parts)} layers"
+        raise ValueError(f"{said}: join the parts of a model with llama-gguf-split --merge")
     width, tokens = header.get(f"{arch}.embedding_length"), header.get("tokenizer.ggml.tokens")
     if width and tokens and (shape := others.get("token_embd")) not in (None, [width, len(tokens)]):
         raise ValueError(f"its embedding has the shape {shape}, expected {[width, len(tokens)]}")

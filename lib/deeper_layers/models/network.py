@@ -102,10 +102,10 @@ class Network:
     @cached_property
     def places(self) -> list[torch.device]:
         """Where each layer runs: accelerate may have spread them over devices (`device_map`)."""
-        stated = [getattr(vars(layer).get("_hf_hook"), "execution_device", None) for layer in self.layers]
         stored = [next((p.device for p in layer.parameters()), self.device) for layer in self.layers]
-        found = [torch.device(held if told is None else told) for told, held in zip(stated, stored, strict=True)]
-        return [self.device if place.type == "meta" else place for place in found]
+        return [
+            self.device if place.type == "meta" else place for place in stored
+        ]  # what is on disk runs with the rest
 
     def in_turn(self, layers: list[int]) -> Iterator[int]:
         """The numbers of some layers; of each the weights are there until the next is asked for."""

@@ -75,24 +75,23 @@ def load_model(
     if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:
         streamed = " with stream, where layers are read as stored" * (stream is True)
         raise InputError(f"quantization is {quantization!r}{streamed}, expected None, 'nf4' or 'int8'")
-    given = isinstance(model, Source)
-    source = model if given else find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    trust: dict = {"trust_remote_code": trust_remote_code}
+    source = model if isinstance(model, Source) else find_model(model, revision=revision, dtype=dtype, **trust)
     where, number_type = choose_device(device), getattr(torch, source.dtype)
-    how: dict = {"device_map": where, "trust_remote_code": trust_remote_code}
+    how: dict = {"device_map": where, **trust}
     if quantization is not None:
         how["quantization_config"] = BitsAndBytesConfig(**QUANTIZED[quantization], bnb_4bit_compute_dtype=number_type)
     hub_logging.disable_progress_bar()
     folder = checkpoint_folder(source.folder, source.revision)
     numbers = sum(math.prod(tensor.shape) for tensor in read_tensors(folder))
     large = numbers * number_type.itemsize > OF_MEMORY * free_memory(where)
-    config = read_config(folder, trust_remote_code=trust_remote_code)
+    config = read_config(folder, **trust)
     with contextlib.ExitStack() as stack, telling(f"can't open the model {source.name!r}", MEND):
         if stream is True or stream == "auto" and quantization is None and large:
-            empty = built_empty(config, folder, trust_remote_code=trust_remote_code)
             # of mixtures whose experts are stored one by one transformers writes the layers anew, as it runs them
             anew = stack.enter_context(passing_dir(cache_folder() / "offloaded"))
-            how |= {"device_map": on_disk(empty, where), "offload_folder": str(anew)}
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            how |= {"device_map": on_disk(built_empty(config, folder, **trust), where), "offload_folder": str(anew)}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
         network, report = auto_class(config).from_pretrained(
             folder, output_loading_info=True, dtype=number_type, use_safetensors=True, **how
         )
@@ -141,8 +140,7 @@ def choose_device(name: str) -> str:
             return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     with telling(f"device is {name!r:.60}", "use 'auto', 'cpu' or an existing one"):
-        if torch.empty(0, device=text("device", name)).is_meta:
-            raise ValueError("it holds no numbers")
+        torch.empty(1, device=text("device", name)).item()  # "meta" holds no numbers
     return name
 
 

@@ -109,7 +109,7 @@ def kind_of(model: str, revision: str | None = None) -> str:
     if kind in ("packaged", "folder") and revision is not None:
         raise InputError(f"revision is {revision!r}, and {model!r} is no hub id: leave it out")
     # the hub's oldest models are of no organisation
-    if kind == "hub" and (os.path.isfile(path) or not re.fullmatch(rf"({HUB_ID.pattern}|[\w.-]+)", model)):
+    if kind == "hub" and (os.path.isfile(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
         raise InputError(f"{model!r} is no .gguf file, no folder and no hub id (ORGANISATION/NAME)")
     return kind
 
@@ -178,8 +178,7 @@ def model_name(model: str) -> str:
 
 def model_key(model: str, checkpoint: Path) -> dict:
     """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`); a local one is read for it."""
-    path = local_path(model)
-    weights = f"hub:{checkpoint.name}"
+    path, weights = local_path(model), f"hub:{checkpoint.name}"
     if model in PACKAGED:
         weights = f"sha256:{PACKAGED[model].sha256}"
     elif os.path.isdir(path):  # its configuration, its weights, and the tokenizer, which puts tokens to them
