@@ -1,12 +1,10 @@
 """config.json after a cut: the source's own JSON, in its order, with what the cut changes.
 
-Whether it says what it should is for transformers to tell: it reads it again, and what it reads has to be the
-configuration that the cut model has in memory. transformers 5 writes rotary tables, experts and tokenizers under names
-that 4.57 does not know, and mostly passes over in silence; other engines read the older names too. Both are written
-where they say the same. What a quantization_config says of single layers, by their names, follows the layers.
+transformers reads it again, and what it reads has to be the configuration that the cut model has in memory. It writes
+rotary tables, experts and tokenizers under names that 4.57 does not know, and mostly passes over in silence; other
+engines read the older names too. Both are written where they say the same.
 
-Source: the configuration classes of transformers 4.57.6 beside those of 5.24 (parameters of the one that the other
-does not write).
+Source: parameters of the configuration classes of transformers 4.57.6 that those of 5.24 do not write, and the reverse.
 """
 
 import copy
@@ -41,10 +39,7 @@ GONE = object()  # what is of dropped layers alone
 
 
 def cut_config(layout: Layout, cut: Cut) -> dict:
-    """What config.json becomes after a cut, for this version of transformers, and for older ones that know the model.
-
-    Raises InputError where the cut does not fit, or the configuration can't say what it makes.
-    """
+    """What config.json becomes after a cut. Raises InputError where that does not fit, or it can't say the result."""
     if not cut.is_of_layers:
         raise InputError(
             f"the cut {cut.describe(layout.layers)}: no configuration states a layer without one of its sublayers; "

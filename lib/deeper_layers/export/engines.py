@@ -1,8 +1,8 @@
 """Engines that take the kind of a layer from its number, and which cuts they therefore read wrongly.
 
 transformers finds in config.json what each layer is, and a cut keeps that right. Some engines count instead: "every 6th
-layer sees all tokens". After a cut the numbers are others, and such an engine loads the model without a word and
-computes something else. Each line of engines.csv was read in the source of its engine. Needs no torch.
+layer sees all tokens". After a cut they load the model without a word and compute something else. Each line of
+engines.csv was read in the source of its engine. Needs no torch.
 """
 
 import csv

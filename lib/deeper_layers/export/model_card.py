@@ -1,8 +1,8 @@
 """README.md of a sliced checkpoint: how to use it, where it comes from, what was dropped and added, what was measured.
 
-model_card.md.jinja is its text. Its head is what the hub reads, made by the hub's own library. What the source says of
-itself (a folder in its README.md, a GGUF file in its metadata) is passed on, and none of it is trusted: names are text,
-whatever is in them, and the card of the source is kept below ours, as a quotation.
+model_card.md.jinja is its text, its head is what the hub reads. What the source says of itself (a folder in its
+README.md, a GGUF file in its metadata) is passed on, and none of it is trusted: names are text, and its card is kept
+below ours as a quotation.
 """
 
 import json

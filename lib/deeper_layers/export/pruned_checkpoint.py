@@ -177,10 +177,10 @@ class Output:
             )
 
     def sizes(self, source: Source) -> Callable[[Cut], tuple[int, str]]:
-        """What says of a cut how many bytes of weights are written, and in which type.
+        """What says of a cut how many bytes of weights are written, headers included, and in which type.
 
-        From headers, with that of what is written, where the model is on this machine; else about, by its parameters.
-        What llama.cpp's quantizer rounds is counted as it is before that. Either raises InputError.
+        Where the model is not on this machine it is about, by its parameters. What llama.cpp's quantizer rounds is
+        counted as it is before that. Either raises InputError.
         """
         packaged = models.PACKAGED.get(source.folder)
         if self.is_gguf:
@@ -207,11 +207,8 @@ class Output:
         return lambda cut: (round(sizes.parameters(cut) * width), kind)
 
     def fit(self, source: Source, size: str, choose: Callable[[int], Cut]) -> Cut:
-        """The smallest cut with which the weights that are written, headers included, fit into a size (`read_size`).
-
-        `choose` gives a rule's cut of so many layers. Raises InputError where not even the smallest model fits, and as
-        `read_size` and `sizes`.
-        """
+        """The smallest cut with which what is written fits into a size (`read_size`); `choose` gives a rule's cut of so
+        many layers. Raises InputError where not even the smallest model fits."""
         most, in_file = read_size(size)
         if in_file and self.type in ROUNDED:
             raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
@@ -238,10 +235,7 @@ def prune_checkpoint(
     name: str | None = None,
     **opening,
 ) -> Path:
-    """Write what was described of a model; its path. See `slice_checkpoint` and `slice_gguf`.
-
-    The model card of a folder holds what results say, and the command that writes the same.
-    """
+    """Write what was described of a model, in a folder with a card of what results say and the command; its path."""
     from deeper_layers import export  # slow
 
     cut, out = described.cut, output.path
@@ -263,10 +257,7 @@ def prune_checkpoint(
 
 
 def read_size(text: str) -> tuple[float, bool]:
-    """A size as "400MB" or "1.5 GiB", in bytes, or as "300M" or "1.1B", in parameters; and whether it is in bytes.
-
-    Raises InputError for any other.
-    """
+    """A size as "400MB" or "1.5 GiB", in bytes, or as "300M" or "1.1B", in parameters; and whether it is in bytes."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
     number, unit = (float(found[1]), found[2].upper()) if found else (0, "")
     if not number or unit not in BYTES | PARAMETERS:
@@ -297,11 +288,8 @@ def typed_lists(cut: Cut) -> list[str]:
 
 
 def check_repository(repository: str, *, public: bool) -> None:
-    """Ask the hub, before anything is written, whether a checkpoint may be uploaded there.
-
-    Raises InputError for what is no USER/NAME or ORGANISATION/NAME, without a token, for a repository that is public
-    where `public` is not asked for, and a hub that does not take it or can't be reached.
-    """
+    """Raise InputError, before anything is written, where a checkpoint can't be uploaded: the name is none, there is no
+    token, the repository is public and that is not asked for, the hub does not take it or can't be reached."""
     from huggingface_hub import HfApi, get_token  # slow
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -317,10 +305,7 @@ def check_repository(repository: str, *, public: bool) -> None:
 
 
 def push(path: Path, repository: str, *, public: bool, message: str) -> str:
-    """Upload a folder or a GGUF file as one commit; its address.
-
-    Raises InputError where the hub does not take it: what was written stays where it is.
-    """
+    """Upload a folder or a GGUF file as one commit; its address. Raises InputError where the hub does not take it."""
     from huggingface_hub import HfApi  # slow
 
     api = HfApi()

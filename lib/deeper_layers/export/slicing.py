@@ -15,24 +15,11 @@ from pathlib import Path
 from deeper_layers import checks
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import lineage
+from deeper_layers.export import lineage, tensors
 from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.config_text import cut_config, older_tokenizer, state_dtype
 from deeper_layers.export.model_card import model_card, read_facts
-from deeper_layers.export.tensors import (
-    TORCH,
-    Changed,
-    Layout,
-    add_adapter,
-    as_files,
-    cast_entries,
-    file_bytes,
-    index_text,
-    read_layout,
-    replace_tensors,
-    write_tensors,
-    zero_sublayers,
-)
+from deeper_layers.export.tensors import Changed, Layout, read_layout
 from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import folder_files, local_path, read_json
 from deeper_layers.models.sources import checkpoint_folder, model_key
@@ -119,14 +106,14 @@ def slice_checkpoint(
     whole = Cut.of(cut.dropped) if silence else cut
     config, entries = cut_config(layout, whole), layout.entries(whole)
     if silence:
-        zero_sublayers(entries, layout, cut)
+        tensors.zero_sublayers(entries, layout, cut)
     if changed:
-        replace_tensors(entries, layout, changed)
+        tensors.replace_tensors(entries, layout, changed)
     if added:
         if added.base:  # else peft wrote it, and does not say of what
             added.check(key, cut)
-        add_adapter(entries, layout, added)
-    if cast := cast_entries(entries, layout, dtype, bool(facts.quantized)):
+        tensors.add_adapter(entries, layout, added)
+    if cast := tensors.cast_entries(entries, layout, dtype, bool(facts.quantized)):
         state_dtype(config, cast)
 
     step = lineage.Step(
@@ -141,16 +128,16 @@ def slice_checkpoint(
         dtype=cast,
         command=command,
     )
-    history, files = lineage.lineage_after(lineage.read_lineage(folder), step, facts.hub), as_files(entries)
+    history, files = lineage.lineage_after(lineage.read_lineage(folder), step, facts.hub), tensors.as_files(entries)
     commit = folder.name if folder.parent.name == "snapshots" else revision  # of the hub's cache
     about = {"name": name or out.name, "config": config, "scores": card}
     about["predicting"] = "kept" if layout.mtp else "" if mtp else "left out"
     card = model_card(source, history, facts, commit, added, **about)
-    texts = index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
+    texts = tensors.index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
     of = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
     try:
         with atomic_dir(out, check, None if changed else of) as made:
-            write_tensors(files, made, out)
+            tensors.write_tensors(files, made, out)
             for file, path in others.items():
                 shutil.copyfile(path, made / file)
             for file, text in texts.items():
@@ -165,28 +152,23 @@ def slice_checkpoint(
 
 
 def weights_written(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -> Callable[[Cut], tuple[int, str]]:
-    """What says of a cut how many bytes the safetensors written of a checkpoint will have, and in which type.
-
-    `dequantized`: it was made of a GGUF file; `mtp` as for `slice_checkpoint`. Raises InputError as that does for its
-    source.
-    """
+    """What says of a cut how many bytes `slice_checkpoint` will write, and in which type; of a checkpoint that was made
+    of a GGUF file, where it is `dequantized`."""
     layout = read_layout(folder, mtp=mtp)
-    cast = cast_entries(layout.entries(UNPRUNED), layout, dtype, dequantized)
+    cast = tensors.cast_entries(layout.entries(UNPRUNED), layout, dtype, dequantized)
 
     def written(cut: Cut) -> tuple[int, str]:
         entries = layout.entries(Cut.of(cut.dropped))
-        cast_entries(entries, layout, cast or "auto", False)
-        types = "+".join(sorted({TORCH.get(entry.dtype, entry.dtype) for entry in entries.values()}))
-        return sum(map(file_bytes, as_files(entries).values())), types
+        tensors.cast_entries(entries, layout, cast or "auto", False)
+        types = "+".join(sorted({tensors.TORCH.get(entry.dtype, entry.dtype) for entry in entries.values()}))
+        return sum(map(tensors.file_bytes, tensors.as_files(entries).values())), types
 
     return written
 
 
 def _files_beside(folder: Path, trust_remote_code: bool) -> dict[str, Path]:
-    """What a checkpoint needs beside its configuration and weights, which is copied as it is, by name.
-
-    Whatever else lies in the folder is named in a warning, and stays where it is: it may be anybody's.
-    """
+    """What a checkpoint needs beside its configuration and weights, which is copied as it is, by name. A warning names
+    whatever else lies in the folder: it may be anybody's."""
     code = ".py" if trust_remote_code else ()
     found = {path.name: path for path in folder_files(folder)}
     needed = {name: path for name, path in found.items() if NEEDED.fullmatch(name) or name.endswith(code)}

@@ -19,16 +19,8 @@ from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import Adapter
 from deeper_layers.export.lineage import writing
-from deeper_layers.models import configuration
-from deeper_layers.models.checkpoint_files import (
-    INDEX,
-    NUMBERED,
-    SINGLE,
-    Tensor,
-    numbered_groups,
-    read_json,
-    read_tensors,
-)
+from deeper_layers.models import checkpoint_files, configuration
+from deeper_layers.models.checkpoint_files import INDEX, NUMBERED, SINGLE, Tensor
 from deeper_layers.models.decoder import decoder_layers, ends_sublayer
 from deeper_layers.models.sources import DTYPES
 
@@ -135,12 +127,16 @@ class Changed:
 def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
     """The layout of the checkpoint in a folder. `mtp`: layers for multi-token prediction stay where there are any.
 
-    Raises InputError where tensors are missing or of other shapes than the configuration says, or it is not understood
-    which of them are layers.
+    Raises InputError where tensors are not what the configuration says, or it is not sure which of them are layers.
     """
-    tensors, config = read_tensors(folder), read_json(folder / "config.json")
+    tensors, config = checkpoint_files.read_tensors(folder), checkpoint_files.read_json(folder / "config.json")
     shapes = {tensor.name: tuple(tensor.shape) for tensor in tensors}
-    groups, layers, model, module = numbered_groups(shapes), configuration.stated_layers(config) or 0, None, ""
+    groups, layers, model, module = (
+        checkpoint_files.numbered_groups(shapes),
+        configuration.stated_layers(config) or 0,
+        None,
+        "",
+    )
     configuration.check_configuration(config, folder)
     if not isinstance(config.get("auto_map"), dict):  # else its code comes with it
         known = configuration.read_config(folder)
@@ -153,8 +149,8 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
         chosen = [p for p in chosen if filled[p] and all(name.startswith(module) for name in filled[p])]
     if len(chosen) != 1:
         raise InputError(
-            f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers "
-            f"({', '.join(groups) or 'none'}), expected exactly one: which are layers is not guessed"
+            f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers, expected exactly one: which"
+            " are layers is not guessed"
         )
     prefix, last = chosen[0], layers + max(predicting(config).values(), default=0)
     odd = [name for name in shapes if name.startswith(prefix) and _number(name, prefix) not in range(last)]
@@ -162,8 +158,8 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
         odd += [name for name in shapes if NUMBERED.match(name) and not name.startswith((prefix, MTP))]
     if odd:
         raise InputError(
-            f"{folder} holds {len(odd)} tensors that may belong to layers beside its {layers}, {prefix}0 and so on "
-            f"({', '.join(sorted(odd)[:3])}, ...): what becomes of them after a cut is not guessed; leave them out"
+            f"{folder} holds {len(odd)} tensors that may belong to layers beside its {layers} ({min(odd)}, ...): what "
+            "becomes of them after a cut is not guessed; leave them out"
         )
     beyond = {number for number in groups[prefix] if number >= layers} or groups.get(f"{MTP}layers.", ())
     return Layout(folder, config, tensors, model, layers, prefix, module or prefix, len(beyond) if mtp else None)
@@ -231,9 +227,7 @@ def _edit(entries: Entries, name: str, shape: list[int], what: str, edit: Callab
 
 def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool) -> str | None:
     """Have real numbers written in a data type, see `slice_checkpoint`; which it is, None where they stay as they are.
-
-    `dequantized`: the checkpoint was made of a GGUF file. Raises InputError for another type, and quantized weights.
-    """
+    `dequantized`: the checkpoint was made of a GGUF file."""
     if dtype not in ("auto", *DTYPES):
         raise InputError(f"dtype is {dtype!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
     if dtype == "auto" and not dequantized:
@@ -247,10 +241,8 @@ def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool
 
 
 def smallest_dtype(entries: Entries) -> str:
-    """The smallest data type that holds every number of a checkpoint in float32 exactly, as it is made of a GGUF file.
-
-    Of weights in fewer than 16 bits that is float32: they are products of a scale and small whole numbers.
-    """
+    """The smallest data type that holds every number of a checkpoint in float32 exactly. Of what had fewer than 16 bits
+    that is float32: it is products of a scale and small whole numbers."""
     fitting = [torch.bfloat16, torch.float16]
     for values in (entry.read() for entry in entries.values() if entry.dtype == "F32"):
         fitting = [dtype for dtype in fitting if torch.equal(values.to(dtype).float(), values)]

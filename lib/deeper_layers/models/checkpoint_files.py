@@ -56,10 +56,8 @@ def read_json(path: Path) -> dict:
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint's folder, sorted; in the hub's cache they lead to the blobs beside.
-
-    Raises InputError where one leads elsewhere or is no regular file.
-    """
+    """The files of a checkpoint's folder, sorted; in the hub's cache they lead to the blobs beside. Raises InputError
+    where one leads elsewhere or is no regular file."""
     home = Path(os.path.realpath(folder))
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     with telling(f"{folder} is no folder of plain files", AGAIN):

@@ -71,10 +71,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         kind = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
         found = [entry for entry in found if type(getattr(entry[0], "config", None)) is kind]
     if len(found) != 1:
-        lengths = ", ".join(f"{len(layers)} in {type(owner).__name__}" for owner, layers in lists) or "none"
         raise InputError(
-            f"{type(model).__name__} has {len(found)} lists that can be its decoder layers (lists: {lengths}), expected"
-            f" one of num_hidden_layers = {length}: open the model with load_model, or choose a decoder-only one"
+            f"{type(model).__name__} has {len(found)} lists that can be its {length} decoder layers, expected one: open"
+            " the model with load_model, or choose a decoder-only language model"
         )
     return found[0][1]
 
@@ -92,13 +91,11 @@ def kinds_of_layers(model: nn.Module) -> list[int]:
 
 def sublayer(layer: nn.Module, part: str) -> nn.Module:
     """The attention or the MLP of a layer. Raises InputError where it is not found."""
-    names = [name for name, _ in layer.named_children()]
-    if len(found := [name for name in names if name in NAMES[part]]) != 1:
-        raise InputError(
-            f"{type(layer).__name__} has no {part} of a known name (its parts: {', '.join(names)}); expected one of "
-            f"{', '.join(NAMES[part])}; drop whole layers"
-        )
-    return layer.get_submodule(found[0])
+    found = [child for name, child in layer.named_children() if name in NAMES[part]]
+    if len(found) != 1:
+        known = ", ".join(NAMES[part])
+        raise InputError(f"{type(layer).__name__} has no {part} of a known name ({known}): drop whole layers")
+    return found[0]
 
 
 def writers(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:

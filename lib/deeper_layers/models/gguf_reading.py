@@ -157,10 +157,7 @@ def conversion_of(weights: str) -> Path:
 
 
 def converted_gguf(path: Path, sha256: str) -> Path:
-    """The folder of a GGUF file of this hash converted to float32 safetensors, made once and kept in the cache.
-
-    Raises InputError where the file has another hash, transformers can't read it, or the cache can't be written.
-    """
+    """The folder of a GGUF file of this hash converted to float32 safetensors, made once and kept in the cache."""
     target = conversion_of(sha256)
     if target.is_dir():
         return target

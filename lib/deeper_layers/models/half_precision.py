@@ -21,10 +21,7 @@ def multiplies_sixteen_bits() -> bool:
 
 
 def widen(network: torch.nn.Module) -> None:
-    """Have a network multiply in float32, in place: linear layers, those of 4 bits too, and attention that is trained.
-
-    The weights stay as they are.
-    """
+    """Have a network multiply in float32, in place: linear layers, of 4 bits too, and attention that is trained."""
     AttentionInterface.register("sdpa", attend)  # which serves all networks: elsewhere it is what it was
     for module in network.modules():
         if type(module) is torch.nn.Linear or hasattr(getattr(module, "weight", None), "quant_state"):
@@ -42,10 +39,8 @@ def product_speed(dtype: str, width: int = 1024, inner: int = 1024, device: str 
 
 
 class Widened:
-    """Of a linear layer: its matrices of 16 bits are multiplied in float32, and the result is rounded.
-
-    That is what processors with arithmetic of 16 bits do: they sum in float32.
-    """
+    """Of a linear layer: its matrices of 16 bits are multiplied in float32, and the result is rounded, as processors
+    with arithmetic of 16 bits do, which sum in float32."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         pays = input.requires_grad or input.numel() >= ROWS * input.shape[-1]

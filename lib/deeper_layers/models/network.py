@@ -152,10 +152,8 @@ class Network:
         return kept
 
     def handed(self, input_ids: torch.Tensor, **options) -> Handed:
-        """What the layers get for tokens [B, T] and options of the model's forward.
-
-        Raises InputError where the model does more between its layers than to hand on the residual.
-        """
+        """What the layers get for tokens [B, T] and options of the model's forward. Raises InputError where that does
+        more between its layers than to hand on the residual."""
         for _ in range(2):
             entered, calls = self._written_down(input_ids, options)
             if len(calls) == len(self.layers) and entered[-1] is entered[0]:
