@@ -70,7 +70,7 @@ def cut_entries(config: dict, kept: list[int], layers: int) -> dict:
 
     def cut(part: dict) -> dict:
         found = {key: value if key in BESIDE else cut_entry(key, value, kept, layers) for key, value in part.items()}
-        return found | {key: len(kept) for key in DEPTHS if type(part.get(key)) is int and part[key] == layers}
+        return found | {key: len(kept) for key in DEPTHS if part.get(key) == layers}
 
     found = {key: cut(value) if value is text else value for key, value in config.items()}
     # some hold the entries of the decoder twice, at the top and in its part
@@ -146,16 +146,6 @@ def state_dtype(config: dict, dtype: str) -> None:
         part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
     if "dtype" not in config:
         config["torch_dtype"] = dtype
-
-
-def older_tokenizer(config: dict) -> dict:
-    """tokenizer_config.json of transformers 5 as older versions read it, which newer ones read too."""
-    words = dict(config)
-    if words.get("tokenizer_class") == "TokenizersBackend":  # a name that older versions don't know
-        words["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(words.get("extra_special_tokens"), list):  # older versions expect names for these
-        words["additional_special_tokens"] = words.pop("extra_special_tokens")
-    return words
 
 
 def cut_quantization(

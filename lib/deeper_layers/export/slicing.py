@@ -17,7 +17,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import lineage, tensors
 from deeper_layers.export.adapter_files import read_adapter
-from deeper_layers.export.config_text import cut_config, older_tokenizer, state_dtype
+from deeper_layers.export.config_text import cut_config, state_dtype
 from deeper_layers.export.model_card import model_card, read_facts
 from deeper_layers.export.tensors import Changed, Layout, read_layout
 from deeper_layers.files import atomic_dir, check_absent
@@ -188,19 +188,24 @@ def _tokenizer(folder: Path) -> dict[str, str]:
     """The tokenizer's configuration by its name, where older versions of transformers need other words there."""
     if not (folder / TOKENIZER).is_file():
         return {}
-    words = read_json(folder / TOKENIZER)
-    text = _json(older_tokenizer(words))
-    return {} if json.loads(text) == words else {TOKENIZER: text}
+    before = read_json(folder / TOKENIZER)
+    words = dict(before)
+    if words.get("tokenizer_class") == "TokenizersBackend":  # a name that older versions don't know
+        words["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(words.get("extra_special_tokens"), list):  # older versions expect names for these
+        words["additional_special_tokens"] = words.pop("extra_special_tokens")
+    text = _json(words)
+    return {} if json.loads(text) == before else {TOKENIZER: text}
 
 
 def _json(content: dict) -> str:
-    return json.dumps(json.loads(json.dumps(content), object_hook=_without_paths), indent=2) + "\n"
+    """A configuration as text that says nothing of where files lay on a machine: nobody else has that."""
 
+    def is_path(name: str, value) -> bool:
+        named = name in PLACES and isinstance(value, str)
+        return named and (os.path.isabs(value) or os.path.exists(local_path(value)))
 
-def _without_paths(part: dict) -> dict:
-    """A part of a configuration that says nothing of where files lay on a machine: nobody else has that."""
+    def without_paths(part: dict) -> dict:
+        return {name: value for name, value in part.items() if not is_path(name, value)}
 
-    def is_path(value) -> bool:
-        return isinstance(value, str) and (os.path.isabs(value) or os.path.exists(local_path(value)))
-
-    return {name: value for name, value in part.items() if name not in PLACES or not is_path(value)}
+    return json.dumps(json.loads(json.dumps(content), object_hook=without_paths), indent=2) + "\n"
