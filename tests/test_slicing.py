@@ -101,9 +101,7 @@ def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):
     assert found["auto_map"] == OWN_CODE["auto_map"] and (out / "modeling.py").exists()
     assert alike(out, dropped(model, tmp_path / "expected"))
     with pytest.raises(InputError, match="no configuration states a layer without one of its sublayers"):
-        slice_checkpoint(whole, Cut.of(attention=[1]), tmp_path / "silent")
-    silent = tensors(slice_checkpoint(whole, Cut.of(attention=[1]), tmp_path / "silent", silence=True))
-    assert not silent["model.layers.1.self_attn.o_proj.weight"].any()
+        slice_checkpoint(whole, Cut.of(attention=[1]), tmp_path / "none", trust_remote_code=True)
 
 
 def released(family: str, folder: Path):

@@ -136,16 +136,18 @@ def _checked(path: Path, kind: type[Checked]) -> dict:
 
 def _factors(path: Path, settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
     """A and B of each module. Raises ValueError for a file of anything else, or not of what its settings say."""
-    from safetensors.torch import load_file  # slow
+    import torch  # slow, as is the next
+    from safetensors.torch import load_file
 
-    held, found = {name: tensor.float() for name, tensor in load_file(path).items()}, {}
+    held, found = load_file(path), {}
     ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
     for module in dict.fromkeys(NAME.sub(r"\1", name) for name in held):
-        names = [f"base_model.model.{module}.lora_{which}.weight" for which in "AB"]
-        pair = [held[name] for name in names if name in held and held[name].ndim == 2 and held[name].isfinite().all()]
-        if len(pair) < 2 or len(pair[0]) != pair[1].shape[1] or len(pair[0]) not in ranks:
+        names = (f"base_model.model.{module}.lora_{which}.weight" for which in "AB")
+        a, b = (held.get(name, torch.empty(0)).float() for name in names)
+        fit = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and len(a) in ranks
+        if not fit or not (a.isfinite().all() and b.isfinite().all()):
             raise ValueError(f"{module} has no A and B, matrices of finite numbers that fit, of a rank in {ranks}")
-        found[module] = pair[0], pair[1]
+        found[module] = a, b
     if lacking := [end for end in settings["target_modules"] if not any(f".{m}".endswith(f".{end}") for m in found)]:
         raise ValueError(f"no adapters of {lacking[0]}, which {SETTINGS} asks for")
     return found

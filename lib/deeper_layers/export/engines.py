@@ -47,11 +47,11 @@ class Counting(NamedTuple):
     def misread(self, config: dict, kept: list[int]) -> list[int]:
         """Which of the kept layers the engine takes for another kind than config.json says, or else than it did."""
         _, entry, other = KINDS[self.kind]
-        layers, stated, every = range(config["num_hidden_layers"]), config.get(entry), self.period(config)
-        kinds = counted = [(index + 1) % every == 0 for index in layers]
+        layers, stated = config["num_hidden_layers"], config.get(entry)
+        kinds = counted = [(index + 1) % self.period(config) == 0 for index in range(layers)]
         if isinstance(stated, list) and stated and other is None:
-            kinds = [index in stated for index in layers]
-        elif isinstance(stated, list) and len(stated) == len(layers):
+            kinds = [index in stated for index in range(layers)]
+        elif isinstance(stated, list) and len(stated) == layers:
             kinds = [kind == other for kind in stated]
         return [old for new, old in enumerate(kept) if kinds[old] != counted[new]]
 

@@ -6,8 +6,10 @@ name is copied as bytes; all else is worked out for one tensor at a time.
 """
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,8 +30,6 @@ from deeper_layers.models.sources import DTYPES
 PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
 MTP = "mtp."  # where these tensors have a name of their own, it begins so
 TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # types of all real numbers
-WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes of these
-CHUNK = 2**22  # bytes copied at a time
 
 
 @dataclass
@@ -43,41 +43,29 @@ class Entry:
     @property
     def size(self) -> int:
         """In bytes, where it is written."""
-        return self.tensor.bytes * WIDTHS.get(self.dtype, 1) // WIDTHS.get(self.tensor.dtype, 1)
+        bits = re.search(r"\d+", self.dtype)
+        return math.prod(self.tensor.shape) * (int(bits[0]) if bits else 8) // 8
 
     def read(self) -> torch.Tensor:
         with safe_open(self.tensor.path, framework="pt") as file:
             return file.get_tensor(self.tensor.name)
 
-    def content(self, name: str) -> Iterator[bytes]:
+    def content(self, name: str) -> memoryview:
         """What is written under a name. Raises InputError where that is not finite, and it was."""
-        if not self.edits and self.dtype == self.tensor.dtype:
-            yield from read_bytes(self.tensor)
-            return
         old = new = self.read()
         for edit in self.edits:
             new = edit(new)
-        new = new.to(getattr(torch, TORCH[self.dtype]))
-        if not new.isfinite().all() and old.isfinite().all():
+        if self.dtype in TORCH:
+            new = new.to(getattr(torch, TORCH[self.dtype]))
+        if new is not old and not new.isfinite().all() and old.isfinite().all():
             raise InputError(
                 f"{name} would hold numbers that are not finite, or too large for {new.dtype}: give a dtype of a "
                 "larger range, or another rule or other adapters"
             )
-        yield new.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return new.reshape(-1).view(torch.uint8).numpy().data
 
 
 Entries = dict[str, Entry]  # by the names under which they are written
-
-
-def read_bytes(tensor: Tensor) -> Iterator[bytes]:
-    """What a tensor is in its file. Raises InputError where that ends before."""
-    with open(tensor.path, "rb") as file:
-        file.seek(tensor.start)
-        for start in range(0, tensor.bytes, CHUNK):
-            length = min(CHUNK, tensor.bytes - start)
-            if len(block := file.read(length)) < length:
-                raise InputError(f"{tensor.path} ended while it was copied: fetch it again")
-            yield block
 
 
 @dataclass(frozen=True)
@@ -290,8 +278,7 @@ def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
             with open(partial := folder / f".{file}.partial", "wb") as made:
                 bar.update(made.write(_head(entries)))
                 for name, entry in entries.items():
-                    for block in entry.content(name):
-                        bar.update(made.write(block))
+                    bar.update(made.write(entry.content(name)))
                 made.flush()
                 os.fsync(made.fileno())
             os.replace(partial, folder / file)
@@ -300,7 +287,7 @@ def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
 def _head(entries: Entries) -> bytes:
     """The beginning of a safetensors file."""
     place, metadata = 0, next(iter(entries.values())).tensor.metadata
-    header = {} if metadata is None else {"__metadata__": metadata}
+    header: dict = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     for name, entry in entries.items():
         offsets = [place, place := place + entry.size]
         header[name] = {"dtype": entry.dtype, "shape": entry.tensor.shape, "data_offsets": offsets}

@@ -1,11 +1,9 @@
 """The files of a checkpoint: which of a folder a model is read from, and what is in them, checked before they are used.
 
-A folder comes from strangers. Files count that are regular and in it, and headers that the safetensors library takes:
-eight bytes with the length of a header in JSON, the header with name, type, shape and place of every tensor, then their
-bytes (https://github.com/huggingface/safetensors). Needs neither torch nor transformers.
+A folder comes from strangers. Files count that are regular and in it, and headers that the safetensors library takes
+(https://github.com/huggingface/safetensors). Needs neither torch nor transformers.
 """
 
-import json
 import os
 import re
 from collections import Counter
@@ -26,15 +24,13 @@ AGAIN = "give a checkpoint saved by save_pretrained"
 
 
 class Tensor(NamedTuple):
-    """One tensor of a safetensors file: what the header says of it, and where its bytes lie."""
+    """One tensor of a safetensors file, as its header says."""
 
     name: str
     dtype: str  # as the format calls it: F32, BF16, ...
     shape: list[int]
     path: Path
-    start: int  # in the file
-    bytes: int
-    metadata: dict | None  # of the file
+    metadata: dict[str, str] | None  # of the file
 
 
 def local_path(name: str | Path) -> Path:
@@ -98,19 +94,13 @@ def read_tensors(folder: Path) -> list[Tensor]:
 
 
 def _read_header(path: Path) -> list[Tensor]:
-    """What one safetensors file holds. Raises InputError where it is damaged, or no such file."""
+    """What one safetensors file holds, in the order of its bytes. Raises InputError where it is damaged, or none."""
     # the library checks names, types, shapes and places, and that no byte is left over; of a file that may not be
     # read it says that there is none, so that it is opened here first
-    with telling(f"{path} is not a whole safetensors file"), open(path, "rb") as file, safe_open(path, framework="np"):
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", None)
-        tensors = []
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            first, last = entry["data_offsets"]
-            place = path, 8 + length + first, last - first
-            tensors.append(Tensor(name, entry["dtype"], entry["shape"], *place, metadata))
-        return tensors
+    with telling(f"{path} is not a whole safetensors file"), open(path, "rb"), safe_open(path, framework="np") as file:
+        parts = {name: file.get_slice(name) for name in file.offset_keys()}
+        about = path, file.metadata()
+        return [Tensor(name, part.get_dtype(), part.get_shape(), *about) for name, part in parts.items()]
 
 
 def numbered_groups(names: Iterable[str]) -> dict[str, set[int]]:
