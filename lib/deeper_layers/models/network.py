@@ -130,10 +130,9 @@ class Network:
         width = text_config(self.model.config).hidden_size * self.dtype.itemsize
         cost = lambda group: width * sum(batch["input_ids"].numel() for batch in group)  # noqa: E731
         for group in groups_within(batches, cost, MEMORY if is_streamed(self.model) else 0):
-            with torch.inference_mode():  # not around the yield: whoever takes them may want gradients
-                found = self._residuals(group, keep)
-            yield from found
+            yield from self._residuals(group, keep)
 
+    @torch.inference_mode()  # not around the yield: whoever takes them may want gradients
     def _residuals(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:
         """The same of some batches, all of which go through a layer before any goes through the next."""
         group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
