@@ -8,7 +8,6 @@ import torch
 
 from deeper_layers import healing, sweeping
 from deeper_layers.cuts import Cut
-from deeper_layers.data import corpora
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings, scoring
 from deeper_layers.experiments.experiment import Experiment
@@ -59,14 +58,6 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(tiny_folde
     monkeypatch.setattr(sweeping, "request_loss", never)
     assert heal(experiment.but(measure=False))[1].path == heal(experiment)[1].path == measured.path, "whoever chose it"
     assert score_text({"similarity": CUTS[:2]}, experiment).path == before.path, "one for more cuts will do"
-
-
-def test_text_that_heals_and_text_of_the_loss_are_apart():
-    train, validation = (corpora.texts("wikipedia", split=split) for split in ("train", "validation"))
-    healings.check_apart(train, validation)
-    assert len(train) + len(validation) == len(corpora.texts("wikipedia"))
-    with pytest.raises(InputError, match="1 documents are among those that heal"):
-        healings.check_apart(train, [*validation, train[5]])
 
 
 def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():

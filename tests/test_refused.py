@@ -65,13 +65,12 @@ TYPED = [  # what is typed, exit status, words of the line
     ("sweep embedded --limit 0", 1, "--limit is 0, expected greater than or equal to 1"),
     ("sweep embedded --rules best", 1, "--rules is 'best', expected who chooses what is dropped: similarity"),
     ("sweep embedded --limit 7 --no-measure", 1, "not measured: capitals"),
-    ("sweep embedded --layers 1 --sizes 0-1", 1, "--sizes is '0-1' beside a cut"),
+    ("sweep embedded --layers 1 --sizes 0-1", 2, "--layers and --sizes exclude each other"),
     ("distances embedded --device gpu", 1, "--device is 'gpu', expected \"auto\", \"cpu\""),
     ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected none, \"nf4\" or"),
     ("distances tiny --revision main", 1, "is no hub id: leave it out"),
     ("distances tiny --results FILE", 1, "FILE is no folder: name another place"),
     ("scan tiny --starts 3 --sizes 0-2", 2, "--sizes and --blocks 4 exclude each other"),
-    ("scan tiny --tasks wikipedia:5@2", 1, "--tasks has 5 examples for wikipedia"),
     ("heal embedded", 2, "--drop says how many layers go, --layers which: give one of them"),
     ("heal embedded --drop 30", 1, "--drop is 30; expected 0 to 29"),
     ("heal embedded --drop 2 --start 29", 1, "the cut is of layer 30"),
@@ -119,7 +118,6 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "/dev/null/out"), "/dev/null"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), ""), "out is '', expected Unicode text"),
     (lambda m, t: shown.QuestionAnsweringParameters.from_names({"modle": "a"}), "unknown parameter 'modle'"),
-    (lambda m, t: shown.QuestionAnsweringParameters(tasks="mmlu", numbers="0"), "num_fewshot is None and tasks 'mmlu'"),
     (lambda m, t: shown.TakeAwayParameters(tasks="sums/0-1"), "tasks is 'sums/0-1', expected"),
 ]  # fmt: skip
 

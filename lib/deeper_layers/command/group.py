@@ -5,13 +5,12 @@ import warnings
 
 import click
 
-from deeper_layers.command.distances import distances
 from deeper_layers.command.heal import heal
+from deeper_layers.command.measure import distances, scan, sweep
 from deeper_layers.command.plan import plan
 from deeper_layers.command.prune import prune
 from deeper_layers.command.report import report
 from deeper_layers.command.results import results
-from deeper_layers.command.sweep import scan, sweep
 from deeper_layers.errors import (
     InputError,
     disk_is_full,

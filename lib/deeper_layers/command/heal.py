@@ -1,6 +1,6 @@
 """`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
 
-from deeper_layers import files, results
+from deeper_layers import results
 from deeper_layers.command.options import Answer, cut_options, records, subcommand, typed_cut
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import NotMeasuredError
@@ -9,7 +9,6 @@ from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.export.pruned_checkpoint import cut_as_json
-from deeper_layers.package_index import cache_folder
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
@@ -44,8 +43,6 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     typed, experiment, config = typed_cut(drop, start, layers=layers), Experiment(parameters), parameters.config()
     name, depth = experiment.source.name, experiment.source.num_layers
     (typed or Cut(0, drop or 0)).check(depth)
-    if parameters.measure:
-        files.check_writable(cache_folder())  # where the adapters are kept
     cut = typed or cuts_of_rule(rule, [drop or 0], depth, experiment, of_any_dtype=True)[0]
     healing = Healing(cut, config, experiment)
     if (found := healing.run_and_scores([GIVEN if typed else rule])) is None:

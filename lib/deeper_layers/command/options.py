@@ -11,7 +11,6 @@ import json
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -34,6 +33,7 @@ MODEL = (
     f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
 )
 LISTS = ("layers", "attention", "mlp")
+NO_CUT = "--drop says how many layers go, --layers which: give one of them"
 
 
 class Answer(NamedTuple):
@@ -62,8 +62,13 @@ def answering(function: Callable[..., Answer]) -> Callable:
 def table(rows: Sequence[dict]) -> str:
     """Rows as lines with aligned columns; one of nothing is left out."""
     names = [name for name in rows[0] if any(row.get(name) not in (None, "") for row in rows)]
-    cells = [[row.get(name) for name in names] for row in rows]
+    cells = [[_range(row.get(name)) for name in names] for row in rows]
     return tabulate(cells, names, tablefmt="plain", floatfmt=",.3f", intfmt=",", missingval="")
+
+
+def _range(cell: object) -> object:
+    """The least and the most of a list in words."""
+    return " to ".join(f"{end:,}" for end in cell) if isinstance(cell, list) else cell
 
 
 def records(rows: "pd.DataFrame") -> list[dict]:
@@ -106,10 +111,8 @@ def is_typed(name: str) -> bool:
 
 def exclude(name: str, *others: str) -> None:
     """Refuse an option beside any of some others."""
-    for other in others:
-        if is_typed(name) and is_typed(other):
-            flags = _flags()
-            raise click.UsageError(f"{flags[name]} and {flags[other]} exclude each other: give one of them")
+    for other in filter(is_typed, others if is_typed(name) else ()):
+        raise click.UsageError(f"{_flags()[name]} and {_flags()[other]} exclude each other: give one of them")
 
 
 def _flags() -> dict[str, str]:
@@ -126,14 +129,14 @@ def _in_words_of_options(message: str) -> str:
     return f"{flags[name]} {rest.replace('None', 'none', 1)}"
 
 
-class OrNone(click.ParamType):
-    """A value, or the word none."""
+def _or_none(kind: type) -> Callable:
+    """What reads a value, or the word none."""
 
-    def __init__(self, kind: click.ParamType):
-        self.kind, self.name = kind, f"{kind.name}|none"
+    def read(text: str):
+        return None if text.lower() == "none" else kind(text)
 
-    def convert(self, value, parameter, context):
-        return None if str(value).lower() == "none" else self.kind.convert(value, parameter, context)
+    read.__name__ = f"{kind.__name__}|none"  # as the help shows it
+    return read
 
 
 def _option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
@@ -144,12 +147,10 @@ def _option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
     if field.default is False:
         return click.Option([flag], is_flag=True, help=words)
     words += f": {', '.join(PRESETS)}" if name == "preset" else ""
-    kinds = typing.get_args(field.annotation) or (field.annotation,)  # a list is read from a text
-    types = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
-    kind = types.get(kinds[0], click.STRING)
+    kind, *none = typing.get_args(field.annotation) or (field.annotation,)
     if show_default and field.default != "":
         words += f"  [default: {'none' if field.default is None else field.default}]"
-    return click.Option([flag, name], type=OrNone(kind) if type(None) in kinds else kind, help=words)
+    return click.Option([flag, name], type=_or_none(kind) if none else kind, help=words)
 
 
 # ---- the one cut -------------------------------------------------------------------------------------------------
@@ -170,15 +171,19 @@ def cut_options(rules: Iterable[str], lists: Iterable[str], more: str = "") -> C
     return lambda function: functools.reduce(lambda found, option: option(found), reversed(options), function)
 
 
-def typed_cut(drop: int | None, start: int | None, needed: bool = True, **lists: str | None) -> Cut | None:
-    """The cut that was typed, by its place or in lists; None where a rule is to choose `drop` layers.
+def exclude_rules() -> None:
+    """Refuse a cut that is given layer by layer beside rules and sizes."""
+    for name in LISTS:
+        exclude(name, "rules", "sizes")
 
-    Refuses what no model could make right, and where one is `needed`, no cut at all.
-    """
+
+def typed_cut(drop: int | None, start: int | None, instead: object = None, **lists: str | None) -> Cut | None:
+    """The cut that was typed, by its place or in lists; None where a rule is to choose `drop` layers, or what was given
+    `instead` says it. Refuses what no model could make right."""
     exclude("start", "rule")
     for name in lists:
         exclude(name, "drop", "start", "rule")
     listed = SweepParameters(**lists).given_cut
-    if drop is None and (start is not None or needed and listed is None):
-        raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
+    if drop is None and (start is not None or not instead and listed is None):
+        raise click.UsageError(NO_CUT)
     return listed if start is None else Cut(start, drop)

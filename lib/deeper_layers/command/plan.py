@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from deeper_layers import models, prices
-from deeper_layers.command.options import Answer, is_typed, subcommand
+from deeper_layers.command.options import Answer, exclude_rules, is_typed, subcommand
 from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.experiments.plans import plan_sweep, planned
 from deeper_layers.presets import PRESETS
@@ -14,7 +14,6 @@ from deeper_layers.presets import PRESETS
 # of distances and tasks, in a table as in JSON; "seconds" and "device" are of what results hold
 TOLD = "task items requests tokens tokens_at_most layer_steps layer_steps_at_most about_seconds generated longest"
 TOLD = [*TOLD.split(), "seconds", "device", "unknown"]
-RANGES = ("layer_steps", "about_seconds")  # the least and the most
 
 
 @subcommand(SweepParameters, "What a run will cost; nothing is loaded.", but=("measure",), needed=False)
@@ -40,8 +39,7 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
     """
     if is_typed("model") == is_typed("model_config"):
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
-    if machine not in (None, "this"):
-        prices.find_machine(machine)  # refused before a model is looked at
+    exclude_rules()
     source = model_config and models.configured(model_config, parameters.dtype)
     content = plan_sweep(planned(parameters, source), machine, heal)
     return Answer(content, _parts(content))
@@ -51,9 +49,8 @@ def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
     """The plan as a person reads it; columns of tables are called as in JSON."""
     yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
     yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
-    rows = [{"task": "distances"} | (content["distances"] or {})] * bool(content["distances"]) + content["tasks"]
-    ranges = ({name: "{:,} to {:,}".format(*row[name]) for name in RANGES if row.get(name)} for row in rows)
-    yield [{name: row.get(name) for name in TOLD} | both for row, both in zip(rows, ranges)]
+    distances = [{"task": "distances"} | content["distances"]] if content["distances"] else []
+    yield [{name: row.get(name) for name in TOLD} for row in distances + content["tasks"]]
     yield [{"search of at most": rule} | price for rule, price in content["searches"].items()]
     yield (
         "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it when "
@@ -62,12 +59,11 @@ def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
     if content["tokenizer"] is not None:
         yield f"Tokens are as {content['tokenizer']} counts them: of this model only its config.json is known."
     if found := content.get("predicted"):
-        machine, names = found["machine"], ("operations", "memory", "weights")
+        machine = found["machine"]
         yield [
-            {f"on {machine['name']}": cost["what"]}
-            | {"about": "" if "unknown" in cost else prices.duration(cost["seconds"])}
-            | {f"{name}, 10^9": cost[name] / 1e9 if name in cost else None for name in names}
-            | {name: cost.get(name) for name in ("devices", "unknown")}
+            {f"on {machine['name']}": cost["what"], "about": cost.get("unknown") or prices.duration(cost["seconds"])}
+            | {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights") if name in cost}
+            | {"devices": cost.get("devices")}
             for cost in found["costs"]
         ]
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."

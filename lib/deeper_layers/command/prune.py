@@ -5,7 +5,6 @@ Copying opens no model. Whatever can be refused soon is refused before anything 
 """
 
 import functools
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,18 +12,21 @@ import click
 from pydantic import Field
 
 from deeper_layers import checks, export, models
-from deeper_layers.command.options import LISTS, Answer, cut_options, exclude, is_typed, subcommand, typed_cut
-from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.command.options import LISTS, NO_CUT, Answer, cut_options, exclude, is_typed, subcommand, typed_cut
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.choosing import changed_choice, cuts_of_rule, safe_cut
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters, one_of, split
 from deeper_layers.export.llama_cpp import EXACT, ROUNDED
-from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, typed_lists
-from deeper_layers.models.sources import DTYPES, Source
+from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model
+from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import REGISTERED
+
+UNKNOWN = "results hold nothing of what is left of its quality: `deeper-layers sweep` of the same cut measures it"
+NOT_SURELY = "results do not say that it surely ruins any of these: where items are few, they can not"
 
 
 class PruneParameters(Parameters):
@@ -111,7 +113,7 @@ def prune(
     # what can be said before anything is read
     exclude("to_size", "drop", "start", "adapter", *LISTS)
     exclude("heal", "adapter", "measure")
-    cut, chosen = typed_cut(drop, start, needed=not (asked.adapter or asked.to_size), **lists), REGISTERED[rule]
+    cut, chosen, size = typed_cut(drop, start, asked.adapter or asked.to_size, **lists), REGISTERED[rule], drop or 0
     if chosen.changes:  # it opens the model, and changes weights that stay
         exclude("rule", "heal", "adapter", "for_", "dry_run", "to_size")
     for name, of in {"steps": "heal", "public": "push_to_hub"}.items():
@@ -122,25 +124,19 @@ def prune(
     output = Output(out, asked.dtype, asked.type, mtp, asked.silence, asked.overwrite, healed)
     output.check(model, changes=bool(chosen.changes))
     if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
-        raise click.UsageError("--drop says how many layers go, --layers which: give one of them")  # by peft alone
+        raise click.UsageError(NO_CUT)  # by peft alone
     config = models.stated_config(model, asked.revision)
     depth = models.stated_layers(config) or export.read_layout(models.checkpoint_folder(model, asked.revision)).layers
-    (cut or Cut(0, drop or 0)).check(depth)
-    safe = functools.partial(export.safe_cuts, config, engines=split(asked.for_))
-    safe([UNPRUNED])  # an engine that nobody knows is refused
-    if not cut.is_of_layers if cut else chosen.drops_sublayers and drop:
+    (cut or Cut(0, size)).check(depth)
+    if not cut.is_of_layers if cut else chosen.drops_sublayers and size:
         what = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
         output.check_sublayers(what)
     if asked.push_to_hub and not asked.dry_run:
         export.check_repository(asked.push_to_hub, public=asked.public)
     parameters, changed = asked.opening(output.is_gguf), None
     experiment = Experiment(parameters)
-
-    def sized() -> Source:
-        """Enough to know its size."""
-        if is_gguf_model(model):
-            return experiment.source
-        return models.find_model(model, revision=asked.revision, hashed=False)
+    safe = functools.partial(export.safe_cuts, config, engines=split(asked.for_))
+    sized = functools.partial(models.find_model, model, revision=asked.revision, hashed=is_gguf_model(model))
 
     def chosen_cut(size: int) -> Cut:
         if asked.for_:
@@ -148,11 +144,11 @@ def prune(
         return cuts_of_rule(rule, [size], depth, experiment, of_any_dtype=True)[0]
 
     if chosen.changes:
-        cut, changed = changed_choice(rule, drop or 0, experiment)
+        cut, changed = changed_choice(rule, size, experiment)
     elif asked.to_size is not None:
         cut = output.fit(sized(), asked.to_size, chosen_cut)
     elif cut is None:
-        cut = chosen_cut(drop or 0)
+        cut = chosen_cut(size)
     opening = {"revision": asked.revision, "trust_remote_code": asked.trust_remote_code}
     known = {"results_folder": asked.results_folder, "known": not chosen.changes}
     described = export.describe_pruning(model, config, depth, cut, **known, **opening)
@@ -165,11 +161,9 @@ def prune(
             lines.append(f"would be healed first: {asked.heal}, {parameters.config().tokens:,} tokens of {asked.text}")
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
         lines += described.engines_in_words() or ["no engine that counts layers would misread it"]
-        typed = ["--results", asked.results, *typed_lists(cut)] if asked.results else typed_lists(cut)
-        measure = shlex.join(["deeper-layers", "sweep", model, *typed, "--tasks"])
-        unknown = f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"
-        not_surely = "results do not say that it surely ruins any of these: where items are few, they can not"
-        told = [described.card(), described.ruin_in_words() or not_surely] if described.scores else [unknown]
+        told = [UNKNOWN]
+        if described.scores:
+            told = [described.card(), described.ruin_in_words() or NOT_SURELY]
         return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *told])
     for said in described.warnings():
         click.echo(f"warning: {said}", err=True)
@@ -181,6 +175,6 @@ def prune(
     if asked.push_to_hub:
         address = export.push(out, asked.push_to_hub, public=asked.public, message=said)
     bytes = sum(path.stat().st_size for path in ([out] if output.is_gguf else out.iterdir()))
-    lines += [*([f"adapters: {adapter}"] if adapter else []), f"{out}: {bytes / 1e6:,.0f} MB"]
+    lines += [f"adapters: {adapter}" if adapter else "", f"{out}: {bytes / 1e6:,.0f} MB", address or ""]
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
-    return Answer(content, ["\n".join(filter(None, [*lines, address]))])
+    return Answer(content, ["\n".join(filter(None, lines))])

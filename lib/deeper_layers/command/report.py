@@ -114,12 +114,11 @@ def report(
 
 def chosen(notebooks: str) -> list[str]:
     """The notebooks that are asked for, in order."""
-    wanted = set(KINDS) - {*IF_NAMED} if notebooks == "all" else {*split(notebooks)}
-    found = [name for name in sorted(KINDS) if {name, name[:2]} & wanted]
-    if not found or wanted - {*found, *(name[:2] for name in found)}:
-        raise InputError(
-            f"notebooks is {notebooks!r}, expected 'all' or some of {', '.join(sorted(KINDS))}, like '01, 02'"
-        )
+    wanted = split(notebooks) if notebooks != "all" else {*KINDS} - {*IF_NAMED}
+    found = [name for name in sorted(KINDS) if {name, name[:2]} & {*wanted}]
+    if not len(found) == len(wanted) > 0:
+        known = ", ".join(sorted(KINDS))
+        raise InputError(f"notebooks is {notebooks!r}, expected 'all' or some of {known}, like '01, 02'")
     return found
 
 

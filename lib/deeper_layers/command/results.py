@@ -7,7 +7,6 @@ import click
 
 from deeper_layers.command.options import Answer, answering, records
 
-CARD = ["model", "layers", "weights", "dtype", "device", "kind"]  # what a measurement rests on
 FOUND = ["verdict", "value", "low", "high"]
 
 
@@ -29,7 +28,7 @@ def check(folder: Path) -> Answer:
     The exit status is 1 where a file is no whole result.
     """
     from deeper_layers import results as kept  # slow, as is the next
-    from deeper_layers.report import claims
+    from deeper_layers.report import claims, measured
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -40,10 +39,6 @@ def check(folder: Path) -> Answer:
     found = claims.claims_table(scores, distances)
     tested = found[found["verdict"] != claims.NOT_TESTED]
     content = {"runs": records(runs), "claims": records(tested[["model", "claim", *FOUND]]), "odd": odd}
-    worked = runs.assign(hours=runs["seconds"] / 3600, gigabytes=runs["memory"] / 1e9).groupby(CARD, dropna=False)
-    cards = worked.agg(
-        files=("path", "size"), hours=("hours", "sum"), gigabytes=("gigabytes", "max"), last=("measured", "max")
-    )
     said = "\n".join(["no whole results", *odd] if odd else ["all files are whole"])
-    parts = [records(cards.reset_index()), records(tested[["title", "model", *FOUND]]), said]
+    parts = [records(measured.hours(folder)), records(tested[["title", "model", *FOUND]]), said]
     return Answer(content, parts, status=1 if odd else 0)

@@ -15,7 +15,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.distances import drawn_batches, known_distances
 from deeper_layers.experiments.experiment import CutsOf, Data, Experiment, distinct_cuts, named
-from deeper_layers.experiments.scoring import BLOCKS, answered, data_of, score
+from deeper_layers.experiments.scoring import answered, data_of, score
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, Merged, merged_layers, price_in_words
@@ -55,7 +55,7 @@ def blocks(sizes: Iterable[int], num_layers: int, starts: Sequence[int] = ()) ->
         cuts = [Cut(start, size) for start in starts or range(max(1, num_layers - size + 1))]
         for cut in cuts:
             cut.check(num_layers)
-        found[f"{BLOCKS}{size}"] = [UNPRUNED, *cuts]
+        found[f"blocks of {size}"] = [UNPRUNED, *cuts]
     return found
 
 

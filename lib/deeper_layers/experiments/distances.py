@@ -115,8 +115,8 @@ def in_batches(shards: Shards, first: int, batches: list[dict], run: Callable, w
     marks = [{"ids": batch["input_ids"].numpy()} for batch in batches]
     known = [shards.get(number, mark) for number, mark in enumerate(marks, first)]
     running = run(batch for batch, found in zip(batches, known) if found is None)
-    there = sum(found is not None for found in known)
-    with tqdm(desc=what, unit="batch", total=len(batches), initial=there, mininterval=5, file=sys.stderr) as bar:
+    there = len(known) - known.count(None)
+    with tqdm(desc=what, unit="batch", total=len(known), initial=there, mininterval=5, file=sys.stderr) as bar:
         for number, (found, mark) in enumerate(zip(known, marks), first):
             if found is None:
                 found = next(running)

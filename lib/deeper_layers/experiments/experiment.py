@@ -25,15 +25,13 @@ CutsOf = dict[str, list[Cut]]  # by rule
 
 
 class Data(NamedTuple):
-    """Items of a task, or documents of a corpus: `part` is split and documents, as `deeper_layers.data.texts` has them.
-
-    `fingerprint` tells them from others.
-    """
+    """Items of a task, or documents of a corpus."""
 
     name: str
-    part: dict = {}
+    part: dict = {}  # of a corpus: split and documents, as `deeper_layers.data.texts` has them
 
     def fingerprint(self, datasets: str | None) -> str:
+        """What tells them from others."""
         if self.name in data.CORPORA:
             return data.text_fingerprint(self.name, datasets=datasets, **self.part)
         if self.name in data.embedded_tasks():  # lm-eval is slow to import: ours are known without it
@@ -108,14 +106,15 @@ class Experiment:
         folder, datasets, reads = self.parameters.results_folder, self.parameters.datasets, list(reads)
         key = {"model": self.source.key, "dtype": self.source.dtype, **settings}
 
-        def with_data() -> dict:
-            return key | {"data": ", ".join(dict.fromkeys(of.fingerprint(datasets) for of in reads))}  # said once
+        @functools.cache
+        def of_data() -> dict:
+            return {"data": ", ".join(dict.fromkeys(of.fingerprint(datasets) for of in reads))}  # each said once
 
         if all(data.is_at_hand(of.name, datasets) for of in reads):
-            key = with_data()
+            key |= of_data()
         found = results.find_result(kind, key, folder)
         if self.parameters.measure:
-            found = found or self._measured(kind, key if "data" in key else with_data(), folder, measure)
+            found = found or self._measured(kind, key | of_data(), folder, measure)
             if found.path:
                 _tidy(found.path)
         elif found is None and self.lacking is not None:

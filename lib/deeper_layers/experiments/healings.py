@@ -26,7 +26,7 @@ TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read f
 class Healing:
     """A cut of a model, and how what is left heals; the adapters stay in the cache, for other tasks and checkpoints.
 
-    What heals raises InputError where documents of the loss are among those that heal, and what `train` raises.
+    What heals raises what `train` raises.
     """
 
     cut: Cut
@@ -98,7 +98,6 @@ class Healing:
         (whole, tokenizer), source = self.experiment.opened(), self.experiment.source
         cut, config, parameters = self.cut, self.config, self.experiment.parameters
         texts = data.texts(parameters.text, datasets=parameters.datasets, **self.text.part)
-        check_apart(texts, data.texts(parameters.text, split="validation", datasets=parameters.datasets))
         pruned, checkpoints = drop_layers(whole, cut), self._folder.with_name("checkpoints")
         if record := self._record():
             healed = healing.load_adapters(pruned, self._folder, source.key, cut)
@@ -111,12 +110,3 @@ class Healing:
             healing.save_adapters(healed, self._folder, source.key, cut, told)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return healed, record
-
-
-def check_apart(healing: list[str], loss: list[str]) -> None:
-    """Raise InputError where a document is in both: a loss on what was learned by heart says nothing."""
-    if shared := set(healing) & set(loss):
-        raise InputError(
-            f"{len(shared)} documents are among those that heal and those of the loss ({min(shared)[:40]!r}, ...): "
-            "expected none, choose another text"
-        )

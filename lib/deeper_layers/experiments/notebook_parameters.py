@@ -31,9 +31,6 @@ Numbers = Annotated[str, listed(NUMBER, "none")]
 class SimilarityParameters(kinds.Parameters):
     notebook: ClassVar[str] = "01-similarity"
 
-    def run(self, experiment: Experiment) -> None:
-        measure_distances(experiment)
-
 
 class QuestionAnsweringParameters(kinds.TaskParameters):
     notebook: ClassVar[str] = "02-question-answering"
@@ -42,14 +39,6 @@ class QuestionAnsweringParameters(kinds.TaskParameters):
     )
     # from 1: the task's own order is there anyway
     orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
-
-    def check(self) -> None:
-        super().check()
-        if any(asked["shots"] is None and self.prompts(task) for task, asked in self.asked.items()):
-            raise InputError(
-                f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected the number that "
-                'others are compared with: give it, or write "mmlu:5"'
-            )
 
     def prompts(self, task: str) -> list[dict]:
         """The prompts that are compared: number ("shots") and "order" of their examples, the usual ones first."""
@@ -170,8 +159,8 @@ class ScanParameters(kinds.TaskParameters):
     def check(self) -> None:
         super().check()
         for text in self.texts:
-            if (shots := self.asked[text]["shots"]) not in (None, 0, self.num_fewshot):
-                raise InputError(f"tasks has {shots} examples for {text}, which takes none: leave them out")
+            if self.asked[text]["limit"] is None:
+                raise InputError(f"limit is None, expected how many sequences of {text} to score: write {text}@32")
 
     @property
     def task_list(self) -> list[str]:
@@ -180,16 +169,9 @@ class ScanParameters(kinds.TaskParameters):
 
     @property
     def texts(self) -> dict[str, dict]:
-        """The texts among tasks. Raises InputError where one would be taken whole."""
-        found = {}
-        for text in (name for name in self.asked if name in data.CORPORA):
-            if (limit := self.asked[text]["limit"]) is None:
-                raise InputError(
-                    f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32"
-                )
-            # a solution is as long as it is
-            found[text] = {"limit": limit, "length": 0 if text == data.SOLUTIONS else self.loss_length}
-        return found
+        lengths = dict.fromkeys(data.CORPORA, self.loss_length) | {data.SOLUTIONS: 0}  # one is as long as it is
+        texts = {name: asked["limit"] for name, asked in self.asked.items() if name in data.CORPORA}
+        return {text: {"limit": limit, "length": lengths[text]} for text, limit in texts.items()}
 
     def named_cuts(self, num_layers: int) -> CutsOf | None:
         return None if self.blocks is None else blocks([self.blocks], num_layers, numbers_in(self.starts))

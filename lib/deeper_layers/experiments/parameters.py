@@ -8,7 +8,7 @@ notebook hands its names to its class in notebook_parameters.py. A test holds ev
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -18,13 +18,14 @@ from deeper_layers import checks, data, models, results, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.choosing import cuts_of_tasks
+from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import CutsOf, Experiment
 from deeper_layers.experiments.scoring import score_each
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES
-from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
+from deeper_layers.sweeping.vllm_engine import ENGINES
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
@@ -158,21 +159,20 @@ class Shown(BaseModel):
         What results lack of the one model that is asked for is measured before, and it comes first; then those of
         `report.names.FIRST`, then all others by name.
         """
-        self.measured()
-        return self._in_order(results.scores(self.folder))
+        return self._shown(results.scores)
 
     def distances(self) -> "pd.DataFrame":
         """Every angular distance, a row for each block, in the same way."""
-        self.measured()
-        return self._in_order(results.distances(self.folder))
+        return self._shown(results.distances)
 
     def measured(self) -> None:
         """Nothing is: there is nothing to measure here."""
 
-    def _in_order(self, rows: "pd.DataFrame") -> "pd.DataFrame":
+    def _shown(self, read: "Callable[[Path | None], pd.DataFrame]") -> "pd.DataFrame":
         from deeper_layers.report.names import FIRST, put_in_order  # slow
 
-        return put_in_order(rows, (models.model_name(self.model), *FIRST))
+        self.measured()
+        return put_in_order(read(self.folder), (models.model_name(self.model), *FIRST))
 
 
 class Parameters(Shown):
@@ -203,6 +203,7 @@ class Parameters(Shown):
 
     def run(self, experiment: Experiment) -> None:
         """Measure what the notebook shows of one model and results lack: InputError is raised for what can't be had."""
+        measure_distances(experiment)
 
     def measured(self) -> None:
         """Measure what results lack of the one model that is asked for, once."""
@@ -377,16 +378,6 @@ class SweepParameters(TaskParameters):
     attention: Layers = Field(None, description="layers that lose their attention, in the same way")
     mlp: Layers = Field(None, description="layers that lose their MLP, in the same way")
     engine: Annotated[str | None, one_of(ENGINES, f"what writes answers: none (ours), or {', '.join(ENGINES)}")] = None
-
-    def check(self) -> None:
-        super().check()
-        for name in ("rules", "sizes") if self.given_cut else ():
-            if (given := getattr(self, name)) != type(self).model_fields[name].default:
-                raise InputError(
-                    f"{name} is {given!r} beside a cut that is given layer by layer: leave one of them out"
-                )
-        if self.engine and self.measure:
-            check_installed(self.engine)
 
     @functools.cached_property
     def given_cut(self) -> Cut | None:

@@ -7,6 +7,7 @@ sweep finds out when it is open. Null is what is not known.
 import functools
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import astuple
 
@@ -49,32 +50,28 @@ def plan_notebooks(asked: dict[str, Shown]) -> list[dict]:
 
     `asked` has by notebook its parameters. Rows: notebook, what, seconds, and "unknown", why there are none, or None.
     """
-    rows: dict[tuple[str, str], dict] = {}
-    seen = set()  # an earlier notebook measures it
+    rows: list[dict] = []
+    seen: set[str] = set()  # an earlier notebook measures it
     for notebook, parameters in asked.items():
         if not isinstance(parameters, Parameters):
             continue
-        experiment = planned(parameters)
-        works: list[tuple[str, Cost | str]] = []
+        experiment, found = planned(parameters), defaultdict(list)
         try:
             parameters.run(experiment)
             lacking = {json.dumps(one, sort_keys=True): one for one in experiment.lacking or ()}
-            works += [work for name, one in lacking.items() if name not in seen for work in _works(*one, experiment)]
+            for one in (one for name, one in lacking.items() if name not in seen):
+                for what, cost in _works(*one, experiment):
+                    found[what].append(cost)
             seen |= lacking.keys()
         except InputError as error:  # it will not be made, and others are
-            works.append(("what this notebook asks for", str(error)))
-        for what, cost in works:
-            row = rows.setdefault((notebook, what), {"seconds": 0.0, "unknown": None, "times": 0})
-            row["times"] += 1
-            if isinstance(cost, Cost):
-                seconds = cost.seconds(_this_machine(experiment), experiment.source.dtype)
-                row["seconds"] = None if None in (seconds, row["seconds"]) else row["seconds"] + seconds
-            else:
-                row |= {"seconds": None, "unknown": cost}
-    return [
-        {"notebook": notebook, "what": what + f", {row['times']} times" * (row["times"] > 1)} | row
-        for (notebook, what), row in rows.items()
-    ]
+            found["what this notebook asks for"].append(str(error))
+        for what, costs in found.items():
+            times, unknown = f", {len(costs)} times" * (len(costs) > 1), [of for of in costs if isinstance(of, str)]
+            dtype = experiment.source.dtype
+            seconds = [] if unknown else [cost.seconds(_this_machine(experiment), dtype) for cost in costs]
+            known = None if unknown or None in seconds else sum(seconds)
+            rows.append({"notebook": notebook, "what": what + times, "seconds": known, "unknown": (*unknown, None)[0]})
+    return rows
 
 
 def _works(kind: str, key: dict, experiment: Experiment) -> Works:
@@ -228,11 +225,13 @@ def _took(found: Result) -> dict:
 
 def _pace(experiment: Experiment) -> float | None:
     """Layer-steps a second of this model on a machine like this one, by the distances that results hold of it."""
-    source, paces = experiment.source, []
-    for found in results.all_results(experiment.parameters.results_folder, "distances", source.name):
-        took, here = _took(found), models.device_name()
-        if found.key["dtype"] == source.dtype and took["seconds"] and took["device"] == here:
-            paces.append(found.details["tokens"] * source.num_layers / took["seconds"])
+    source, here = experiment.source, models.device_name()
+    held = results.all_results(experiment.parameters.results_folder, "distances", source.name)
+    paces = [
+        found.details["tokens"] * source.num_layers / took["seconds"]
+        for found, took in zip(held, map(_took, held))
+        if took["seconds"] and (found.key["dtype"], took["device"]) == (source.dtype, here)
+    ]
     return statistics.median(paces) if paces else None
 
 

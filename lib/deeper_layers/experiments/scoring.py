@@ -15,8 +15,7 @@ from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
 from deeper_layers.sweeping.planning import Requests
 
-BLOCKS = "blocks of "  # and a size, as what drops every block of it is called in place of a rule
-OF_BLOCKS = 512  # tokens of a batch where many blocks run together: a part of the work is done in minutes
+NUMBERS = ("metric", "value", "stderr", "items")
 
 
 def score_each(cuts: dict[str, CutsOf], experiment: Experiment) -> dict[str, Result | None]:
@@ -44,8 +43,7 @@ def plan_each(cuts: dict[str, CutsOf], experiment: Experiment) -> dict[str, "swe
                 family = sweeping.TreeModel(opened[0], distinct)
                 plans[name] = sweeping.plan_requests(family, requests_of(name, asked, *opened, parameters.datasets))
             else:
-                how = _options(asked, parameters) | _batches(cuts[name])
-                plans[name] = sweeping.plan(*opened, [name], distinct, **how)
+                plans[name] = sweeping.plan(*opened, [name], distinct, **_options(asked, parameters))
     return plans
 
 
@@ -78,7 +76,7 @@ def score(
     settings |= parameters.key | {"tasks": asked, "cuts": named(cuts_of)} | engine
 
     def measure(shards):
-        how = engine | _batches(cuts_of) | {"changed": changed}
+        how = {"changed": changed} | engine
         rows, found = answered(asked, experiment.opened(), distinct_cuts(cuts_of), parameters, shards, **how)
         return rows, found | (details or {})
 
@@ -93,26 +91,28 @@ def answered(
     shards: Shards,
     *,
     changed: Callable[[Cut], object] | None = None,
-    **options,
+    **engine,
 ) -> tuple[list[dict], dict]:
-    """Rows and details of pruned models on tasks and texts, of which it is `asked` as a key has it; see `score`.
-
-    `options` are more of those of `deeper_layers.sweep`.
-    """
+    """Rows and details of pruned models on tasks and texts, of which it is `asked` as a key has it; see `score`."""
     (model, tokenizer), rows, details = opened, [], {"levels": {}, "groups": {}, "targets": {}}
     if changed is not None:
         for cut in cuts:
             whole = (changed(cut), tokenizer), [UNPRUNED], parameters, shards.part(cut.name)
-            of_cut, details = answered(asked, *whole, **options)
+            of_cut, details = answered(asked, *whole, **engine)
             rows += [row | {"cut": cut.name} for row in of_cut]
         return rows, details
     for name, of_name in asked.items():
-        how = options | {"shards": shards.part(name)}
+        part = shards.part(name)
         if "length" in of_name:
-            rows += _loss_rows(name, model, cuts, requests_of(name, of_name, *opened, parameters.datasets), **how)
+            requests = requests_of(name, of_name, *opened, parameters.datasets)
+            table, losses = sweeping.request_loss(model, cuts, requests, shards=part)
+            for cut, row in zip(cuts, table.to_dict("records"), strict=True):
+                of_cut = {"task": name, "cut": cut.name, "outcome": losses[cut.name]}
+                rows.append(of_cut | {of: row[of] for of in NUMBERS})
             details["vocabulary"] = model.get_output_embeddings().weight.shape[0]
         else:
-            rows += _task_rows(name, opened, cuts, details, **how, **_options(of_name, parameters))
+            how = _options(of_name, parameters) | engine | {"shards": part}
+            rows += _task_rows(name, opened, cuts, details, **how)
     return rows, details
 
 
@@ -123,10 +123,6 @@ def _options(asked: dict, parameters) -> dict:
     return prompt | {"datasets": parameters.datasets, "memory": parameters.memory * 2**30}
 
 
-def _batches(cuts_of: CutsOf) -> dict:
-    return {"batch_tokens": OF_BLOCKS} if any(rule.startswith(BLOCKS) for rule in cuts_of) else {}
-
-
 def data_of(asked: dict[str, dict]) -> list[Data]:
     """What is read of texts, and then of tasks by name, by what is asked of each."""
     texts = {name: of_text for name, of_text in asked.items() if "length" in of_text}
@@ -135,9 +131,6 @@ def data_of(asked: dict[str, dict]) -> list[Data]:
         for name, of_text in texts.items()
     }
     return [*(Data(name, part) for name, part in parts.items()), *map(Data, sorted(asked.keys() - texts))]
-
-
-# ---- losses on text ---------------------------------------------------------------------------------------------
 
 
 def requests_of(text: str, asked: dict, model, tokenizer, datasets: str | None) -> Requests:
@@ -158,19 +151,6 @@ def requests_of(text: str, asked: dict, model, tokenizer, datasets: str | None) 
     return sweeping.text_requests(found)
 
 
-def _loss_rows(text: str, model, cuts: list[Cut], requests: Requests, **how) -> list[dict]:
-    """A row for each cut in order, with the loss of each sequence."""
-    rows, by_cut = sweeping.request_loss(model, cuts, requests, **how)
-    return [
-        {"task": text, "cut": cut.name, "outcome": by_cut[cut.name]}
-        | {name: row[name] for name in ("metric", "value", "stderr", "items")}
-        for row, cut in zip(rows.to_dict("records"), cuts, strict=True)
-    ]
-
-
-# ---- tasks of lm-eval -------------------------------------------------------------------------------------------
-
-
 def _task_rows(task: str, opened: tuple, cuts: list[Cut], details: dict, **options) -> list[dict]:
     """The rows of a task, or of a group and all that are in it; `details` are added to."""
     table = sweeping.sweep(*opened, [task], cuts, **options)
@@ -187,5 +167,5 @@ def _task_rows(task: str, opened: tuple, cuts: list[Cut], details: dict, **optio
         kept = {"outcome": of_task[row["metric"]]} if row["metric"] in of_task else {}
         # what was chosen, in the first row of a task and cut alone
         kept |= {name: of_task.pop(name) for name in ITEM_BY_ITEM if name in of_task}
-        rows.append({name: row[name] for name in ("task", "metric", "value", "stderr", "items")} | {"cut": cut} | kept)
+        rows.append({name: row[name] for name in ("task", *NUMBERS)} | {"cut": cut} | kept)
     return rows

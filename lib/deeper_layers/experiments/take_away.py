@@ -87,23 +87,17 @@ def _variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shards) ->
     files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapter)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
     exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapter, type="f32")
-
-    def scored(variant: str, opened: tuple, cuts: list[Cut]) -> tuple[list[dict], dict]:
-        return answered(parameters.questions, opened, cuts, parameters, shards.part(variant))
-
-    whole = models.load_model(dataclasses.replace(source, dtype="float32"), device=parameters.device)
-    rows, details = scored("whole", whole, [UNPRUNED, cut])
-    rows = [row | {"variant": "whole" if row["cut"] == UNPRUNED.name else "sliced"} for row in rows]
-    del whole
-    for variant, path in {"healed": exact, "rounded": files["rounded"]}.items():
-        with _opened_gguf(path, parameters.device) as opened:
-            found, _ = scored(variant, opened, [UNPRUNED])
-            if path is exact:
+    rows, details = [], {}
+    for variant, path in files.items():
+        read = exact if variant == "healed" else path
+        with _opened_gguf(read, parameters.device, kept=variant == "whole") as opened:
+            found, details = answered(parameters.questions, opened, [UNPRUNED], parameters, shards.part(variant))
+            if variant == "healed":
                 equal = {"value": float(_equal(*opened, exact)), "stderr": None, "items": len(PROMPTS) * TOKENS}
                 found.append({"task": "llama.cpp", "metric": "tokens equal", "engine": "llama.cpp"} | equal)
-        rows += [row | {"cut": cut.name, "variant": variant} for row in found]
+        dropped = UNPRUNED if variant == "whole" else cut
+        rows += [row | {"cut": dropped.name, "variant": variant, "bytes": path.stat().st_size} for row in found]
     answers |= {variant: _answers(path) for variant, path in files.items() if variant not in answers}
-    rows = [row | {"bytes": files[row["variant"]].stat().st_size} for row in rows]
     return rows, details | {"answers": answers, "healed_tokens": run.details["tokens"]}
 
 
@@ -128,13 +122,13 @@ def _opened(bits: str, source: Source, parameters) -> Iterator[tuple]:
 
 
 @contextlib.contextmanager
-def _opened_gguf(path: Path, device: str) -> Iterator[tuple]:
-    """Model and tokenizer of a GGUF file, whose converted weights are not kept in the cache."""
-    folder = models.checkpoint_folder(str(path))
+def _opened_gguf(path: Path, device: str, *, kept: bool = False) -> Iterator[tuple]:
+    """Model and tokenizer of a GGUF file; its converted weights stay in the cache where they are to be `kept`."""
     try:
         yield models.load_model(str(path), device=device)
     finally:
-        shutil.rmtree(folder)
+        if not kept:
+            shutil.rmtree(models.checkpoint_folder(str(path)))
 
 
 def checkpoint_bytes(model) -> int:

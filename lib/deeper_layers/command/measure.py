@@ -1,18 +1,58 @@
-"""`deeper-layers sweep` and `scan`: pruned models scored on tasks and texts: a table for each, and every row."""
+"""`deeper-layers distances`, `sweep` and `scan`: which blocks of layers are alike, pruned models on tasks and texts."""
 
 from collections.abc import Iterator
 
 import click
 
-from deeper_layers.command.options import Answer, is_typed, records, subcommand, table
-from deeper_layers.cuts import UNPRUNED
+from deeper_layers.command.options import Answer, exclude_rules, is_typed, records, subcommand, table
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.choosing import cuts_of_tasks
+from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import CutsOf, Experiment
 from deeper_layers.experiments.notebook_parameters import ScanParameters
-from deeper_layers.experiments.parameters import SweepParameters
+from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.experiments.scoring import plan_each, score_each
 from deeper_layers.results.store import Result
+from deeper_layers.rules.similarity import distance_matrix, similarity_cut
+
+
+@subcommand(Parameters, "Which layers are alike: every angular distance.")
+@click.option(
+    "--by-sequence",
+    is_flag=True,
+    help="keep the distances of every sequence too, and say how surely each block is the most similar",
+)
+def distances(parameters: Parameters, by_sequence: bool) -> Answer:
+    """Measure the angular distance between the input and the output of every block of layers, in one pass over text.
+
+    Shown is the most similar block of each size, the one that the paper's rule drops. --json has every block.
+
+    \b
+    deeper-layers distances embedded
+    deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
+    """
+    experiment = Experiment(parameters)
+    unit = experiment.required(measure_distances(experiment, by_sequence=by_sequence), "the distances")
+    matrix, source = distance_matrix(unit.rows), experiment.source
+    best = [similarity_cut(matrix, size) for size in range(1, source.num_layers)]
+    rows = [
+        {"n": cut.size, "l*": cut.start, "distance": matrix[cut.size - 1, cut.start]}
+        | {"is": cut.describe(source.num_layers)}
+        for cut in best
+    ]
+    if by_sequence:
+        from deeper_layers.report.statistics import nearest  # slow, as is the next
+        from deeper_layers.results.frames import distances_of
+
+        for row, found in zip(rows, nearest(distances_of([unit])).itertuples(), strict=False):
+            row |= {"resamples": f"{found.agrees:.0%}", "l* of 95%": f"{found.low:.0f} to {found.high:.0f}"}
+    content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "unit": str(unit.path)}
+    content |= {"most_similar": [{"start": cut.start, "size": cut.size} for cut in best], "rows": records(unit.rows)}
+    head = (
+        f"{source.described(None)}: the most similar block of n layers begins at layer l*, counted from 0; distances "
+        f"in units of pi, mean of {int(unit.rows['samples'].max())} sequences of {unit.name}"
+    )
+    return Answer(content, [head, rows, str(unit.path)])
 
 
 @subcommand(SweepParameters, "Score the pruned models on tasks of lm-eval.")
@@ -27,6 +67,7 @@ def sweep(parameters: SweepParameters) -> Answer:
     deeper-layers sweep embedded --tasks capitals --rules greedy --sizes 0-3 --samples 8 --sequence-length 128
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
+    exclude_rules()
     # where another engine generates, the accelerator is for it
     experiment = Experiment(parameters.but(device="cpu") if parameters.engine else parameters)
     cuts = cuts_of_tasks(experiment)
@@ -100,12 +141,11 @@ def _tables(unit: Result, cuts_of: CutsOf) -> Iterator[str]:
         found, outcomes = pairing.paired(own)
         said = f"{task}, {own['metric'].iloc[0]}: {outcomes.shape[1]} items"
         found["score"] = [say(one, digits=3) for one in estimates.mean_of_items(outcomes)]
-        if has_whole := found["cut"].iloc[0] == UNPRUNED.name:
-            changes = estimates.Estimate.of(estimates.means(outcomes - outcomes[0]))
-            found["change"] = ["", *(say(one, digits=3) for one in list(changes)[1:])]
+        changes = estimates.Estimate.of(estimates.means(outcomes - outcomes[0]))  # the whole model is the first
+        found["change"] = ["", *(say(one, digits=3) for one in list(changes)[1:])]
         if estimates.are_shares(outcomes):
             level = pairing.guessing(own)
             said += f", guessing {level:.2f}"
-            if has_whole and estimates.is_at_floor(outcomes[0], level):
+            if estimates.is_at_floor(outcomes[0], level):
                 said += "; the whole model is not surely above it: nothing can be seen here"
         yield f"{said}\n{table(records(found.merge(rules, on='cut')))}"
