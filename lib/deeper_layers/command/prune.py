@@ -5,6 +5,7 @@ Copying opens no model. Whatever can be refused soon is refused before anything 
 """
 
 import functools
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,11 @@ from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters, one_of, split
 from deeper_layers.export.llama_cpp import EXACT, ROUNDED
-from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model
+from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, typed_lists
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import REGISTERED
 
-UNKNOWN = "results hold nothing of what is left of its quality: `deeper-layers sweep` of the same cut measures it"
 NOT_SURELY = "results do not say that it surely ruins any of these: where items are few, they can not"
 
 
@@ -161,7 +161,9 @@ def prune(
             lines.append(f"would be healed first: {asked.heal}, {parameters.config().tokens:,} tokens of {asked.text}")
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
         lines += described.engines_in_words() or ["no engine that counts layers would misread it"]
-        told = [UNKNOWN]
+        typed = ["--results", asked.results, *typed_lists(cut)] if asked.results else typed_lists(cut)
+        measure = shlex.join(["deeper-layers", "sweep", model, *typed, "--tasks"])
+        told = [f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"]
         if described.scores:
             told = [described.card(), described.ruin_in_words() or NOT_SURELY]
         return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *told])

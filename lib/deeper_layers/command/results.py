@@ -33,6 +33,7 @@ def check(folder: Path) -> Answer:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         runs, scores, distances = kept.runs(folder), kept.scores(folder), kept.distances(folder)
+        spent = [] if runs.empty else records(measured.hours(folder))
     odd = list(dict.fromkeys(str(warning.message) for warning in caught))
     if runs.empty:
         return Answer({"runs": [], "claims": [], "odd": odd}, ["\n".join([f"{folder}: no results", *odd])], status=1)
@@ -40,5 +41,5 @@ def check(folder: Path) -> Answer:
     tested = found[found["verdict"] != claims.NOT_TESTED]
     content = {"runs": records(runs), "claims": records(tested[["model", "claim", *FOUND]]), "odd": odd}
     said = "\n".join(["no whole results", *odd] if odd else ["all files are whole"])
-    parts = [records(measured.hours(folder)), records(tested[["title", "model", *FOUND]]), said]
+    parts = [spent, records(tested[["title", "model", *FOUND]]), said]
     return Answer(content, parts, status=1 if odd else 0)

@@ -15,7 +15,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.distances import drawn_batches, known_distances
 from deeper_layers.experiments.experiment import CutsOf, Data, Experiment, distinct_cuts, named
-from deeper_layers.experiments.scoring import answered, data_of, score
+from deeper_layers.experiments.scoring import NUMBERS, answered, data_of, score
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, Merged, merged_layers, price_in_words
@@ -103,7 +103,7 @@ def cuts_of_rule(
     elif chosen.needs == "losses":
         known = _losses(rule, max(sizes), experiment)
     elif chosen.needs:
-        known = _looked_at(rule, max(sizes), experiment)
+        known = _looked_at(rule, experiment)
     return chosen.choose(sizes, layers, known)
 
 
@@ -128,11 +128,10 @@ def safe_cut(rule: str, size: int, layers: int, experiment: Experiment, safe: Ca
 def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "Changed"]:
     """What a rule drops that changes weights too, and what becomes of the layers that stay.
 
-    It looks at the sequences of the distances; a bridge is fitted on the first of them. What that costs is printed
-    before. Raises NotMeasuredError where nothing is to be measured, and InputError where the rule can't be had of this
-    model or size.
+    It looks at the sequences of the distances; a bridge is fitted on the first of them. Raises NotMeasuredError where
+    nothing is to be measured, and InputError where the rule can't be had of this model or size.
     """
-    chosen, known, parameters = REGISTERED[rule], _looked_at(rule, size, experiment), experiment.parameters
+    chosen, known, parameters = REGISTERED[rule], _looked_at(rule, experiment), experiment.parameters
     layers, (model, _) = experiment.source.num_layers, experiment.opened()
     cut = chosen.choose([size], layers, known)[0]
     merged = merged_layers(size, layers, known) if chosen.needs == "likeness" else []
@@ -142,23 +141,10 @@ def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "
     return cut, export.Changed(rules.changed_tensors(model, changed, cut), words)
 
 
-def _say_price(rule: str, size: int, experiment: Experiment, tokens: int, more: str = "") -> None:
-    """What a rule costs that looks at text; a bridge is fitted on some of the same sequences."""
-    passes, heads = REGISTERED[rule].price(size, experiment.source.num_layers)
-    said = price_in_words(passes + REGISTERED[rule].fits, heads)
-    print(f"{rule}: {said}, over at most {tokens:,} tokens{more}", file=sys.stderr, flush=True)
-
-
-def _looked_at(rule: str, size: int, experiment: Experiment) -> Any:
-    """What a rule needs that one look at the text of the distances gives: measured each time, nothing of it is kept.
-
-    Raises NotMeasuredError where nothing is to be measured.
-    """
-    parameters = experiment.parameters
-    if not parameters.measure:
+def _looked_at(rule: str, experiment: Experiment) -> Any:
+    """What a rule needs that one look at the text of the distances gives: measured each time, nothing of it is kept."""
+    if not experiment.parameters.measure:
         experiment.required(None, f"the {REGISTERED[rule].needs} that the rule {rule!r} needs")
-    more = "; what it looks at is not kept: interrupted, it begins anew"
-    _say_price(rule, size, experiment, parameters.samples * parameters.sequence_length, more)
     return sweeping.known_of(experiment.opened()[0], rule, _sequences(experiment))
 
 
@@ -169,29 +155,28 @@ def _sequences(experiment: Experiment) -> list:
 
 
 def _losses(rule: str, size: int, experiment: Experiment) -> Losses:
-    """What gives the losses of candidates on the text of the distances: each step read from results, else measured.
-
-    What all will cost is printed before the first. Raises NotMeasuredError where nothing is to be measured and results
-    hold no such losses.
-    """
+    """What gives the losses of candidates on the text of the distances: each step read from results, else measured."""
     parameters = experiment.parameters
     asked = {parameters.corpus: {"limit": parameters.samples, "length": parameters.sequence_length}}
 
     @functools.cache
-    def begun() -> tuple:
-        more = " (samples times their length); each step is kept in results"
-        _say_price(rule, size, experiment, parameters.samples * parameters.sequence_length, more)
-        return experiment.opened()[0], _sequences(experiment)
+    def sequences() -> list:
+        price = price_in_words(*REGISTERED[rule].price(size, experiment.source.num_layers))
+        tokens = parameters.samples * parameters.sequence_length
+        print(f"{rule}: {price}, over at most {tokens:,} tokens; each step is kept in results", file=sys.stderr)
+        return _sequences(experiment)
 
     def losses(cuts: list[Cut]) -> list[float]:
-        def measure(shards):
-            (model, sequences), distinct = begun(), distinct_cuts({GIVEN: cuts})
-            table, _ = sweeping.text_loss(model, distinct, sequences, shards=shards)
-            rows = table[["metric", "value", "stderr", "items"]].to_dict("records")
-            rows = [row | {"task": parameters.corpus, "cut": cut.name} for cut, row in zip(distinct, rows)]
-            return rows, {"tokens": sum(map(len, sequences))}
+        cuts_of = {GIVEN: cuts}
 
-        settings = parameters.key | {"seed": parameters.seed, "tasks": asked, "cuts": named({GIVEN: cuts})}
+        def measure(shards):
+            distinct, texts = distinct_cuts(cuts_of), sequences()
+            table, _ = sweeping.text_loss(experiment.opened()[0], distinct, texts, shards=shards)
+            rows = table[[*NUMBERS]].to_dict("records")
+            rows = [row | {"task": parameters.corpus, "cut": cut.name} for cut, row in zip(distinct, rows)]
+            return rows, {"tokens": sum(map(len, texts))}
+
+        settings = parameters.key | {"seed": parameters.seed, "tasks": asked, "cuts": named(cuts_of)}
         found = experiment.result("scores", settings, [Data(parameters.corpus)], measure)
         rows = experiment.required(found, f"the losses of {len(cuts)} candidates").rows
         return rows.set_index("cut")["value"][[cut.name for cut in cuts]].tolist()
@@ -240,7 +225,6 @@ def choose_by_rule(rule: str, sizes: list[int], experiment: Experiment) -> Resul
             known = known_distances(experiment)
         else:
             sequences = calibration_text(parameters, opened[1], parameters.calibration_sequences)
-            _say_price(rule, max(sizes), experiment, sum(map(len, sequences)))
             known = sweeping.known_of(opened[0], rule, sequences)
             if chosen.needs == "likeness":
                 merged = {str(size): merged_layers(size, layers, known) for size in sizes}

@@ -268,14 +268,13 @@ class TaskParameters(Parameters):
 
     def check(self) -> None:
         super().check()
-        ours, others = data.embedded_tasks(), []
-        for task in self.task_list if self.measure else ():
-            if task not in ours:
-                others += [task] if not results.is_measured(task, self.results_folder) else []
-            elif shots := self.asked[task]["shots"]:
+        tasks, ours = self.task_list if self.measure else [], data.embedded_tasks()
+        for task in tasks:
+            if task in ours and (shots := self.asked[task]["shots"]):
                 raise InputError(data.without_examples(task, shots))
-        if others:  # lm-eval is slow to import: asked only of names that neither we nor results know
-            sweeping.check_names(others)
+        # lm-eval is slow to import: asked only of names that neither we nor results know
+        if new := [task for task in tasks if task not in ours and not results.is_measured(task, self.results_folder)]:
+            sweeping.check_names(new)
 
     @functools.cached_property
     def asked(self) -> dict[str, dict]:
@@ -357,13 +356,13 @@ class HealingParameters(TaskParameters):
 
         Raises InputError for an impossible setting.
         """
-        given, preset = self.model_dump(include=SETTINGS, exclude_none=True) | others, PRESETS[self.preset]
-        if self.healing_seed is not None:
-            given.setdefault("seed", self.healing_seed)
+        given, preset = self.model_dump(include=SETTINGS, exclude_none=True), PRESETS[self.preset]
         if "steps" in given:  # the same share of warm-up
             share = preset.warmup_steps / preset.steps
-            given.setdefault("warmup_steps", round(share * min(given["steps"], checks.MANY)))
-        return dataclasses.replace(preset, **given | {"quantization": self.quantization})
+            given["warmup_steps"] = round(share * min(given["steps"], checks.MANY))
+        seed = preset.seed if self.healing_seed is None else self.healing_seed
+        given = {"seed": seed, "quantization": self.quantization} | given | others
+        return dataclasses.replace(preset, **given)
 
     @property
     def texts(self) -> dict[str, dict]:

@@ -125,12 +125,12 @@ def _options(asked: dict, parameters) -> dict:
 
 def data_of(asked: dict[str, dict]) -> list[Data]:
     """What is read of texts, and then of tasks by name, by what is asked of each."""
-    texts = {name: of_text for name, of_text in asked.items() if "length" in of_text}
-    parts = {
-        name: {"split": "validation"} if of_text["length"] else {"documents": of_text["limit"]}
-        for name, of_text in texts.items()
-    }
-    return [*(Data(name, part) for name, part in parts.items()), *map(Data, sorted(asked.keys() - texts))]
+    texts = [
+        Data(name, {"split": "validation"} if of_text["length"] else {"documents": of_text["limit"]})
+        for name, of_text in asked.items()
+        if "length" in of_text
+    ]
+    return texts + [Data(name) for name in sorted(asked) if "length" not in asked[name]]
 
 
 def requests_of(text: str, asked: dict, model, tokenizer, datasets: str | None) -> Requests:
