@@ -19,7 +19,7 @@ from jupyter_core.utils import ensure_event_loop
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from deeper_layers.experiments.notebook_runs import execute_notebook
+from deeper_layers.command.report import execute_notebook
 from deeper_layers.files import write_file
 from deeper_layers.results.places import results_folder
 

@@ -14,7 +14,6 @@ from deeper_layers import checks, files, models, results
 from deeper_layers.command.options import Answer, exclude, subcommand, table
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments import notebook_parameters
-from deeper_layers.experiments.notebook_runs import execute_notebook
 from deeper_layers.experiments.parameters import HealingParameters, split
 from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.package_index import file_hash
@@ -120,6 +119,29 @@ def chosen(notebooks: str) -> list[str]:
         known = ", ".join(sorted(KINDS))
         raise InputError(f"notebooks is {notebooks!r}, expected 'all' or some of {known}, like '01, 02'")
     return found
+
+
+def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: Path):
+    """Run a notebook in a folder, and return it with its outputs. Raises what papermill and nbclient raise."""
+    import papermill  # slow
+    from traitlets.config import Config
+
+    # a virtual environment's own kernel before one that the user once installed for another interpreter
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    # bars are lines of text there, and nothing has to be installed for that
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
+    with tempfile.TemporaryDirectory() as sockets:  # of our own: no two kernels can race for a port
+        ipc = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
+        return papermill.execute_notebook(
+            source,
+            out,
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=folder,
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            config=Config({"KernelManager": ipc}),
+        )
 
 
 def check_ours(path: Path) -> list[str]:

@@ -60,10 +60,7 @@ def blocks(sizes: Iterable[int], num_layers: int, starts: Sequence[int] = ()) ->
 
 
 def cuts_of_tasks(experiment: Experiment) -> dict[str, CutsOf]:
-    """For each task and text the cuts by rule: those that the parameters name, else what rules choose of their sizes.
-
-    Raises InputError for cuts that the model does not have.
-    """
+    """For each task and text the cuts by rule: those that the parameters name, else what rules choose of their sizes."""
     parameters, layers = experiment.parameters, experiment.source.num_layers
     if cuts_of := parameters.named_cuts(layers):
         return dict.fromkeys(parameters.asked, cuts_of)
@@ -92,8 +89,7 @@ def cuts_of_rule(
     """The cut of each size under a rule, of a model of so many layers; what it needs is read, or measured.
 
     Distances may be of another data type if `of_any_dtype`, where results hold those alone. Raises NotMeasuredError
-    where nothing is to be measured and results hold not all that it takes, and InputError for sizes that do not fit
-    the model or the rule.
+    where nothing is to be measured and results lack something, InputError for sizes that do not fit.
     """
     chosen, known = REGISTERED[rule], None
     if not any(sizes):  # the whole model, which no rule has to choose
@@ -108,10 +104,7 @@ def cuts_of_rule(
 
 
 def safe_cut(rule: str, size: int, layers: int, experiment: Experiment, safe: Callable[[list[Cut]], list[Cut]]) -> Cut:
-    """Of the blocks that `safe` gives of some the most similar one, or that nearest to the simple heuristic's.
-
-    Raises what `cuts_of_rule` does, and InputError where the rule or the model has no such block.
-    """
+    """Of the blocks that `safe` gives of some the most similar one, or that nearest to the simple heuristic's."""
     if rule not in RULES:
         raise InputError(f"rule is {rule}, expected one that chooses among blocks: give one of {', '.join(RULES)}")
     if not (blocks := safe([Cut(start, size) for start in range(layers - size)])):
@@ -128,8 +121,7 @@ def safe_cut(rule: str, size: int, layers: int, experiment: Experiment, safe: Ca
 def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "Changed"]:
     """What a rule drops that changes weights too, and what becomes of the layers that stay.
 
-    It looks at the sequences of the distances; a bridge is fitted on the first of them. Raises NotMeasuredError where
-    nothing is to be measured, and InputError where the rule can't be had of this model or size.
+    It looks at the sequences of the distances; a bridge is fitted on the first of them.
     """
     chosen, known, parameters = REGISTERED[rule], _looked_at(rule, experiment), experiment.parameters
     layers, (model, _) = experiment.source.num_layers, experiment.opened()

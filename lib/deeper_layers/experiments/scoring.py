@@ -58,17 +58,15 @@ def score(
     details: dict | None = None,
     **settings,
 ) -> Result | None:
-    """Tasks, groups and texts under the cuts of some rules: read from results, else measured.
+    """Tasks, groups and texts of `parameters.questions` under the cuts of some rules: read from results, else measured.
 
     Args:
-        names: of `parameters.questions`, which says what is asked of each.
         prompt: number ("shots") and "order" of the examples in it, where they are not the usual ones.
         changed: what gives the model that is left after a cut, where weights change too; it depends on `reads`.
         details: what is kept besides.
         settings: what else determines the numbers.
 
-    Returns:
-        None where nothing is to be measured and results hold no such scores.
+    Returns None where nothing is to be measured and results hold no such scores.
     """
     parameters = experiment.parameters
     asked = {name: parameters.questions[name] | (prompt or {}) for name in names}
@@ -134,11 +132,8 @@ def data_of(asked: dict[str, dict]) -> list[Data]:
 
 
 def requests_of(text: str, asked: dict, model, tokenizer, datasets: str | None) -> Requests:
-    """What is predicted of a text, as `sweeping.request_loss` takes it; `asked` has its "limit" and its "length".
-
-    The first so many sequences of a corpus' validation split, of so many tokens, or gold solutions, given their
-    problems. Raises InputError where the corpus has too few.
-    """
+    """What is predicted of a text, as `sweeping.request_loss` takes it: the first so many sequences ("limit") of its
+    validation split, of so many tokens ("length"), or gold solutions, given their problems."""
     limit, length = asked["limit"], asked["length"]
     if not length:
         return sweeping.answer_requests(model, tokenizer, data.solved_problems(datasets=datasets, documents=limit))
