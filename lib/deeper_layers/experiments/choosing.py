@@ -60,7 +60,7 @@ def blocks(sizes: Iterable[int], num_layers: int, starts: Sequence[int] = ()) ->
 
 
 def cuts_of_tasks(experiment: Experiment) -> dict[str, CutsOf]:
-    """For each task and text the cuts by rule: those that the parameters name, else what rules choose of their sizes."""
+    """For each task and text the cuts by rule: those that the parameters name, else what rules choose of its sizes."""
     parameters, layers = experiment.parameters, experiment.source.num_layers
     if cuts_of := parameters.named_cuts(layers):
         return dict.fromkeys(parameters.asked, cuts_of)
