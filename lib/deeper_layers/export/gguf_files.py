@@ -4,6 +4,7 @@ The tensors that stay are copied as bytes, however they are quantized, under the
 model is not opened, and one tensor is in memory at a time. The file appears when it is complete.
 """
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -18,7 +19,7 @@ from gguf.gguf_reader import ReaderTensor
 from gguf.gguf_writer import GGUFValue, WriterState
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, telling
 from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import wrong_in
 from deeper_layers.export.lineage import check_apart, writing
@@ -84,27 +85,25 @@ def slice_gguf(
     source, out = source if isinstance(source, Source) else find_model(str(source)), Path(out)
     check, path = check_our_gguf if overwrite else check_absent, gguf_file(source)
     check_apart(out, path, Path(adapter or path))
-    try:
-        with atomic_file(out, check) as made:
-            if type in ROUNDED:
-                with passing_dir(cache_folder() / "rounded") as folder:
-                    quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), made, type.upper())
-            else:
-                header = read_gguf(path)
-                plan = plan_gguf(source, header, cut, type, adapter)
-                with open(made, "wb") as file, writing(plan.bytes, made.parent, out) as bar:
-                    bar.update(file.write(plan.head))
-                    for tensor, kind, update in plan.tensors:
-                        bar.update(file.write(_content(tensor, kind, update).data))
-                        bar.update(file.write(bytes(-file.tell() % header.alignment)))
-                if f"sha256:{hash_once(path)}" != source.weights:
-                    raise InputError(f"{path} was changed after it was read for its hash: begin again")
-            place, _, mark = _mark_of(made)
-            with open(made, "r+b") as file:
-                file.seek(place)
-                file.write(mark.encode())
-    except OSError as error:
-        raise InputError(f"can't write {out} ({error.strerror or error}): mend that, or name another place") from error
+    mend = "mend that, or name another place"
+    with telling(f"can't write {out}", mend, OSError), atomic_file(out, check) as made:
+        if type in ROUNDED:
+            with passing_dir(cache_folder() / "rounded") as folder:
+                quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), made, type.upper())
+        else:
+            header = read_gguf(path)
+            plan = plan_gguf(source, header, cut, type, adapter)
+            with open(made, "wb") as file, writing(plan.bytes, made.parent, out) as bar:
+                bar.update(file.write(plan.head))
+                for tensor, kind, update in plan.tensors:
+                    bar.update(file.write(_content(tensor, kind, update).data))
+                    bar.update(file.write(bytes(-file.tell() % header.alignment)))
+            if f"sha256:{hash_once(path)}" != source.weights:
+                raise InputError(f"{path} was changed after it was read for its hash: begin again")
+        place, _, mark = _mark_of(made)
+        with open(made, "r+b") as file:
+            file.seek(place)
+            file.write(mark.encode())
     return out
 
 
@@ -176,10 +175,8 @@ def _content(tensor: ReaderTensor, kind: GGMLQuantizationType, update: Added | N
     """What is written of a tensor: its own bytes, or its numbers in another type, with what an adapter adds."""
     if update is None and kind == tensor.tensor_type:
         return tensor.data
-    try:
+    with telling(f"{tensor.name} is {tensor.tensor_type.name}", "leave its type as it is", NotImplementedError):
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
-        raise InputError(f"{tensor.name} is {tensor.tensor_type.name}, which can't be changed ({error})") from error
     if update:
         up, down, scale = update
         if (shape := (len(up), down.shape[1])) != values.shape:
@@ -218,7 +215,7 @@ def _metadata(header: Header, source: Source, kept: list[int], type: str | None)
             value = [value[index] for index in kept]
         # the writer makes the second of these itself, and no empty lists; the size in words is no longer true
         if key not in (MARK, "general.architecture", "general.size_label") and value != []:
-            entries[key] = GGUFValue(value, entry.type, entry.sub_type)
+            entries[key] = dataclasses.replace(entry, value=value)
     entries[KEPT] = GGUFValue([before[index] for index in kept], GGUFValueType.ARRAY, GGUFValueType.UINT32)
     entries.setdefault(ORIGIN, GGUFValue(source.weights.removeprefix("sha256:"), GGUFValueType.STRING))
     return entries

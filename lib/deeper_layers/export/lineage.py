@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from tqdm import tqdm
 
-from deeper_layers.cuts import Cut, ranges
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, in_bytes
 from deeper_layers.files import read_json
 from deeper_layers.package_index import hash_once
@@ -53,16 +53,6 @@ class Lineage(Checked):
     kept: list[Count]  # of each layer its number in the first model
     files: dict[Name, Sha256] = {}  # of each but this one
     sha256: Sha256 | None = None  # of all this
-
-    @property
-    def layers(self) -> int:
-        """Of the first model."""
-        return self.steps[0].layers
-
-    @property
-    def ranges(self) -> list[tuple[int, int]]:
-        """The kept layers of the first model as ranges with an exclusive end."""
-        return ranges(self.kept)
 
     @property
     def digest(self) -> str:

@@ -18,10 +18,8 @@ FLOAT32, DISABLED = 0, 0  # its numbers of a tensor's type (ggml_type), and of w
 
 def _library(path: str | Path):
     """llama.cpp, for a GGUF file that is whole: it ends the process for some damaged ones."""
-    try:
+    with telling("llama.cpp is not installed", "pip install cyllama", ImportError):
         from cyllama.llama import llama_cpp
-    except ImportError as error:
-        raise InputError(f"llama.cpp is not installed ({error}): pip install cyllama") from error
     from deeper_layers.models.gguf_reading import read_gguf  # slow
 
     llama_cpp.disable_logging()

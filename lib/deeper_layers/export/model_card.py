@@ -98,11 +98,12 @@ def model_card(
     from huggingface_hub import ModelCardData  # slow
 
     step, hub, text = lineage.steps[-1], facts.hub or lineage.base_model, facts.text
+    kept = ranges(lineage.kept)  # of the first model
     # the hub knows adapters, merges, quantized and fine-tuned models: of these a healed one is the last
     entries: dict = facts.entries | ({"base_model_relation": "finetune"} if hub and adapter else {})
     data = ModelCardData(library_name="transformers", tags=["layer-pruning"], base_model=hub, **entries)
     if hub:
-        yaml = mergekit_yaml(lineage.ranges, hub, revision)
+        yaml = mergekit_yaml(kept, hub, revision)
         where = ", of its weights before they were quantized" if facts.quantized else ""
     else:  # a configuration resolves everywhere only from the hub, where the first of several models is
         own = f"./{model_name(source)}"
@@ -112,8 +113,10 @@ def model_card(
         yaml = ""
     if len(lineage.steps) > 1:  # the source's card is one of ours: the card that it quotes
         text = re.sub(r"^> ?", "", text.partition(KEPT_CARD)[2].strip(), flags=re.MULTILINE)
-    told |= {"lineage": lineage, "facts": facts, "revision": revision, "adapter": adapter, "yaml": yaml, "where": where}
+    told |= {"lineage": lineage, "facts": facts, "revision": revision, "adapter": adapter, "kept": kept}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
     environment.filters |= FILTERS
-    card = environment.get_template("model_card.md.jinja").render(told, head=data.to_yaml(), text=text)
+    card = environment.get_template("model_card.md.jinja").render(
+        told, head=data.to_yaml(), text=text, yaml=yaml, where=where
+    )
     return card.rstrip() + "\n"

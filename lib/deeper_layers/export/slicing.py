@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deeper_layers import checks
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, telling
 from deeper_layers.export import lineage, tensors
 from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.config_text import cut_config, state_dtype
@@ -135,19 +135,17 @@ def slice_checkpoint(
     card = model_card(source, history, facts, commit, added, **about)
     texts = tensors.index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
     of = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
-    try:
-        with atomic_dir(out, check, None if changed else of) as made:
-            tensors.write_tensors(files, made, out)
-            for file, path in others.items():
-                shutil.copyfile(path, made / file)
-            for file, text in texts.items():
-                (made / file).write_text(text, encoding="utf-8", newline="")
-            hashes = {file: file_hash(made / file) for file in (*files, *texts, *others)}
-            (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
-            if _stamps(layout) != stamps:
-                raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
-    except OSError as error:
-        raise InputError(f"can't write {out} ({error}): mend that and run this again, it goes on from there") from error
+    mend = "mend that and run this again, it goes on from there"
+    with telling(f"can't write {out}", mend, OSError), atomic_dir(out, check, None if changed else of) as made:
+        tensors.write_tensors(files, made, out)
+        for file, path in others.items():
+            shutil.copyfile(path, made / file)
+        for file, text in texts.items():
+            (made / file).write_text(text, encoding="utf-8", newline="")
+        hashes = {file: file_hash(made / file) for file in (*files, *texts, *others)}
+        (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
+        if _stamps(layout) != stamps:
+            raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     return out
 
 

@@ -10,18 +10,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, telling
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json, read_tensors
 from deeper_layers.models.configuration import layers_of, read_config
-from deeper_layers.models.packaged import PACKAGED, PackagedModel
+from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.package_index import check_hash, hash_once
 from deeper_layers.results.store import all_results
-
-if TYPE_CHECKING:
-    from deeper_layers.models.gguf_reading import Header
 
 DTYPES = ("float32", "bfloat16", "float16")
 UNREAD = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
@@ -114,7 +110,7 @@ def kind_of(model: str, revision: str | None = None) -> str:
     return kind
 
 
-def header_of(model: str, kind: str) -> "PackagedModel | Header | None":
+def header_of(model: str, kind: str):
     """What is known of a packaged model, and of a GGUF file by its header; None for the other kinds."""
     if kind != "gguf":
         return PACKAGED.get(model)
