@@ -18,8 +18,8 @@ from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.healing.adapters import merge_adapters
 from deeper_layers.healing.training import heal
 from deeper_layers.models.decoder import cut_entry, decoder_layers
+from deeper_layers.models.network import is_streamed
 from deeper_layers.models.opening import load_model
-from deeper_layers.models.streaming import is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.similarity import angular_distances

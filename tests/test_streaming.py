@@ -9,11 +9,11 @@ from huggingface_hub.utils import filter_repo_objects
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.models import opening, streaming
+from deeper_layers.models import network, opening
 from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.network import is_streamed
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
-from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards
 from deeper_layers.rules.geometry import record_passes, skip_each_layer
 from deeper_layers.similarity import angular_distances
@@ -62,9 +62,9 @@ def test_little_memory_makes_groups_and_gives_the_same_numbers(both, where, few_
     expected = loglikelihoods(TreeModel(both[0], CUTS), asked, **how)
     assert np.array_equal(loglikelihoods(family, asked, **how), expected)
     whole = plan_requests(family, asked, **how)
-    read, align = [], streaming.align_module_device
+    read, align = [], network.align_module_device
     count = lambda part: read.append(sum(p.nbytes for p in part.parameters(recurse=False))) or align(part)  # noqa: E731
-    monkeypatch.setattr(streaming, "align_module_device", count)
+    monkeypatch.setattr(network, "align_module_device", count)
     with allocated() as taken:
         for batches in whole.parts:
             family.answer(batches)

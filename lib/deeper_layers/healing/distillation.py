@@ -31,7 +31,7 @@ from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError, telling
 from deeper_layers.files import write_file
 from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.streaming import replaced
+from deeper_layers.models.network import replaced
 from deeper_layers.presets import HealingConfig
 
 PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together

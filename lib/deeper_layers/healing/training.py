@@ -34,7 +34,7 @@ from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import IGNORED, Teacher, sequences_to_learn
 from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.streaming import replaced
+from deeper_layers.models.network import replaced
 from deeper_layers.presets import HealingConfig
 
 STATE = "trainer_state.json"  # the last file that the Trainer writes of a checkpoint

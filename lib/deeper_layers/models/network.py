@@ -1,4 +1,4 @@
-"""The layers of a model, run one by one on residuals of our own.
+"""The layers of a model, run one by one on residuals of our own, from disk where they are larger than the machine.
 
 What a layer is handed besides the residual (masks, positions, rotary tables, a cache) is learnt by running the model's
 own forward on the batch with layers that only write down their arguments; it does not depend on the residual. So is
@@ -14,13 +14,13 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from transformers import DynamicCache
 
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import decoder_layers, only
-from deeper_layers.models.streaming import groups_within, is_streamed, reading, replaced
 
 MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
 Batch = dict[str, torch.Tensor]
@@ -201,3 +201,57 @@ def cache_argument(module) -> str:
     """What a forward pass calls the keys and values given to it; transformers 5.24 began to rename them."""
     names = inspect.signature(inspect.unwrap(type(module).forward)).parameters
     return next((name for name in ("cache", "past_key_values", "layer_past") if name in names), "past_key_values")
+
+
+# ---- layers whose weights stay on disk until their turn comes --------------------------------------------------------
+# accelerate keeps them there (`device_map`), in the checkpoint's own files, and would read a layer anew at each call:
+# here it is read once and held for as long as it is used
+
+
+def on_disk(empty: torch.nn.Module, where: str) -> dict[str, str]:
+    """The device map that leaves the layers of a model, given without weights, on disk, and puts all else `where`."""
+    layers, modules = decoder_layers(empty), dict(empty.named_modules())
+    name = next(path for path, module in modules.items() if module is layers)
+    others = [path for path, module in modules.items() if module._parameters or module._buffers]
+    return {path: where for path in others if not path.startswith(f"{name}.")} | {name: "disk"}
+
+
+def is_streamed(model: torch.nn.Module) -> bool:
+    """Whether the weights of a model's layers are on disk."""
+    return any(p.is_meta for p in decoder_layers(model).parameters())
+
+
+@contextlib.contextmanager
+def reading(layer: torch.nn.Module) -> Iterator[None]:
+    """While it lasts, a layer has its weights; one that has them already is left alone."""
+    waits = any(parameter.is_meta for parameter in layer.parameters())
+    with contextlib.ExitStack() as stack:
+        for part in list(filter(has_offloaded_params, layer.modules())) if waits else ():
+            stack.enter_context(align_module_device(part))
+            stack.enter_context(replaced(part, vars(part)["_old_forward"]))  # its hook would read it at each call
+        yield
+
+
+@contextlib.contextmanager
+def replaced(module, forward: Callable) -> Iterator[None]:
+    """While it lasts, a module's forward is this one."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def groups_within(items: Iterable, cost: Callable[[list], float], most: int) -> Iterator[list]:
+    """Items in as few groups as they come in, each of a `cost` of at most `most`, or of one item."""
+    group: list = []
+    for item in items:
+        if group and cost([*group, item]) > most:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group

@@ -11,8 +11,7 @@ from transformers import DynamicCache
 
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import BOUNDARIES
-from deeper_layers.models.network import Call, Collected, Network, cache_argument
-from deeper_layers.models.streaming import replaced
+from deeper_layers.models.network import Call, Collected, Network, cache_argument, replaced
 
 MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours
 TAKEN = ("attention_mask", "position_ids", "position_embeddings")  # what is known to go by positions

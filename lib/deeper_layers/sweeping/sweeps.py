@@ -18,7 +18,7 @@ from deeper_layers.checks import MANY, whole_number
 from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
-from deeper_layers.models.streaming import groups_within
+from deeper_layers.models.network import groups_within
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import harness, vllm_engine
 from deeper_layers.sweeping.generation import generate, generate_apart

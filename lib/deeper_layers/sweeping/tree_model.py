@@ -27,8 +27,7 @@ import torch
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import kinds_of_layers, num_layers
-from deeper_layers.models.network import Network
-from deeper_layers.models.streaming import is_streamed, reading
+from deeper_layers.models.network import Network, is_streamed, reading
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
 from deeper_layers.sweeping.forward import Forward, Padded, logits_in_parts, run_layers

@@ -31,7 +31,7 @@ def check_engine(engine: str, model, tasks: list[str]) -> None:
 
     `tasks` are those that are scored by log-likelihoods.
     """
-    from deeper_layers.models.streaming import is_streamed  # torch: the command asks which engines there are
+    from deeper_layers.models.network import is_streamed  # torch: the command asks which engines there are
 
     if tasks:
         raise InputError(
