@@ -67,7 +67,7 @@ def test_two_nn_finds_the_dimension_of_a_torus(dimension):
 
 
 def overlap(first, second, number):
-    return measures.neighbour_overlap(*(measures.nearest(points, number).indices for points in (first, second)))
+    return measures.in_common(*(measures.nearest(points, number).indices for points in (first, second))).mean().item()
 
 
 def test_neighbours_in_common():
@@ -141,8 +141,7 @@ def test_a_layer_that_does_nothing_shows_in_every_measure():
     torch.nn.init.zeros_(decoder_layers(model)[2].mlp.down_proj.weight)
     batches = [batch(SEQUENCES[:2]), batch(SEQUENCES[2:])]
     passes, skips = (list(run(model, batches, tokens=TOKENS)) for run in (record_passes, skip_each_layer))
-    layers, states = measures.measure_layers(passes, skips), measures.measure_states(passes)
-    pairs = measures.measure_pairs(passes, skips, neighbours=2)
+    layers, states, pairs = measures.measure(passes, skips, neighbours=2)
     for name in ("norm_attention", "norm_mlp", "norm_layer", "skip"):
         assert layers[name].argmin() == 2 and layers[name][2] < 1e-3 < layers[name][1]
     for name in ("lens_divergence", "lens_overlap", "prompt_entropy", "effective_rank"):

@@ -76,11 +76,10 @@ def measure_geometry(experiment: Experiment) -> Result | None:
         passes = list(in_batches(shards, 0, batches, record, "one pass"))
         skips = list(in_batches(shards, len(batches), again, leave_out, "without each layer"))
         bar = functools.partial(tqdm, desc="dimensions", unit="layer", total=layers + 1, mininterval=5, file=sys.stderr)
-        pairs = geometry.measure_pairs(passes, skips, neighbours=parameters.neighbours)
-        measures = (geometry.measure_layers(passes, skips), 1), (geometry.measure_states(passes, bar), 0)
+        of_layers, of_states, pairs = geometry.measure(passes, skips, neighbours=parameters.neighbours, progress=bar)
         rows = [
             {"metric": name, "start": at, "size": size, "value": float(f"{value:.6g}")}
-            for found, size in measures
+            for found, size in ((of_layers, 1), (of_states, 0))
             for name, values in found.items()
             for at, value in enumerate(values.tolist())
         ]

@@ -24,20 +24,17 @@ from deeper_layers.report.pairing import Measured, guessing, measurements, one_r
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
 AT_ONCE = 0.1  # of the layers, from which on a model that collapses keeps little
 USUAL = {"floor": -math.inf, "ceiling": math.inf, "differs": "not healed", "as_share": False, "is_tested": True}
-NOT_HEALED = "no model was healed"
 SHARE = ("share", "share_low", "share_high")
 
 
-class NotTested(Exception):
-    """Why there is no number of a claim on a model."""
+Found = tuple[Estimate, str]  # the number of one claim on one model, and what stands beside it and decides nothing
 
 
-class Found(NamedTuple):
-    """The number of one claim on one model, what stands beside it and decides nothing, and why there is none."""
+class Untold(Exception):
+    """Why there is no number of a claim on a model; the verdict, and what stands beside."""
 
-    estimate: Estimate
-    beside: str = ""
-    reason: str = ""
+    def __init__(self, reason: str, verdict: str = NOT_TESTED, beside: str = ""):
+        self.reason, self.estimate, self.beside = reason, Estimate.none(verdict), beside
 
 
 class Model(NamedTuple):
@@ -51,45 +48,50 @@ class Model(NamedTuple):
 
     def curve(self, task: str, rule: str = "similarity") -> Measured:
         """The one measurement of a task under a rule, of the whole model and pruned ones."""
-        own = one_rule(self.scores[(self.scores["task"] == task) & (self.scores["rule"] == rule)])
+        own = one_rule(self.scores.query("task == @task and rule == @rule"))
         for found in measurements(own, of=self.scores):
             if found.cuts["size"].iloc[0] == 0:
                 return found
-        raise NotTested(f"{topic(task)} was not asked, {rule_title(rule)}")
+        raise Untold(f"{topic(task)} was not asked, {rule_title(rule)}")
+
+    def recovered(self) -> pd.DataFrame:
+        if self.recovery.empty:
+            raise Untold("no model was healed")
+        return self.recovery
 
 
 def _half_gone(model: Model, task: str, beside: bool = False) -> Found:
     rows = {row["task"]: row for row in model.gone.to_dict("records")}
     if task not in rows:
-        raise NotTested(f"{topic(task)} was not asked")
+        raise Untold(f"{topic(task)} was not asked")
     shares = {of: Estimate(*map(row.get, SHARE), untold=row["untold"]) for of, row in rows.items()}
     share = shares.pop(task)
     said = [f"{topic(of)} {say(other, as_share=True)}" for of, other in shares.items() if not other.untold]
-    return Found(share, f"half gone of {'; '.join(said)}" if beside and said else "")
+    return share, f"half gone of {'; '.join(said)}" if beside and said else ""
 
 
 def _collapses(model: Model) -> Found:
     found = model.curve("mmlu", "simple")
     cut = np.flatnonzero(found.cuts["share"] >= AT_ONCE)
     if not len(cut):
-        raise NotTested("a tenth of the layers was not dropped")
+        raise Untold("a tenth of the layers was not dropped")
     kept = estimates.shares_kept(found.outcomes, found.guessing)
     if kept.untold:
-        return Found(kept)
+        return kept, ""
     every = list(kept)
     said = [f"n = {found.cuts['size'][number]}: {say(every[number], as_share=True)}" for number in cut[:3]]
-    return Found(Estimate.of(kept.numbers[:, cut].max(axis=1)), "; ".join(said))
+    return Estimate.of(kept.numbers[:, cut].max(axis=1)), "; ".join(said)
 
 
 def _jump(model: Model) -> Found:
     answers = model.curve("mmlu")
     gone = estimates.half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
     if gone.untold:
-        return Found(gone, reason="no cliff of MMLU to be near to")
+        raise Untold("no cliff of MMLU to be near to", gone.untold)
     losses = model.curve("c4")
     every = means(losses.outcomes)
     jump = estimates.first_size(every >= (every[:, :1] + losses.guessing) / 2, losses.cuts["size"])
-    return Found(Estimate.of((jump - gone.numbers) / model.layers))
+    return Estimate.of((jump - gone.numbers) / model.layers), ""
 
 
 def _depth(model: Model) -> Found:
@@ -105,21 +107,21 @@ def _height(model: Model) -> Found:
         low, high = drawn[:, 1:].min(axis=1), drawn[:, 1:].max(axis=1)
         return model.layers * (drawn[:, -1] - low) / (high - low)
 
-    every, half = (
+    (every, said), (half, _) = (
         _of_distances(model, range(1, max(largest, 1) + 1), place) for largest in (model.layers - 2, model.layers // 2)
     )
-    return every._replace(beside=f"{every.beside}; over sizes to half of the layers {say(half.estimate)}")
+    return every, f"{said}; over sizes to half of the layers {say(half)}"
 
 
 def _of_distances(model: Model, sizes: range, of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
     """The mean over sizes, over the layers; the sequences are drawn anew. Of the paper's text where it was measured."""
     own = statistics.kept_distances(model.distances).dropna(subset="by_sequence")
-    corpus = paper.CORPUS if (own["corpus"] == paper.CORPUS).any() else own["corpus"].max()
-    of_size = statistics.sequences_by_size(own[own["corpus"] == corpus])
+    corpus = paper.CORPUS if paper.CORPUS in set(own["corpus"]) else own["corpus"].max()
+    of_size = statistics.sequences_by_size(own.query("corpus == @corpus"))
     if any(len(of_size.get(size, [])) <= model.layers - size for size in sizes):
-        raise NotTested("distances of all blocks were not kept by sequence")
+        raise Untold("distances of all blocks were not kept by sequence")
     found = [of(means(np.stack(of_size[size])), size) for size in sizes]
-    return Found(Estimate.of(np.sum(found, axis=0) / (model.layers * len(sizes))), f"on {corpus}")
+    return Estimate.of(np.sum(found, axis=0) / (model.layers * len(sizes))), f"on {corpus}"
 
 
 def _prompts(model: Model, column: str, one: int, other: int) -> Found:
@@ -128,18 +130,17 @@ def _prompts(model: Model, column: str, one: int, other: int) -> Found:
     asked = f"task == 'mmlu' and metric == 'acc' and repeat == 0 and rule == 'similarity' and {fixed}"
     own = model.scores.query(f"{asked} and order.notna() and healing.isna()")
     if not {one, other} <= set(own[column]):
-        raise NotTested("prompts were not varied")
-    first, second = (paired(own[own[column] == value])[1][0] for value in (one, other))
+        raise Untold("prompts were not varied")
+    first, second = (paired(own.query(f"{column} == {value}"))[1][0] for value in (one, other))
     if estimates.is_at_floor(first, guessing(own)):
-        return Found(Estimate.none(AT_FLOOR), reason="the whole model only guesses")
-    return Found(Estimate.of(means(first - second)), f"whole model, {len(first)} items")
+        raise Untold("the whole model only guesses", AT_FLOOR)
+    return Estimate.of(means(first - second)), f"whole model, {len(first)} items"
 
 
 def _ranks(model: Model) -> Found:
     """Loss on C4 after healing, lowest rank less highest, where several seeds of each were healed."""
+    model.recovered()
     own = model.scores.query("healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(["cut", "healing"])
-    if own.empty:
-        raise NotTested(NOT_HEALED)
     settings = pd.DataFrame(map(statistics.settings_of, own["healing"]), own.index).drop(columns="healing")
     own = own.join(settings).query("not distillation and adapters == 'all' and auxiliary == 0")
     for cut, found in own.groupby("cut"):
@@ -147,32 +148,27 @@ def _ranks(model: Model) -> Found:
         seeds = seeds[seeds > 1]
         if len(seeds) > 1:
             low, high = seeds.index.min(), seeds.index.max()
-            lowest, highest = (np.mean(list(found[found["rank"] == rank]["outcome"]), axis=0) for rank in (low, high))
+            lowest, highest = (np.mean(list(found.query(f"rank == {rank}")["outcome"]), axis=0) for rank in (low, high))
             said = f"rank {low} less rank {high}, mean of {seeds.min()} seeds, {cut.split(',')[1]} layers dropped"
-            return Found(Estimate.of(means(lowest - highest)), f"{said}; MMLU of these models is at floor")
-    raise NotTested("no two ranks were healed with several seeds")
+            return Estimate.of(means(lowest - highest)), f"{said}; MMLU of these models is at floor"
+    raise Untold("no two ranks were healed with several seeds")
 
 
 def _seeds(model: Model) -> Found:
-    if model.recovery.empty:
-        raise NotTested(NOT_HEALED)
-    if model.recovery.query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
-        reason = "MMLU of healed models with several seeds: the whole model only guesses"
-        return Found(Estimate.none(AT_FLOOR), reason=reason)
-    raise NotTested("MMLU was asked of one seed")
+    if model.recovered().query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
+        raise Untold("MMLU of healed models with several seeds: the whole model only guesses", AT_FLOOR)
+    raise Untold("MMLU was asked of one seed")
 
 
 def _healed(model: Model, task: str) -> Found:
     """What healings recovered, beside: none was the paper's."""
-    if model.recovery.empty:
-        raise NotTested(NOT_HEALED)
-    every = model.recovery
-    own = every[(every["task"] == task) & (every["untold"] == "")].sort_values("size")
+    every = model.recovered()
+    own = every.query("task == @task and untold == ''").sort_values("size")
     share, times = every["tokens"].max() / paper.HEALING_TOKENS, every["learning_rate"].min() / paper.LEARNING_RATE
     said = [f"n = {row['size']} ({row['rule']}) {say(row)}" for row in own.to_dict("records")]
     recovered = f"; recovered of {topic(task)}: {'; '.join(said)}" if said else ""
     beside = f"healed on at most {share:.2%} of the paper's tokens{recovered}"
-    return Found(Estimate.none(NOT_TESTED), beside, f"healed at {times:.0f} times the paper's rate")
+    raise Untold(f"healed at {times:.0f} times the paper's rate", beside=beside)
 
 
 QUERIES: dict[str, Callable[[Model], Found]] = {
@@ -199,18 +195,18 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     (numbers that decide nothing), power (half of the interval)."""
     models = {}
     for name in dict.fromkeys([*scores["model"], *distances["model"]]):
-        own, near = (table[table["model"] == name] for table in (scores, distances))
+        own, near = (table.query("model == @name", local_dict={"name": name}) for table in (scores, distances))
         layers, gone = int(pd.concat([own["layers"], near["layers"]]).max()), statistics.half_gone_table(own)
-        models[name] = Model(own, near, layers, gone[gone["rule"] == "similarity"], statistics.recovery_table(own))
+        models[name] = Model(own, near, layers, gone.query("rule == 'similarity'"), statistics.recovery_table(own))
     rows = (_judged(USUAL | claim, name, model) for claim in CLAIMS for name, model in models.items())
     return pd.DataFrame(rows).drop(columns="untold")
 
 
 def _judged(claim: dict, name: str, model: Model) -> dict:
     try:
-        estimate, beside, reason = QUERIES[claim["claim"]](model)
-    except NotTested as why:
-        estimate, beside, reason = Estimate.none(NOT_TESTED), "", str(why)
+        (estimate, beside), reason = QUERIES[claim["claim"]](model), ""
+    except Untold as why:
+        estimate, beside, reason = why.estimate, why.beside, why.reason
     limits = claim["floor"], claim["ceiling"]
     verdict = estimate.against(*limits) if claim["is_tested"] else NOT_TESTED
     if verdict != NOT_TESTED and any(np.allclose((estimate.low, estimate.high), limit) for limit in limits):

@@ -51,7 +51,7 @@ class Estimate:
 
     @classmethod
     def none(cls, untold: str) -> "Estimate":
-        return cls(math.nan, math.nan, math.nan, np.full(1 + DRAWS, math.nan), untold)
+        return cls(math.nan, math.nan, math.nan, untold=untold)
 
     @classmethod
     def combined(cls, function: Callable[..., np.ndarray], *estimates: "Estimate") -> "Estimate":
@@ -145,9 +145,10 @@ def is_at_floor(right: Float[np.ndarray, " I"], guessing: float) -> bool:
     return bool(mean_of_items(right).low <= guessing + ROOM)
 
 
-def shares_kept(right: Float[np.ndarray, "C I"], guessing: float) -> Estimate:
-    """Accuracy above guessing over that of the whole model, for each cut; AT_FLOOR where the whole is at floor."""
-    if is_at_floor(right[0], guessing):
+def shares_kept(right: Float[np.ndarray, "C I"], guessing: float | np.ndarray) -> Estimate:
+    """Accuracy above guessing, or above that of each draw [N, C], over that of the whole model, for each cut; AT_FLOOR
+    where the whole is at floor."""
+    if is_at_floor(right[0], np.ravel(guessing)[0]):
         return Estimate.none(AT_FLOOR)
     above = means(right) - guessing
     return Estimate.of(above / np.maximum(above[:, :1], 1 / right.shape[1]))  # a draw may leave the whole at guessing

@@ -93,13 +93,13 @@ def models(folder: Path | None = None) -> pd.DataFrame:
 def asked_twice(scores: pd.DataFrame) -> Iterator[dict]:
     """Same models, same items, asked twice: differ (answers chosen otherwise), turned (right in one of them only),
     value (accuracy the second time less the first)."""
-    own = one_rule(scores[scores["chosen"].notna() & scores["outcome"].notna() & (scores["metric"] == "acc")])
+    own = one_rule(scores.query("chosen.notna() and outcome.notna() and metric == 'acc' and repeat <= 1"))
     key = [*QUESTION, "cut", "changed"]
-    own = own[own["repeat"] <= 1].drop_duplicates([*key, "repeat"])
+    own = own.drop_duplicates([*key, "repeat"])
     own = own[own.groupby(key, dropna=False)["repeat"].transform("nunique") == 2]
     asked = ["model", "task", "cut", "size", "shots", "limit", "order", "dtype", "bits", "healing"]
     for place, found in own.sort_values("subject", kind="stable").groupby(asked, dropna=False, sort=False):
-        first, second = (found[found["repeat"] == number] for number in (1, 0))
+        first, second = found.query("repeat == 1"), found.query("repeat == 0")
         chosen, right = ([np.concatenate(list(of[name])) for of in (first, second)] for name in ("chosen", "outcome"))
         row = dict(zip(asked, place, strict=True)) | {"topic": topic(place[1])}
         row |= dict.fromkeys(("items", "answers"), len(right[0])) | Estimate.of(means(right[1] - right[0])).columns()
@@ -111,7 +111,7 @@ def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFram
     published_low and published_high (Wilson's), again, within (that interval)."""
     key = ["model", "task", "subject", "metric", "cut", "shots", "limit"]
     old, new = (
-        one[one["outcome"].notna() & (one["metric"] != "loss")].drop_duplicates(key)
+        one.query("outcome.notna() and metric != 'loss'").drop_duplicates(key)
         for one in (published.query("repeat == 0 and healing.isna() and bits.isna()"), again)
     )
     known = with_wilson(new.rename(columns={"value": "again"}).merge(old[[*key, "value"]], on=key))

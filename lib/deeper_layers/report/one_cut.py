@@ -51,7 +51,7 @@ def surely_ruined(before: np.ndarray, after: np.ndarray, level: float) -> bool:
 
 def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.DataFrame:
     """The rows of a model healed after a cut, with these settings, on this text: those of most tasks in one format."""
-    own = scores[(scores["cut"] == cut.name) & scores["healing"].notna() & (scores["repeat"] == 0)]
+    own = scores.query("cut == @cut.name and healing.notna() and repeat == 0")
     settings = own["healing"].map(json.loads)
     alike = [how == config | {"text": text, "tokens": how["tokens"]} and how["tokens"] > 0 for how in settings]
     own = own[np.array(alike, dtype=bool)]
@@ -64,18 +64,16 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
     scores, found = scores[scores["outcome"].notna()], {}
     number = scores.groupby(RUN, dropna=False).ngroup()
     mended = {} if healed is None else {of: vectors(rows) for of, rows in healed.groupby(number.reindex(healed.index))}
-    unhealed = by_main_metric(scores[scores["healing"].isna()])
+    unhealed = by_main_metric(scores.query("healing.isna()"))
     for (of, _), rows in unhealed.groupby([number[unhealed.index], "path"], sort=False):
         task, metric, dtype, bits, shots = rows[["task", "metric", "dtype", "bits", "shots"]].iloc[0]
         run = vectors(rows)
         if cut.name not in run or (pd.notna(bits) if healed is None else of not in mended):
             continue
         own = mended.get(of, run)[cut.name]
-        outcomes = asked_alike(run, (WHOLE, cut.name), own)
-        if outcomes is None:
+        if not (pair := asked_alike(run, (WHOLE, cut.name), own)):
             continue
-        if healed is not None:
-            outcomes = np.concatenate([outcomes, asked_alike(mended[of], [cut.name], own)])
+        outcomes = np.stack(pair + (asked_alike(mended[of], [cut.name], own) if of in mended else []))
         told, is_loss = mean_of_items(outcomes), metric == "loss"
         asked = topic(task) + f", {len(own)} subjects" * (len(own) > 1)
         one = Score(
@@ -96,14 +94,14 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
 def _judged(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
     """What guessing scores, whether the task is ruined, by which rule the cut is, and up to which size none of it is.
     `outcomes` are of the whole model, the pruned one and, where it was healed, that, [2 or 3, I]."""
-    level, chose = guessing(rows), one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
+    level, chose = guessing(rows), one_rule(rows.query("cut == @cut.name"))["rule"].tolist()
     rule = next((name for name in (*RULES, *chose) if name in chose), ALONE)
     if is_at_floor(outcomes[0], level):
         return {"guessing": level, "rule": rule}
-    tried, largest = rows[rows["rule"] == rule] if chose else rows[rows["cut"].isin([WHOLE, cut.name])], 0
+    tried, largest = rows.query("rule == @rule" if chose else "cut in [@WHOLE, @cut.name]"), 0
     for name, size in tried.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
         both = asked_alike(run, (WHOLE, name), run[cut.name])
-        if both is None or (name != WHOLE and surely_ruined(*both, level)):
+        if not both or (name != WHOLE and surely_ruined(*both, level)):
             break
         largest = int(size) if pd.notna(size) else cut.size
     ruined = surely_ruined(outcomes[0], outcomes[-1], level)
@@ -121,10 +119,10 @@ def card_text(
 
     `found` are what `scores_of` gives, where it was asked before.
     """
-    own = kept_distances(distances if cut.is_block else distances[:0])
+    own = kept_distances(distances.query("@cut.is_block and start == @cut.start and size == @cut.size"))
     lines = [
         f"Angular distance of the dropped block: {of.distance:.4f} (units of pi; {as_markdown(of.corpus)}, {of.dtype})."
-        for of in own[(own["start"] == cut.start) & (own["size"] == cut.size)].itertuples()
+        for of in own.itertuples()
     ]
     if found := found or scores_of(scores, cut, healed):
         heads = ["task", "whole model", *(["this one"] if healed is None else ["pruned", "healed, this one"])]
@@ -146,11 +144,11 @@ def card_text(
 def lengths_in_words(scores: pd.DataFrame, cut: Cut) -> list[str]:
     """A sentence for each task: how long answers are without the layers of a cut, beside the whole model's."""
     found = lengths(scores).drop_duplicates(["task", "cut"])
-    ends = found[(found["cut"] == WHOLE) & (found["ended"] >= ENDS)]["task"]
+    whole = found.query("cut == @WHOLE and ended >= @ENDS")
     return [
         f"{one.topic}: its answers have {one.tokens:.0f} tokens (median), {one.times:.1f} times those of the whole "
         f"model; {1 - one.ended:.0%} are cut off before they end."
-        for one in found[(found["cut"] == cut.name) & found["task"].isin(ends)].itertuples()
+        for one in found[found["task"].isin(whole["task"])].query("cut == @cut.name").itertuples()
     ]
 
 

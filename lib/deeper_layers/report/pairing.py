@@ -29,14 +29,8 @@ class Measured(NamedTuple):
     cuts: pd.DataFrame
     outcomes: Float[np.ndarray, "C I"]  # what came out of each cut
     rows: pd.DataFrame  # of the table of all results
-
-    @property
-    def layers(self) -> int:
-        return int(self.cuts["layers"].iloc[0])
-
-    @property
-    def guessing(self) -> float:
-        return float(self.cuts["guessing"].iloc[0])
+    layers: int
+    guessing: float
 
     @property
     def has_whole(self) -> bool:
@@ -57,14 +51,14 @@ def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFram
             continue
         task, metric, limit, layers = asked = tuple(rows[["task", "metric", "limit", "layers"]].iloc[0])
         if metric == "loss":
-            levels[asked] = rows["chance"].max()
+            levels[asked] = float(rows["chance"].max())
         elif asked not in levels:  # it is the same for every rule
             alike = every[(every["task"] == task) & (every["metric"] == metric)]
             levels[asked] = guessing(alike if pd.isna(limit) else alike[alike["limit"].eq(limit).fillna(False)])
         known = dict(zip([*PLACE, *also], place, strict=True)) | {"topic": topic(task), "layers": layers}
         known |= {"metric": metric, "items": outcomes.shape[1], "guessing": levels[asked]}
         whole = outcomes[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
-        yield Measured(place, cuts.assign(**known, whole=whole), outcomes, rows)
+        yield Measured(place, cuts.assign(**known, whole=whole), outcomes, rows, int(layers), levels[asked])
 
 
 def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -142,7 +136,7 @@ def vectors(rows: pd.DataFrame) -> dict[str, Vectors]:
     return {cut: dict(zip(own["subject"], own["outcome"])) for cut, own in subjects.groupby("cut", sort=False)}
 
 
-def asked_alike(run: dict[str, Vectors], cuts: Sequence[str], own: Vectors) -> Float[np.ndarray, "C I"] | None:
+def asked_alike(run: dict[str, Vectors], cuts: Sequence[str], own: Vectors) -> list[Float[np.ndarray, " I"]]:
     """The outcomes under some cuts of a run of the items of `own`: of each subject the first ones, as others may have
     been asked after them. None where some are not there."""
     nothing, items = np.empty(0), sum(map(len, own.values()))
@@ -150,7 +144,7 @@ def asked_alike(run: dict[str, Vectors], cuts: Sequence[str], own: Vectors) -> F
         np.concatenate([run.get(cut, {}).get(subject, nothing)[: len(own[subject])] for subject in sorted(own)])
         for cut in cuts
     ]
-    return np.stack(found) if all(len(one) == items for one in found) else None
+    return found if all(len(one) == items for one in found) else []
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------

@@ -56,9 +56,13 @@ def in_order_of_models(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame
 def scans(scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE) -> Iterator[Measured]:
     """The measurements of the whole model and every block of `size` layers."""
     own = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(list(tasks))]
-    for one in measurements(own[own["metric"] != "loss"], of=scores):
-        if len(one.cuts) == one.layers - size + 2:
-            yield one
+    return (one for one in _answers(own, scores) if len(one.cuts) == one.layers - size + 2)
+
+
+def _answers(own: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Measured]:
+    """The measurements of what is right or wrong, of the whole model and others."""
+    every = measurements(own.query("metric != 'loss'"), of=scores)
+    return (one for one in every if one.has_whole and len(one.cuts) > 1)
 
 
 def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame:
@@ -75,8 +79,8 @@ def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame
 def half_gone_table(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Where half is gone: largest (size that was tried), value (layers dropped; infinite where half is never gone),
     share (value / layers)."""
-    for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
-        if one.has_whole and len(one.cuts) > 1 and one.cuts["size"].is_unique:
+    for one in _answers(one_rule(scores), scores):
+        if one.cuts["size"].is_unique:
             half = estimates.half_gone(one.outcomes, one.cuts["size"], one.guessing)
             share = Estimate.combined(lambda numbers, layers=one.layers: numbers / layers, half)
             told = half.columns() | share.columns("share")
@@ -87,12 +91,12 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     """Loss on text against layers dropped, healed and not: the columns of `curves` without kept and untold, and healed
     ("not healed", or the healing in words), line (the same, shorter), relative (value over guessing). Values are nats a
     token, guessing is ln V."""
-    own = scores[scores["metric"] == "loss"]
+    own = scores.query("metric == 'loss'")
     own = own.assign(healed=healed_in_words(own["healing"], own["bits"]))
-    found = curves(own, also=["healing", "bits", "healed"])
+    found = curves(own, also=["healing", "bits", "healed"]).drop(columns=KEPT)
     settings = {how: json.loads(how) for how in found["healing"].dropna().unique()}
     lines = {how: f"healed, rank {of['rank']}, {of['tokens']:,} tokens" for how, of in settings.items()}
-    line, found = [lines.get(how, "not healed") for how in found["healing"]], found.drop(columns=KEPT)
+    line = [lines.get(how, "not healed") for how in found["healing"]]
     return found.assign(line=line, relative=found["value"] / found["guessing"])
 
 
@@ -108,19 +112,18 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
     """
     scores = scores[scores["outcome"].notna()]
     scores = scores.assign(run=scores.groupby(pairing.RUN, dropna=False).ngroup())
-    kept, unhealed = scores[scores["repeat"] == 0], scores[scores["healing"].isna()]
-    known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
+    kept, unhealed = scores.query("repeat == 0"), scores.query("healing.isna()")
+    known = kept.query("metric == 'loss'").groupby("model")["chance"].max()
     for (healing, run), rows in pairing.by_main_metric(kept).groupby(["healing", "run"], sort=False):
-        mended, first_of = vectors(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
-        runs = [vectors(of_file) for _, of_file in unhealed[unhealed["run"] == run].groupby("path", sort=False)]
-        runs.sort(key=len, reverse=True)  # that with most cuts first
+        mended, firsts = vectors(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
+        files = unhealed.query(f"run == {run}").groupby("path", sort=False)
+        runs = sorted((vectors(of_file) for _, of_file in files), key=len, reverse=True)  # that with most cuts first
         for cut in sorted(mended.keys() - {WHOLE}):
             pairs = (asked_alike(of_file, (WHOLE, cut), mended[cut]) for of_file in runs)
-            if (pair := next((pair for pair in pairs if pair is not None), None)) is None:
+            if not (pair := next(filter(None, pairs), None)):
                 continue
-            first, (healed,) = first_of.loc[cut].to_dict(), asked_alike(mended, [cut], mended[cut])
-            adapted, is_loss = asked_alike(mended, [WHOLE], mended[cut]), first["metric"] == "loss"
-            (aim,) = [None] if adapted is None else adapted
+            first, (healed,) = firsts.loc[cut].to_dict(), asked_alike(mended, [cut], mended[cut])
+            (aim,), is_loss = asked_alike(mended, [WHOLE], mended[cut]) or [None], first["metric"] == "loss"
             estimate = estimates.recovery(*pair, healed, aim, guessing=known[first["model"]] if is_loss else np.inf)
             if aim is None and not estimate.untold:
                 most = Estimate(np.nan, np.nan, estimate.high, untold=AT_MOST)
@@ -145,9 +148,7 @@ def recovered_by(place: str, scores: pd.DataFrame) -> pd.DataFrame:
 def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Answers that change: value (accuracy less that of the whole model), lost, gained (items), changed (share of items
     with another choice, missing where none was kept), p (McNemar's, exact), p_holm (over the sizes of a curve)."""
-    for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
-        if not one.has_whole or len(one.cuts) < 2:
-            continue
+    for one in _answers(one_rule(scores), scores):
         whole, others = one.outcomes[0], one.outcomes[1:]
         counts = {"lost": (whole > others).sum(axis=1), "gained": (whole < others).sum(axis=1), "changed": np.nan}
         if one.rows["chosen"].notna().all():
@@ -161,28 +162,26 @@ def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
 @gives("model task topic size share items value low high")
 def rules_compared(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Similarity-informed less simple heuristic, at sizes at which they drop other layers."""
-    found = {one.place: one for one in measurements(scores[scores["rule"].isin(RULES)], of=scores)}
+    found = {one.place: one for one in measurements(scores.query("rule in @RULES"), of=scores)}
     for model, task in dict.fromkeys(place[:2] for place in found):
         one, other = (found.get((model, task, rule)) for rule in RULES)
-        if one is None or other is None or one.outcomes.shape[1] != other.outcomes.shape[1]:
-            continue
-        both = one.cuts.reset_index().merge(other.cuts.reset_index(), on="size", suffixes=("", "_simple"))
-        both = both[both["cut"] != both["cut_simple"]]
-        if len(both):
-            apart = one.outcomes[both["index"]] - other.outcomes[both["index_simple"]]
-            yield both.assign(**Estimate.of(means(apart)).columns())
+        if one and other and one.outcomes.shape[1] == other.outcomes.shape[1]:
+            both = one.cuts.reset_index().merge(other.cuts.reset_index(), on="size", suffixes=("", "_simple"))
+            if len(both := both.query("cut != cut_simple")):
+                apart = one.outcomes[both["index"]] - other.outcomes[both["index_simple"]]
+                yield both.assign(**Estimate.of(means(apart)).columns())
 
 
 @gives("model task topic rule cut size items value at_most ended of_ended of_ended_low of_ended_high tokens times")
 def lengths(scores: pd.DataFrame) -> Iterator[dict]:
     """Written answers by cut: value (share right), at_most (if all that was cut off were right), ended (share that
     ended by itself), of_ended (share right of these), tokens (median), times (median over that of the whole model)."""
-    own = scores[scores["written"].notna() & scores["healing"].isna() & scores["bits"].isna() & (scores["repeat"] == 0)]
+    own = scores.query("written.notna() and healing.isna() and bits.isna() and repeat == 0")
     asked = ["model", "task", "dtype", "shots", "limit"]
     own = pairing.by_main_metric(own).sort_values([*asked, "rule", "size"], na_position="first")
     own = own.assign(topic=own["task"].map(topic), tokens=own["written"].map(np.median).astype(float))
     for _, alike in own.groupby(asked, dropna=False):
-        whole = alike.loc[alike["cut"] == WHOLE, "tokens"]
+        whole = alike.query("cut == @WHOLE")["tokens"]
         for row in alike.to_dict("records"):
             right, ended = row["outcome"] == 1, row["ended"] == 1
             told = mean_of_items(right[ended]) if ended.any() else Estimate.none(estimates.NOT_TESTED)
@@ -195,7 +194,7 @@ def lengths(scores: pd.DataFrame) -> Iterator[dict]:
 
 def kept_distances(distances: pd.DataFrame) -> pd.DataFrame:
     """One measurement of each model, text and block: not rounded, with the distances of sequences, the latest."""
-    own = distances[distances["bits"].isna()].assign(kept=distances["by_sequence"].notna())
+    own = distances.query("bits.isna()").assign(kept=distances["by_sequence"].notna())
     own = own.sort_values(["kept", "samples", "measured"], kind="stable")
     return own.drop_duplicates(["model", "corpus", "size", "start"], keep="last").drop(columns="kept").sort_index()
 
@@ -204,8 +203,8 @@ def kept_distances(distances: pd.DataFrame) -> pd.DataFrame:
 def nearest(distances: pd.DataFrame) -> Iterator[dict]:
     """The most similar block of each size, l*(n), among those that keep the last layer: low and high are of its start,
     where the sequences are drawn anew, agrees is the share of these draws that choose the same."""
-    own = kept_distances(distances)
-    for _, of in own[own["start"] + own["size"] < own["layers"]].groupby(["model", "corpus", "size"], sort=False):
+    inner = kept_distances(distances).query("start + size < layers")
+    for _, of in inner.groupby(["model", "corpus", "size"], sort=False):
         row = of.loc[of["distance"].idxmin()].to_dict()
         if of["by_sequence"].notna().all():
             starts = of["start"].to_numpy(dtype=float)[means(np.stack(list(of["by_sequence"]))).argmin(axis=1)]

@@ -192,7 +192,7 @@ def _rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -
 
 def _of_scores(result: Result) -> Iterator[dict]:
     """A row for each rule that chose a cut, and score; of the whole model one without a rule."""
-    key, details, first = result.key, result.details, {}
+    key, details, first = result.key, defaultdict(dict, result.details), {}
     chose = defaultdict(list)
     for rule, cuts in (key.get("cuts") or details["cuts"]).items():
         for cut in cuts:
@@ -200,7 +200,7 @@ def _of_scores(result: Result) -> Iterator[dict]:
     chose[UNPRUNED.name] = [None]
     healing = _healing_in_json(key, details["healed_tokens"]) if key.get("healing") else None
     of_task = functools.cache(functools.partial(_of_task, result))
-    for row in (row for row in result.records if row["task"] not in details.get("groups", {})):
+    for row in (row for row in result.records if row["task"] not in details["groups"]):
         variant, items, outcome = row.get("variant"), row["items"], row.get("outcome")
         found = of_task(row["task"], items) | _place(row["cut"], details) | {"cuts": len(cut_names(key)), "repeat": 0}
         found |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine") if name in row}
@@ -210,7 +210,7 @@ def _of_scores(result: Result) -> Iterator[dict]:
         of_items = first.setdefault((row["task"], row["cut"], variant), row)
         found |= {name: read(of_items[name], items) for name, read in ITEM_BY_ITEM.items() if name in of_items}
         if row["metric"] == "loss":
-            found["chance"] = math.log(details["vocabulary"]) if details.get("vocabulary") else None
+            found["chance"] = math.log(details["vocabulary"]) if details["vocabulary"] else None
         if variant not in UNHEALED:
             found["healing"] = healing
         if key.get("bits") and variant not in UNROUNDED:
@@ -221,13 +221,12 @@ def _of_scores(result: Result) -> Iterator[dict]:
 
 def _of_task(result: Result, name: str, items: int) -> dict:
     """What holds of all rows of one task of a file; those of the group MMLU are one task of several subjects."""
-    key, details, measured = result.key, result.details, result.provenance["measured"]
-    groups = details.get("groups", {})
-    group = next((group for group in groups if name in groups[group] and group in key["tasks"]), name)
-    asked, level = key["tasks"].get(group, {}), details.get("levels", {}).get(name, {})
+    key, details, ran = result.key, defaultdict(dict, result.details), defaultdict(dict, result.provenance)
+    group = next((of for of, names in details["groups"].items() if name in names and of in key["tasks"]), name)
+    asked, level = key["tasks"].get(group, {}), details["levels"].get(name, {})
     in_mmlu = group != name and group.startswith("mmlu")
     subject = name.removeprefix("mmlu_").removesuffix("_continuation") if in_mmlu else None
-    shots, target = asked.get("shots"), details.get("targets", {}).get(name)
+    shots, target = asked.get("shots"), details["targets"].get(name)
     return {
         "task": name.replace(f"_{subject}", "", 1) if subject else name,
         "subject": subject,
@@ -237,7 +236,7 @@ def _of_task(result: Result, name: str, items: int) -> dict:
         "target": target and unpack(target, items),
         "chance": level.get("chance"),
         "commonest": level.get("majority") or None,
-        "measured": result.provenance.get("parts", {}).get(name, {}).get("measured", measured),
+        "measured": ran["parts"].get(name, ran)["measured"],
     }
 
 

@@ -114,12 +114,13 @@ def _ends(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tens
 
 def _writer(model, layer: int) -> nn.Linear:
     """The matrix that ends the MLP of a layer, once it is known that the residual gets what it gives as it is."""
+    refused = InputError(
+        f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, or what it adds is normalized "
+        "or scaled on its way into the residual, so that no linear map can be folded in exactly: choose another rule"
+    )
     found = {module for _, module in writers(decoder_layers(model)[layer], MLP)}
     if len(found) != 1 or type(module := found.pop()) is not nn.Linear:
-        raise InputError(
-            f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, so that no linear map can "
-            "be folded into it: choose another rule"
-        )
+        raise refused
     # in double precision on residuals of our own: what rounding leaves open is decided here
     draw, width = torch.Generator().manual_seed(0), module.out_features
     residual = torch.randn(1, TRIED, width, generator=draw, dtype=torch.float64).to(module.weight.device)
@@ -130,10 +131,7 @@ def _writer(model, layer: int) -> nn.Linear:
         writers(apart, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
         moved = call(apart, residual) - before
     if (moved - shift).abs().max() > EXACT:
-        raise InputError(
-            f"what the MLP of layer {layer} of {type(model).__name__} adds is normalized or scaled on its way into the "
-            "residual, so that no linear map can be folded into it exactly: choose another rule"
-        )
+        raise refused
     return module
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass  # it makes numbers of text
 
-from deeper_layers.cuts import ATTENTION, MLP, Cut, check_size, simple_cut
+from deeper_layers.cuts import ATTENTION, MLP, Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.rules.similarity import similarity_cut
 
@@ -70,12 +70,9 @@ class Rule:
 
         Raises InputError where a size does not fit, or what the rule needs holds what is not a number.
         """
-        for size in sizes:
-            check_size(size, layers)
-            if size > (most := max(0, layers - self.spares)):
-                raise InputError(
-                    f"size is {size}; expected 0 to {most}, as the rule {self.name!r} never drops the others"
-                )
+        most = max(0, layers - self.spares)
+        if odd := [size for size in sizes if size not in range(most + 1)]:
+            raise InputError(f"size is {odd[0]}; expected 0 to {most}, as the rule {self.name!r} drops no more layers")
         # of blocks too large there is no distance; losses are numbers, or were refused where they were measured
         if self.needs in ("cosines", "sublayers", "saliences") and np.isnan(known).any():
             raise InputError(f"the {self.needs} of the model hold what is not a number: use another data type")

@@ -44,7 +44,7 @@ def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
     It is biased upwards where there are not many more points than dimensions. Source: Kornblith et al. 2019, arXiv
     1905.00414.
     """
-    return float((first * second).sum() / (torch.linalg.norm(first) * torch.linalg.norm(second)))
+    return float(torch.cosine_similarity(first.flatten(), second.flatten(), dim=0))
 
 
 def spectral_entropy(points: torch.Tensor) -> float:
@@ -92,10 +92,10 @@ def shuffled(points: torch.Tensor) -> torch.Tensor:
     return points.gather(0, torch.rand(points.shape, generator=draw).argsort(dim=0))
 
 
-def neighbour_overlap(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Share of K nearest neighbours [N, K] that two clouds have in common: Valeriani et al. 2023, arXiv 2302.00294."""
-    adjacent = torch.zeros(len(first), len(first), dtype=torch.bool).scatter_(1, first, True)
-    return float(adjacent.gather(1, second).to(torch.float64).mean())
+def in_common(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Share of the numbers in each row of two [N, K] that both have [N]: of nearest neighbours in two clouds (Valeriani
+    et al. 2023, arXiv 2302.00294), or of likeliest tokens."""
+    return (first[:, :, None] == second[:, None]).any(dim=-1).to(torch.float64).mean(dim=-1)
 
 
 def divergence(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,9 +103,8 @@ def divergence(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor
     that both have [N]. Source: Csordas et al. 2025, arXiv 2505.13898, where the second are of the logit lens."""
     first, second = (torch.log_softmax(one.to(torch.float64), dim=-1) for one in (logits, others))
     apart = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(dim=-1)
-    tops = [one.topk(min(TOP, one.shape[-1])).indices for one in (first, second)]
-    common = (tops[0][:, :, None] == tops[1][:, None]).any(dim=-1).to(torch.float64).mean(dim=-1)
-    return apart.clamp(min=0), common
+    tops = (one.topk(min(TOP, one.shape[-1])).indices for one in (first, second))
+    return apart.clamp(min=0), in_common(*tops)
 
 
 # ---- one pass ------------------------------------------------------------------------------------------------
@@ -223,42 +222,32 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
 # ---- all batches together ------------------------------------------------------------------------------------
 
 
-def measure_layers(passes: list[Arrays], skips: list[Arrays]) -> Arrays:
-    """A value [L] for each layer, the mean over tokens: cosine_PART, norm_PART, and skip, KL without the layer."""
-    means = {"cosine": _mean(passes, "cosines"), "norm": _mean(passes, "norms")}
-    found = {f"{name}_{part}": mean[:, place] for name, mean in means.items() for place, part in enumerate(PARTS)}
-    return found | {"skip": _mean(skips, "output")}
+def measure(
+    passes: list[Arrays], skips: list[Arrays], *, neighbours: int, progress=iter
+) -> tuple[Arrays, Arrays, Arrays]:
+    """Values of layers [L], of states [L+1], and, above the diagonal, of every two states [L+1, L+1] or layers [L, L].
 
-
-def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
-    """A value for each state, [L+1]: means over sequences, or of the kept tokens of all of them."""
+    Means over tokens or sequences, or measures of the clouds that the kept tokens of all sequences are: STATES, cka and
+    neighbour_overlap. Of layers: cosine_PART, norm_PART, skip (KL without the layer), and of two skip_later.
+    """
+    mean = {
+        name: np.concatenate([batch[name] for batch in batches]).mean(axis=0)
+        for batches, names in ((passes, ("cosines", "norms", "entropy", "lens")), (skips, ("output", "later")))
+        for name in names
+    }
+    layers = {f"{name}_{part}": of for name in ("cosine", "norm") for part, of in zip(PARTS, mean[f"{name}s"].T)}
+    of_batches = zip(*(batch["residuals"] for batch in passes))
+    clouds = [torch.from_numpy(np.concatenate(of_state)).double() for of_state in of_batches]  # [N, D]
     of_clouds = [
         (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffled(points)))
-        for points in progress(_clouds(passes))
+        for points in progress(clouds)
     ]
-    values = [*_mean(passes, "lens").T, _mean(passes, "entropy"), *np.array(of_clouds).T]
-    return dict(zip(STATES, values, strict=True))
-
-
-def measure_pairs(passes: list[Arrays], skips: list[Arrays], *, neighbours: int) -> Arrays:
-    """A value for every two states, [L+1, L+1]: cka and neighbour_overlap; of layers, [L, L], skip_later. All are above
-    the diagonal."""
-    clouds = list(_clouds(passes))
+    states = [*mean["lens"].T, mean["entropy"], *np.array(of_clouds).T]
     cka, overlap = np.zeros((2, len(clouds), len(clouds)))
     products = [gram(points).float() for points in clouds]
     indices = [nearest(points, neighbours).indices for points in clouds]
     for pair in itertools.combinations(range(len(clouds)), 2):
         cka[pair] = linear_cka(*(products[state] for state in pair))
-        overlap[pair] = neighbour_overlap(*(indices[state] for state in pair))
-    return {"cka": cka, "neighbour_overlap": overlap, "skip_later": _mean(skips, "later")}
-
-
-def _mean(batches: list[Arrays], name: str) -> np.ndarray:
-    """Over what all batches hold: tokens, or sequences."""
-    return np.concatenate([batch[name] for batch in batches]).mean(axis=0)
-
-
-def _clouds(passes: list[Arrays]) -> Iterator[torch.Tensor]:
-    """The kept tokens of all sequences, [N, D] in float64, one state after another."""
-    for of_batches in zip(*(batch["residuals"] for batch in passes)):
-        yield torch.from_numpy(np.concatenate(of_batches)).double()
+        overlap[pair] = float(in_common(*(indices[state] for state in pair)).mean())
+    pairs = {"cka": cka, "neighbour_overlap": overlap, "skip_later": mean["later"]}
+    return layers | {"skip": mean["output"]}, dict(zip(STATES, states, strict=True)), pairs

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report.estimates import AT_FLOOR, NOT_TESTED, ROOM, Estimate, mean_of, mean_of_items, means
+from deeper_layers.report.estimates import NOT_TESTED, Estimate, mean_of, mean_of_items, means, shares_kept
 from deeper_layers.report.pairing import Measured, gives, measurements
 
 SIZES = range(1, 9)
@@ -50,7 +50,7 @@ PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 def answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measured, np.ndarray]]:
     """Form and place of what the prediction is judged by, what was measured in full, and the answers without the
     question [C, I], 0 where nothing can be guessed."""
-    asked = scores[scores["task"].isin([*FORM_OF, *UNASKED.values()]) & scores["rule"].isin(list(PLACES))]
+    asked = scores.query("task in @tasks and rule in @PLACES", local_dict={"tasks": [*FORM_OF, *UNASKED.values()]})
     found = {one.place: one for one in measurements(asked)}
     for (model, task, rule), one in found.items():
         form = FORM_OF.get(task)
@@ -63,10 +63,8 @@ def share_kept(one: Measured, guessed: np.ndarray) -> Estimate:
     """k, the mean over sizes: what is kept above guessing without the question."""
     if not set(SIZES) <= set(one.cuts["size"]):
         return Estimate.none(NOT_TESTED)
-    if mean_of_items(one.outcomes[0]).low <= guessed[0].mean() + ROOM:
-        return Estimate.none(AT_FLOOR)
-    told = means(one.outcomes - guessed)
-    return Estimate.of((told[:, one.cuts["size"].isin(SIZES)] / told[:, :1]).mean(axis=1))
+    kept = shares_kept(one.outcomes, means(guessed))
+    return Estimate.combined(lambda numbers: numbers[:, one.cuts["size"].isin(SIZES)].mean(axis=1), kept)
 
 
 def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
@@ -124,7 +122,7 @@ def judge_prediction(scores: pd.DataFrame) -> Iterator[dict]:
 def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
     """X or Y of each model that can show it: model, verdict, mean shares kept, as written_late and letters_similar."""
     judged = judge_prediction(scores)
-    told = judged[(judged["number"] == number) & judged["value"].notna()].set_index("model")[["verdict"]]
+    told = judged.query("number == @number and value.notna()").set_index("model")[["verdict"]]
     for (model, form, place), found in means_kept(scores).items():
         if model in told.index:
             told.loc[model, f"{form}_{place}"] = found.value

@@ -64,7 +64,7 @@ def _kept(scores: pd.DataFrame, size: int = SIZE) -> dict[tuple[str, str, str], 
 
 def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
     """Without the scores of MMLU in words that do not count how long each choice is, as the criterion has it."""
-    return scores[(scores["task"] != "mmlu_continuation") | (scores["metric"] == "acc_norm")]
+    return scores.query("task != 'mmlu_continuation' or metric == 'acc_norm'")
 
 
 def differences(scores: pd.DataFrame) -> pd.DataFrame:
@@ -97,13 +97,13 @@ def _numbers(scores: pd.DataFrame) -> Iterator[dict]:
 
 
 def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
-    found = {}
-    for (of_model, task), every in maps(scores).items():
-        if of_model == model and task in LOSSES and SIZE in every:
-            places = places_of(np.arange(len(every[SIZE])), len(every[SIZE]) + SIZE)
-            if {MIDDLE, LATE} <= set(places):
-                late, middle = (every[SIZE][places == name].mean(axis=0) for name in (LATE, MIDDLE))
-                found[topic(task)] = Estimate.of(means(late - middle))
+    found, every = {}, maps(scores)
+    for task in LOSSES:
+        losses = every.get((model, task), {}).get(SIZE, np.empty(0))
+        places = places_of(np.arange(len(losses)), len(losses) + SIZE)
+        if {MIDDLE, LATE} <= set(places):
+            late, middle = (losses[places == name].mean(axis=0) for name in (LATE, MIDDLE))
+            found[topic(task)] = Estimate.of(means(late - middle))
     return found
 
 
@@ -111,7 +111,7 @@ def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
 def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """2605.07271's two phases by block of a size: commonest (share of the choice that is given most often), margin
     (nats, right choice less the best other, mean)."""
-    own = scores[(scores["rule"] == f"blocks of {size}") & (scores["size"] > 0)].dropna(subset=["logprobs", "target"])
+    own = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
     for _, found in best_measured(_by_words(own)).groupby(["model", "task", "start"]):
         model, task, start, layers = found[["model", "task", "start", "layers"]].iloc[0]
         chosen = np.concatenate(list(found["chosen"])).astype(int)

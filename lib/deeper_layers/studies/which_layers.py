@@ -19,7 +19,7 @@ from deeper_layers import results
 from deeper_layers.report.estimates import TIED, Estimate, mean_of, means
 from deeper_layers.report.names import model_title, put_in_order, rule_title, topic
 from deeper_layers.report.pairing import best_measured, gives, measurements, of_maps
-from deeper_layers.report.statistics import RULES, in_order_of_models, kept_distances, nearest, sequences_by_size
+from deeper_layers.report.statistics import in_order_of_models, kept_distances, nearest, sequences_by_size
 from deeper_layers.rules.choosing import REGISTERED
 
 TEXT = "c4"  # whose loss is judged
@@ -48,14 +48,14 @@ def maps(scores: pd.DataFrame) -> dict[tuple[str, str], Maps]:
     for one in measurements(_of_blocks(scores)):
         model, text, rule = one.place
         size = int(rule.removeprefix("blocks of "))
-        inner = ((one.cuts["size"] == size) & (one.cuts["start"] + size < one.layers)).to_numpy(dtype=bool)
-        if inner.sum() == one.layers - size > 2:
+        inner = one.cuts.query("size == @size and start + size < layers").index
+        if len(inner) == one.layers - size > 2:
             found.setdefault((model, text), {})[size] = one.outcomes[inner]
     return {place: dict(sorted(of_sizes.items())) for place, of_sizes in found.items()}
 
 
 def _of_blocks(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores[(scores["metric"] == "loss") & of_maps(scores)]
+    return scores[of_maps(scores)].query("metric == 'loss'")
 
 
 def sizes_of_shares(layers: int) -> list[int]:
@@ -76,9 +76,9 @@ def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     found = best_measured(_of_blocks(scores)).drop_duplicates(["model", "task", "cut"])
     found = found.rename(columns={"chance": "guessing"})
     found = found[["model", "task", "layers", "size", "start", "share", "value", "guessing"]]
-    whole = found[found["size"] == 0].set_index(["model", "task"])["value"].rename("cost")
-    found = found[found["size"] > 0].join(whole, on=["model", "task"], how="inner")
-    inner = found[found["start"] + found["size"] < found["layers"]].groupby(["model", "task", "size"])["value"]
+    whole = found.query("size == 0").set_index(["model", "task"])["value"].rename("cost")
+    found = found.query("size > 0").join(whole, on=["model", "task"], how="inner")
+    inner = found.query("start + size < layers").groupby(["model", "task", "size"])["value"]
     found = found.assign(cost=found["value"] - found["cost"], topic=found["task"].map(topic))
     return in_order_of_models(found.assign(place=inner.rank(method="min")), sorted(found["task"].unique()))
 
@@ -108,7 +108,7 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     PERCENT of the layers, where the map has all of these sizes."""
     rows, near = [], kept_distances(distances)
     for (model, task), every in maps(scores).items():
-        for corpus, of_text in near[near["model"] == model].groupby("corpus"):
+        for corpus, of_text in near.query("model == @model").groupby("corpus"):
             if of_text["by_sequence"].isna().any():
                 continue
             by_size, found = sequences_by_size(of_text), {}
@@ -130,11 +130,11 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 def rules(scores: pd.DataFrame) -> Iterator[dict]:
     """Rivals: the mean regret over sizes (as text) that are PERCENT of the layers, nats a token, best first. Rules that
     lack a size are left out; random draws are one rule, their mean. The rules of others chose on Wikipedia."""
-    chosen = _losses(scores[scores["healing"].isna() & scores["outcome"].notna() & ~scores["rule"].isin(RULES)])
+    chosen = _losses(scores).query("healing.isna() and outcome.notna() and rule not in ['similarity', 'simple']")
     for model, every in maps_of_text(scores):
         sequences = next(iter(every.values())).shape[1]
-        own = chosen[(chosen["model"] == model) & (chosen["items"] == sequences)]  # the map's
-        of_rules = {rule: dict(zip(of["size"], of["outcome"])) for rule, of in own.groupby("rule", sort=False)}
+        own = chosen.query(f"model == @model and items == {sequences}")  # the map's
+        of_rules = {str(rule): dict(zip(of["size"], of["outcome"])) for rule, of in own.groupby("rule", sort=False)}
         # the simple heuristic drops the last block that keeps the last layer
         of_rules["simple"] = {size: costs[-1] for size, costs in every.items()}
         regrets = {
@@ -151,8 +151,7 @@ def rules(scores: pd.DataFrame) -> Iterator[dict]:
 
 def _losses(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of losses on TEXT that count; what tried every block is left out."""
-    own = scores[(scores["task"] == TEXT) & (scores["metric"] == "loss") & (scores["repeat"] == 0)]
-    return own[own["bits"].isna() & ~of_maps(own)]
+    return scores[~of_maps(scores)].query("task == @TEXT and metric == 'loss' and repeat == 0 and bits.isna()")
 
 
 def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
@@ -174,13 +173,13 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         title = model_title(str(model))
         ends = {"value": f"regret, {title}", "low": f"regret, {title}_low", "high": f"regret, {title}_high"}
         table = table.join(own.set_index("rule")[list(ends)].rename(columns=ends))
-        healed = _losses(scores[(scores["model"] == model) & scores["healing"].notna()]).sort_values("measured")
-        whole = healed[healed["size"] == 0].groupby("healing")["value"].last().rename("whole")
-        healed = healed[healed["size"] > 0].join(whole, on="healing").dropna(subset=["rule", "whole"])
+        healed = _losses(scores).query("model == @model and healing.notna()").sort_values("measured")
+        whole = healed.query("size == 0").groupby("healing").agg(whole=("value", "last"))
+        healed = healed.query("size > 0").join(whole, on="healing").dropna(subset=["rule", "whole"])
         if len(healed):
             last = healed.drop_duplicates(["rule", "size"], keep="last")
             size = last["size"].mode()[0]
-            last = last[last["size"] == size].set_index("rule")
+            last = last.query("size == @size").set_index("rule")
             table[f"healed, {title} (n = {size})"] = last["value"] - last["whole"]
     measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
     return table[measured].reset_index(names="rule")
@@ -213,9 +212,9 @@ def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame)
     near["measure"] = "angular distance, on " + near["corpus"].replace("c4", "C4").replace("wikipedia", "Wikipedia")
     every = pd.concat([measures.dropna(subset="value"), near])
     every["order"] = every.groupby("measure", sort=False).ngroup()
-    every = every[every["layer"] + every["size"] < every["layers"]].sort_values("value", kind="stable")
+    every = every.query("layer + size < layers").sort_values("value", kind="stable")
     for model, found in maps_of_text(scores):
         regrets = {size: over_best(costs, costs)[0] for size, costs in found.items()}
-        own = every[(every["model"] == model) & every["size"].isin(regrets)].drop_duplicates(["measure", "size"])
+        own = every.query(f"model == {model!r} and size in {list(found)}").drop_duplicates(["measure", "size"])
         own = own.sort_values(["order", "size"]).rename(columns={"layer": "start"})
         yield own.assign(value=[regrets[size][int(start)] for size, start in zip(own["size"], own["start"])])
