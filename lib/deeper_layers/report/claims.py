@@ -34,7 +34,7 @@ class Untold(Exception):
     """Why there is no number of a claim on a model; the verdict, and what stands beside."""
 
     def __init__(self, reason: str, verdict: str = NOT_TESTED, beside: str = ""):
-        self.reason, self.estimate, self.beside = reason, Estimate.none(verdict), beside
+        self.reason, self.estimate, self.beside = reason, Estimate(untold=verdict), beside
 
 
 class Model(NamedTuple):

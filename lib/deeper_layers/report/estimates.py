@@ -26,23 +26,19 @@ ROOM = 0.05  # accuracy that a model must surely have above guessing for anythin
 TIED = 1e-12  # means of answers that are the same in another order
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 AT_FLOOR, NOT_TESTED = "at floor", "not tested"
+Number = float | Float[np.ndarray, " C"]
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A number, or one for each cut, with its 95% interval.
+    """A number, or one for each cut, with its 95% interval."""
 
-    Attributes:
-        value, low, high: of one number, or [C].
-        numbers: the number of all items, then of each draw, [N] or [N, C]; empty where none were drawn.
-        untold: AT_FLOOR or NOT_TESTED where there is no number; all of them are nan then.
-    """
-
-    value: float | Float[np.ndarray, " C"]
-    low: float | Float[np.ndarray, " C"]
-    high: float | Float[np.ndarray, " C"]
+    value: Number = math.nan
+    low: Number = math.nan
+    high: Number = math.nan
+    # of all items, then of each draw, [N] or [N, C]; empty where none were drawn
     numbers: Float[np.ndarray, "N ..."] = field(default_factory=lambda: np.empty(0), repr=False)
-    untold: str = ""
+    untold: str = ""  # AT_FLOOR or NOT_TESTED where there is no number
 
     @classmethod
     def of(cls, numbers: Float[np.ndarray, "N ..."]) -> "Estimate":
@@ -50,14 +46,10 @@ class Estimate:
         return cls(numbers[0], *np.nanquantile(numbers[1:], TAILS, axis=0, method="inverted_cdf"), numbers)
 
     @classmethod
-    def none(cls, untold: str) -> "Estimate":
-        return cls(math.nan, math.nan, math.nan, untold=untold)
-
-    @classmethod
     def combined(cls, function: Callable[..., np.ndarray], *estimates: "Estimate") -> "Estimate":
         """What `function` makes of the numbers of some estimates of the same items; untold where one of them is."""
         untold = next((one.untold for one in estimates if one.untold), "")
-        return cls.none(untold) if untold else cls.of(function(*(one.numbers for one in estimates)))
+        return cls(untold=untold) if untold else cls.of(function(*(one.numbers for one in estimates)))
 
     def __iter__(self) -> Iterator["Estimate"]:
         """Those of single cuts, without their draws."""
@@ -149,7 +141,7 @@ def shares_kept(right: Float[np.ndarray, "C I"], guessing: float | np.ndarray) -
     """Accuracy above guessing, or above that of each draw [N, C], over that of the whole model, for each cut; AT_FLOOR
     where the whole is at floor."""
     if is_at_floor(right[0], np.ravel(guessing)[0]):
-        return Estimate.none(AT_FLOOR)
+        return Estimate(untold=AT_FLOOR)
     above = means(right) - guessing
     return Estimate.of(above / np.maximum(above[:, :1], 1 / right.shape[1]))  # a draw may leave the whole at guessing
 
@@ -178,7 +170,7 @@ def recovery(whole, pruned, healed, whole_healed=None, *, guessing: float = math
     before, cut, after, aim = means(np.stack([whole, pruned, healed, aims])).T
     gap = Estimate.of(cut - before)
     if gap.low <= 0 <= gap.high or cut[0] > guessing:
-        return Estimate.none(NOT_TESTED)
+        return Estimate(untold=NOT_TESTED)
     gaps = np.where(gap.numbers == 0, np.nan, gap.numbers)  # in a draw or two of ten thousand nothing is lost
     return Estimate.of(1 - (after - aim) / gaps)
 

@@ -70,7 +70,7 @@ def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame
     names += ["value", "low", "high", "guessing", "whole", *KEPT]
     tables = []
     for one in found:
-        kept = estimates.shares_kept(one.outcomes, one.guessing) if one.has_whole else Estimate.none("")
+        kept = estimates.shares_kept(one.outcomes, one.guessing) if one.has_whole else Estimate(untold="")
         tables.append(one.cuts.assign(**mean_of_items(one.outcomes).columns() | kept.columns("kept")))
     return pairing.table_of(names, tables)
 
@@ -126,8 +126,8 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
             (aim,), is_loss = asked_alike(mended, [WHOLE], mended[cut]) or [None], first["metric"] == "loss"
             estimate = estimates.recovery(*pair, healed, aim, guessing=known[first["model"]] if is_loss else np.inf)
             if aim is None and not estimate.untold:
-                most = Estimate(np.nan, np.nan, estimate.high, untold=AT_MOST)
-                estimate = most if is_loss else Estimate.none(NO_WHOLE)
+                most = Estimate(high=estimate.high, untold=AT_MOST)
+                estimate = most if is_loss else Estimate(untold=NO_WHOLE)
             row = first | settings_of(healing) | {"topic": topic(first["task"]), "items": len(healed)}
             row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | mean_of_items(healed).columns("healed")
             yield row | {"whole_healed": np.nan if aim is None else aim.mean()} | estimate.columns()
@@ -184,7 +184,7 @@ def lengths(scores: pd.DataFrame) -> Iterator[dict]:
         whole = alike.query("cut == @WHOLE")["tokens"]
         for row in alike.to_dict("records"):
             right, ended = row["outcome"] == 1, row["ended"] == 1
-            told = mean_of_items(right[ended]) if ended.any() else Estimate.none(estimates.NOT_TESTED)
+            told = mean_of_items(right[ended]) if ended.any() else Estimate(untold=estimates.NOT_TESTED)
             row |= {"at_most": (right | ~ended).mean(), "ended": ended.mean()} | told.columns("of_ended")
             yield row | {"times": row["tokens"] / whole.iloc[0] if len(whole) else np.nan}
 

@@ -213,11 +213,6 @@ def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float
 # ---- what searches cost at most: passes of all layers, the nodes of their trees over L, and heads --------------------
 
 
-def _each_layer_alone(size: int, layers: int) -> tuple[float, int]:
-    """Those below the dropped one are shared."""
-    return (layers - 1 + sum(range(layers))) / layers, layers
-
-
 def _layer_by_layer(size: int, layers: int) -> tuple[float, int]:
     """All share the layers below the last candidate, and the one that drops layer i adds those above it."""
     steps = range(layers - 2, layers - size - 2, -1)  # of each the candidates
@@ -230,19 +225,11 @@ def _sublayer_by_sublayer(size: int, layers: int) -> tuple[float, int]:
     return sum(layers + sum(own[step:]) for step in steps) / layers, sum(2 * layers - step for step in steps)
 
 
-def _merges(size: int, layers: int) -> tuple[float, int]:
-    return 1.0 + len(THRESHOLDS) * layers, 0  # what was tried before is remembered
-
-
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 
-def _losses_alone(losses: Losses, layers: Sequence[int]) -> Sequence[float]:  # ranks by perplexity are ranks by loss
-    return losses([Cut(layer, 1) for layer in layers])
-
-
-def _saliences(saliences: np.ndarray, layers: Sequence[int]) -> np.ndarray:
-    return saliences[layers]
+def _with_plus(name: str, scores: Callable[[Any, Sequence[int]], Sequence[float] | np.ndarray]) -> dict[str, Cuts]:
+    return {name: _lowest(scores), f"{name}-plus": _lowest(scores, plus=True)}
 
 
 _merged = _of_each(lambda size, layers, likeness: cut_of(merged_layers(size, layers, likeness), layers))
@@ -254,10 +241,9 @@ CUTS: dict[str, Cuts] = {
     **{f"random-{seed}": _at_random(seed) for seed in SEEDS},
     "block-influence": _lowest(lambda cosines, _: 1 - np.diagonal(cosines, offset=1)),
     "window-cosine": _most_alike(),
-    "perplexity": _lowest(_losses_alone),
-    "perplexity-plus": _lowest(_losses_alone, plus=True),
-    "taylor": _lowest(_saliences),
-    "taylor-plus": _lowest(_saliences, plus=True),
+    # ranks by perplexity are ranks by loss
+    **_with_plus("perplexity", lambda losses, layers: losses([Cut(layer, 1) for layer in layers])),
+    **_with_plus("taylor", lambda saliences, layers: saliences[layers]),
     "greedy": _greedily(lambda layers: [*range(1, layers - 1)]),  # never the ends, as in the authors' code
     "llm-drop-attention": _lowest_sublayers(0),
     "llm-drop-mlp": _lowest_sublayers(1),
@@ -272,9 +258,15 @@ CUTS: dict[str, Cuts] = {
     "prune-and-comp": _bridged,
     "streamline": _most_alike(more=1),
 }
-SEARCHES = dict.fromkeys(("perplexity", "perplexity-plus"), _each_layer_alone)
-SEARCHES |= dict.fromkeys(("laco", "laco-code"), _merges)
-SEARCHES |= {"greedy": _layer_by_layer, "block-pruner": _sublayer_by_sublayer}
+SEARCHES = {
+    # of models without one layer those below it are shared; of merges what was tried before is remembered
+    **dict.fromkeys(
+        ("perplexity", "perplexity-plus"), lambda _, layers: ((layers - 1 + sum(range(layers))) / layers, layers)
+    ),
+    **dict.fromkeys(("laco", "laco-code"), lambda _, layers: (1.0 + len(THRESHOLDS) * layers, 0)),
+    "greedy": _layer_by_layer,
+    "block-pruner": _sublayer_by_sublayer,
+}
 with open(Path(__file__).with_name("rules.csv"), encoding="utf-8") as _file:
     _lines: list[dict[str, Any]] = [*csv.DictReader(_file)]
 REGISTERED = {of["name"]: Rule(**of, cuts=CUTS[of["name"]], search=SEARCHES.get(of["name"])) for of in _lines}

@@ -62,7 +62,7 @@ def answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measured, np.ndarr
 def share_kept(one: Measured, guessed: np.ndarray) -> Estimate:
     """k, the mean over sizes: what is kept above guessing without the question."""
     if not set(SIZES) <= set(one.cuts["size"]):
-        return Estimate.none(NOT_TESTED)
+        return Estimate(untold=NOT_TESTED)
     kept = shares_kept(one.outcomes, means(guessed))
     return Estimate.combined(lambda numbers: numbers[:, one.cuts["size"].isin(SIZES)].mean(axis=1), kept)
 
@@ -71,7 +71,7 @@ def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
     """The mean of k over sizes and prompts by model, form and place; NOT_TESTED where a size or prompt is missing."""
     kept = {(*one.place[:2], place): share_kept(one, guessed) for _, place, one, guessed in answers(scores)}
     return {
-        (model, form, place): mean_of([kept.get((model, task, place), Estimate.none(NOT_TESTED)) for task in tasks])
+        (model, form, place): mean_of([kept.get((model, task, place), Estimate(untold=NOT_TESTED)) for task in tasks])
         for model in dict.fromkeys(model for model, *_ in kept)
         for (form, tasks), place in itertools.product(FORMS.items(), PLACES.values())
     }
