@@ -5,6 +5,7 @@
   "use strict";
   const NARROW = 600; // pixels
   const INK = "#1a1a1a"; // of the picture: here the colour of the page's text
+  const DASHES = { dash: "8 5", dot: "2.5 3", dashdot: "8 3 2.5 3" }; // of a line 29 pixels long
   const AXIS = { zeroline: false, gridcolor: "rgba(128,128,128,0.25)", linecolor: "#8a8a8a", nticks: 6, automargin: true };
   const SHARED = {
     font: { size: 12 },
@@ -49,6 +50,8 @@
     return innerWidth < NARROW && title.length > 36 && space > 0 ? `${title.slice(0, space)}<br>${title.slice(space)}` : title;
   }
 
+  const colour_of = (trace) => trace.line?.color ?? trace.marker?.color;
+
   async function draw_panel(grid, panel, label, filename) {
     const place = element("div", "panel", grid);
     element("p", "head", place).innerHTML = panel.layout.title.text; // escaped where it was written, as plotly wants it
@@ -63,14 +66,14 @@
       height: height + 52,
       margin: { l: 48, r: 12, t: 8, b: 44 },
     };
-    if (rows && innerWidth >= NARROW) Object.assign(layout.yaxis, { tickvals: rows.map((_, place) => place), ticktext: rows });
-    if (rows && innerWidth < NARROW) {
-      Object.assign(layout.yaxis, { showticklabels: false }); // no room beside the panel: each above its height
-      const corner = { xanchor: "left", yanchor: "bottom", showarrow: false, x: xaxis.range[0] };
-      layout.annotations = rows.map((text, y) => ({ ...corner, text, y }));
-      layout.margin.l = 12;
+    if (rows) {
+      // on a phone in short lines, and as high as the one of most lines needs
+      const ticktext = innerWidth < NARROW ? rows.map((text) => text.replace(/(.{11,}?) (?=.{6})/g, "$1<br>")) : rows;
+      const most = Math.max(...ticktext.map((text) => text.split("<br>").length));
+      Object.assign(layout.yaxis, { tickvals: rows.map((_, place) => place), ticktext, tickfont: { size: most > 1 ? 11 : 12 } });
+      layout.height = Math.max(layout.height, 72 + rows.length * (8 + 14 * most));
     }
-    const inked = panel.data.flatMap((trace, index) => (trace.line?.color === INK ? [index] : []));
+    const inked = panel.data.flatMap((trace, index) => (colour_of(trace) === INK ? [index] : []));
     const options = {
       responsive: true,
       displaylogo: false,
@@ -91,13 +94,18 @@
       for (const trace of plot.data) if (trace.name && trace.showlegend && !known.has(trace.name)) known.set(trace.name, trace);
     }
     for (const [name, trace] of known) {
-      const entry = element("button", "entry", legend);
+      const is_key = !trace.x.length && !trace.marker; // of a stroke, which lines of several colours have
+      const entry = element(is_key ? "span" : "button", "entry", legend);
+      const swatch = element("span", trace.line ? "swatch" : "swatch dots", entry);
+      if (colour_of(trace) !== INK) swatch.style.color = colour_of(trace); // else that of the text
+      if (trace.line) {
+        const look = `stroke="currentColor" stroke-width="${trace.line.width + 1}" stroke-dasharray="${DASHES[trace.line.dash] ?? "none"}"`;
+        swatch.innerHTML = `<svg width="29" height="6"><path d="M0 3h29" ${look}/></svg>`;
+      }
+      element("span", "", entry).innerHTML = name; // escaped where it was written, as plotly wants it
+      if (is_key) continue;
       entry.type = "button";
       entry.setAttribute("aria-pressed", "true");
-      const colour = trace.line?.color ?? trace.marker?.color;
-      const swatch = element("span", trace.line ? `swatch ${trace.line.dash}` : "swatch dots", entry);
-      if (colour !== INK) swatch.style.color = colour; // else that of the text
-      element("span", "", entry).innerHTML = name; // escaped where it was written, as plotly wants it
       entry.addEventListener("click", () => {
         const shown = entry.getAttribute("aria-pressed") !== "true";
         entry.setAttribute("aria-pressed", String(shown));

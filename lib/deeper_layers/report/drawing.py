@@ -19,14 +19,14 @@ import pandas as pd
 import seaborn
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex, to_rgb
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from deeper_layers.report.names import as_csv, as_html, as_plotly, clipped
 from deeper_layers.results.frames import VECTORS
 
 INK, GREY = "#1a1a1a", "#8a8a8a"  # plots.js gives INK the colour of the page's text
 # Okabe and Ito's colours stay distinct under every common colour blindness; markers serve black and white.
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK]
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
 LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 HEAT = matplotlib.colormaps["viridis"]
@@ -34,6 +34,7 @@ PRINT = {
     **seaborn.axes_style("whitegrid"),
     **seaborn.plotting_context("paper"),
     "font.family": "DejaVu Sans",  # the widest of what stands in for it: letters stay letters, so that a page is light
+    "figure.constrained_layout.w_pad": 0.08,  # inches: browsers set the letters a little wider
     "text.parse_math": False,  # names of models and tasks are shown as they are, dollar signs too
 }
 NOTEBOOK = "DEEPER_LAYERS_NOTEBOOK"  # environment: the name of the notebook that runs, for the command below a figure
@@ -97,6 +98,7 @@ class Panel:
         self.ax.set(xlim=x, ylim=y)
         for which, axis, ends in (("x", self.ax.xaxis, x), ("y", self.ax.yaxis, y)):
             layout[f"{which}axis"]["range"] = list(map(float, ends))
+            axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 4, 5, 10]))
             if which in percent:
                 axis.set_major_formatter(PercentFormatter(1, decimals=0))
                 layout[f"{which}axis"]["tickformat"] = ".0%"
@@ -134,7 +136,7 @@ class Figure:
     def colour_bar(self, title: str, colours=HEAT, ends: Sequence = (0, 1)) -> ScalarMappable:
         """The scale of all colours."""
         scale = ScalarMappable(Normalize(*ends), colours)
-        self.static.colorbar(scale, ax=[panel.ax for panel in self.panels], label=title)
+        self.static.colorbar(scale, ax=[panel.ax for panel in self.panels], label=title, ticks=list(ends))
         self.scale = {"title": title, "stops": stops_of(colours), "ends": values_of(ends)}
         return scale
 

@@ -34,14 +34,15 @@ AXES = TITLES["axes"]
 PERCENT = ("share", "depth", "start_share")
 GUESSES = "At floor: the whole model scores no better than guessing, so nothing can be seen of it."
 NEAREST = "l*(n), the most similar block"
+TO_THE_LAST = "the block ends at the last layer"
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
 MARKS = {"marker": "circle", "size": 3}, {"marker": "square", "size": 5, "filled": False}  # on a map
-BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
+BLUE, RED, GREEN, PINK, YELLOW, SKY, _ = PALETTE
 # letters are warm, words and what is written cool
 COLOURS = {"similarity": BLUE, "simple": RED, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": PINK}
 COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
-COLOURS = {topic(name): colour for name, colour in COLOURS.items()}
+COLOURS = {topic(name): colour for name, colour in COLOURS.items()} | {TO_THE_LAST: GREY}
 
 
 def curves(
@@ -64,7 +65,7 @@ def curves(
     model; `y` is "value", "kept" or any number, its ends are `y`_low and `y`_high (of value low and high).
 
     Colours are of `hue`, or of the number `shade`; strokes of `stroke`; `apart` tells lines of one look apart. `over`
-    are lines beside, of columns `x`, `y` and label: of a panel's model in ink, or, without a column model, in grey.
+    are lines beside, of columns `x`, `y` and label: of a panel's model in ink, or, without a column model, thin ones.
     """
     every, rows = rows, rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
@@ -75,8 +76,13 @@ def curves(
     picture = Figure(name, along, title, [head for head, _ in panels], columns=columns)
     scale = picture.colour_bar(AXES.get(shade, shade), SIZES, (rows[shade].min(), rows[shade].max())) if shade else None
     strokes = dict(zip(rows[stroke].unique(), itertools.cycle(LINES))) if stroke else {}
-    looks, top = looks_of(rows[hue].astype(str).unique()), min(1.03, 1.1 * rows[y].astype(float).max())
     over = pd.DataFrame(columns=["label", x, y]) if over is None else over
+    hues, top = rows[hue].astype(str).unique(), min(1.03, 1.1 * rows[y].astype(float).max())
+    looks = looks_of([*hues, *over["label"].unique()])
+    keys = [(of, looks[of]) for of in hues] * (not shade)  # the legend: first what colours are, then what strokes are
+    keys += [(of, {"colour": INK, "line": strokes[of]}) for of in strokes] * (len(strokes) > 1)
+    for value, look in keys:
+        picture.panels[0].line([], [], **look, label=rule_title(str(value)))
     for panel, (_, own) in zip(picture.panels, panels):
         levels, beside = levels_of(own, y), over_of(over, own)
         across = span([own[x], beside[x]], zero=x in AXES)
@@ -99,13 +105,11 @@ def curves(
                 panel.band(line[x], *ends, colour=look["colour"], label=look.get("label"))
             said = "\n".join([label, *(line[apart].unique().astype(str) if apart else [])])
             panel.line(line[x], line[y], **look, hover=hover_texts(said, line, x, y), size=3)
-        for (label, line), stroked in zip(beside.groupby("label", sort=False), itertools.cycle(LINES)):
+        for label, line in beside.groupby("label", sort=False):
             look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
-            look = look if "model" in line else {"colour": GREY, "width": 1, "line": stroked}
+            look = look if "model" in line else {"colour": looks[label]["colour"], "width": 1}
             panel.line(line[x], line[y], **look, label=label, hover=hover_texts(label, line, x, y))
     said = " Bands are 95% intervals." if low in rows else ""
-    for value, line in zip(strokes, ("Solid", "Dashed", "Dotted", "Dashes and dots")) if len(strokes) > 1 else ():
-        said += f" {line}: {as_html(rule_title(str(value)))}."
     caption = caption or f"{title} against {along[:1].lower() + along[1:]}."
     return picture.finish(rows, caption + said, alt_text(panels, y, None if scale else hue, x))
 
@@ -124,7 +128,7 @@ def distance_curves(distances: pd.DataFrame):
 def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "best-starts"):
     """Start of the most similar block against its size, as shares of all layers, the authors' starts beside."""
     rows = nearest.assign(start_share=nearest["start"] / nearest["layers"])
-    last = pd.DataFrame({"label": "the block ends at the last layer", "share": [0, 1], "start_share": [1, 0]})
+    last = pd.DataFrame({"label": TO_THE_LAST, "share": [0, 1], "start_share": [1, 0]})
     over = pd.concat([last, *[paper.authors_starts().drop(columns="model")] * authors])
     look = {"hue": "model", "stroke": if_several(rows, "corpus"), "col": None, "row": None}
     caption = "First layer of the most similar block against its size, as shares of all layers."
@@ -202,11 +206,13 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
     for panel, (_, own), of_panel in zip(picture.panels, panels, names):
         left, right = span([*(own[end] for end in ends), [0.0]])
         beyond = right + 0.03 * (right - left) * endless[own.index].any()  # all of what stands at the end
-        heights = [len(of_panel) - 0.35, -0.75]
+        heights = [len(of_panel) - 0.4, -0.6]
         panel.reach([left, beyond], heights, "x" * (x == "share"), rows=list(map(rule_title, of_panel)))
         panel.line([0, 0], [len(of_panel), -1], colour=GREY, width=1)
-        for number, (value, line) in enumerate(own.groupby(hues[own.index], sort=False)):
-            line = line.assign(at=[of_panel.index(one) + 0.16 * number for one in line[y].astype(str)])
+        of_hues = own.groupby(hues[own.index], sort=False)
+        for number, (value, line) in enumerate(of_hues):
+            beside = 0.16 * (number - (len(of_hues) - 1) / 2)
+            line = line.assign(at=[of_panel.index(one) + beside for one in line[y].astype(str)])
             bars = line[line[ends[1]].notna()]
             bars, at = bars[ends[1:]].clip(left, right).assign(gap=np.nan).to_numpy().ravel(), bars["at"].repeat(3)
             panel.line(bars, at, colour=looks[value]["colour"], width=1.2)
@@ -257,7 +263,7 @@ def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> list[tupl
     cols, heads = (rows[of].astype(str) if of else pd.Series("", rows.index) for of in (col, row))
     panels = []
     for head in in_order(heads.unique(), tuple(TOPICS.values())):
-        for one in cols.unique():
+        for one in in_order(cols.unique()):
             found = rows[(heads == head) & (cols == one)]
             title = visible(model_title(one) if col == "model" else one)
             title += ", only guesses" if "untold" in rows and (found["untold"] == AT_FLOOR).all() else ""

@@ -68,7 +68,7 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
 
 
 TITLES = tomllib.loads(Path(__file__).with_name("titles.toml").read_text(encoding="utf-8"))
-TOPICS, RULES = TITLES["tasks"], TITLES["rules"]
+TOPICS, RULES = TITLES["tasks"], TITLES["rules"] | TITLES["texts"]
 FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # that can show most
 
 
@@ -78,7 +78,7 @@ def topic(task: str) -> str:
 
 
 def rule_title(rule: str | None) -> str:
-    """A rule in words: "similarity-informed", "simple heuristic", "random, draw 2"; its own name if unknown."""
+    """A rule or a text in words: "similarity-informed", "random, draw 2", "C4"; its own name if unknown."""
     if rule is None or rule != rule:
         return "chosen by hand"
     return RULES.get(rule, rule.replace("random-", "random, draw "))

@@ -209,7 +209,7 @@ def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame)
     """For each measure of `geometry` the regret of its pick, the block with the least of it, at PERCENT of the layers:
     nats a token, without an interval, as the map holds every block."""
     near = nearest(distances).rename(columns={"start": "layer", "distance": "value"})
-    near["measure"] = "angular distance, on " + near["corpus"].replace("c4", "C4").replace("wikipedia", "Wikipedia")
+    near["measure"] = "angular distance, on " + near["corpus"].map(rule_title)
     every = pd.concat([measures.dropna(subset="value"), near])
     every["order"] = every.groupby("measure", sort=False).ngroup()
     every = every.query("layer + size < layers").sort_values("value", kind="stable")
