@@ -24,7 +24,6 @@ from deeper_layers.report.pairing import Measured, guessing, measurements, one_r
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
 AT_ONCE = 0.1  # of the layers, from which on a model that collapses keeps little
 USUAL = {"floor": -math.inf, "ceiling": math.inf, "differs": "not healed", "as_share": False, "is_tested": True}
-SHARE = ("share", "share_low", "share_high")
 
 
 Found = tuple[Estimate, str]  # the number of one claim on one model, and what stands beside it and decides nothing
@@ -64,7 +63,8 @@ def _half_gone(model: Model, task: str, beside: bool = False) -> Found:
     rows = {row["task"]: row for row in model.gone.to_dict("records")}
     if task not in rows:
         raise Untold(f"{topic(task)} was not asked")
-    shares = {of: Estimate(*map(row.get, SHARE), untold=row["untold"]) for of, row in rows.items()}
+    ends = ("share", *estimates.ends_of("share"))
+    shares = {of: Estimate(*map(row.get, ends), untold=row["untold"]) for of, row in rows.items()}
     share = shares.pop(task)
     said = [f"{topic(of)} {say(other, as_share=True)}" for of, other in shares.items() if not other.untold]
     return share, f"half gone of {'; '.join(said)}" if beside and said else ""

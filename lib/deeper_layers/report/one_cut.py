@@ -9,7 +9,7 @@ import pandas as pd
 from deeper_layers.cuts import Cut
 from deeper_layers.report.estimates import Estimate, are_shares, is_at_floor, mean_of_items, means
 from deeper_layers.report.names import as_markdown, topic
-from deeper_layers.report.pairing import RUN, Vectors, asked_alike, by_main_metric, guessing, one_rule, vectors
+from deeper_layers.report.pairing import Vectors, asked_alike, by_main_metric, guessing, one_rule, vectors, with_runs
 from deeper_layers.report.statistics import RULES, WHOLE, kept_distances, lengths
 
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
@@ -61,11 +61,10 @@ def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.
 
 def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> list[Score]:
     """What the table of one model says of a cut, by task; of a healed one too, where its rows in it are given."""
-    scores, found = scores[scores["outcome"].notna()], {}
-    number = scores.groupby(RUN, dropna=False).ngroup()
-    mended = {} if healed is None else {of: vectors(rows) for of, rows in healed.groupby(number.reindex(healed.index))}
-    unhealed = by_main_metric(scores.query("healing.isna()"))
-    for (of, _), rows in unhealed.groupby([number[unhealed.index], "path"], sort=False):
+    scores, found = with_runs(scores), {}
+    own = scores[scores.index.isin([] if healed is None else healed.index)]
+    mended = {of: vectors(rows) for of, rows in own.groupby("run")}
+    for (of, _), rows in by_main_metric(scores.query("healing.isna()")).groupby(["run", "path"], sort=False):
         task, metric, dtype, bits, shots = rows[["task", "metric", "dtype", "bits", "shots"]].iloc[0]
         run = vectors(rows)
         if cut.name not in run or (pd.notna(bits) if healed is None else of not in mended):

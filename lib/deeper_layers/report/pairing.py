@@ -16,7 +16,7 @@ from deeper_layers.report.names import topic
 
 PLACE = ["model", "task", "rule"]
 HOW = ["dtype", "shots", "order", "limit", "length", "engine"]
-RUN = ["model", "dtype", "bits", "task", "shots", "length", "metric"]  # rows alike in these are of the same items
+RUN = ["model", "dtype", "bits", "task", "shots", "length", "metric"]
 Vectors = dict[str, np.ndarray]  # outcomes by subject, "" where there is none
 
 
@@ -130,8 +130,14 @@ def of_maps(scores: pd.DataFrame) -> pd.Series:
 # ---- some models of the same items ----------------------------------------------------------------------------------
 
 
+def with_runs(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows with outcomes, and the number of their run: those alike in RUN are of the same items."""
+    found = scores[scores["outcome"].notna()]
+    return found.assign(run=found.groupby(RUN, dropna=False).ngroup())
+
+
 def vectors(rows: pd.DataFrame) -> dict[str, Vectors]:
-    """The outcomes of rows alike in RUN, by cut and subject."""
+    """The outcomes of rows of one run, by cut and subject."""
     subjects = rows[::-1].assign(subject=rows["subject"].fillna(""))  # of two the first one counts
     return {cut: dict(zip(own["subject"], own["outcome"])) for cut, own in subjects.groupby("cut", sort=False)}
 

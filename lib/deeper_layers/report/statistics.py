@@ -110,8 +110,7 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
     The gap after healing is that to the whole model healed alike (whole_healed, missing where it was not). Without one
     a score has no recovery; of a loss only `high` is told, and untold is "at most": compare such healings by `healed`.
     """
-    scores = scores[scores["outcome"].notna()]
-    scores = scores.assign(run=scores.groupby(pairing.RUN, dropna=False).ngroup())
+    scores = pairing.with_runs(scores)
     kept, unhealed = scores.query("repeat == 0"), scores.query("healing.isna()")
     known = kept.query("metric == 'loss'").groupby("model")["chance"].max()
     for (healing, run), rows in pairing.by_main_metric(kept).groupby(["healing", "run"], sort=False):

@@ -110,7 +110,7 @@ def scores_of(results: Iterable[Result]) -> "pd.DataFrame":
     for row in rows:
         of_whole = rules[_question(row)] if row["cut"] == UNPRUNED.name else {}
         expanded += [row | {"rule": rule} for rule in of_whole or [row["rule"]]]
-    found = _frame(expanded, f"{TABLES['scores']} cuts")
+    found = _frame(expanded, "scores", " cuts")
     by_worth = found.sort_values(["cuts", "measured"], ascending=False, kind="stable")
     found["repeat"] = by_worth.groupby([*QUESTION, *CUT], dropna=False).cumcount()
     return found.drop(columns="cuts")
@@ -128,43 +128,40 @@ def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataF
 
 def distances_of(results: Iterable[Result]) -> "pd.DataFrame":
     """The same of some files alone."""
-    return _table("distances", _of_distances, (one for one in results if one.kind == "distances"))
+    return _frame(_rows(_of_distances, (one for one in results if one.kind == "distances")), "distances")
 
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """The loss of every healing by step of the adapters, from 1: tokens seen up to it, loss in nats a token."""
-    return _table("healing", _of_healing, all_results(folder, "healing", model))
+    return _frame(_rows(_of_healing, all_results(folder, "healing", model)), "healing")
 
 
 def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """Measures, each of a "layer" or a "state", the residual that enters one: its place, of pairs the other's too."""
-    return _table("geometry", _of_geometry, all_results(folder, "geometry", model))
+    return _frame(_rows(_of_geometry, all_results(folder, "geometry", model)), "geometry")
 
 
 def runs(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """What was measured when, how long it took and on what: a row for each file."""
-    return _table("runs", _of_run, all_results(folder, model=model))
+    return _frame(_rows(_of_run, all_results(folder, model=model)), "runs")
 
 
 def answers(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """What checkpoints wrote in llama.cpp: a row for each checkpoint and prompt."""
-    return _table("answers", _of_answers, all_results(folder, "scores", model))
+    return _frame(_rows(_of_answers, all_results(folder, "scores", model)), "answers")
 
 
 def _question(row: dict) -> tuple:
     return tuple(map(row.get, QUESTION))
 
 
-def _table(name: str, read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -> "pd.DataFrame":
-    return _frame(_rows(read, results), TABLES[name])
-
-
-def _frame(rows: list[dict], columns: str) -> "pd.DataFrame":
-    """A table with these columns, each of one type even where it has no row or nothing in it."""
+def _frame(rows: list[dict], table: str, more: str = "") -> "pd.DataFrame":
+    """A table, each column of one type even where it has no row or nothing in it."""
     import pandas as pd  # slow
 
+    names = f"{TABLES[table]}{more}".split()
     return pd.DataFrame(
-        {name: pd.Series([row.get(name) for row in rows], dtype=TYPES.get(name, "str")) for name in columns.split()}
+        {name: pd.Series([row.get(name) for row in rows], dtype=TYPES.get(name, "str")) for name in names}
     )
 
 
