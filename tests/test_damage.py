@@ -70,10 +70,11 @@ REFUSED = {
         "whole safetensors": [put(SINGLE, EMBEDDING, DEEP, codec=0), write(SINGLE, struct.pack("<Q", 2**63))],
         "it lacks lm_head.weight)": [put(SINGLE, "lm_head.weight", GONE)],
         "norm.weight has the shape": [put(SINGLE, "model.norm.weight", torch.ones(49))],
+        "configuration asks for": [put(CONFIG, "vocab_size", 10**15)],
         "it lacks model.layers.2.": [renamed(SINGLE, "layers.2.", f"layers.{number}.") for number in ("02", "٢")],
         "config.json": [
             write(CONFIG, "[]"), put(CONFIG, "x", DEEP), instead(CONFIG), put(CONFIG, "num_hidden_layers", "5"),
-            put(CONFIG, "vocab_size", 10**15), put(CONFIG, "quantization_config", {}),
+            put(CONFIG, "quantization_config", {}),
         ],
         "encoder-decoder": [put(CONFIG, "model_type", "t5")],
         "adapters of another model": [write("adapter_config.json", "{}")],

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut, check_cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers, num_layers, renumber_configs, writers
+from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers, renumber_configs, writers
 
 
 def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
@@ -58,8 +58,7 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
             f"a cut that {words}: no configuration states a layer without one of its sublayers; silence_sublayers "
             "gives a model of the same numbers, which saves no memory"
         )
-    layers = decoder_layers(model)
-    path = next(name for name, module in model.named_modules() if module is layers)
+    path = layers_path(model)
     pruned = _shared_copy(model)
     renumber_configs(pruned, kept)
     before, after = _empty_model(model, words), _empty_model(pruned, words)

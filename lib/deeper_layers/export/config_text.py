@@ -79,12 +79,12 @@ def cut_entries(config: dict, kept: list[int], layers: int) -> dict:
 
 def _read_as(config: dict, pruned: PreTrainedConfig, where: Path) -> dict:
     """A config.json that transformers reads as the configuration which a cut model has in memory."""
-    expected = _entries(_as_dict(pruned))
+    expected = _stated(pruned)
 
     def misread(config: dict) -> dict[tuple[str, ...], object] | None:
         """What transformers would read otherwise, as it should be; None where it can't read it."""
         try:
-            found = _entries(_as_dict(type(pruned).from_dict(copy.deepcopy(config))))
+            found = _stated(type(pruned).from_dict(copy.deepcopy(config)))
         except Exception:  # the configuration classes raise many kinds
             return None
         return {keys: value for keys, value in expected.items() if keys not in found or found[keys] != value}
@@ -101,8 +101,8 @@ def _read_as(config: dict, pruned: PreTrainedConfig, where: Path) -> dict:
     )
 
 
-def _as_dict(config: PreTrainedConfig) -> dict:
-    return json.loads(config.to_json_string(use_diff=False))
+def _stated(config: PreTrainedConfig) -> dict[tuple[str, ...], object]:
+    return _entries(json.loads(config.to_json_string(use_diff=False)))
 
 
 def _entries(part: dict, *keys: str) -> dict[tuple[str, ...], object]:

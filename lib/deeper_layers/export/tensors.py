@@ -23,7 +23,7 @@ from deeper_layers.export.adapter_files import Adapter
 from deeper_layers.export.lineage import writing
 from deeper_layers.models import checkpoint_files, configuration
 from deeper_layers.models.checkpoint_files import INDEX, NUMBERED, SINGLE, Tensor
-from deeper_layers.models.decoder import decoder_layers, ends_sublayer
+from deeper_layers.models.decoder import ends_sublayer, layers_path
 from deeper_layers.models.sources import DTYPES
 
 # what configurations call the number of layers for multi-token prediction, whose tensors come after the last layer's
@@ -130,7 +130,7 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
         known = configuration.read_config(folder)
         layers, model = configuration.layers_of(known), configuration.built_empty(known, folder)
         configuration.check_tensors(model, folder, shapes)
-        module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
+        module = f"{layers_path(model)}."
     chosen = [prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))]
     if model is not None and len(chosen) > 1:  # one that sees images has layers for these too
         filled = {prefix: configuration.unread_without(model, shapes, prefix) for prefix in chosen}

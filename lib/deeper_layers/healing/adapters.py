@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, telling
 from deeper_layers.export.adapter_files import read_adapter, write_identity
-from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers
 from deeper_layers.models.half_precision import Widened
 from deeper_layers.pruning import drop_layers
 
@@ -35,7 +35,7 @@ def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     Mistral), fc1 and fc2 (Phi-2), w1, w2 and the second c_proj (Qwen). Raises InputError where a layer has none.
     """
     layers, found = decoder_layers(model), []
-    prefix = next(name for name, module in model.named_modules() if module is layers)
+    prefix = layers_path(model)
     for number, layer in list(enumerate(layers))[first_layer:]:
         modules = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
         names = [f"{prefix}.{number}.{name}" for name in modules if not _is_something_else(layer, name)]

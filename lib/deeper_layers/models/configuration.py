@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers.checks import LAYERS
-from deeper_layers.errors import InputError, first_line, telling
+from deeper_layers.errors import InputError, telling
 from deeper_layers.models.checkpoint_files import read_json
 
 if TYPE_CHECKING:  # slow: much of a folder can be refused without it
@@ -96,29 +96,22 @@ def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> Non
 
     The head may lack, as transformers knows models without. Names and shapes of quantized weights are not known here.
     """
-    if getattr(model.config, "quantization_config", None) is not None:
-        return
-    inside = f"{model.base_model_prefix}.".lstrip(".")
-    if any(name.startswith(inside) for name in shapes):
-        inside = ""  # else the model without its head was saved
-    try:
-        report = _loaded(model, shapes, shapes)
-        wrong = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(inside)]
-        for name, found, expected in report["mismatched_keys"]:
-            wrong.append(f"{name} has the shape {list(found)}, expected {list(expected)}")
-    except Exception as error:  # what joins tensors may not know these
-        wrong = [first_line(error)]
+    if getattr(model.config, "quantization_config", None) is None:
+        inside = f"{model.base_model_prefix}.".lstrip(".")
+        if any(name.startswith(inside) for name in shapes):
+            inside = ""  # else the model without its head was saved
+        with telling(f"the weights in {folder} are not what its config.json asks for", TOGETHER):  # joined ones raise
+            check_whole(_loaded(model, shapes, shapes), folder, inside)
+
+
+def check_whole(report: dict, place: Path | str, inside: str = "") -> None:
+    """Raise InputError where a checkpoint lacks weights whose names begin so, which would be random, or has others."""
+    wrong = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(inside)]
+    for name, found, expected in report["mismatched_keys"]:
+        wrong.append(f"{name} has the shape {list(found)}, expected {list(expected)}")
     if wrong:
         said = f"{wrong[0]}, {len(wrong)} in all" if len(wrong) > 1 else wrong[0]
-        raise InputError(f"the weights in {folder} are not what its config.json asks for ({said}): {TOGETHER}")
-
-
-def check_whole(report: dict, name: str) -> None:
-    """Raise InputError where transformers filled in random weights for some that the checkpoint lacks."""
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(
-            f"the weights of {name!r} lack {len(missing)} tensors, which would be random ({missing[0]}): {TOGETHER}"
-        )
+        raise InputError(f"the weights in {place} are not what its configuration asks for ({said}): {TOGETHER}")
 
 
 def unread_without(model: "PreTrainedModel", shapes: Shapes, prefix: str) -> set[str]:

@@ -78,6 +78,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return found[0][1]
 
 
+def layers_path(model: nn.Module) -> str:
+    """The name of the list of decoder layers in a model, as in "model.layers"."""
+    layers = decoder_layers(model)
+    return next(name for name, module in model.named_modules() if module is layers)
+
+
 def kinds_of_layers(model: nn.Module) -> list[int]:
     """The first layer of each kind: made of the same modules, and called the same by the configuration."""
     layers = decoder_layers(model)

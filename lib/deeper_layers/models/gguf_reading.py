@@ -158,16 +158,14 @@ def conversion_of(weights: str) -> Path:
 
 def converted_gguf(path: Path, sha256: str) -> Path:
     """The folder of a GGUF file of this hash converted to float32 safetensors, made once and kept in the cache."""
-    target = conversion_of(sha256)
-    if target.is_dir():
-        return target
-    wait = f"waiting for another process, which converts {path.name}"
-    with keeping(f"the conversion of {path}", target), locked(target, wait):
-        if not target.is_dir():
-            print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
-            with atomic_dir(target, None) as made:
-                _convert(path, made)
-                check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
+    target, wait = conversion_of(sha256), f"waiting for another process, which converts {path.name}"
+    if not target.is_dir():
+        with keeping(f"the conversion of {path}", target), locked(target, wait):
+            if not target.is_dir():
+                print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
+                with atomic_dir(target, None) as made:
+                    _convert(path, made)
+                    check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
     return target
 
 

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import text_config
-from deeper_layers.models.decoder import decoder_layers, only
+from deeper_layers.models.decoder import decoder_layers, layers_path, only
 
 MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
 Batch = dict[str, torch.Tensor]
@@ -210,10 +210,9 @@ def cache_argument(module) -> str:
 
 def on_disk(empty: torch.nn.Module, where: str) -> dict[str, str]:
     """The device map that leaves the layers of a model, given without weights, on disk, and puts all else `where`."""
-    layers, modules = decoder_layers(empty), dict(empty.named_modules())
-    name = next(path for path, module in modules.items() if module is layers)
-    others = [path for path, module in modules.items() if module._parameters or module._buffers]
-    return {path: where for path in others if not path.startswith(f"{name}.")} | {name: "disk"}
+    layers = layers_path(empty)
+    others = [path for path, module in empty.named_modules() if module._parameters or module._buffers]
+    return {path: where for path in others if not path.startswith(f"{layers}.")} | {layers: "disk"}
 
 
 def is_streamed(model: torch.nn.Module) -> bool:
