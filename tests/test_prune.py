@@ -14,8 +14,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import PruningDescription
 from deeper_layers.export.pruned_checkpoint import Output, read_size
-from deeper_layers.models.packaged import EMBEDDED, QWEN
-from deeper_layers.models.sources import find_model
+from deeper_layers.models.sources import EMBEDDED, QWEN, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.report import one_cut
 from deeper_layers.results.places import results_folder

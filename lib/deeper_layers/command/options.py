@@ -21,7 +21,7 @@ from tabulate import tabulate
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import Parameters, SweepParameters
-from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.models.sources import PACKAGED
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import REGISTERED
 

@@ -150,7 +150,7 @@ def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "
         known, width = models.sizes_of(source, trust_remote_code=parameters.trust_remote_code), source.dtype
         content["sizes"] = [
             {"size": cut.size, "parameters": (number := known.parameters(cut))}
-            | {"bytes": number * prices.ITEMSIZE[width], "file_bytes": known.file_bytes(cut)}
+            | {"bytes": number * prices.ITEMSIZE[width], "file_bytes": known.of_file and known.of_file.parameters(cut)}
             for cut in pruned
         ]
     except InputError as error:

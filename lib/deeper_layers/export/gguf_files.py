@@ -26,8 +26,7 @@ from deeper_layers.export.lineage import check_apart, writing
 from deeper_layers.export.llama_cpp import EXACT, FILE_TYPES, ROUNDED, quantize
 from deeper_layers.files import atomic_file, check_absent, passing_dir
 from deeper_layers.models.gguf_reading import ARCHITECTURES, MOST_BYTES, UNIFORM, Header, placed, read_gguf
-from deeper_layers.models.packaged import PACKAGED
-from deeper_layers.models.sources import Source, find_model
+from deeper_layers.models.sources import PACKAGED, Source, find_model
 from deeper_layers.package_index import cache_folder, hash_once
 
 # architectures whose layers are alike, or counted by llama.cpp as engines.csv says, or described one by one in a file

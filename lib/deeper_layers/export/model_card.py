@@ -19,8 +19,7 @@ from deeper_layers.export.lineage import Lineage
 from deeper_layers.files import read_plain
 from deeper_layers.markup import as_code, as_markdown, visible
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json
-from deeper_layers.models.packaged import PACKAGED
-from deeper_layers.models.sources import HUB_ID, model_name
+from deeper_layers.models.sources import HUB_ID, PACKAGED, model_name
 
 LONGEST = 2**20  # bytes of a card that is read
 # entries of a card's head that hold for what is made of the model too

