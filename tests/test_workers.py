@@ -35,7 +35,7 @@ def measured(tmp_path, monkeypatch):
             row = {"start": 0, "size": 1, "distance": number / 100, "stderr": None, "samples": 64}
             return [row], {"tokens": 64}
 
-        experiment = Experiment(Parameters(results=str(tmp_path / "results")), SOURCE, waits=waits)
+        experiment = Experiment(Parameters(results=str(tmp_path / "results")), SOURCE).but(waits=waits)
         reads = [SimpleNamespace(name="wikipedia", fingerprint=lambda _: "made up")]
         return experiment.result("distances", SETTINGS | {"corpus": f"text-{number}"}, reads, measure)
 

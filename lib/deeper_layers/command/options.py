@@ -135,7 +135,7 @@ def _or_none(kind: type) -> Callable:
     def read(text: str):
         return None if text.lower() == "none" else kind(text)
 
-    read.__name__ = f"{kind.__name__}|none"  # as the help shows it
+    read.__name__ = f"{click.types.convert_type(kind).name}|none"  # as the help shows it
     return read
 
 

@@ -150,7 +150,7 @@ def prune(
     elif cut is None:
         cut = chosen_cut(size)
     opening = {"revision": asked.revision, "trust_remote_code": asked.trust_remote_code}
-    known = {"results_folder": asked.results_folder, "known": not chosen.changes}
+    known = {"results_folder": asked.folder, "known": not chosen.changes}
     described = export.describe_pruning(model, config, depth, cut, **known, **opening)
     if asked.for_ and not safe([cut]):
         raise InputError(f"--for is {asked.for_}, and {'; '.join(described.engines_in_words())}")

@@ -69,7 +69,7 @@ def report(
     given, name = parameters.model_dump(exclude_unset=True), models.model_name(parameters.model)
     kinds = {notebook: KINDS[notebook] for notebook in chosen(notebooks)}
     asked = {of: {field: given[field] for field in kind.model_fields if field in given} for of, kind in kinds.items()}
-    elsewhere = parameters.results_folder.resolve() != (root / "results").resolve()
+    elsewhere = parameters.folder.resolve() != (root / "results").resolve()
     if cluster:
         return _as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
@@ -100,7 +100,7 @@ def report(
     if made and not no_site:  # of the repository's results; or, below `out`, of others, the published ones beside
         place, more, environment = root / "book", [], {}
         if elsewhere:
-            place, environment = (out / "site").absolute(), {VARIABLE: str(parameters.results_folder.absolute())}
+            place, environment = (out / "site").absolute(), {VARIABLE: str(parameters.folder.absolute())}
             more = ["--path-output", place]
         _run_there(root, Path(sys.executable).with_name("jupyter-book"), "build", "book/", *more, **environment)
         site = str(place / "_build" / "html" / "index.html")

@@ -65,7 +65,7 @@ def cuts_of_tasks(experiment: Experiment) -> dict[str, CutsOf]:
     if cuts_of := parameters.named_cuts(layers):
         return dict.fromkeys(parameters.asked, cuts_of)
     for task in parameters.task_list if parameters.measure else ():
-        if not results.is_measured(task, parameters.results_folder):
+        if not results.is_measured(task, parameters.folder):
             Data(task).fingerprint(parameters.datasets)  # what can't be read is told of before anything is measured
     return {task: choose_cuts(parameters.size_list(layers, task), experiment) for task in parameters.asked}
 

@@ -53,8 +53,8 @@ class Experiment:
     """One model under some parameters: identified where it is asked for, opened where something has to be measured.
 
     `parameters` are of the class that the measurement needs; `opened()` gives model and tokenizer, the same ones each
-    time. Where another process measures a result it is waited for, or Timeout is raised where `waits` is False. A plan
-    has `lacking`, and measures nothing: kind and key of all that results lack are put there.
+    time. Where another process measures a result it is waited for, or Timeout is raised unless it `waits`. A plan has
+    `lacking`, and measures nothing: kind and key of all that results lack are put there.
     """
 
     def __init__(
@@ -63,10 +63,9 @@ class Experiment:
         source: Source | None = None,
         opened: Callable | None = None,
         *,
-        waits: bool = True,
         lacking: list[tuple[str, dict]] | None = None,
     ):
-        self.parameters, self.waits, self.lacking = parameters, waits, lacking
+        self.parameters, self.waits, self.lacking = parameters, True, lacking
         self.opened = opened or functools.cache(lambda: parameters.open(self.source))
         if source:
             self.source = source
@@ -103,7 +102,7 @@ class Experiment:
         Returns:
             None where `parameters.measure` is False and results do not hold it.
         """
-        folder, datasets, reads = self.parameters.results_folder, self.parameters.datasets, list(reads)
+        folder, datasets, reads = self.parameters.folder, self.parameters.datasets, list(reads)
         key = {"model": self.source.key, "dtype": self.source.dtype, **settings}
 
         @functools.cache

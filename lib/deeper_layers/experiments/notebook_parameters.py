@@ -253,4 +253,4 @@ class ReproductionParameters(kinds.TaskParameters):
             if self.measure:
                 experiment = Experiment(wanted)
                 score_each(cuts_of_tasks(experiment), experiment.but(results=folder))
-            return results.scores(wanted.but(results=folder).results_folder)
+            return results.scores(wanted.but(results=folder).folder)

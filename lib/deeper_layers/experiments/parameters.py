@@ -136,22 +136,16 @@ class Shown(BaseModel):
     def check(self) -> None:
         """Raise InputError for a value that no model could make right."""
         checks.place("model", self.model)
-        if self.results is not None:
-            checks.new_folder("results", self.results)
+        results.results_folder(self.results)
 
     def but(self, **others) -> Self:
         """The same parameters, with some set otherwise."""
         return type(self)(**(self.model_dump() | others))
 
     @property
-    def results_folder(self) -> Path:
+    def folder(self) -> Path:
         """Where results lie."""
         return results.results_folder(self.results)
-
-    @property
-    def folder(self) -> Path | None:
-        """Where results are read: None is the default folder and what is published."""
-        return self.results_folder if self.results else None
 
     def scores(self) -> "pd.DataFrame":
         """Every score and loss, a row for each pruned model, rule and task: see `results.scores`.
@@ -168,7 +162,7 @@ class Shown(BaseModel):
     def measured(self) -> None:
         """Nothing is: there is nothing to measure here."""
 
-    def _shown(self, read: "Callable[[Path | None], pd.DataFrame]") -> "pd.DataFrame":
+    def _shown(self, read: "Callable[[Path], pd.DataFrame]") -> "pd.DataFrame":
         from deeper_layers.report.names import FIRST, put_in_order  # slow
 
         self.measured()
@@ -224,11 +218,11 @@ class Parameters(Shown):
         Where nothing is to be measured, as results know it. Local weights are read for their hash unless `hashed` is
         False.
         """
-        if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.results_folder)):
+        if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.folder)):
             return known
         how = self.model_dump(include={"revision", "dtype", "trust_remote_code"})
         source = models.find_model(self.model, hashed=hashed, **how)
-        name = results.name_of(source.weights, self.results_folder) if source.is_gguf else None
+        name = results.name_of(source.weights, self.folder) if source.is_gguf else None
         return source if name is None else dataclasses.replace(source, name=name)
 
     def open(self, source: Source):
@@ -273,7 +267,7 @@ class TaskParameters(Parameters):
             if task in ours and (shots := self.asked[task]["shots"]):
                 raise InputError(data.without_examples(task, shots))
         # lm-eval is slow to import: asked only of names that neither we nor results know
-        if new := [task for task in tasks if task not in ours and not results.is_measured(task, self.results_folder)]:
+        if new := [task for task in tasks if task not in ours and not results.is_measured(task, self.folder)]:
             sweeping.check_names(new)
 
     @functools.cached_property

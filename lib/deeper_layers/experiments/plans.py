@@ -40,7 +40,7 @@ def planned(parameters: Parameters, source: Source | None = None) -> Experiment:
     """
     if source is None:
         own = results.slug(models.model_name(parameters.model))
-        known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.results_folder))
+        known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.folder))
         source = parameters.source(hashed=known or is_gguf(parameters.model))
     return Experiment(parameters.but(measure=False), source, lambda: None, lacking=[])
 
@@ -219,14 +219,14 @@ def _counted(
 def _took(found: Result) -> dict:
     """Where a result is, and what it took on which machine."""
     state = found.provenance
-    seconds = state.get("seconds", 0.0) + state.get("seconds_in_earlier_runs", 0.0)
+    seconds = state["seconds"] + state.get("seconds_in_earlier_runs", 0.0)
     return {"unit": str(found.path), "seconds": round(seconds, 1), "device": state["device"]}
 
 
 def _pace(experiment: Experiment) -> float | None:
     """Layer-steps a second of this model on a machine like this one, by the distances that results hold of it."""
     source, here = experiment.source, models.device_name()
-    held = results.all_results(experiment.parameters.results_folder, "distances", source.name)
+    held = results.all_results(experiment.parameters.folder, "distances", source.name)
     paces = [
         found.details["tokens"] * source.num_layers / took["seconds"]
         for found, took in zip(held, map(_took, held))

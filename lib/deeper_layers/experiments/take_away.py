@@ -106,18 +106,16 @@ def _opened(bits: str, source: Source, parameters) -> Iterator[tuple]:
     """The model in this kind of weights with its tokenizer, and what gives the bytes of it after a cut."""
     from deeper_layers.pruning import drop_layers  # torch, where there is something to measure
 
-    how: dict = {"device": parameters.device}
-    if bits in (*DTYPES, *BITSANDBYTES):
-        how |= {"quantization": bits if bits in BITSANDBYTES else None}
-        opened = models.load_model(source, trust_remote_code=parameters.trust_remote_code, **how)
+    if bits == source.quantized:
+        yield models.load_model(source, device=parameters.device), lambda cut: export.tensor_bytes(source, cut)
+    elif bits in (*DTYPES, *BITSANDBYTES):
+        opened = parameters.but(quantization=bits if bits in BITSANDBYTES else None).open(source)
         yield opened, lambda cut: checkpoint_bytes(drop_layers(opened[0], cut))
-    elif bits == source.quantized:
-        yield models.load_model(source, **how), lambda cut: export.tensor_bytes(source, cut)
     else:
         with tempfile.TemporaryDirectory() as folder:
             plain = export.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
             path = export.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
-            with _opened_gguf(path, **how) as opened:
+            with _opened_gguf(path, parameters.device) as opened:
                 yield opened, lambda cut: export.tensor_bytes(models.find_model(str(path)), cut)
 
 
