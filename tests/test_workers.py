@@ -1,7 +1,6 @@
 """Many workers on one folder of results: a result is measured by one of them, whoever dies meanwhile."""
 
 import multiprocessing
-import threading
 import warnings
 from types import SimpleNamespace
 
@@ -9,11 +8,8 @@ import pytest
 
 from deeper_layers import results
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import scoring
-from deeper_layers.experiments.choosing import cuts_of_tasks
 from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.parameters import Parameters, SweepParameters
-from deeper_layers.files import locked
+from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.store import all_results
 
@@ -28,14 +24,14 @@ def measured(tmp_path, monkeypatch):
     state = results.provenance("a processor")  # to ask git takes longer than all the rest
     monkeypatch.setattr(results, "provenance", lambda _: state)
 
-    def measured(number: int, waits: bool = True):
+    def measured(number: int):
         def measure(shards):
             with open(tmp_path / "measured", "a") as file:  # of one line, whole
                 file.write(f"{number}\n")
             row = {"start": 0, "size": 1, "distance": number / 100, "stderr": None, "samples": 64}
             return [row], {"tokens": 64}
 
-        experiment = Experiment(Parameters(results=str(tmp_path / "results")), SOURCE).but(waits=waits)
+        experiment = Experiment(Parameters(results=str(tmp_path / "results")), SOURCE)
         reads = [SimpleNamespace(name="wikipedia", fingerprint=lambda _: "made up")]
         return experiment.result("distances", SETTINGS | {"corpus": f"text-{number}"}, reads, measure)
 
@@ -66,34 +62,6 @@ def test_six_workers_on_twenty_results_measure_each_once(measured, tmp_path):
     assert sorted(map(int, (tmp_path / "measured").read_text().split())) == list(range(RESULTS))
     left = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
     assert sorted(left) == sorted(result.path for result in found)
-
-
-def test_a_worker_takes_another_task_and_waits_for_the_taken_one_at_the_end(measured, monkeypatch):
-    path = measured(0).path
-    path.unlink()
-    order, tasks = [], ["capitals", "sums_two_digits", "sums_one_digit"]
-    holding, over = threading.Event(), threading.Event()
-
-    def hold():
-        with locked(path):
-            holding.set()
-            over.wait(20)
-
-    def score(names, cuts_of, experiment, **_):
-        (task,) = names
-        order.append((task, experiment.waits))
-        over.set() if experiment.waits else None
-        return measured(tasks.index(task), experiment.waits)
-
-    other = threading.Thread(target=hold)
-    other.start()
-    holding.wait(20)
-    monkeypatch.setattr(scoring, "score", score)
-    experiment = Experiment(SweepParameters(tasks=", ".join(tasks), rules="simple"), SOURCE)
-    found = scoring.score_each(cuts_of_tasks(experiment), experiment)
-    other.join()
-    assert order == [*((task, False) for task in tasks), ("capitals", True)]
-    assert [result.name for result in found.values()] == ["text-0", "text-1", "text-2"]
 
 
 def test_what_was_left_beside_a_result_that_is_there_goes(measured):

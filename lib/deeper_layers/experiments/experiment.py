@@ -53,8 +53,7 @@ class Experiment:
     """One model under some parameters: identified where it is asked for, opened where something has to be measured.
 
     `parameters` are of the class that the measurement needs; `opened()` gives model and tokenizer, the same ones each
-    time. Where another process measures a result it is waited for, or Timeout is raised unless it `waits`. A plan has
-    `lacking`, and measures nothing: kind and key of all that results lack are put there.
+    time. A plan has `lacking`, and measures nothing: kind and key of all that results lack are put there.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Experiment:
         *,
         lacking: list[tuple[str, dict]] | None = None,
     ):
-        self.parameters, self.waits, self.lacking = parameters, True, lacking
+        self.parameters, self.lacking = parameters, lacking
         self.opened = opened or functools.cache(lambda: parameters.open(self.source))
         if source:
             self.source = source
@@ -74,11 +73,11 @@ class Experiment:
     def source(self) -> Source:
         return self.parameters.source()
 
-    def but(self, *, waits: bool = True, dtype: str | None = None, **others) -> "Experiment":
+    def but(self, *, dtype: str | None = None, **others) -> "Experiment":
         """The same model, with some parameters set otherwise that are not of how it is opened; or as if in another
         data type, to read its results."""
         found = copy.copy(self)
-        found.parameters, found.waits = self.parameters.but(**others), waits
+        found.parameters = self.parameters.but(**others)
         found.source = dataclasses.replace(self.source, dtype=dtype or self.source.dtype)
         return found
 
@@ -141,7 +140,7 @@ class Experiment:
             )
         path = results.result_path(kind, key, folder)
         files.check_writable(path.parent)
-        with files.locked(path, f"waiting for another process, which measures {path.stem}" if self.waits else None):
+        with files.locked(path, f"waiting for another process, which measures {path.stem}"):
             with warnings.catch_warnings(action="ignore"):  # a bad one was named when it was looked for
                 if found := results.find_result(kind, key, folder):
                     return found

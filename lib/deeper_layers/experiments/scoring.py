@@ -9,7 +9,6 @@ from deeper_layers import data, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import CutsOf, Data, Experiment, distinct_cuts, named
-from deeper_layers.files import Timeout
 from deeper_layers.results.packing import ITEM_BY_ITEM
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
@@ -19,18 +18,8 @@ NUMBERS = ("metric", "value", "stderr", "items")
 
 
 def score_each(cuts: dict[str, CutsOf], experiment: Experiment) -> dict[str, Result | None]:
-    """The scores of each task or text by itself, under its cuts by rule: see `score`.
-
-    Those that other processes are at work on are waited for when all others are there.
-    """
-    found: dict[str, Result | None] = dict.fromkeys(cuts)
-    taken = []
-    for name in cuts:
-        try:
-            found[name] = score([name], cuts[name], experiment.but(waits=False))
-        except Timeout:
-            taken.append(name)
-    return found | {name: score([name], cuts[name], experiment) for name in taken}
+    """The scores of each task or text by itself, under its cuts by rule: see `score`."""
+    return {name: score([name], cuts_of, experiment) for name, cuts_of in cuts.items()}
 
 
 def plan_each(cuts: dict[str, CutsOf], experiment: Experiment) -> dict[str, "sweeping.Plan"]:
