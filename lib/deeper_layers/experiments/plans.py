@@ -94,14 +94,14 @@ def _works(kind: str, key: dict, experiment: Experiment) -> Works:
             tokens = asked["limit"] * length
             yield f"loss on {task}", prices.sweep_cost(shape, cuts, tokens, tokens, length, dtype)
             continue
-        facts, models = _facts(task, asked, experiment), f"{len(cuts)} models"
+        facts, together = _facts(task, asked, experiment), f"{len(cuts)} models"
         if facts["unknown"]:
             yield task, facts["unknown"]
         if facts["requests"]:
             of_requests = facts["tokens"], facts["requests"], facts["length"]
-            yield f"sweep of {task}, {models}", prices.sweep_cost(shape, cuts, *of_requests, dtype)
+            yield f"sweep of {task}, {together}", prices.sweep_cost(shape, cuts, *of_requests, dtype)
         if facts["generated"]:
-            what = f"answers of {task}, {models}, each of at most {facts['longest']} tokens"
+            what = f"answers of {task}, {together}, each of at most {facts['longest']} tokens"
             of_answers = facts["generated"], facts["prompts"], facts["longest"]
             yield what, prices.writing_cost(shape, cuts, *of_answers, dtype)
 
