@@ -13,7 +13,7 @@ from deeper_layers.experiments.notebook_parameters import ScanParameters
 from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.experiments.scoring import plan_each, score_each
 from deeper_layers.results.store import Result
-from deeper_layers.rules.similarity import distance_matrix, similarity_cut
+from deeper_layers.rules.choosing import distance_matrix, similarity_cut
 
 
 @subcommand(Parameters, "Which layers are alike: every angular distance.")

@@ -13,7 +13,7 @@ from deeper_layers.models.sources import DTYPES
 from deeper_layers.results.packing import pack_halves
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
-from deeper_layers.rules.similarity import distance_matrix, distance_table
+from deeper_layers.rules.choosing import distance_matrix, distance_table
 
 
 def known_distances(experiment: Experiment, *, of_any_dtype: bool = False) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Which layers to drop: the paper's similarity-informed rule and its simple heuristic, and rivals of these.
 
 In: sizes, the model's depth, and what a rule needs to know. Out: one cut for each size. Needs no torch.
-With torch: what some rules change of the layers that stay (changing.py), and what layers look like
-(geometry.py).
-Read first: choosing.py, the table of all rules, and what they do; similarity.py is the paper's.
+With torch: what some rules change of the layers that stay (changing.py), and what layers look like (geometry.py).
+Read first: choosing.py, the table of all rules, and what they do.
 """
 
 import lazy_loader
