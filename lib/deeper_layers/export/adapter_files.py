@@ -18,7 +18,7 @@ from deeper_layers.errors import InputError, telling
 from deeper_layers.files import write_file
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.package_index import file_hash
-from deeper_layers.results.schema import Checked, Count, Course, CutName, ModelKey, Settings, in_words
+from deeper_layers.results.schema import Checked, Count, CutName, ModelKey, Number, Settings, in_words
 
 if TYPE_CHECKING:  # slow
     from torch import Tensor
@@ -48,11 +48,16 @@ class LoraSettings(Checked):
     target_modules: list[str]
 
 
-class OfHealing(Course):
-    """How adapters were healed."""
+class OfHealing(Checked):
+    """How adapters were healed: settings, text, and course, as `deeper_layers.healing.Record` has it."""
 
     config: Settings
     text: str
+    tokens: Count
+    distinct_tokens: Count
+    trained_parameters: Count
+    seconds: Number
+    losses: Annotated[list[Number], Field(min_length=1)]
 
 
 class Identity(Checked):

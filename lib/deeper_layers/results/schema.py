@@ -41,16 +41,6 @@ class ModelKey(Checked):
     weights: str  # their hash, or their commit on a hub
 
 
-class Course(Checked):
-    """Of a healing, as `deeper_layers.healing.Record` has it."""
-
-    tokens: Count
-    distinct_tokens: Count
-    trained_parameters: Count
-    seconds: Number
-    losses: Annotated[list[Number], Field(min_length=1)]
-
-
 class Key(Open):
     """All that determines the numbers of a result, and nothing else."""
 
