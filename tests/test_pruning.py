@@ -133,7 +133,7 @@ def unstated():
         (alternating, Cut(2, 1), r"changes model\.layers\.2\.mlp\.act_fn"),
         (dense_among_mixtures, Cut(1, 1), r"changes model\.layers\.1\.mlp\..* of Qwen3MoeForCausalLM"),
         (unstated, Cut(1, 1), r"drops layer 1 .* does not fit the configuration of Gemma3ForCausalLM \("),
-        (lambda: tiny_model("llama"), Cut.of(attention=[2]), "silence_sublayers gives a model of the same numbers"),
+        (lambda: tiny_model("llama"), Cut.of(attention=[2]), "silence_sublayers gives the same numbers"),
         (lambda: nn.Linear(2, 2), Cut(0, 1), "^the model is a Linear; expected a transformers PreTrainedModel; unwrap"),
     ],
 )
@@ -157,14 +157,14 @@ def test_layers_must_be_found_exactly_once():
             decoder_layers(model)
 
     del layers[3:]
-    refused(r"holds 0 lists .*lists: 3 in LlamaModel\); expected .* = 4 related")
+    refused("has 0 lists that can be its 4 decoder layers")
     layers.append(nn.Linear(2, 2))
-    refused(r"holds 0 lists .*lists: 4 in LlamaModel\); expected .* = 4 related")
+    refused("has 0 lists that can be its 4 decoder layers")
     layers[3] = layers[2]
     model.model.adapters = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))  # without attention: no candidate
     assert decoder_layers(model) is layers
     model.model.others = nn.ModuleList(layers)
-    refused(r"holds 2 lists .*lists: 4 in LlamaModel, 4 in LlamaModel")
+    refused("has 2 lists that can be its 4 decoder layers")
 
 
 def test_a_notebook_shows_one_line(capsys):

@@ -150,15 +150,17 @@ class Cut:
         dropped = " and ".join(parts) or f"no layers (0 of {num_layers})"
         return f"drops {dropped}, keeps {' and '.join(filter(None, (', '.join(kept[:-1]), kept[-1])))}"
 
+    def check_of_layers(self, num_layers: int, why: str) -> None:
+        """Raise InputError for a cut that drops sublayers, and `why` that can't be. Raises what `check` does."""
+        if not self.is_of_layers:
+            raise InputError(f"the cut {self.describe(num_layers)}: {why}")
+
     def mergekit_yaml(self, num_layers: int, model_name: str, revision: str | None = None) -> str:
         """The cut as a passthrough configuration for mergekit, of a hub id and its revision, or the path of a folder.
 
         Raises what `check` does, and InputError for a cut that drops sublayers, which mergekit does not.
         """
-        if not self.is_of_layers:
-            raise InputError(
-                f"the cut {self.describe(num_layers)}: mergekit's passthrough takes whole layers; drop whole layers"
-            )
+        self.check_of_layers(num_layers, "mergekit's passthrough takes whole layers; drop whole layers")
         return mergekit_yaml(ranges(self.kept(num_layers)), model_name, revision)
 
 

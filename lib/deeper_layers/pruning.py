@@ -15,6 +15,8 @@ from deeper_layers.cuts import ATTENTION, MLP, Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers, renumber_configs, writers
 
+UNSTATED = "no configuration states a layer without one of its sublayers"
+
 
 def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     """A model without the layers of a cut: the old input of layer `start` now feeds layer `stop`.
@@ -53,11 +55,7 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
         )
     check_cut(cut)
     kept, words = cut.kept(num_layers(model)), cut.describe(num_layers(model))
-    if not cut.is_of_layers:
-        raise InputError(
-            f"a cut that {words}: no configuration states a layer without one of its sublayers; silence_sublayers "
-            "gives a model of the same numbers, which saves no memory"
-        )
+    cut.check_of_layers(num_layers(model), f"{UNSTATED}; silence_sublayers gives the same numbers and saves no memory")
     path = layers_path(model)
     pruned = _shared_copy(model)
     renumber_configs(pruned, kept)

@@ -21,7 +21,7 @@ from deeper_layers.export.tensors import Layout, predicting
 from deeper_layers.models.checkpoint_files import numbered_groups
 from deeper_layers.models.configuration import DEPTHS, text_part
 from deeper_layers.models.decoder import cut_entry
-from deeper_layers.pruning import drop_layers
+from deeper_layers.pruning import UNSTATED, drop_layers
 
 # what of a configuration no cut changes and building a model may, or what is renumbered by name (cut_quantization)
 BESIDE = ("transformers_version", "_name_or_path", "architectures", "dtype", "quantization_config")
@@ -40,11 +40,7 @@ GONE = object()  # what is of dropped layers alone
 
 def cut_config(layout: Layout, cut: Cut) -> dict:
     """What config.json becomes after a cut. Raises InputError where that does not fit, or it can't say the result."""
-    if not cut.is_of_layers:
-        raise InputError(
-            f"the cut {cut.describe(layout.layers)}: no configuration states a layer without one of its sublayers; "
-            "silence=True (--silence) writes zeros where these end"
-        )
+    cut.check_of_layers(layout.layers, f"{UNSTATED}; silence=True (--silence) writes zeros where these end")
     config, where = cut_entries(layout.config, cut.kept(layout.layers), layout.layers), layout.folder / "config.json"
     if layout.model is not None:
         pruned = drop_layers(layout.model, cut).config

@@ -112,8 +112,9 @@ def plan_gguf(
     """What `slice_gguf` will write, of a file with this header; `healed`: with adapters that are not there yet."""
     if type not in (None, *TYPES):
         raise InputError(f"type is {type!r}, expected one of {', '.join((*TYPES, *ROUNDED))}")
-    if not cut.is_of_layers:
-        raise InputError(f"cut is {cut}, and no GGUF file states a layer without one of its sublayers: drop layers")
+    cut.check_of_layers(
+        source.num_layers, "no GGUF file states a layer without one of its sublayers; drop whole layers"
+    )
     if header.architecture not in KNOWN:
         said = f"{source.name} has the architecture {header.architecture}, whose layers may differ by their number"
         raise InputError(f"{said}: slice its safetensors, or one of {', '.join(KNOWN)}")
