@@ -25,11 +25,10 @@ def explored(scores: pd.DataFrame) -> list[dict]:
     tokens, ln V. What was not measured is absent.
     """
     rows = pairing.best_measured(scores)
-    rows = rows[rows["changed"].isna() & rows["engine"].isna() & (rows["start"].notna() | (rows["cut"] == "0,0"))]
-    found = []
+    rows, found = rows.query("changed.isna() and engine.isna() and (start.notna() or cut == '0,0')"), []
     for name in names.in_order(rows["model"].unique()):
         of_model = rows[rows["model"] == name]
-        chosen = of_model[of_model["rule"].isin(RULES) & (of_model["cut"] != "0,0")].groupby("rule")
+        chosen = of_model.query("rule in @RULES and cut != '0,0'").groupby("rule")
         model = {"name": names.visible(name), "layers": int(of_model["layers"].iloc[0]), "asked": [], "cuts": {}}
         model["rules"] = {RULES[rule]: some["cut"].unique().tolist() for rule, some in chosen}
         cuts: dict[str, dict] = {}

@@ -144,7 +144,7 @@ def vectors(rows: pd.DataFrame) -> dict[str, Vectors]:
 
 def asked_alike(run: dict[str, Vectors], cuts: Sequence[str], own: Vectors) -> list[Float[np.ndarray, " I"]]:
     """The outcomes under some cuts of a run of the items of `own`: of each subject the first ones, as others may have
-    been asked after them. None where some are not there."""
+    been asked after them; nothing where some are not there."""
     nothing, items = np.empty(0), sum(map(len, own.values()))
     found = [
         np.concatenate([run.get(cut, {}).get(subject, nothing)[: len(own[subject])] for subject in sorted(own)])
