@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from deeper_layers import healing, sweeping
+from deeper_layers import data, healing, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings, scoring
@@ -58,6 +58,13 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(tiny_folde
     monkeypatch.setattr(sweeping, "request_loss", never)
     assert heal(experiment.but(measure=False))[1].path == heal(experiment)[1].path == measured.path, "whoever chose it"
     assert score_text({"similarity": CUTS[:2]}, experiment).path == before.path, "one for more cuts will do"
+
+
+def test_text_that_heals_gives_no_loss(tiny_folder, opened, monkeypatch):
+    experiment = Experiment(HealingParameters(model=str(tiny_folder)), opened=lambda: opened)
+    monkeypatch.setattr(data, "texts", lambda *_, **part: ["the same"])
+    with pytest.raises(InputError, match="1 documents of c4 heal and give the loss"):
+        healings.Healing(CUTS[1], experiment.parameters.config(), experiment).adapters()
 
 
 def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():

@@ -26,7 +26,7 @@ TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read f
 class Healing:
     """A cut of a model, and how what is left heals; the adapters stay in the cache, for other tasks and checkpoints.
 
-    What heals raises what `train` raises.
+    What heals raises InputError where the loss is measured on documents that heal, and what `train` raises.
     """
 
     cut: Cut
@@ -98,6 +98,9 @@ class Healing:
         (whole, tokenizer), source = self.experiment.opened(), self.experiment.source
         cut, config, parameters = self.cut, self.config, self.experiment.parameters
         texts = data.texts(parameters.text, datasets=parameters.datasets, **self.text.part)
+        kept = data.texts(parameters.text, split="validation", datasets=parameters.datasets)
+        if shared := set(texts) & set(kept):
+            raise InputError(f"{len(shared)} documents of {parameters.text} heal and give the loss: choose another text")
         pruned, checkpoints = drop_layers(whole, cut), self._folder.with_name("checkpoints")
         if record := self._record():
             healed = healing.load_adapters(pruned, self._folder, source.key, cut)

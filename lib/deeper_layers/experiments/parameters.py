@@ -25,7 +25,7 @@ from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES
-from deeper_layers.sweeping.vllm_engine import ENGINES
+from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
@@ -371,6 +371,11 @@ class SweepParameters(TaskParameters):
     attention: Layers = Field(None, description="layers that lose their attention, in the same way")
     mlp: Layers = Field(None, description="layers that lose their MLP, in the same way")
     engine: Annotated[str | None, one_of(ENGINES, f"what writes answers: none (ours), or {', '.join(ENGINES)}")] = None
+
+    def check(self) -> None:
+        super().check()
+        if self.engine and self.measure:
+            check_installed(self.engine)
 
     @functools.cached_property
     def given_cut(self) -> Cut | None:
