@@ -100,7 +100,7 @@ class Healing:
         texts = data.texts(parameters.text, datasets=parameters.datasets, **self.text.part)
         kept = data.texts(parameters.text, split="validation", datasets=parameters.datasets)
         if shared := set(texts) & set(kept):
-            raise InputError(f"{len(shared)} documents of {parameters.text} heal and give the loss: choose another text")
+            raise InputError(f"{len(shared)} documents of {parameters.text} heal and give the loss, choose another")
         pruned, checkpoints = drop_layers(whole, cut), self._folder.with_name("checkpoints")
         if record := self._record():
             healed = healing.load_adapters(pruned, self._folder, source.key, cut)
