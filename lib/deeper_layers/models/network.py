@@ -82,14 +82,17 @@ class Network:
     @cached_property
     def bytes_remembered(self) -> float:
         """Bytes of keys and values, a token and layer; states that recur count as if each were of 8 tokens."""
-        model = self.model
-        if is_streamed(model):  # not all layers are read for a number
-            with torch.device("meta"):
-                model = type(model)._from_config(model.config)
-        cache = DynamicCache(config=text_config(model.config))  # the configuration says which layers recur
+        config = text_config(self.model.config)
+        if is_streamed(self.model) and self.device.type != "meta":  # of a model without weights all layers run
+            # not all layers are read for a number: those of usual attention have this many
+            stated = config.to_dict()  # where transformers refuses to say it of all layers, of most
+            heads = stated.get("num_key_value_heads") or config.num_attention_heads
+            width = stated.get("head_dim") or config.hidden_size // config.num_attention_heads
+            return 2.0 * heads * width * self.dtype.itemsize
+        cache = DynamicCache(config=config)  # the configuration says which layers recur
         with torch.inference_mode():
-            ids = torch.zeros(1, 8, dtype=torch.long, device=model.get_input_embeddings().weight.device)
-            model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
+            ids = torch.zeros(1, 8, dtype=torch.long, device=self.device)
+            self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
         values = [value for layer in cache.layers for value in vars(layer).values()]
         values += [state for value in values if isinstance(value, dict) for state in value.values()]
         return sum(value.nbytes for value in values if isinstance(value, torch.Tensor)) / 8 / len(self.layers)
