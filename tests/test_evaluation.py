@@ -14,7 +14,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import unpack, unpack_halves
 from deeper_layers.sweeping import harness
-from deeper_layers.sweeping.progress import Parts
+from deeper_layers.sweeping.parts import Parts
 from deeper_layers.sweeping.sweeps import sweep
 
 LAYERS, LIMIT = 5, 12

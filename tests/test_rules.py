@@ -14,7 +14,7 @@ from deeper_layers.rules import changed_model
 from deeper_layers.rules.changing import bridged, likeness_on, merged_model
 from deeper_layers.rules.choosing import REGISTERED, SEEDS, first_of, merged_layers, similarity_cut
 from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
-from deeper_layers.sweeping.losses import text_loss
+from deeper_layers.sweeping.sweeps import text_loss
 from deeper_layers.sweeping.tree import Tree
 from tests.plain import logits, parts
 from tests.tiny import search, shared_model, tiny_model

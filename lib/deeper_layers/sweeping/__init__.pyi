@@ -1,12 +1,12 @@
 from .harness import check_names as check_names
 from .harness import data_fingerprint as data_fingerprint
-from .losses import answer_requests as answer_requests
-from .losses import known_of as known_of
-from .losses import request_loss as request_loss
-from .losses import text_loss as text_loss
-from .losses import text_requests as text_requests
 from .planning import Plan as Plan
+from .sweeps import answer_requests as answer_requests
+from .sweeps import known_of as known_of
 from .sweeps import plan as plan
 from .sweeps import plan_requests as plan_requests
+from .sweeps import request_loss as request_loss
 from .sweeps import sweep as sweep
+from .sweeps import text_loss as text_loss
+from .sweeps import text_requests as text_requests
 from .tree_model import TreeModel as TreeModel

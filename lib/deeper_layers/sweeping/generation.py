@@ -27,9 +27,8 @@ from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
 from deeper_layers.sweeping.forward import logits_in_parts, running
 from deeper_layers.sweeping.harness import Answer, Asking, quiet
-from deeper_layers.sweeping.memory import run_in_halves
+from deeper_layers.sweeping.parts import FIRST_WRITTEN, Parts, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
-from deeper_layers.sweeping.progress import FIRST_WRITTEN, Parts
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 

@@ -96,17 +96,16 @@ class Asking(HFLM):
         return torch.cat([context, context.new_tensor([self.answer])], dim=1)
 
 
-class _Answers(LM):
-    """A model that has already answered."""
-
-    def __init__(self, answers: dict[int, tuple[float, bool] | str]):
-        super().__init__()
-        self.answers = answers
+class _Answered(LM):
+    """A model that has already answered: what it did lies in the requests."""
 
     def loglikelihood(self, requests):
-        return [self.answers[id(request)] for request in requests]
+        return [request.answer for request in requests]
 
-    generate_until = loglikelihood_rolling = loglikelihood
+    def generate_until(self, requests):
+        return [request.answer.text for request in requests]
+
+    loglikelihood_rolling = loglikelihood
 
 
 @contextlib.contextmanager
@@ -250,23 +249,22 @@ def score(
     each task, the outcomes by item, packed: each metric that is 0 or 1, the choice made, the log-probability of every
     choice, and which of them is right; of written answers how many tokens they have, and whether they ended.
     """
-    for instance in tasks.instances + tasks.generations:
-        instance.resps, instance.filtered_resps = [], {}
+    answers = [*zip(logprobs.tolist(), greedy.tolist(), strict=True), *written]
+    for instance, answer in zip(tasks.instances + tasks.generations, answers, strict=True):
+        vars(instance).update(resps=[], filtered_resps={}, answer=answer)
     # the requests stand: lm-eval is not to build them again for every set of answers
     for task in tasks.loaded["tasks"].values():
         task.build_all_requests = lambda **_: None
-    answers: dict = {id(i): (float(p), bool(g)) for i, p, g in zip(tasks.instances, logprobs, greedy, strict=True)}
-    answers |= {id(i): answer.text for i, answer in zip(tasks.generations, written, strict=True)}
     with quiet():
-        result = evaluate(_Answers(answers), tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
+        result = evaluate(_Answered(), tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
     rows, outcomes = [], {}
     for task, found in result["results"].items():
         samples = result["samples"].get(task, [])
         items = len({s["doc_id"] for s in samples}) or found.get("sample_len")
         rows += [{"task": task, **row, "items": items} for row in _metrics(found)]
         if samples:
-            own = {i.doc_id: a for i, a in zip(tasks.generations, written, strict=True) if i.task_name == task}
-            outcomes[task] = _outcomes(samples) | _lengths([own[item] for item in sorted(own)])
+            of_task = {i.doc_id: answer for i, answer in zip(tasks.generations, written) if i.task_name == task}
+            outcomes[task] = _outcomes(samples) | _lengths([of_task[item] for item in sorted(of_task)])
     return rows, outcomes
 
 

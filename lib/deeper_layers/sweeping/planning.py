@@ -135,15 +135,15 @@ class Plan:
 
     def __str__(self) -> str:
         passes = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
-        said = {
-            f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens": True,
-            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of the whole model)": True,
-            f"{self.bytes / 2**20:,.0f} MiB needed": True,
-            f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds": self.reads,
-            f"about {(self.seconds or 0) / 60:,.1f} min": self.seconds is not None,
-            f"{self.generated:,} answers to generate for each pruned model": self.generated,
-        }
-        return "; ".join(words for words, is_said in said.items() if is_said)
+        said = (
+            f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens",
+            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of the whole model)",
+            f"{self.bytes / 2**20:,.0f} MiB needed",
+            f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds" if self.reads else "",
+            f"about {self.seconds / 60:,.1f} min" if self.seconds else "",
+            f"{self.generated:,} answers to generate for each pruned model" if self.generated else "",
+        )
+        return "; ".join(filter(None, said))
 
 
 def plan_batches(asked: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS) -> list[Batch]:

@@ -31,7 +31,7 @@ from deeper_layers.models.network import Network, is_streamed, reading
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
 from deeper_layers.sweeping.forward import Forward, Padded, logits_in_parts, run_layers
-from deeper_layers.sweeping.memory import LEAST_ROWS, Estimate, run_in_halves
+from deeper_layers.sweeping.parts import LEAST_ROWS, Estimate, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
@@ -139,11 +139,8 @@ def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
     def scored(_, arguments):
         return (arguments[0][padded.rows, padded.places[padded.rows, padded.slots]].unsqueeze(0), *arguments[1:])
 
-    handle = pruned.get_output_embeddings().register_forward_pre_hook(scored)
-    try:
+    with pruned.get_output_embeddings().register_forward_pre_hook(scored):
         return pruned(input_ids=padded.ids, use_cache=False).logits[0]
-    finally:
-        handle.remove()
 
 
 def _score(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
@@ -186,14 +183,15 @@ def _most_shared(tried, some: list[Cut]) -> Sharing:
     """What `try_sharing` finds of these cuts of what is tried."""
     network = Network(tried)
     tokens = [(7919 * i + 13) % network.head.weight.shape[0] for i in range(38)]
+    requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
+    asked = [(tokens[:12], requests[:3]), (tokens[:8] + tokens[12:20], requests[3:])]  # two contexts that begin alike
+    apart = [Sequence.joined(context, [one]) for context, some in asked for one in some]
+    branched = [Sequence.joined(context, some) for context, some in asked]
 
     def answers(sharing: Sharing) -> np.ndarray:
-        """[C, ways, requests]: six of three tokens after two contexts that begin alike, apart and as branches."""
-        requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
-        asked = [(tokens[:12], requests[:3]), (tokens[:8] + tokens[12:20], requests[3:])]
-        ways = [[Sequence.joined(context, [one]) for context, some in asked for one in some]]
-        ways += [[Sequence.joined(context, some) for context, some in asked]] if sharing == Sharing.MASKS else []
+        """[C, ways, requests], apart and as branches."""
         prefix = tuple(tokens[:8]) if sharing >= Sharing.PREFIXES else ()
+        ways = [apart, branched] if sharing == Sharing.MASKS else [apart]
         found = TreeModel(tried, some, sharing).answer([Batch(prefix, tuple(way)) for way in ways])
         return found["logprob"].reshape(len(some), -1, 6)
 

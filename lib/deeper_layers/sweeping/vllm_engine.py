@@ -9,7 +9,7 @@ import os
 import re
 
 from deeper_layers.checks import shown
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, telling
 from deeper_layers.files import passing_dir
 from deeper_layers.package_index import cache_folder
 
@@ -52,13 +52,11 @@ def generate(pruned, tokenizer, instances: list) -> list[str]:
     with passing_dir(cache_folder() / "pruned") as folder:
         for part in (pruned, tokenizer):
             part.save_pretrained(folder)
-        try:
+        with telling("vLLM can't generate from this model", "leave it out"):
             from lm_eval.models.vllm_causallms import VLLM  # which is only there with vLLM
 
             lm = VLLM(pretrained=str(folder), dtype=str(pruned.dtype).removeprefix("torch."))
             texts = lm.generate_until(instances, disable_tqdm=True)
-        except Exception as error:  # whatever vLLM raises, of its own and of what it compiles
-            raise InputError(f"vLLM can't generate from this model ({first_line(error)}): leave it out") from error
     # which HFLM leaves out, such as `<filename>`; vLLM's own option would hide one that is to end an answer
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return [re.sub("|".join(map(re.escape, special)) or "$^", "", text) for text in texts]

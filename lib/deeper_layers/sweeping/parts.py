@@ -1,17 +1,24 @@
-"""How much memory a sweep takes beside the weights: one estimate, and halves where it runs out all the same."""
+"""The parts in which a sweep is run: as much at once as memory holds, and what is finished is not run again."""
 
+import hashlib
+import itertools
+import json
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from deeper_layers.errors import InputError, ran_out
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.network import Network
+from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import planning
 from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
 from deeper_layers.sweeping.tree import Tree
 
+FIRST_WRITTEN = 500_000  # shards of log-likelihoods are numbered from 0, those of written answers from here
 LEAST_ROWS = 8  # that run together: rather than fewer of them, fewer models do, though these share what they run
 
 
@@ -90,3 +97,32 @@ def run_in_halves(
     halves = halved[: len(halved) // 2], halved[len(halved) // 2 :]
     found = [run_in_halves(run, *((rows, some) if fewer_cuts else (some, cuts)), fits, least) for some in halves]
     return np.concatenate(found, axis=0 if fewer_cuts else 1)
+
+
+class Parts(tqdm):
+    """A measurement part by part, with a bar; what ran out of memory is done again, and counted once."""
+
+    def __init__(self, shards: Shards | None, what: str, total: int, unit: str, first: int = 0):
+        self.shards, self.numbers = shards, itertools.count(first)
+        how = {"unit": unit, "unit_scale": total > 10**5, "mininterval": 5, "miniters": 0, "file": sys.stderr}
+        super().__init__(desc=what, total=total, **how)
+
+    def update(self, n: float | int | None = 1):
+        return super().update(min(n or 0, self.total - self.n))
+
+    def finished(self, asked: tuple, steps: float | int, run: Callable[[], list]) -> list:
+        """What `run` gives, as JSON has it: from the next shard where it is of what is asked, else run and kept.
+
+        `steps` are those of the bar, which what is run counts itself.
+        """
+        if self.shards is None:
+            return run()
+        number, same = next(self.numbers), {"asked": np.array(hashlib.sha256(repr(asked).encode()).hexdigest())}
+        kept = self.shards.get(number, same)
+        if kept is not None:
+            self.initial += steps  # the time that it says is left is that of the work that is left
+            self.update(steps)
+            return json.loads(kept["found"].tobytes())
+        found = run()
+        self.shards.put(number, same | {"found": np.frombuffer(json.dumps(found).encode(), dtype=np.uint8)})
+        return found
