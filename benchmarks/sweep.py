@@ -42,7 +42,7 @@ def main() -> None:
     loaded = tasks.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
     asked = tasks.collect_requests(loaded, model, tokenizer, limit=options.limit)
     cuts_of = cuts_by_rules(model, tokenizer, options.rules.split(","), options.every)
-    rows = distinct_rows(asked.requests.contexts, asked.requests.continuations)
+    rows = distinct_rows(*zip(*asked.requests.pairs, strict=True))
 
     def swept(cuts):
         # from requests as they stand, as HFLM begins: tokenization is part of it

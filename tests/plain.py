@@ -47,13 +47,12 @@ def requests(vocabulary, *, few_shot, questions=9, seed=0, max_length=200):
     """Questions with four choices of one token and two of several, after a beginning that all share or none."""
     draw = np.random.default_rng(seed)
     beginning = draw.integers(1, vocabulary, few_shot).tolist()
-    contexts, continuations = [], []
+    pairs = []
     for _ in range(questions):
         question = draw.integers(1, vocabulary, draw.integers(3, 20)).tolist()
         for length in (1, 1, 1, 1, 2, 4):
-            contexts.append(beginning + question)
-            continuations.append(draw.integers(1, vocabulary, length).tolist())
-    return Requests(contexts, continuations, max_length)
+            pairs.append((beginning + question, draw.integers(1, vocabulary, length).tolist()))
+    return Requests(pairs, max_length)
 
 
 def never(answers):

@@ -114,7 +114,7 @@ def check_sweep(together, pruned, tokenizer):
     """HFLM, which wants a tokenizer, gives the same of each pruned model by itself, of what is too long the end."""
     few, some = requests(VOCABULARY, few_shot=50, questions=12, max_length=68), slice(0, None, 13)
     found, greedy = loglikelihoods(together, few, batch_tokens=256)
-    asked = [(("", ""), *one) for one in zip(few.contexts[some], few.continuations[some], strict=True)]
+    asked = [(("", ""), *one) for one in few.pairs[some]]
     for cut, row, likeliest in zip(pruned, found, greedy, strict=True):
         lm = HFLM(pretrained=pruned[cut], tokenizer=tokenizer, batch_size=4, max_length=68)
         expected, expected_greedy = zip(*lm._loglikelihood_tokens(asked, disable_tqdm=True), strict=True)

@@ -225,7 +225,7 @@ def test_a_shard_of_odd_arrays_is_named_and_missing(tmp_path):
 def test_what_was_asked_otherwise_is_not_taken_up(opened, tmp_path):
     """Answers to other prompts of as many tokens, as after a change of a task's examples, are no part of a sweep."""
     model = TreeModel(opened[0], [Cut(0, 0), Cut(1, 2)])
-    asked = [Requests([[1, 2, 3], [4, last]], [[7, 8], [9]], 8) for last in (5, 6)]
+    asked = [Requests([([1, 2, 3], [7, 8]), ([4, last], [9])], 8) for last in (5, 6)]
     taken = [loglikelihoods(model, some, shards=Shards(tmp_path))[0] for some in asked]
     fresh = [loglikelihoods(model, some)[0] for some in asked]
     assert np.array_equal(taken, fresh) and not np.array_equal(*fresh)

@@ -155,7 +155,7 @@ PLANNED = [  # contexts, continuations, tokens of a batch; number of sequences, 
 @pytest.mark.quick
 @pytest.mark.parametrize(("contexts", "continuations", "batch_tokens", "expected"), PLANNED)
 def test_a_plan_shares_prefixes_joins_choices_and_pads_little(contexts, continuations, batch_tokens, expected):
-    batches = plan_batches(Requests(contexts, continuations, 1000), batch_tokens)
+    batches = plan_batches(Requests([*zip(contexts, continuations, strict=True)], 1000), batch_tokens)
     assert sorted(n for batch in batches for n in batch.requests) == list(range(len(contexts)))
     sequences, (prefix,) = [s for batch in batches for s in batch.sequences], {batch.prefix for batch in batches}
     assert (len(sequences), max(len(s.tokens) for s in sequences), len(prefix)) == expected
@@ -183,7 +183,7 @@ def test_what_is_not_a_number_is_refused_and_not_kept(tmp_path):
 def test_a_token_that_a_model_rules_out_is_the_least_likely_and_has_no_loss():
     model = tiny_model("llama")
     model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, torch.tensor([7]), -torch.inf))
-    found, _ = swept(model, [Cut(1, 2)], Requests([[1, 2]] * 2, [[7, 3], [8, 3]], 200))
+    found, _ = swept(model, [Cut(1, 2)], Requests([([1, 2], [7, 3]), ([1, 2], [8, 3])], 200))
     assert found[0, 0] == -np.inf and np.isfinite(found[0, 1])
     with pytest.raises(InputError, match=r"a loss is not a finite number in float32 of the model that drops layers 1"):
         text_loss(model, [Cut(1, 2)], [torch.arange(20)])

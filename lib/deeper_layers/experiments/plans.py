@@ -207,7 +207,7 @@ def _counted(
     lengths = [len(s.tokens) for batch in batches for s in batch.sequences]
     return {
         "items": len({(instance.task_name, instance.doc_id) for instance in found.instances + found.generations}),
-        "requests": len(found.requests.contexts),
+        "requests": len(found.requests.pairs),
         "generated": len(written),
         "longest": max((how.get("max_gen_toks", USUAL_ANSWER) for _, how in written), default=None),
         "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in written),  # tokens

@@ -5,6 +5,7 @@ are peft's, and so are their files.
 """
 
 import contextlib
+import itertools
 import re
 import warnings
 from collections.abc import Iterator
@@ -50,10 +51,9 @@ def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
 
 def _is_something_else(layer: nn.Module, name: str) -> bool:
     """Whether a linear module of a layer belongs to attention or a Mamba, or chooses among experts."""
-    parts = name.split(".")
-    paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    paths = [*itertools.accumulate(name.split("."), "{}.{}".format)]
     words = " ".join(f"{path} {type(layer.get_submodule(path)).__name__}" for path in paths).lower()
-    return bool(re.search("attn|attention|mamba", words) or re.search("(^|_)(gate|router)$", parts[-1]))
+    return bool(re.search("attn|attention|mamba", words) or re.search(r"(^|[_.])(gate|router)$", name))
 
 
 def add_adapters(

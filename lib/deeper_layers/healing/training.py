@@ -139,7 +139,7 @@ def train(
         losses=[step["loss"] for step in steps],
         tokens=int(state.num_input_tokens_seen),
         distinct_tokens=sum(map(len, sequences)),
-        trained_parameters=sum(p.numel() for p in healed.parameters() if p.requires_grad),
+        trained_parameters=healed.get_nb_trainable_parameters()[0],
         seconds=round(steps[-1]["seconds"], 2),
     )
     return healed.eval(), record

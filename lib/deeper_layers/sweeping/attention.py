@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import BOUNDARIES
-from deeper_layers.models.network import Call, Collected, Network, cache_argument, replaced
+from deeper_layers.models.network import Call, Collected, Network, cache_argument
 
 MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours
 TAKEN = ("attention_mask", "position_ids", "position_embeddings")  # what is known to go by positions
@@ -97,15 +97,8 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
         raise NotImplementedError("the last layer is handed more that may go by positions, as biases of attention do")
     name = cache_argument(layer)
     cache = named[name] = _Collecting(named.get(name))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.suppress(Collected))
-        for part in layer.modules():
-            if isinstance(query := getattr(part, "q_proj", None), torch.nn.Module):  # nobody reads what it gives
-                first = lambda x, project=query.forward: project(x[:, :1]).expand(-1, x.shape[1], -1)  # noqa: E731
-                stack.enter_context(replaced(query, first))
+    with contextlib.suppress(Collected):
         layer(residual, **named)
-    if cache.found is None:
-        raise NotImplementedError("the last layer stores no keys and values of its own")
     if not places.shape[1]:
         return residual[:, :0]
 

@@ -221,7 +221,7 @@ def encode(instances: list[Instance], model, tokenizer) -> Requests:
                 f"task {instance.task_name!r} has an answer of {len(scored)} tokens after {len(context)}, expected 1 "
                 f"to {most}, what the model reads at once, after at least 1: choose another task or model"
             )
-    return Requests([context for context, _ in pairs], [scored for _, scored in pairs], most)
+    return Requests(pairs, most)
 
 
 def data_fingerprint(task: str, datasets: str | None = None) -> str:

@@ -34,8 +34,7 @@ class Sharing(enum.IntEnum):
 class Requests:
     """What is asked of a model, in tokens: how likely each continuation is after its context."""
 
-    contexts: list[list[int]]
-    continuations: list[list[int]]
+    pairs: list[tuple[list[int], list[int]]]
     max_length: int  # tokens that the model reads at once: of what is longer those on the left are left out
 
 
@@ -70,15 +69,19 @@ class Sequence:
         return len(self.branches) > 1
 
     @property
+    def context(self) -> int:
+        """Tokens before the branches."""
+        return len(self.tokens) - sum(self.branches)
+
+    @property
     def scored(self) -> range:
         """Positions of `tokens` whose logits are needed: the last of the context, and all that follow."""
-        return range(len(self.tokens) - sum(self.branches) - 1 if self.requests else len(self.tokens), len(self.tokens))
+        return range(self.context - 1 if self.requests else len(self.tokens), len(self.tokens))
 
     @property
     def depths(self) -> list[tuple[int, int]]:
         """For each token, how many it has before it on its way from the beginning, and its branch; 0 is the context."""
-        context = len(self.tokens) - sum(self.branches)
-        branches = [range(context), *(range(context, context + length) for length in self.branches)]
+        branches = [range(self.context), *(range(self.context, self.context + length) for length in self.branches)]
         return [(depth, number) for number, depths in enumerate(branches) for depth in depths]
 
 
@@ -149,7 +152,7 @@ class Plan:
 def plan_batches(asked: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS) -> list[Batch]:
     """Arrange requests into sequences and batches, as far as they share; those of one prefix come one after another."""
     by_context: dict[tuple[int, ...], list] = defaultdict(list)
-    for number, (context, continuation) in enumerate(zip(asked.contexts, asked.continuations, strict=True)):
+    for number, (context, continuation) in enumerate(asked.pairs):
         tokens = tuple((context + continuation)[-(asked.max_length + 1) :][:-1])
         by_context[tokens[: len(tokens) - len(continuation) + 1]].append((number, tuple(continuation)))
     by_beginning, by_prefix, tail = defaultdict(list), defaultdict(list), lambda request: request[1][:-1]

@@ -96,7 +96,7 @@ def sweep(
     distinct, how = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
     if engine is None:
         family = family or TreeModel(model, distinct)
-        found = np.full((len(distinct), len(asked.requests.contexts)), np.array((np.nan, False), ANSWER))
+        found = np.full((len(distinct), len(asked.requests.pairs)), np.array((np.nan, False), ANSWER))
         try:
             loglikelihoods(family, asked.requests, batch_tokens=batch_tokens, memory=memory, into=found, **how)
         except KeyboardInterrupt:
@@ -200,8 +200,8 @@ def loglikelihoods(
     `plan_requests`. `into`, [C, R] of ANSWER, is filled as they come. One of minus infinity is of a token that the
     model rules out. Raises InputError for what is not a number.
     """
-    answers = np.empty((len(family.cuts), len(asked.contexts)), ANSWER) if into is None else into
-    if not asked.contexts:
+    answers = np.empty((len(family.cuts), len(asked.pairs)), ANSWER) if into is None else into
+    if not asked.pairs:
         return answers["logprob"], answers["greedy"]
     plan = plan_requests(family, asked, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
@@ -238,7 +238,7 @@ def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_
         tokens=tokens_of(batches),
         layer_steps=steps,
         bytes=min(memory, max(map(family.bytes_needed, parts), default=0)),
-        requests=len(asked.contexts),
+        requests=len(asked.pairs),
         reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if family.is_streamed else 0,
         seconds=None if family.is_streamed or not steps else _predict_seconds(family, batches, steps),
     )
@@ -279,7 +279,7 @@ def text_requests(sequences: list[torch.Tensor]) -> Requests:
     if not sequences or min(map(len, sequences)) < 2:
         raise InputError("there is no sequence to measure the loss on: give more text, or sequences from two tokens")
     tokens = [sequence.tolist() for sequence in sequences]
-    return Requests([ids[:1] for ids in tokens], [ids[1:] for ids in tokens], max(map(len, tokens)))
+    return Requests([(ids[:1], ids[1:]) for ids in tokens], max(map(len, tokens)))
 
 
 def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Requests:
@@ -310,7 +310,7 @@ def request_loss(
     check_cuts(model, cuts)
     family, how = TreeModel(model, cuts), {"shards": shards, "what": "loss on text"}
     logprobs, _ = loglikelihoods(family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, **how)
-    by_cut, lengths = dict(zip(family.cuts, -logprobs, strict=True)), np.array(list(map(len, requests.continuations)))
+    by_cut, lengths = dict(zip(family.cuts, -logprobs, strict=True)), np.array([len(ids) for _, ids in requests.pairs])
     rows, of_sequences = [], {}
     for cut in cuts:
         if not np.isfinite(by_cut[cut]).all():

@@ -54,12 +54,10 @@ class TreeModel:
         self.network, self.is_streamed = Network(model), is_streamed(model)
         self.sharing = try_sharing(model, cuts) if sharing is None else sharing
         self.estimate = Estimate(self.network)
-        self._take(list(dict.fromkeys(cuts)))
-
-    def _take(self, cuts: list[Cut]) -> None:
-        self.cuts, self.tree = cuts, Tree(cuts, len(self.network.layers))
-        self._part: TreeModel = self
+        self.cuts = list(dict.fromkeys(cuts))
+        self.tree = Tree(self.cuts, len(self.network.layers))
         self._prefixes: dict[tuple[int, ...], PrefixCache] = {}
+        self._part = self
 
     def part(self, cuts: list[Cut]) -> "TreeModel":
         """That of some of the cuts, the same one as long as others are not asked for: it has its prefixes."""
@@ -67,7 +65,7 @@ class TreeModel:
             return self
         if cuts != self._part.cuts:
             self._part = copy.copy(self)
-            self._part._take(cuts)
+            vars(self._part).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={})
         return self._part
 
     @property
