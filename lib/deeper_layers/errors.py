@@ -88,10 +88,15 @@ def in_bytes(number: int) -> str:
     return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"
 
 
+def visible(text: str) -> str:
+    """A text without anything that can't be seen: line breaks, a change of direction and the like as their codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(message: str) -> str:
     """A message as a terminal shows it: on one line, no character that moves its cursor, the middle left out of a long
     one. Messages quote names, values, and what other libraries say."""
-    words = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(message.split()))
+    words = visible(" ".join(message.split()))
     return words if len(words) <= LONGEST else f"{words[: LONGEST * 2 // 3]} ... {words[-LONGEST // 4 :]}"
 
 

@@ -3,12 +3,9 @@
 import html
 import re
 
+from deeper_layers.errors import visible
+
 MARKUP = re.compile(r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])")  # in Markdown, within a line and at its beginning
-
-
-def visible(text: str) -> str:
-    """A text without anything that can't be seen: line breaks, a change of direction and the like as their codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def as_html(text: str) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut, check_cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, telling
 from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers, renumber_configs, writers
 
 UNSTATED = "no configuration states a layer without one of its sublayers"
@@ -114,15 +114,9 @@ def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def _empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:
     """What saving and reloading the model would build, without weights."""
-    try:
-        config = type(model.config).from_dict(model.config.to_dict())
-        with torch.device("meta"):
-            return type(model)(config)
-    except Exception as error:  # the configuration classes of transformers raise many kinds
-        raise InputError(
-            f"a cut that {cut} does not fit the configuration of {type(model).__name__} ({error}); expected "
-            "one that can be saved and reloaded; choose another cut or model"
-        ) from error
+    said = f"a cut that {cut} does not fit the configuration of {type(model).__name__}"
+    with telling(said, "choose another cut or model"), torch.device("meta"):
+        return type(model)(type(model.config).from_dict(model.config.to_dict()))
 
 
 def _adopt_differences(

@@ -19,11 +19,11 @@ TASKS = Path(__file__).with_name("tasks")
 ITEMS_VERSION = 1
 # what is asked of the subject of each relation of facts.csv
 RELATIONS = {
-    "author": "the author of {}",
-    "opposite": 'the opposite of "{}"',
-    "past": 'the past tense of "{}"',
-    "french": 'the French word for "{}"',
-    "currency": "the name of the currency of {}",
+    "author": "Who is the author of {}",
+    "opposite": 'What is the opposite of "{}"',
+    "past": 'What is the past tense of "{}"',
+    "french": 'What is the French word for "{}"',
+    "currency": "What is the name of the currency of {}",
 }
 
 
@@ -74,10 +74,10 @@ def facts() -> list[dict]:
     """
     rows, draw, items = _table("facts"), random.Random(0), []
     for row in rows:
-        relation, asked = row["relation"], RELATIONS[row["relation"]].format(row["subject"])
-        others = [other["answer"] for other in rows if other["relation"] == relation and other is not row]
-        question = f"{'Who' if relation == 'author' else 'What'} is {asked}"
-        items.append({"question": question, "asked": asked} | _choices(draw, row["answer"], others))
+        question = RELATIONS[row["relation"]].format(row["subject"])
+        asked = {"question": question, "asked": question.partition(" is ")[2]}
+        others = [other["answer"] for other in rows if other["relation"] == row["relation"] and other is not row]
+        items.append(asked | _choices(draw, row["answer"], others))
     draw.shuffle(items)
     return items
 

@@ -40,8 +40,7 @@ def text_batches(
     while found:
         size = max(1, batch_tokens // len(found[0]))
         rows, found = [row.long() for row in found[:size]], found[size:]
-        masks = [torch.ones_like(row) for row in rows]
-        ids, mask = (pad_sequence(of_rows, batch_first=True) for of_rows in (rows, masks))
+        ids, mask = (pad_sequence(of, batch_first=True) for of in (rows, list(map(torch.ones_like, rows))))
         batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
 

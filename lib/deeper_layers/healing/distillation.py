@@ -4,11 +4,10 @@ Source: Hinton et al. 2015 (arXiv 1503.02531), equations 1 to 4: both models' lo
 the loss multiplied by its square, so that the size of its gradients stays. Muralidharan et al. 2024 (Minitron, arXiv
 2407.14679): of pruned language models the forward divergence, KL(unpruned || pruned), in place of the cross-entropy.
 
-Memory: the teacher's weights are the student's and those of the dropped layers, once; adapters lie on the student
-alone. Of either model only what enters the head, [T, D] a sequence, is there as a whole. Logits are made from it in
-pieces, in float32 at most `PIECE` bytes for each of the few that exist at once, and their gradient before the next
-piece. The head is not trained, so the student's own makes the logits of both. A teacher that does not fit beside the
-student leaves its states on disk before (`keep_teacher`): D numbers a token, which say all that its V logits would.
+Memory: the teacher's weights are the student's and those of the dropped layers, once. Of either model only what enters
+the head, [T, D] a sequence, is there as a whole: logits and their gradient are made from it in pieces of `PIECE` bytes,
+by the student's head for both, as it is not trained. A teacher that does not fit beside the student leaves its states
+on disk before (`keep_teacher`): D numbers a token, which say all that its V logits would.
 
 Letters in shapes: B sequences, T tokens, N positions that predict a token, D width, V vocabulary.
 """

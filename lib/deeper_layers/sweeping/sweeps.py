@@ -73,9 +73,8 @@ def sweep(
 
     Returns:
         One row for each task, metric and cut: task, metric, start, size, value, stderr, items; where some cuts are no
-        blocks also their `name` as cut. Its `attrs` hold
-        "outcomes" (by the cut's `name`, then task: what came out item by item, packed) and "levels" (accuracy of
-        guessing by chance and by the commonest answer, a task).
+        blocks also their `name` as cut. Its `attrs` hold "outcomes" (by the cut's `name`, then task: what came out item
+        by item, packed) and "levels" (accuracy of guessing by chance and by the commonest answer, a task).
 
     Raises:
         InputError: unknown tasks, or those scored in another way; no cuts, or some that don't fit the model; a limit

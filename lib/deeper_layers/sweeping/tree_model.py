@@ -210,8 +210,7 @@ def _most_shared(tried, some: list[Cut]) -> Sharing:
 def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     """What is tried: layers of every kind out of a model, and cuts of them; else the model, and two of its own cuts.
 
-    A trial on all layers takes long. And rounding to 16 bits grows from layer to layer until logits of 30 layers differ
-    as much as by a fault; after a few layers it is a small part of that.
+    A trial on all layers takes long, and rounding to 16 bits grows with them until it is as large as a fault.
     """
     count = num_layers(model)
     places = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
