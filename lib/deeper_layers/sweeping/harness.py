@@ -16,7 +16,7 @@ import logging
 import math
 import random
 import statistics
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -234,23 +234,17 @@ def data_fingerprint(task: str, datasets: str | None = None) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def score(
-    tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray, written: Sequence[Answer] = ()
-) -> tuple[list[dict], dict]:
+def score(tasks: Tasks, answers: list[tuple[float, bool]], written: list[Answer]) -> tuple[list[dict], dict]:
     """One model's answers, scored by lm-eval.
 
-    Parameters
-    ----------
-    logprobs: [R] log-probability of each request's continuation, in nats.
-    greedy: [R] whether that continuation is what greedy decoding would give.
-    written: the answer to each of `tasks.generations`.
+    `answers` are the log-probability of each request's continuation, in nats, and whether greedy decoding would give
+    it; `written` the answer to each of `tasks.generations`.
 
     Returns the rows (task, metric, value, stderr, items; groups that aggregate are among them) and, for
     each task, the outcomes by item, packed: each metric that is 0 or 1, the choice made, the log-probability of every
     choice, and which of them is right; of written answers how many tokens they have, and whether they ended.
     """
-    answers = [*zip(logprobs.tolist(), greedy.tolist(), strict=True), *written]
-    for instance, answer in zip(tasks.instances + tasks.generations, answers, strict=True):
+    for instance, answer in zip(tasks.instances + tasks.generations, [*answers, *written], strict=True):
         vars(instance).update(resps=[], filtered_resps={}, answer=answer)
     # the requests stand: lm-eval is not to build them again for every set of answers
     for task in tasks.loaded["tasks"].values():
@@ -268,10 +262,10 @@ def score(
     return rows, outcomes
 
 
-def accuracy(tasks: Tasks, names: Container[str], answers: np.ndarray) -> float:
-    """The mean accuracy of some tasks, by one model's answers [R], each a log-probability and whether it is greedy."""
+def accuracy(tasks: Tasks, names: Container[str], answers: list[tuple[float, bool]]) -> float:
+    """The mean accuracy of some tasks, by one model's answers as `score` takes them."""
     right = collections.defaultdict(list)
-    pairs = zip(tasks.instances, answers.tolist(), strict=True)
+    pairs = zip(tasks.instances, answers, strict=True)
     for (name, _), of_item in itertools.groupby(pairs, key=lambda pair: (pair[0].task_name, pair[0].doc_id)):
         if name in names:
             instances, found = zip(*of_item, strict=True)

@@ -93,22 +93,20 @@ def sweep(
     prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order, "datasets": datasets}
     asked = _tasks_asked(model, tokenizer, tasks, cuts, limit, **prompts)
     distinct, how = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
+    answers = np.full((len(distinct), len(asked.requests.pairs)), np.array((np.nan, False), ANSWER))
     if engine is None:
         family = family or TreeModel(model, distinct)
-        found = np.full((len(distinct), len(asked.requests.pairs)), np.array((np.nan, False), ANSWER))
         try:
-            loglikelihoods(family, asked.requests, batch_tokens=batch_tokens, memory=memory, into=found, **how)
+            loglikelihoods(family, asked.requests, batch_tokens=batch_tokens, memory=memory, into=answers, **how)
         except KeyboardInterrupt:
-            _say_so_far(asked, distinct, found, how["what"])
+            _say_so_far(asked, distinct, answers, how["what"])
             raise
-        logprobs, greedy = found["logprob"], found["greedy"]
-        answers = generate(family, tokenizer, asked.generations, memory=memory, **how)
+        written = generate(family, tokenizer, asked.generations, memory=memory, **how)
     else:
         vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
-        logprobs = greedy = np.zeros((len(distinct), 0))
-        answers = generate_apart(model, tokenizer, distinct, asked.generations, engine=engine, **how)
+        written = generate_apart(model, tokenizer, distinct, asked.generations, engine=engine, **how)
     rows, outcomes = [], {}
-    for cut, *of_cut in zip(distinct, logprobs, greedy, answers, strict=True):
+    for cut, *of_cut in zip(distinct, answers.tolist(), written, strict=True):
         found, outcomes[cut.name] = harness.score(asked, *of_cut)
         rows += [row | {"start": cut.start, "size": cut.size, "cut": cut.name} for row in found]
     name = [] if all(cut.is_block for cut in distinct) else ["cut"]
@@ -124,7 +122,7 @@ def _say_so_far(asked: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what
     done = names - {instance.task_name for instance, is_missing in zip(asked.instances, missing) if is_missing}
     if done:
         print(f"\n{what}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
-        for cut, of_cut in zip(cuts, answers):
+        for cut, of_cut in zip(cuts, answers.tolist()):
             print(f"  n = {cut.size}, l = {cut.start}: {harness.accuracy(asked, done, of_cut):.3f}", file=sys.stderr)
 
 
