@@ -33,16 +33,10 @@ def check_engine(engine: str, model, tasks: list[str]) -> None:
     """
     from deeper_layers.models.network import is_streamed  # torch: the command asks which engines there are
 
-    if tasks:
-        raise InputError(
-            f"engine is {engine!r}, and {tasks[0]!r} is scored by log-likelihoods, which pruned models share in our "
-            "tree: ask for generated tasks alone, or leave it out"
-        )
-    if getattr(model.config, "quantization_config", None) is not None or is_streamed(model):
-        raise InputError(
-            f"engine is {engine!r}, and the model is quantized, or its layers are on disk: open it in a data type, and "
-            "in memory"
-        )
+    is_plain = getattr(model.config, "quantization_config", None) is None and not is_streamed(model)
+    if tasks or not is_plain:
+        odd = f"{tasks[0]!r} is scored by log-likelihoods" if tasks else "the model is quantized, or its layers on disk"
+        raise InputError(f"engine is {engine!r}, and {odd}: leave it out")
 
 
 def generate(pruned, tokenizer, instances: list) -> list[str]:
