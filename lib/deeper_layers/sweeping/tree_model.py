@@ -65,7 +65,7 @@ class TreeModel:
             return self
         if cuts != self._part.cuts:
             self._part = copy.copy(self)
-            vars(self._part).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={})
+            vars(self._part).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={}, _part=self)
         return self._part
 
     @property
