@@ -61,9 +61,9 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(tiny_folde
 
 
 def test_text_that_heals_gives_no_loss(tiny_folder, opened, monkeypatch):
-    experiment = Experiment(HealingParameters(model=str(tiny_folder)), opened=lambda: opened)
+    experiment = Experiment(HealingParameters(model=str(tiny_folder), text="wikipedia"), opened=lambda: opened)
     monkeypatch.setattr(data, "texts", lambda *_, **part: ["the same"])
-    with pytest.raises(InputError, match="1 documents of c4 heal and give the loss"):
+    with pytest.raises(InputError, match="1 documents of wikipedia heal and give the loss"):
         healings.Healing(CUTS[1], experiment.parameters.config(), experiment).adapters()
 
 
