@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # slow
 
 PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
 BITSANDBYTES = ("nf4", "int8")
+Kind = TypeVar("Kind", bound="Shown")  # not Self: shapes are checked method by method
 
 LIST = r"[\s,]*({0})(\s*,[\s,]*({0}))*[\s,]*"
 NUMBER = r"[0-9]{1,5}(\s*-\s*[0-9]{1,5})?"
@@ -115,7 +116,7 @@ class Shown(BaseModel):
             raise checks.refused(error, fields) from None
 
     @classmethod
-    def from_names(cls, names: dict[str, object]) -> Self:
+    def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
         """The parameters among a notebook's global names, and what was given besides: no imports, no tables."""
         plain = (name for name, value in names.items() if isinstance(value, str | int | float) and name[0] != "_")
         return cls(**{name: names[name] for name in [*cls.model_fields, *plain] if name in names})
@@ -138,7 +139,7 @@ class Shown(BaseModel):
         checks.place("model", self.model)
         results.results_folder(self.results)
 
-    def but(self, **others) -> Self:
+    def but(self: Kind, **others) -> Kind:
         """The same parameters, with some set otherwise."""
         return type(self)(**(self.model_dump() | others))
 
