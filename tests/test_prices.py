@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from transformers import MixtralConfig
 
 from deeper_layers import models, prices
 from deeper_layers.cuts import Cut, simple_cut
@@ -13,6 +14,7 @@ from deeper_layers.experiments.notebook_parameters import (
     SimilarityParameters,
 )
 from deeper_layers.experiments.plans import plan_notebooks
+from deeper_layers.models import configuration
 from deeper_layers.presets import PRESETS
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping.tree import Tree
@@ -50,6 +52,12 @@ def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     seconds = [prices.duration(work.seconds(machine, "bfloat16")) for work in works]
     cells = [name, f"{works[0].weights / 1e9:,.0f} GB", str(works[0].devices(machine)), *seconds]
     assert f"| {' | '.join(cells)} |\n" in (ROOT / "book" / "your-model.md").read_text()
+
+
+def test_experts_in_float32_have_a_price():
+    config = MixtralConfig(num_hidden_layers=2, hidden_size=64, intermediate_size=96, vocab_size=99)
+    shape = prices.shape_of(configuration.built_empty(config, "here"))
+    assert shape.remembered == 2 * 2 * config.num_key_value_heads * 64 / config.num_attention_heads
 
 
 def test_a_sweep_costs_what_its_tree_has_nodes():

@@ -98,6 +98,7 @@ class Shape:
 
 def shape_of(model) -> Shape:
     """The shape of a model of transformers, which may be one without weights (`models.empty_model`)."""
+    import torch
     from torch import nn
 
     from deeper_layers.healing.adapters import ffn_modules
@@ -105,6 +106,8 @@ def shape_of(model) -> Shape:
     from deeper_layers.models.decoder import decoder_layers
     from deeper_layers.models.network import Network
 
+    if model.device.type == "meta":  # where experts can be run in this format alone
+        model = model.to(torch.bfloat16)
     config, layers, network = text_config(model.config), decoder_layers(model), Network(model)
     stated = lambda name, otherwise=0: getattr(config, name, None) or otherwise  # noqa: E731
     sizes = {name: parameter.numel() for name, parameter in layers.named_parameters()}

@@ -67,5 +67,6 @@ def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
             for cost in found["costs"]
         ]
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
-        share = f"{prices.REACHED:.0%} of the matrix throughput" if machine["name"] != "this" else "products"
-        yield f"Arithmetic, not measured: {share} of the {machine['source']}."
+        share = f"{prices.REACHED:.0%} of the matrix throughput of the"
+        share = "the median of short products," if machine["name"] == "this" else share
+        yield f"Arithmetic, not measured: {share} {machine['source']}."
