@@ -6,7 +6,6 @@ import json
 import os
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.experiment import Experiment
+from deeper_layers.experiments.experiment import Data, Experiment
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results import places
@@ -37,6 +36,11 @@ KEY = {
 DETAILS = {"levels": {"a": {"chance": 0.25}}}
 
 
+class Text(Data):
+    def fingerprint(self, datasets):
+        return self.part["hash"]
+
+
 class Measure:
     """Measures what a key asks, or reads it in a folder of results; how often it was measured is counted."""
 
@@ -46,7 +50,7 @@ class Measure:
     def __call__(self, key: dict = KEY, parts: int = 0):
         settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data")}
         source = Source(**key["model"], num_layers=5, dtype=key["dtype"], quantized="none", folder="")
-        reads = [SimpleNamespace(name="wikipedia", fingerprint=lambda _: key["data"])]
+        reads = [Text("wikipedia", {"hash": key["data"]})]
 
         def measure(shards):
             self.count += 1

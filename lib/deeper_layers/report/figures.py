@@ -15,6 +15,7 @@ from deeper_layers.report import paper
 from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Figure, csv_link
 from deeper_layers.report.estimates import AT_FLOOR, ends_of
 from deeper_layers.report.names import (
+    FIRST,
     TITLES,
     TOPICS,
     Said,
@@ -87,7 +88,9 @@ def curves(
         levels, beside = levels_of(own, y), over_of(over, own)
         across = span([own[x], beside[x]], zero=x in AXES)
         heights = span([*(own[end] for end in (y, low, high) if end in own), [*levels.values()], beside[y]])
-        heights = [-0.5, 1.3] if y == "kept" else [0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
+        heights = (
+            [-0.5, 1.3] if y == "kept" else [0.0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
+        )
         panel.reach(across, heights, "x" * (x in PERCENT) + "y" * (y in PERCENT))
         for label, height in levels.items():
             line = "dot" if label == "guessing" else "dash"
@@ -263,7 +266,7 @@ def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> list[tupl
     cols, heads = (rows[of].astype(str) if of else pd.Series("", rows.index) for of in (col, row))
     panels = []
     for head in in_order(heads.unique(), tuple(TOPICS.values())):
-        for one in in_order(cols.unique()):
+        for one in in_order(cols.unique(), (*sorted({*cols} - {*FIRST}), *FIRST)):  # a reader's own models first
             found = rows[(heads == head) & (cols == one)]
             title = visible(model_title(one) if col == "model" else one)
             title += ", only guesses" if "untold" in rows and (found["untold"] == AT_FLOOR).all() else ""

@@ -29,7 +29,7 @@ class Shards:
     @property
     def seconds_before(self) -> float:
         """What the shards that were found had taken."""
-        return sum(self._took)
+        return sum(self._took, 0.0)
 
     def get(self, number: int, same: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
         """The arrays of shard `number`; None where it is missing or, with a warning, unreadable.

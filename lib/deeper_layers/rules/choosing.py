@@ -192,7 +192,7 @@ def _lowest_sublayers(*rows: int) -> Cuts:
 
     def cuts(sizes, layers, cosines):
         order = np.argsort(1 - cosines[list(rows)].ravel(), kind="stable")
-        sublayers = [(rows[place // layers], place % layers) for place in order]
+        sublayers = [(rows[place // layers], place % layers) for place in map(int, order)]
         return [_without(sublayers[: size * len(rows)]) for size in sizes]
 
     return cuts
