@@ -22,10 +22,11 @@ from deeper_layers.export.model_card import model_card, read_facts
 from deeper_layers.export.tensors import Changed, Layout, read_layout
 from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import folder_files, local_path, read_json
-from deeper_layers.models.sources import checkpoint_folder, model_key
+from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
 from deeper_layers.package_index import file_hash
 
 TOKENIZER = "tokenizer_config.json"
+MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
 # of a checkpoint beside config.json and weights: how it generates, tokenizer, processors, template, scales, licence
 NEEDED = re.compile(
     r"generation_config\.json|(tokenizer|vocab|merges|added_tokens|special_tokens_map|tekken)[\w.-]*\.(json|txt|bpe)|"
@@ -99,8 +100,9 @@ def slice_checkpoint(
     check(out)
     folder = checkpoint_folder(source, revision)
     lineage.check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
-    layout, key = read_layout(folder, mtp=mtp), model_key(source, folder)
+    layout = read_layout(folder, mtp=mtp)
     stamps = _stamps(layout)
+    large = local_path(source).is_dir() and sum(size for size, _ in stamps.values()) > MOST_HASHED
     added = None if adapter is None else read_adapter(adapter)
     others, facts = _files_beside(folder, trust_remote_code), read_facts(source, folder)
     whole = Cut.of(cut.dropped) if silence else cut
@@ -111,14 +113,14 @@ def slice_checkpoint(
         tensors.replace_tensors(entries, layout, changed)
     if added:
         if added.base:  # else peft wrote it, and does not say of what
-            added.check(key, cut)
+            added.check(model_key(source, folder), cut)
         tensors.add_adapter(entries, layout, added)
     if cast := tensors.cast_entries(entries, layout, dtype, bool(facts.quantized)):
         state_dtype(config, cast)
 
     step = lineage.Step(
-        model=key["name"],
-        weights=key["weights"],
+        model=model_name(source),
+        weights=None if large else model_key(source, folder)["weights"],
         layers=layout.layers,
         dropped=[*cut.dropped],
         attention=[*cut.attention],
@@ -137,12 +139,12 @@ def slice_checkpoint(
     of = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
     mend = "mend that and run this again, it goes on from there"
     with telling(f"can't write {out}", mend, OSError), atomic_dir(out, check, None if changed else of) as made:
-        tensors.write_tensors(files, made, out)
+        hashes = tensors.write_tensors(files, made, out)
         for file, path in others.items():
             shutil.copyfile(path, made / file)
         for file, text in texts.items():
             (made / file).write_text(text, encoding="utf-8", newline="")
-        hashes = {file: file_hash(made / file) for file in (*files, *texts, *others)}
+        hashes |= {file: file_hash(made / file) for file in (*texts, *others)}
         (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
         if _stamps(layout) != stamps:
             raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")

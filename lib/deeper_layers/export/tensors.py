@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from deeper_layers.models import checkpoint_files, configuration
 from deeper_layers.models.checkpoint_files import INDEX, NUMBERED, SINGLE, Tensor
 from deeper_layers.models.decoder import ends_sublayer, layers_path
 from deeper_layers.models.sources import DTYPES
+from deeper_layers.package_index import file_hash
 
 # what configurations call the number of layers for multi-token prediction, whose tensors come after the last layer's
 PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
@@ -270,10 +272,16 @@ def file_bytes(entries: Entries) -> int:
     return len(_head(entries)) + sum(entry.size for entry in entries.values())
 
 
-def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
-    """Write files for what will be at `out`. One that is there is whole, from an interrupted run of the same."""
+def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[str, str]:
+    """Write files for what will be at `out`; their SHA-256. Each is hashed while the next one is written.
+
+    One that is there is whole, from an interrupted run of the same.
+    """
+    hashes = {}
     missing = {file: entries for file, entries in files.items() if not (folder / file).exists()}
-    with writing(sum(map(file_bytes, missing.values())), folder, out) as bar:
+    with writing(sum(map(file_bytes, missing.values())), folder, out) as bar, ThreadPoolExecutor(1) as beside:
+        for file in files.keys() - missing.keys():
+            hashes[file] = beside.submit(file_hash, folder / file)
         for file, entries in missing.items():
             with open(partial := folder / f".{file}.partial", "wb") as made:
                 bar.update(made.write(_head(entries)))
@@ -282,6 +290,8 @@ def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
                 made.flush()
                 os.fsync(made.fileno())
             os.replace(partial, folder / file)
+            hashes[file] = beside.submit(file_hash, folder / file)
+    return {file: found.result() for file, found in hashes.items()}
 
 
 def _head(entries: Entries) -> bytes:
