@@ -35,14 +35,14 @@ def test_a_plateau_ends_no_earlier_than_the_papers(task, shares, verdict, reason
     assert table.loc["plateau", ["verdict", "reason"]].tolist() == [verdict, reason]
 
 
-def test_one_number_decides_within_its_limits_and_healings_at_another_rate_test_nothing(found):
+def test_one_number_decides_within_its_limits_and_short_healings_test_nothing(found):
     told = found[found["verdict"].isin(["supported", "contradicted"])]
     inside = (told["floor"] <= told["low"]) & (told["low"] <= told["value"]) & (told["high"] <= told["ceiling"])
     assert (inside == (told["verdict"] == "supported")).all()
     assert set(found.loc[found["value"].isna(), "verdict"]) == {"at floor", "not tested"}
     of_healed = found[found["claim"].isin(["plateau-healed", "boolq-healing", "healed-loss", "simple-healed"])]
     assert set(of_healed["verdict"]) == {"not tested"}
-    assert of_healed["reason"].str.startswith("healed at 17 times the paper's rate").all()
+    assert of_healed["reason"].str.fullmatch("healed at (17|1)× the paper's rate, on 0.0[47]% of its tokens").all()
 
 
 def test_published_claims_are_judged_as_written_down(found):

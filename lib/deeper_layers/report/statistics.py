@@ -95,7 +95,8 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     own = own.assign(healed=healed_in_words(own["healing"], own["bits"]))
     found = curves(own, also=["healing", "bits", "healed"]).drop(columns=KEPT)
     settings = {how: json.loads(how) for how in found["healing"].dropna().unique()}
-    lines = {how: f"healed, rank {of['rank']}, {of['tokens']:,} tokens" for how, of in settings.items()}
+    words = "healed at {learning_rate:g}, rank {rank}, {tokens:,} tokens"
+    lines = {how: words.format(**of) for how, of in settings.items()}
     line = [lines.get(how, "not healed") for how in found["healing"]]
     return found.assign(line=line, relative=found["value"] / found["guessing"])
 
