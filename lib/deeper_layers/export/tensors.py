@@ -291,7 +291,7 @@ def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[st
                 os.fsync(made.fileno())
             os.replace(partial, folder / file)
             hashes[file] = beside.submit(file_hash, folder / file)
-    return {file: found.result() for file, found in hashes.items()}
+    return {file: hashes[file].result() for file in files}
 
 
 def _head(entries: Entries) -> bytes:
