@@ -6,11 +6,11 @@ from .opening import device_name as device_name
 from .opening import empty_model as empty_model
 from .opening import load_model as load_model
 from .opening import tokenizer_of as tokenizer_of
+from .sizes import sizes_of as sizes_of
 from .sources import PACKAGED as PACKAGED
 from .sources import checkpoint_folder as checkpoint_folder
 from .sources import configured as configured
 from .sources import find_model as find_model
 from .sources import model_name as model_name
 from .sources import recorded_model as recorded_model
-from .sources import sizes_of as sizes_of
 from .sources import stated_config as stated_config
