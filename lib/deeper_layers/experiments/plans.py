@@ -84,7 +84,7 @@ def _works(kind: str, key: dict, experiment: Experiment) -> Works:
         return
     if kind == "healing" or "answer_tokens" in key:  # of a file on its way, healed in between
         config = HealingConfig(**key["healing"])
-        cut = max(map(_cut, cut_names(key) or [key["cut"]]))
+        cut = max(map(_cut, cut_names(key) or [key["cut"]]), key=lambda cut: cut.size)
         yield f"healing, {config.tokens:,} tokens", prices.healing_cost(shape, cut, config, dtype)
     choice = key.get("choice")
     cuts = unchosen(choice["rule"], choice["sizes"]) if choice else sorted(map(_cut, cut_names(key)), key=astuple)
