@@ -12,6 +12,7 @@ from deeper_layers.experiments.notebook_parameters import (
     ComparedHealingsParameters,
     ReasoningParameters,
     SimilarityParameters,
+    TakeAwayParameters,
 )
 from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.models import configuration
@@ -127,3 +128,9 @@ def test_what_notebooks_will_measure_is_told_once_and_not_where_results_hold_it(
     assert found["04", "healing, 122,880 tokens, 3 times"] > 0
     asked["01-similarity"].measured()
     assert ("01", "distances") not in {(row["notebook"][:2], row["what"]) for row in plan_notebooks(asked)}
+
+
+def test_a_file_on_its_way_has_a_price_before_its_cut_is_known(tiny_gguf, tmp_path):
+    given = {"tasks": "capitals", "sizes": "0, 2", "drop": 2, "limit": 6, "bits": "Q8_0"}
+    asked = TakeAwayParameters(model=str(tiny_gguf), results=str(tmp_path), **given)
+    assert "healing, 122,880 tokens" in [row["what"] for row in plan_notebooks({"08-take-away": asked})]
