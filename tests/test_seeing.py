@@ -11,7 +11,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.export.config_text import state_dtype
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
-from deeper_layers.models.sources import find_model, sizes_of
+from deeper_layers.models.sizes import sizes_of
+from deeper_layers.models.sources import find_model
 from deeper_layers.pruning import drop_layers
 from tests.plain import without
 from tests.test_slicing import stated
