@@ -43,7 +43,7 @@ def test_cka_by_points_is_that_by_features():
     clouds = normal(60, 8) + 5, (normal(60, 5, seed=2) + normal(60, 8)[:, :5]) @ turned(5)
     x, y = (one - one.mean(dim=0) for one in clouds)
     norms = [torch.linalg.norm(one.T @ other) for one, other in ((y, x), (x, x), (y, y))]
-    found = measures.linear_cka(*map(measures.gram, clouds))
+    found = measures.linear_cka(*map(measures.gram_matrix, clouds))
     assert found == pytest.approx(float(norms[0] ** 2 / norms[1] / norms[2]), rel=1e-12)
 
 
@@ -67,7 +67,7 @@ def test_two_nn_finds_the_dimension_of_a_torus(dimension):
 
 
 def overlap(first, second, number):
-    return measures.in_common(*(measures.nearest(points, number).indices for points in (first, second))).mean().item()
+    return measures.row_overlap(*(measures.nearest(points, number).indices for points in (first, second))).mean().item()
 
 
 def test_neighbours_in_common():
@@ -80,10 +80,11 @@ def test_neighbours_in_common():
 
 def test_divergence_of_distributions():
     first, second = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.25, 0.5]]).log()
-    apart, common = measures.divergence(first, second)
+    apart, common = measures.compare_logits(first, second)
     assert apart.item() == pytest.approx(0.25 * math.log(2), rel=1e-6) and common.item() == 1
     tops = torch.arange(10.0)[None]
-    assert measures.divergence(tops, tops.roll(3))[1].item() == pytest.approx(2 / 5)  # 5 to 9, and 5, 6 and lower ones
+    # 5 to 9, and 5, 6 and lower ones
+    assert measures.compare_logits(tops, tops.roll(3))[1].item() == pytest.approx(2 / 5)
 
 
 # ---- what a pass records ---------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def test_one_pass_records_a_plain_reading_of_the_formulas():
         np.testing.assert_allclose(found["entropy"][number], entropy, atol=1e-5)
         with torch.no_grad():
             lens = llama.lm_head(llama.model.norm(states[:, -1].float()))
-        expected = torch.stack(measures.divergence(logits(llama, tokens)[0, -1:], lens), dim=1)
+        expected = torch.stack(measures.compare_logits(logits(llama, tokens)[0, -1:], lens), dim=1)
         np.testing.assert_allclose(found["lens"][number], expected, atol=1e-4)
 
 
@@ -120,7 +121,7 @@ def test_a_skipped_layer_is_a_dropped_one(family):
     for layer in range(LAYERS):
         pruned = drop_layers(model, Cut(layer, 1))
         outputs = ([logits(one, torch.tensor([s]))[0, -1] for s in SEQUENCES] for one in (model, pruned))
-        expected, _ = measures.divergence(*map(torch.stack, outputs))
+        expected, _ = measures.compare_logits(*map(torch.stack, outputs))
         np.testing.assert_allclose(found["output"][ends, layer], expected, rtol=1e-3, atol=1e-5)
     assert found["output"].min() > 1e-4
     assert (np.triu(np.ones((LAYERS, LAYERS)), 1) == (found["later"].mean(axis=0) > 1e-3)).all()

@@ -11,8 +11,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules import changed_model
-from deeper_layers.rules.changing import bridged, likeness_on, merged_model
-from deeper_layers.rules.choosing import REGISTERED, SEEDS, first_of, merged_layers, similarity_cut
+from deeper_layers.rules.changing import bridge_cut, build_likeness, merged_model
+from deeper_layers.rules.choosing import REGISTERED, SEEDS, choose_merges, similarity_cut, target_layer
 from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.sweeps import text_loss
 from deeper_layers.sweeping.tree import Tree
@@ -197,7 +197,7 @@ def test_merged_layers_are_sums_of_differences_from_the_first(model):
 def test_likeness_is_the_cosine_of_all_final_states(model, sequences):
     tried, tokens = [0, 1, 2, (3, 4), 5], torch.stack(sequences)
     states = [one.model(tokens).last_hidden_state.double().flatten(1) for one in (model, merged_model(model, tried))]
-    likeness = likeness_on(model, sequences)
+    likeness = build_likeness(model, sequences)
     assert likeness(tried) == pytest.approx(torch.cosine_similarity(*states).mean().item(), abs=1e-6)
     assert likeness(list(range(LAYERS))) == pytest.approx(1, abs=1e-9)
 
@@ -209,13 +209,13 @@ def test_laco_walks_down_and_merges_where_states_stay_alike():
 
     trials: list = []
     # two layers become one at a time, the walk begins where two are left above
-    assert merged_layers(1, 6, likeness) == [0, (1, 2), 3, 4, 5]
+    assert choose_merges(1, 6, likeness) == [0, (1, 2), 3, 4, 5]
     first = [[0, 1, 2, (3, 4), 5], [0, 1, (2, 3), 4, 5], [0, (1, 2), 3, 4, 5], [(0, 1), 2, 3, 4, 5]]
     assert trials[:4] == first and len(trials) == 4 + 4 + 3, "thresholds of 0.95, 0.9 and 0.85"
     for layers in (2, 5, 20):
         for size in range(layers):
-            found = merged_layers(size, layers, lambda _: -1.0)
-            assert len(found) == layers - size and first_of(found[0]) == 0
+            found = choose_merges(size, layers, lambda _: -1.0)
+            assert len(found) == layers - size and target_layer(found[0]) == 0
 
 
 # --- bridges ----------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_laco_walks_down_and_merges_where_states_stay_alike():
 def test_least_squares_fold_into_the_mlp_what_it_lacks(model, sequences):
     states, _, mlp = parts(model, torch.stack(sequences))
     found = torch.linalg.pinv(mlp[1]) @ (states[4] - (states[2] - mlp[1]))
-    bridge = bridged(model, CUT, sequences)
+    bridge = bridge_cut(model, CUT, sequences)
     weight, plain = (decoder_layers(one)[1].mlp.down_proj.weight.detach().double() for one in (bridge, model))
     torch.testing.assert_close(weight, found.T @ plain, rtol=0, atol=1e-4)
     torch.testing.assert_close(matrix(bridge, 2), matrix(model, 4))
@@ -240,7 +240,9 @@ def test_what_follows_is_scaled_as_if_what_comes_before_were(model, sequences):
             layer.self_attn.o_proj.weight *= gap
             layer.mlp.down_proj.weight *= gap
     assert gap > 1.1
-    ours, expected = (logits(one, batch) for one in (bridged(model, CUT, sequences, "scaled"), drop_layers(plain, CUT)))
+    ours, expected = (
+        logits(one, batch) for one in (bridge_cut(model, CUT, sequences, "scaled"), drop_layers(plain, CUT))
+    )
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -248,7 +250,7 @@ def test_each_way_comes_nearer_in_its_own_terms(model, sequences):
     batch, cosine, squares = torch.stack(sequences), {}, {}
     before = logits(model, batch)
     for how in ("none", "least squares", "cosine", "trained"):
-        bridge = drop_layers(model, CUT) if how == "none" else bridged(model, CUT, sequences, how)
+        bridge = drop_layers(model, CUT) if how == "none" else bridge_cut(model, CUT, sequences, how)
         left, wanted = parts(bridge, batch)[0][CUT.start], parts(model, batch)[0][CUT.stop]
         cosine[how] = torch.cosine_similarity(left, wanted, dim=-1).mean().item()
         squares[how] = (left - wanted).square().mean().item()
@@ -262,8 +264,8 @@ def test_each_way_comes_nearer_in_its_own_terms(model, sequences):
 def test_what_is_normalized_or_scaled_afterwards_takes_no_linear_map(family, dtype, sequences):
     other, plain = (tiny_model(name, layers=4, dtype=dtype) for name in (family, "llama"))
     with pytest.raises(InputError, match="normalized or scaled on its way .*choose another rule"):
-        bridged(other, Cut(1, 2), sequences)
-    for bridge in (bridged(other, Cut(1, 2), sequences[:2], "trained"), bridged(plain, Cut(1, 2), sequences)):
+        bridge_cut(other, Cut(1, 2), sequences)
+    for bridge in (bridge_cut(other, Cut(1, 2), sequences[:2], "trained"), bridge_cut(plain, Cut(1, 2), sequences)):
         assert bridge.config.num_hidden_layers == 2 and matrix(bridge, 0).dtype == dtype
 
 
@@ -308,10 +310,10 @@ REFUSED = [  # a function of the model and its sequences, and words of the line
     (lambda m, s: REGISTERED["taylor"].choose([1], 4, np.full(4, NAN)), "saliences of the model hold what is not a"),
     (lambda m, s: similarity_cut(DISTANCES[:3], 1), r"of shape \(3, 4\); expected \(L, L\) for a model of L layers"),
     (lambda m, s: similarity_cut(np.where(DISTANCES == 0.4, NAN, DISTANCES), 2), "holds nan for size 2 at start 1"),
-    (lambda m, s: bridged(m, Cut(0, 2), s), "drop a block from layer 1 on"),
-    (lambda m, s: bridged(m, Cut.of([2], mlp=[4]), s), "drop a block from layer 1 on"),
-    (lambda m, s: bridged(m, CUT, s[:1]), "there are 24 tokens to fit a map of 48 by 48 on"),
-    (lambda m, s: bridged(shared_model("mixtral", 4), Cut(1, 1), s), "ends in no single matrix"),
+    (lambda m, s: bridge_cut(m, Cut(0, 2), s), "drop a block from layer 1 on"),
+    (lambda m, s: bridge_cut(m, Cut.of([2], mlp=[4]), s), "drop a block from layer 1 on"),
+    (lambda m, s: bridge_cut(m, CUT, s[:1]), "there are 24 tokens to fit a map of 48 by 48 on"),
+    (lambda m, s: bridge_cut(shared_model("mixtral", 4), Cut(1, 1), s), "ends in no single matrix"),
     (lambda m, s: merged_model(shared_model("qwen3_moe", 4), [0, (1, 2), 3]), "layer 2 has other matrices than 1"),
 ]
 

@@ -18,7 +18,7 @@ from deeper_layers.experiments.experiment import CutsOf, Data, Experiment, disti
 from deeper_layers.experiments.scoring import NUMBERS, answered, data_of, score
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
-from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, Merged, merged_layers, price_in_words
+from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, MergedLayer, choose_merges, price_in_words
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.export.tensors import Changed
@@ -126,7 +126,7 @@ def changed_choice(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "
     chosen, known, parameters = REGISTERED[rule], _looked_at(rule, experiment), experiment.parameters
     layers, (model, _) = experiment.source.num_layers, experiment.opened()
     cut = chosen.choose([size], layers, known)[0]
-    merged = merged_layers(size, layers, known) if chosen.needs == "likeness" else []
+    merged = choose_merges(size, layers, known) if chosen.needs == "likeness" else []
     changed = rules.changed_model(model, chosen, cut, merged, _sequences(experiment)[:FITTED])
     looked = f"{parameters.samples} sequences of {parameters.sequence_length} tokens of {parameters.corpus}"
     words = f"{rule}: {chosen.words} ({chosen.source}); it looked at {looked}"
@@ -219,7 +219,7 @@ def choose_by_rule(rule: str, sizes: list[int], experiment: Experiment) -> Resul
             sequences = calibration_text(parameters, opened[1], parameters.calibration_sequences)
             known = sweeping.known_of(opened[0], rule, sequences)
             if chosen.needs == "likeness":
-                merged = {str(size): merged_layers(size, layers, known) for size in sizes}
+                merged = {str(size): choose_merges(size, layers, known) for size in sizes}
         cuts = chosen.choose(sizes, layers, known)
         changed = _changed_by(rule, merged, experiment) if chosen.changes else None
         rows, details = answered(parameters.texts, opened, cuts, parameters, shards, changed=changed)
@@ -247,7 +247,7 @@ def _changed_by(rule: str, merged: dict[str, list], experiment: Experiment) -> C
     return changed
 
 
-def _tuples(layers: list) -> list[Merged]:
+def _tuples(layers: list) -> list[MergedLayer]:
     """Merged layers, which JSON has as lists, as tuples."""
     return [tuple(_tuples(layer)) if isinstance(layer, list) else layer for layer in layers]
 

@@ -76,7 +76,9 @@ def measure_geometry(experiment: Experiment) -> Result | None:
         passes = list(in_batches(shards, 0, batches, record, "one pass"))
         skips = list(in_batches(shards, len(batches), again, leave_out, "without each layer"))
         bar = functools.partial(tqdm, desc="dimensions", unit="layer", total=layers + 1, mininterval=5, file=sys.stderr)
-        of_layers, of_states, pairs = geometry.measure(passes, skips, neighbours=parameters.neighbours, progress=bar)
+        of_layers, of_states, pairs = geometry.combine_batches(
+            passes, skips, neighbours=parameters.neighbours, progress=bar
+        )
         rows = [
             {"metric": name, "start": at, "size": size, "value": float(f"{value:.6g}")}
             for found, size in ((of_layers, 1), (of_states, 0))

@@ -1,8 +1,8 @@
-"""Which layers to drop: the paper's similarity-informed rule and its simple heuristic, and rivals of these.
+"""Which layers to drop: the paper's similarity-informed rule and its simple heuristic, and their rivals.
 
-In: sizes, the model's depth, and what a rule needs to know. Out: one cut for each size. Needs no torch.
-With torch: what some rules change of the layers that stay (changing.py), and what layers look like (geometry.py).
-Read first: choosing.py, the table of all rules, and what they do.
+In: sizes, the model's depth, and the measurement that a rule needs. Out: one cut for each size. Needs no torch.
+With torch: how some rules change the layers that stay (changing.py), and the geometry of residuals (geometry.py).
+Read first: choosing.py, the table of all rules and how they choose.
 """
 
 import lazy_loader

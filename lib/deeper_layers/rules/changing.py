@@ -1,16 +1,16 @@
-"""What a rule makes of the layers that it keeps: a bridge over a cut, or layers that were merged.
+"""How rules change the layers that they keep: a bridge over a cut, or merged layers.
 
-Bridges: the layer below a cut is changed so that it leaves what entered the layer above. Two linear maps of what its
-MLP adds (ReplaceMe, Shopkhoev et al., arXiv 2505.02819): the residual that leaves layer l-1 is y + m, with m what the
-MLP adds; the map A is that for which y + m A comes nearest to the residual that entered layer l+n, by least squares (a
-closed form) or by cosine (a short descent that starts there; the authors' starts at the identity). The MLP ends in a
-matrix: A is folded into it, exactly, wherever nothing stands between the two. A layer that is trained on the same
-target, all its weights, by the mean squared error (LLM-Streamline, Chen et al., arXiv 2403.19135). And one number, by
-which magnitudes above the cut exceed those below it (Prune&Comp, Chen et al., arXiv 2507.18212).
+Bridges make up for the dropped layers l..l+n-1. ReplaceMe (Shopkhoev et al., arXiv 2505.02819) changes layer l-1 by a
+linear map A. The residual that leaves this layer is y + m, where m is what its MLP adds; A brings y + m A nearest to
+the residual that entered layer l+n, by least squares (a closed form) or by cosine (a short descent from that solution;
+the authors start at the identity). The MLP ends in a matrix, and A is folded into it exactly, where nothing stands
+between that matrix and the residual. LLM-Streamline (Chen et al., arXiv 2403.19135) trains all weights of the layer
+below, by the mean squared error to the same target. Prune&Comp (Chen et al., arXiv 2507.18212) scales by one number:
+how much larger magnitudes are above the cut than below it.
 
 Merges (LaCo, Yang et al., arXiv 2402.11187, section 3.1): the matrices of layer l become W(l) + sum over k of
-W(l+k) - W(l). In the authors' notebooks each difference is taken from what the sum has become by then, so that it
-telescopes to the matrices of the last of these layers. Gains of norms and biases stay those of the first layer.
+W(l+k) - W(l). The authors' notebooks subtract the sum so far instead of W(l), so that only the matrices of the last
+layer remain. Gains of norms and biases stay those of the first layer.
 
 Letters in shapes: T tokens, D width.
 """
@@ -28,40 +28,40 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers, writers
 from deeper_layers.models.network import Call, Network
 from deeper_layers.pruning import drop_layers
-from deeper_layers.rules.choosing import Likeness, Merged, Rule, cut_of
+from deeper_layers.rules.choosing import Likeness, MergedLayer, Rule, cut_of_merges
 from deeper_layers.similarity import residuals_of, watched
 
-EXACT, TRIED = 1e-6, 8  # what the MLP adds arrives in the residual as it is, tried on so many tokens
-EPOCHS, AT_ONCE, COSINE_RATE = 10, 1024, 1e-4  # of the descent by cosine: over all tokens, so many a step
-ROUNDS, TRAINING_RATE = 4, 1e-4  # of training: over all sequences, one a step
+TOLERANCE, TRIAL = 1e-6, 8  # of the test that the residual receives the MLP's output unchanged, on TRIAL tokens
+COSINE_EPOCHS, COSINE_BATCH, COSINE_RATE = 10, 1024, 1e-4  # descent by cosine over all tokens, COSINE_BATCH a step
+TRAINING_EPOCHS, TRAINING_RATE = 4, 1e-4  # training over all sequences, one a step
 
 
-def changed_model(model, rule: Rule, cut: Cut, merged: list[Merged], sequences: list[torch.Tensor]):
-    """What a rule that changes weights leaves of a model, which stays as it was: `merged` layers, or a bridge over a
-    cut, fitted on sequences of tokens, each [T]. See `merged_model` and `bridged`."""
+def changed_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]):
+    """The pruned model of a rule that changes weights: with `merged` layers, or with a bridge over the cut, fitted on
+    sequences of tokens, each [T]. The model given stays unchanged. See `merged_model` and `bridge_cut`."""
     if rule.changes in ("merged", "last taken"):
         return merged_model(model, merged, rule.changes)
-    return bridged(model, cut, sequences, rule.changes) if cut.size else model
+    return bridge_cut(model, cut, sequences, rule.changes) if cut.size else model
 
 
 def changed_tensors(model, changed, cut: Cut) -> dict[str, torch.Tensor]:
-    """Of what a rule left of a model after a cut: the parameters that are not those which the layer had before, by
-    "number of the layer in what is left.name in it"."""
+    """The parameters of a `changed_model` that a rule replaced, by "NUMBER.NAME": the layer's number in the pruned
+    model, and the parameter's name in that layer."""
     layers = decoder_layers(model)
     return {
         f"{number}.{name}": parameter.detach()
-        for number, (layer, before) in enumerate(zip(decoder_layers(changed), cut.kept(len(layers)), strict=True))
+        for number, (layer, old_number) in enumerate(zip(decoder_layers(changed), cut.kept(len(layers)), strict=True))
         for name, parameter in layer.named_parameters()
-        if parameter.data_ptr() != layers[before].get_parameter(name).data_ptr()
+        if parameter.data_ptr() != layers[old_number].get_parameter(name).data_ptr()
     }
 
 
-def _set(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """A parameter of its own, in the type of the one in its place: the other model shares that."""
+def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace a parameter by a new one of the same data type. The old one is shared with the other model."""
     setattr(module, name, nn.Parameter(tensor.to(getattr(module, name)), requires_grad=False))
 
 
-def _check_real(model) -> None:
+def _check_unquantized(model) -> None:
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise InputError("quantized weights can't be merged, bridged or trained: open the model without that")
 
@@ -69,166 +69,168 @@ def _check_real(model) -> None:
 # ---- bridges -----------------------------------------------------------------------------------------------------
 
 
-def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = "least squares"):
-    """A model without the layers of a cut, whose layer below makes up for them, by sequences of tokens, each [T].
+def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "least squares"):
+    """A model without the layers of a cut, with a bridge that is fitted on sequences of tokens, each [T].
 
     Raises InputError where the cut is no block that starts at layer 1 or above, weights are quantized, there are fewer
-    tokens than the residual is wide, or the MLP ends in no matrix of its own or what it adds is normalized or scaled
-    afterwards, so that no linear map can be folded in.
+    tokens than the residual is wide, or no linear map can be folded into the MLP: it ends in no single matrix, or its
+    output is normalized or scaled afterwards.
     """
     if not (cut.is_block and cut.start):
-        said = cut.describe(num_layers(model))
-        raise InputError(f"a cut that {said} has no layer below it to bridge it: drop a block from layer 1 on")
-    _check_real(model)
+        description = cut.describe(num_layers(model))
+        raise InputError(f"a cut that {description} has no layer below it to bridge it: drop a block from layer 1 on")
+    _check_unquantized(model)
     pruned, below = drop_layers(model, cut), cut.start - 1
-    if how == "trained":
-        ends = _ends(model, sequences, below, cut.stop)
-        decoder_layers(pruned)[below] = _trained_layer(model, below, ends, sequences)
+    if method == "trained":
+        states = _residuals_at(model, sequences, below, cut.stop)
+        decoder_layers(pruned)[below] = _train_layer(model, below, states, sequences)
         return pruned
-    writer = _writer(model, below)
-    if how == "scaled":
-        return _scaled(pruned, cut.start, _ends(model, sequences, cut.start, cut.stop))
-    if (tokens := sum(map(len, sequences))) < (width := writer.out_features):
+    writer = _mlp_output(model, below)
+    if method == "scaled":
+        return _scale_layers_above(pruned, cut.start, _residuals_at(model, sequences, cut.start, cut.stop))
+    if (count := sum(map(len, sequences))) < (width := writer.out_features):
         raise InputError(
-            f"there are {tokens} tokens to fit a map of {width} by {width} on: give more sequences (samples)"
+            f"there are {count} tokens to fit a map of {width} by {width} on: give more sequences (samples)"
         )
-    adding: list[torch.Tensor] = []
-    with writer.register_forward_hook(lambda _, __, output: adding.append(output[0].double())):
-        left, wanted = torch.cat(_ends(model, sequences, cut.start, cut.stop), dim=1)
-    added = torch.cat(adding)
-    found = torch.linalg.lstsq(added, wanted - (left - added)).solution
-    if how == "cosine":
-        found = _nearest_by_cosine(found, added, left - added, wanted)
-    (_, changed), *_ = writers(decoder_layers(pruned)[below], MLP)
-    _set(changed, "weight", found.mT @ writer.weight.double())
+    outputs: list[torch.Tensor] = []
+    with writer.register_forward_hook(lambda _, __, output: outputs.append(output[0].double())):
+        leaving, target = torch.cat(_residuals_at(model, sequences, cut.start, cut.stop), dim=1)
+    added = torch.cat(outputs)
+    bridge = torch.linalg.lstsq(added, target - (leaving - added)).solution
+    if method == "cosine":
+        bridge = _fit_by_cosine(bridge, added, leaving - added, target)
+    (_, module), *_ = writers(decoder_layers(pruned)[below], MLP)
+    _set_parameter(module, "weight", bridge.mT @ writer.weight.double())
     if writer.bias is not None:
-        _set(changed, "bias", writer.bias.double() @ found)
+        _set_parameter(module, "bias", writer.bias.double() @ bridge)
     return pruned
 
 
-def _ends(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tensor]:
-    """Of each sequence [T] two residuals, [2, T, D] in float64: what enters these layers of the whole model."""
-    found = residuals_of(model, watched(sequences, "bridge, residuals"))
-    return [residuals[list(states)] for residuals in found]
+def _residuals_at(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tensor]:
+    """The residuals that enter two layers of the whole model, for each sequence [T]: [2, T, D], float64."""
+    passes = residuals_of(model, watched(sequences, "bridge, residuals"))
+    return [residuals[list(states)] for residuals in passes]
 
 
-def _writer(model, layer: int) -> nn.Linear:
-    """The matrix that ends the MLP of a layer, once it is known that the residual gets what it gives as it is."""
-    refused = InputError(
+def _mlp_output(model, layer: int) -> nn.Linear:
+    """The last matrix of a layer's MLP. Raises InputError where the residual does not receive its output unchanged."""
+    error = InputError(
         f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, or what it adds is normalized "
         "or scaled on its way into the residual, so that no linear map can be folded in exactly: choose another rule"
     )
-    found = {module for _, module in writers(decoder_layers(model)[layer], MLP)}
-    if len(found) != 1 or type(module := found.pop()) is not nn.Linear:
-        raise refused
-    # in double precision on residuals of our own: what rounding leaves open is decided here
-    draw, width = torch.Generator().manual_seed(0), module.out_features
-    residual = torch.randn(1, TRIED, width, generator=draw, dtype=torch.float64).to(module.weight.device)
+    modules = {module for _, module in writers(decoder_layers(model)[layer], MLP)}
+    if len(modules) != 1 or type(module := modules.pop()) is not nn.Linear:
+        raise error
+    # tried in double precision on random residuals, so that rounding can't hide a difference
+    generator, width = torch.Generator().manual_seed(0), module.out_features
+    residual = torch.randn(1, TRIAL, width, generator=generator, dtype=torch.float64).to(module.weight.device)
     shift = torch.linspace(-1, 1, width).to(residual)
-    apart, call = copy.deepcopy(decoder_layers(model)[layer]).double(), _call_of(model, torch.arange(TRIED), layer)
+    copied, call = copy.deepcopy(decoder_layers(model)[layer]).double(), _get_call(model, torch.arange(TRIAL), layer)
     with torch.inference_mode():
-        before = call(apart, residual)
-        writers(apart, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
-        moved = call(apart, residual) - before
-    if (moved - shift).abs().max() > EXACT:
-        raise refused
+        before = call(copied, residual)
+        writers(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
+        moved = call(copied, residual) - before
+    if (moved - shift).abs().max() > TOLERANCE:
+        raise error
     return module
 
 
-def _scaled(pruned, start: int, ends: list[torch.Tensor]):
-    """What the layers above a cut add, divided by how magnitudes grow over it: all that they and the last norm see is a
-    direction. The authors multiply what comes before instead, embeddings too, which a head may share. Means are over
-    tokens, and then of ratios over sequences and channels, as in their code.
+def _scale_layers_above(pruned, start: int, states: list[torch.Tensor]):
+    """Divide what the layers above a cut add by the growth of magnitudes over it.
+
+    These layers and the last norm only see the residual's direction, so this equals the authors' way: they multiply
+    what comes before the cut, the embeddings too, which a head may share. As in their code, magnitudes are means over
+    tokens, and the growth is the mean of their ratios over sequences and channels.
     """
-    below, above = torch.stack([residuals.abs().mean(dim=1) for residuals in ends], dim=1)
-    gap = float((above / below).mean())
+    below, above = torch.stack([residuals.abs().mean(dim=1) for residuals in states], dim=1)
+    ratio = float((above / below).mean())
     for layer in decoder_layers(pruned)[start:]:
         for name, module in [*writers(layer, ATTENTION), *writers(layer, MLP)]:
-            _set(module, name, getattr(module, name).double() / gap)
+            _set_parameter(module, name, getattr(module, name).double() / ratio)
     return pruned
 
 
-def _nearest_by_cosine(start: torch.Tensor, *sides: torch.Tensor) -> torch.Tensor:
-    """The map that makes the mean cosine largest, from a first one, by Adam over the tokens in a fixed order."""
-    found = nn.Parameter(start.float().clone())
+def _fit_by_cosine(start: torch.Tensor, *sides: torch.Tensor) -> torch.Tensor:
+    """The map with the largest mean cosine, found by Adam from a `start`, over the tokens in a fixed order."""
+    bridge = nn.Parameter(start.float().clone())
 
-    def loss(some: torch.Tensor) -> torch.Tensor:
-        m, y, z = (side[some.to(side.device)].float() for side in sides)
-        return 1 - nn.functional.cosine_similarity(m @ found + y, z, dim=-1).mean()
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        m, y, z = (side[batch.to(side.device)].float() for side in sides)
+        return 1 - nn.functional.cosine_similarity(m @ bridge + y, z, dim=-1).mean()
 
-    _descend(torch.optim.Adam([found], lr=COSINE_RATE), loss, len(sides[0]), EPOCHS, AT_ONCE)
-    return found.detach().double()
+    _minimize(torch.optim.Adam([bridge], lr=COSINE_RATE), loss, len(sides[0]), COSINE_EPOCHS, COSINE_BATCH)
+    return bridge.detach().double()
 
 
-def _trained_layer(model, below: int, ends: list[torch.Tensor], sequences: list[torch.Tensor]) -> nn.Module:
-    """A layer trained to turn what enters it into what enters the layer above the cut."""
+def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[torch.Tensor]) -> nn.Module:
+    """A copy of the layer below a cut, trained to output the residual that enters the layer above the cut."""
     layer = copy.deepcopy(decoder_layers(model)[below])
     weight = next(layer.parameters())
-    dtype, pairs = weight.dtype, [residuals.float().cpu() for residuals in ends]
+    dtype, pairs = weight.dtype, [residuals.float().cpu() for residuals in states]
     layer.float().requires_grad_(True)
 
     def loss(number: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            entering, wanted = pairs[number].clone().to(weight.device)
-            call = _call_of(model, sequences[number], below, torch.float32)
-        return nn.functional.mse_loss(call(layer, entering[None])[0], wanted)
+            entering, target = pairs[number].clone().to(weight.device)
+            call = _get_call(model, sequences[number], below, torch.float32)
+        return nn.functional.mse_loss(call(layer, entering[None])[0], target)
 
-    steps = torch.optim.AdamW(layer.parameters(), lr=TRAINING_RATE, weight_decay=0.0)
-    _descend(steps, loss, len(sequences), ROUNDS, 1)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=TRAINING_RATE, weight_decay=0.0)
+    _minimize(optimizer, loss, len(sequences), TRAINING_EPOCHS, 1)
     return layer.to(dtype).requires_grad_(False)
 
 
-def _descend(
-    steps: torch.optim.Optimizer, loss: Callable[[torch.Tensor], torch.Tensor], items: int, rounds: int, at_once: int
+def _minimize(
+    optimizer: torch.optim.Optimizer, loss: Callable[[torch.Tensor], torch.Tensor], items: int, epochs: int, size: int
 ) -> None:
-    """Take steps down a loss of some items, in rounds over all of them in an order that is always the same."""
-    draw = torch.Generator().manual_seed(0)
-    batches = [some for _ in range(rounds) for some in torch.randperm(items, generator=draw).split(at_once)]
+    """Minimize a loss over all items, `size` of them a step, each epoch in an order that a fixed seed draws."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [batch for _ in range(epochs) for batch in torch.randperm(items, generator=generator).split(size)]
     with torch.enable_grad():
-        for some in watched(batches, "bridge", "step"):
-            steps.zero_grad()
-            loss(some).backward()
-            steps.step()
+        for batch in watched(batches, "bridge", "step"):
+            optimizer.zero_grad()
+            loss(batch).backward()
+            optimizer.step()
 
 
-def _call_of(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype = torch.float64) -> Call:
-    """What a layer is handed for tokens [T] besides the residual, real numbers in a data type."""
+def _get_call(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype = torch.float64) -> Call:
+    """The arguments of a layer besides the residual for tokens [T], with real numbers in a data type."""
     network = Network(model)
     call = network.handed(sequence[None].to(network.device)).calls[layer]
-    cast = functools.partial(tree_map_only, torch.Tensor, lambda one: one.to(dtype) if one.is_floating_point() else one)
+    cast = functools.partial(tree_map_only, torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x)
     return Call(*cast((call.arguments, call.named)))
 
 
 # ---- merges ------------------------------------------------------------------------------------------------------
 
 
-def merged_model(model, layers: list[Merged], how: str = "merged"):
-    """A model of these layers in place of its own, each a number, or some merged into the first of them.
+def merged_model(model, layers: list[MergedLayer], method: str = "merged"):
+    """A model of some of its layers, and of layers that were merged into the first of them.
 
     Args:
-        layers: in rising order, like [0, (1, 2, 3), 4]; parts of a merged one may be merged ones.
-        how: "merged", as printed in the paper, or "last taken", as in the authors' notebooks.
+        layers: in rising order, like [0, (1, 2, 3), 4]; parts of a merged layer may be merged layers.
+        method: "merged", as printed in the paper, or "last taken", as in the authors' notebooks.
 
-    Raises InputError where layers to be merged have matrices of other names or shapes, or no real numbers.
+    Raises InputError where layers to be merged have matrices of other names or shapes, or are quantized.
     """
-    _check_real(model)
-    pruned = drop_layers(model, cut_of(layers, num_layers(model)))
+    _check_unquantized(model)
+    pruned = drop_layers(model, cut_of_merges(layers, num_layers(model)))
     for layer, merged in zip(decoder_layers(pruned), layers, strict=True):
         if isinstance(merged, tuple):
-            for path, matrix in _matrices(model, merged, how).items():
+            for path, matrix in _merged_matrices(model, merged, method).items():
                 owner, _, name = path.rpartition(".")
-                _set(layer.get_submodule(owner), name, matrix)
+                _set_parameter(layer.get_submodule(owner), name, matrix)
     return pruned
 
 
-def _matrices(model, layer: Merged, how: str) -> dict[str, torch.Tensor]:
+def _merged_matrices(model, layer: MergedLayer, method: str) -> dict[str, torch.Tensor]:
     if isinstance(layer, int):
         return {name: p.detach() for name, p in decoder_layers(model)[layer].named_parameters() if p.ndim > 1}
-    base, *others = (_matrices(model, part, how) for part in layer)
+    base, *others = (_merged_matrices(model, part, method) for part in layer)
     for part, other in zip(layer[1:], others, strict=True):
         if {name: m.shape for name, m in other.items()} != {name: m.shape for name, m in base.items()}:
             raise InputError(f"layer {part} has other matrices than {layer[0]}, and can't be merged into it: drop it")
-    if how == "last taken":
+    if method == "last taken":
         return others[-1]
     return {
         name: (first.double() + sum(other[name].double() - first.double() for other in others)).to(first.dtype)
@@ -236,23 +238,23 @@ def _matrices(model, layer: Merged, how: str) -> dict[str, torch.Tensor]:
     }
 
 
-def likeness_on(model, sequences: list[torch.Tensor], how: str = "merged") -> Likeness:
-    """What compares models of merged layers with the whole one: the cosine of all final states of a sequence, [T] each.
+def build_likeness(model, sequences: list[torch.Tensor], method: str = "merged") -> Likeness:
+    """A function that compares models of merged layers with the whole one, on sequences [T]; it remembers its results.
 
-    Source: the authors' notebooks: states after the final norm, of a whole sequence as one vector; mean over sequences.
-    What was asked before is remembered.
+    It returns the mean over sequences of the cosine of the final states, those of a sequence as one vector. Source: the
+    authors' notebooks, which take the states after the final norm.
     """
     states = [_final_states(model, sequence) for sequence in watched(sequences, "final states")]
-    bar = watched(None, "models of merged layers compared", "model")
+    progress = watched(None, "models of merged layers compared", "model")
 
     @functools.cache
-    def found(layers: tuple[Merged, ...]) -> float:
-        bar.update()
-        other = merged_model(model, list(layers), how)
-        pairs = zip(states, (_final_states(other, sequence) for sequence in sequences), strict=True)
+    def compare(layers: tuple[MergedLayer, ...]) -> float:
+        progress.update()
+        merged = merged_model(model, list(layers), method)
+        pairs = zip(states, (_final_states(merged, sequence) for sequence in sequences), strict=True)
         return sum(float(nn.functional.cosine_similarity(*pair, dim=0)) for pair in pairs) / len(states)
 
-    return lambda layers: found(tuple(layers))
+    return lambda layers: compare(tuple(layers))
 
 
 @torch.inference_mode()

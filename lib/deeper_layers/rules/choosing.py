@@ -1,9 +1,9 @@
-"""Every rule by name: which layers it drops of each size, from what it needs to know, and at which price.
+"""Every rule by name: the layers that it drops at each size, what it has to measure first, and what that costs.
 
-rules.csv says of each what it needs, drops and changes, its source, and what others made of it. The paper's rule drops
-the most similar block, its heuristic the layers before the last one. Rivals look for a block in other ways, rank layers
-or sublayers by a number each, search greedily by loss, merge layers, or build a bridge over the block that they drop
-(changing.py does what these two change).
+rules.csv says what each rule needs, drops and changes, its source, and what others report of it. The paper's rule drops
+the most similar block; its simple heuristic drops the layers before the last one. The rivals look for a block in other
+ways, rank layers or sublayers by a score, search greedily by loss, merge layers, or bridge the dropped block.
+changing.py merges the layers and builds the bridges.
 """
 
 import csv
@@ -22,64 +22,65 @@ from deeper_layers.errors import InputError
 if TYPE_CHECKING:  # slow, and not needed to choose
     import pandas as pd
 
-Losses = Callable[[list[Cut]], Sequence[float]]  # of each of some pruned models the loss on text, nats a token
-# a layer by its number, or layers merged into the first of them, each of which may be such a merged one
-Merged = int | tuple
-Likeness = Callable[[list[Merged]], float]  # cosine of the final states of a model of these layers with the whole one's
-Cuts = Callable[[Sequence[int], int, Any], list[Cut]]  # for each size, of L layers, from what is known
-# what a rule may need, and how many passes of all layers it takes to measure; of a search the rule itself says it
+Losses = Callable[[list[Cut]], Sequence[float]]  # from cuts to the pruned models' losses on text, nats a token
+MergedLayer = int | tuple  # a layer's number, or layers merged into the first of them, which may be merged ones, too
+Likeness = Callable[[list[MergedLayer]], float]  # cosine of final states: a model of these layers, and the whole one
+Chooser = Callable[[Sequence[int], int, Any], list[Cut]]  # from sizes, L and what the rule needs to a cut for each size
+# what a rule may need, and how many passes of all layers it takes to measure; a search has a price of its own
 PASSES = {
     "": 0.0,
     "distances": 1.0,  # angular distances [n, l], (L, L) in units of pi
-    "cosines": 1.0,  # of what enters layers l and m, mean over tokens, (L + 1, L + 1); the last leaves the last layer
+    "cosines": 1.0,  # mean cosine over tokens of residuals l and m, (L + 1, L + 1); residual L leaves the last layer
     "sublayers": 2.0,  # mean cosine of what enters and leaves attention (row 0) and MLP (row 1) of each layer, (2, L)
     "saliences": 3.0,  # for each layer the sum over its weights of abs(w dL/dw), (L,): a backward pass is worth two
-    "losses": 0.0,  # what measures pruned models: `Losses`
-    "likeness": 0.0,  # what compares models with merged layers to the whole one: `Likeness`
+    "losses": 0.0,  # a function that measures pruned models: `Losses`
+    "likeness": 0.0,  # a function that compares models with merged layers to the whole one: `Likeness`
 }
 PARTS = (ATTENTION, MLP)
-FIRST, LAST = 4, 2  # layers that "plus" variants keep at either end
-SEEDS = range(5)  # of random draws, so many that their spread is seen
+SPARED_FIRST, SPARED_LAST = 4, 2  # layers that "plus" variants keep at either end
+SEEDS = range(5)  # of the random draws: enough to see how much they differ
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of choosing layers: its line of rules.csv, what chooses, and what the search for that costs."""
+    """A rule that chooses layers: its line of rules.csv, the function that chooses, and the price of its search."""
 
     name: str  # as it is typed
     needs: str  # a key of PASSES
-    changes: str  # what becomes of the weights that stay, see changing.py; "" is nothing
+    changes: str  # how the rule changes the layers that stay, see changing.py; "": not at all
     spares: int  # how many layers it never drops
     drops_sublayers: bool  # whether a layer may lose its attention or its MLP alone
-    words: str  # what it drops, in a sentence's middle
+    words: str  # what it drops, in the middle of a sentence
     source: str  # paper and section
-    published: str  # what others say that it keeps of Llama-2-7B, not healed
-    code: str  # whose choices ours equal, with its commit
-    cuts: Cuts
-    search: Callable[[int, int], tuple[float, int]] | None  # see `price`
+    published: str  # the score that others report for Llama-2-7B, not healed
+    code: str  # the public code that makes the same choices, with its commit
+    chooser: Chooser
+    search_price: Callable[[int, int], tuple[float, int]] | None  # see `price`
 
     def price(self, size: int, layers: int) -> tuple[float, int]:
-        """What it costs at most over the calibration text, for the largest size and L layers: passes of all layers, and
-        of the head, one for each model whose loss is measured."""
-        return self.search(size, layers) if self.search else (PASSES[self.needs], 0)
+        """The highest price over the calibration text, for the largest size and L layers: passes of all layers, and
+        passes of the head, one for each model whose loss is measured."""
+        return self.search_price(size, layers) if self.search_price else (PASSES[self.needs], 0)
 
     @property
-    def fits(self) -> float:
-        """And for each size passes over the text that a bridge is fitted on."""
+    def fitting_passes(self) -> float:
+        """Further passes, for each size, over the text on which a bridge is fitted."""
         return float(self.changes not in ("", "merged", "last taken"))
 
-    def choose(self, sizes: Sequence[int], layers: int, known: Any = None) -> list[Cut]:
-        """The cut of each size of a model of L layers, from what the rule needs.
+    def choose(self, sizes: Sequence[int], layers: int, measurement: Any = None) -> list[Cut]:
+        """A cut for each size, of a model of L layers; `measurement` is what the rule needs.
 
-        Raises InputError where a size does not fit, or what the rule needs holds what is not a number.
+        Raises InputError where a size does not fit, or the measurement holds not-a-number.
         """
-        most = max(0, layers - self.spares)
-        if odd := [size for size in sizes if size not in range(most + 1)]:
-            raise InputError(f"size is {odd[0]}; expected 0 to {most}, as the rule {self.name!r} drops no more layers")
-        # of blocks too large there is no distance; losses are numbers, or were refused where they were measured
-        if self.needs in ("cosines", "sublayers", "saliences") and np.isnan(known).any():
+        largest = max(0, layers - self.spares)
+        if odd := [size for size in sizes if size not in range(largest + 1)]:
+            raise InputError(
+                f"size is {odd[0]}; expected 0 to {largest}, as the rule {self.name!r} drops no more layers"
+            )
+        # distances hold nan for blocks that do not fit; losses were checked where they were measured
+        if self.needs in ("cosines", "sublayers", "saliences") and np.isnan(measurement).any():
             raise InputError(f"the {self.needs} of the model hold what is not a number: use another data type")
-        return self.cuts(sizes, layers, known)
+        return self.chooser(sizes, layers, measurement)
 
 
 def price_in_words(passes: float, heads: int) -> str:
@@ -112,27 +113,27 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
         >>> similarity_cut(np.array([[0.3, 0.1, 0.2], [0.4, 0.2, nan], [0.5, nan, nan]]), size=1)
         Cut(start=1, size=1)
     """
-    found = np.asarray(distances, dtype=np.float64)
-    length = len(found)
-    if found.shape != (length, length):
+    matrix = np.asarray(distances, dtype=np.float64)
+    layers = len(matrix)
+    if matrix.shape != (layers, layers):
         raise InputError(
-            f"distances is of shape {found.shape}; expected (L, L) for a model of L layers; pass the whole array that "
+            f"distances is of shape {matrix.shape}; expected (L, L) for a model of L layers; pass the whole array that "
             "angular_distances returns"
         )
-    check_size(size, length)
+    check_size(size, layers)
     if size == 0:
         return UNPRUNED
-    candidates = found[size - 1, : length - size]
+    candidates = matrix[size - 1, : layers - size]
     if np.isnan(candidates).any():
         raise InputError(
             f"distances holds nan for size {size} at start {int(np.isnan(candidates).argmax())}; expected a "
-            f"number for every start from 0 to {length - size - 1}; measure them again with angular_distances"
+            f"number for every start from 0 to {layers - size - 1}; measure them again with angular_distances"
         )
     return Cut(int(candidates.argmin()), size)
 
 
 def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> "pd.DataFrame":
-    """The matrices [n, l] as rows: start (l), size (n), distance and its standard error, samples."""
+    """Two matrices [n, l] as a table with a row for each block: start (l), size (n), distance, stderr, samples."""
     import pandas as pd  # slow
 
     layers = len(mean)
@@ -146,190 +147,196 @@ def distance_matrix(table: "pd.DataFrame") -> Float[np.ndarray, "L L"]:
     return table.pivot(index="size", columns="start", values="distance").to_numpy()
 
 
-def _of_each(cut: Callable[[int, int, Any], Cut]) -> Cuts:
-    """What gives a cut of one size, asked for each."""
-    return lambda sizes, layers, known: [cut(size, layers, known) for size in sizes]
+def _for_each_size(choose_cut: Callable[[int, int, Any], Cut]) -> Chooser:
+    """A chooser that calls a function of one size, L and what the rule needs, once for each size."""
+    return lambda sizes, layers, known: [choose_cut(size, layers, known) for size in sizes]
 
 
-def _most_alike(least: int = 0, more: int = 0) -> Cuts:
-    """argmax over l of cos(x(l), x(l+n)), from l = `least` to L-1-n; of equal ones the first.
+def _choose_similar_block(first: int = 0, extra: int = 0) -> Chooser:
+    """argmax over l of cos(x(l), x(l+n)), from l = `first` to L-1-n; of equal blocks the first.
 
     The mean runs over all tokens, not the last ones, and is of cosines, not of angles. The candidates are the paper's
-    blocks, those that keep the last layer; the code of LLM-Streamline tries those that drop it too. A bridge that is
-    folded into the layer below (ReplaceMe) has none below layer 0: `least` is 1. A trained layer that does the work of
-    the block (LLM-Streamline) comes back, so the block has one layer `more` than is dropped.
+    blocks, which keep the last layer; the code of LLM-Streamline also tries blocks that drop it. A bridge is folded
+    into the layer below the block (ReplaceMe), so the block can't start at layer 0: `first` is 1. A trained layer takes
+    the place of the block (LLM-Streamline), so the block has one `extra` layer that comes back.
     """
-    return _of_each(
-        lambda size, _, cosines: Cut(int(np.diagonal(cosines, size + more)[least:-1].argmax()) + least + more, size)
+    return _for_each_size(
+        lambda size, _, cosines: Cut(int(np.diagonal(cosines, size + extra)[first:-1].argmax()) + first + extra, size)
     )
 
 
 # ---- orders: of layers, or of sublayers (row of PARTS, layer) --------------------------------------------------------
 
 
-def _without(sublayers: Sequence[tuple[int, int]]) -> Cut:
+def _cut_of_sublayers(sublayers: Sequence[tuple[int, int]]) -> Cut:
     return Cut.of(**{part: [layer for row, layer in sublayers if row == number] for number, part in enumerate(PARTS)})
 
 
-def _lowest(scores: Callable[[Any, Sequence[int]], Sequence[float] | np.ndarray], *, plus: bool = False) -> Cuts:
-    """The layers of the lowest scores in one shot, wherever they stand, of equal ones the first; with `plus` the first
-    and last layers stay."""
+def _choose_lowest(
+    scores: Callable[[Any, Sequence[int]], Sequence[float] | np.ndarray], *, spare_ends: bool = False
+) -> Chooser:
+    """The layers of the lowest scores, wherever they are, all ranked at once; of equal layers the first. `spare_ends`
+    keeps the first and last layers, as the "plus" variants do."""
 
-    def cuts(sizes, layers, known):
-        candidates = range(layers)[FIRST:-LAST] if plus else range(layers)
-        order = [candidates[place] for place in np.argsort(scores(known, candidates), kind="stable")]
+    def choose_cuts(sizes, layers, measurement):
+        candidates = range(layers)[SPARED_FIRST:-SPARED_LAST] if spare_ends else range(layers)
+        order = [candidates[position] for position in np.argsort(scores(measurement, candidates), kind="stable")]
         return [Cut.of(order[:size]) for size in sizes]
 
-    return cuts
+    return choose_cuts
 
 
-def _lowest_sublayers(*rows: int) -> Cuts:
-    """LLM-Drop: sublayers of some rows whose input and output are most alike, by 1 - cos(x, x + f(norm(x))).
+def _choose_similar_sublayers(*rows: int) -> Chooser:
+    """LLM-Drop: the sublayers whose input and output are most alike, by 1 - cos(x, x + f(norm(x))).
 
-    A size of n drops n attentions, or n MLPs, or 2n of both together, about as many weights as n layers have. Of equal
-    ones attention goes first.
+    `rows` are those of PARTS to choose from. A size of n drops n attentions, or n MLPs, or 2n of both together, about
+    as many weights as n layers have. Of equal sublayers attention goes first.
     """
 
-    def cuts(sizes, layers, cosines):
+    def choose_cuts(sizes, layers, cosines):
         order = np.argsort(1 - cosines[list(rows)].ravel(), kind="stable")
-        sublayers = [(rows[place // layers], place % layers) for place in map(int, order)]
-        return [_without(sublayers[: size * len(rows)]) for size in sizes]
+        sublayers = [(rows[position // layers], position % layers) for position in map(int, order)]
+        return [_cut_of_sublayers(sublayers[: size * len(rows)]) for size in sizes]
 
-    return cuts
+    return choose_cuts
 
 
-def _greedily(candidates: Callable[[int], list], cut_of: Callable[[Sequence], Cut] = Cut.of, each: int = 1) -> Cuts:
-    """One after another, each the one whose removal leaves the lowest loss on text, of equal ones the first.
+def _choose_greedily(
+    candidates: Callable[[int], list], make_cut: Callable[[Sequence], Cut] = Cut.of, per_layer: int = 1
+) -> Chooser:
+    """Drops one candidate after another: the one whose removal leaves the lowest loss on text, of equal ones the first.
 
-    The candidates of a step share all layers below the ones in which they differ, so that the tree of layers runs them
-    for about half of what they would cost one after another. `each`: so many of them go a layer of size.
+    The candidates of a step share the layers below those in which they differ. The tree of layers therefore runs them
+    at about half the price of separate runs. `per_layer` is how many candidates are dropped for each layer of the size.
     """
 
-    def cuts(sizes, layers, losses):
+    def choose_cuts(sizes, layers, losses):
         order: list = []
-        for _ in range(each * max(sizes, default=0)):
-            left = [one for one in candidates(layers) if one not in order]
-            order.append(left[int(np.argmin(losses([cut_of([*order, one]) for one in left])))])
-        return [cut_of(order[: each * size]) for size in sizes]
+        for _ in range(per_layer * max(sizes, default=0)):
+            remaining = [candidate for candidate in candidates(layers) if candidate not in order]
+            order.append(remaining[int(np.argmin(losses([make_cut([*order, candidate]) for candidate in remaining])))])
+        return [make_cut(order[: per_layer * size]) for size in sizes]
 
-    return cuts
+    return choose_cuts
 
 
-def _at_random(seed: int) -> Cuts:
-    """A control: layers in an order of this seed. The last one stays, as under the paper's rules."""
+def _choose_at_random(seed: int) -> Chooser:
+    """A control: layers in the random order of a seed. The last layer stays, as under the paper's rules."""
 
-    def cuts(sizes, layers, _):
+    def choose_cuts(sizes, layers, _):
         order = random.Random(f"layers {seed}").sample(range(layers - 1), layers - 1)
         return [Cut.of(order[:size]) for size in sizes]
 
-    return cuts
+    return choose_cuts
 
 
 # ---- merges ------------------------------------------------------------------------------------------------------
 
-SHARE = 7 / 40  # of the layers that become one at a time
-THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the likeness, the last is 0
+MERGED_SHARE = 7 / 40  # share of the layers that one merge turns into one
+THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the likeness; the last is 0
 
 
-def merged_layers(size: int, layers: int, likeness: Likeness) -> list[Merged]:
-    """LaCo: the layers of a model of which `size` were merged into one below them, from the top down, as long as the
-    final states stay alike.
+def choose_merges(size: int, layers: int, likeness: Likeness) -> list[MergedLayer]:
+    """LaCo: the layers of a model in which `size` layers were merged into one below them, from the top down.
 
-    Source: Yang et al., arXiv 2402.11187, algorithm 1; the order of the trials is that of the authors' notebook for
-    Llama-2-13B, which merges 7 of 40 layers at a time and then goes one layer down. Their threshold sets how many go;
-    here the number is given, the highest threshold that reaches it is taken, and the last trials merge no more than is
-    left to drop, from the same place on: of a size below that share the top layers stay.
+    Layers are merged where the final states stay alike. Source: Yang et al., arXiv 2402.11187, algorithm 1, with the
+    trials in the order of the authors' notebook for Llama-2-13B: it merges 7 of 40 layers, then goes one layer down.
+    Their threshold sets how many layers go; here the number is given, and the highest threshold that reaches it is
+    taken. The last trials merge no more than is left to drop: at a size below MERGED_SHARE the top layers stay.
     """
-    whole: list[Merged] = list(range(layers))
+    merged: list[MergedLayer] = list(range(layers))
     for threshold in THRESHOLDS:
-        if len(found := _walk(whole, layers - size, likeness, threshold)) == layers - size:
-            return found
-    while len(whole) > layers - size:  # whatever becomes of it
-        whole = _walk(whole, layers - size, lambda _: 1.0, 0.0)
-    return whole
+        if len(candidate := _merge_downwards(merged, layers - size, likeness, threshold)) == layers - size:
+            return candidate
+    while len(merged) > layers - size:  # no threshold reaches the number: merge without comparing
+        merged = _merge_downwards(merged, layers - size, lambda _: 1.0, 0.0)
+    return merged
 
 
-def first_of(layer: Merged) -> int:
-    """The layer into which others were merged, or a layer itself."""
-    return layer if isinstance(layer, int) else first_of(layer[0])
+def target_layer(layer: MergedLayer) -> int:
+    """The layer into which others were merged; a layer that was not merged is its own."""
+    return layer if isinstance(layer, int) else target_layer(layer[0])
 
 
-def cut_of(left: Sequence[Merged], layers: int) -> Cut:
-    """The layers that were merged into others, as a cut."""
-    return Cut.of(set(range(layers)) - set(map(first_of, left)))
+def cut_of_merges(merged: Sequence[MergedLayer], layers: int) -> Cut:
+    """The cut that drops the layers which were merged into others."""
+    return Cut.of(set(range(layers)) - set(map(target_layer, merged)))
 
 
-def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float) -> list[Merged]:
-    """One way down through some layers, until as many as wanted are left."""
-    together = max(2, round(SHARE * (first_of(found[-1]) + 1)))
-    for at in range(max(0, len(found) - 1 - together), -1, -1):
-        end = min(at + together, at + 1 + len(found) - wanted, len(found))
-        tried = [*found[:at], tuple(found[at:end]), *found[end:]]
-        if end > at + 1 and likeness(tried) > threshold:
-            found = tried
-    return found
+def _merge_downwards(merged: list[MergedLayer], wanted: int, likeness: Likeness, threshold: float) -> list[MergedLayer]:
+    """Goes down through the layers once, merging where the likeness is above the threshold, until `wanted` are left."""
+    span = max(2, round(MERGED_SHARE * (target_layer(merged[-1]) + 1)))
+    for start in range(max(0, len(merged) - 1 - span), -1, -1):
+        end = min(start + span, start + 1 + len(merged) - wanted, len(merged))
+        trial = [*merged[:start], tuple(merged[start:end]), *merged[end:]]
+        if end > start + 1 and likeness(trial) > threshold:
+            merged = trial
+    return merged
 
 
-# ---- what searches cost at most: passes of all layers, the nodes of their trees over L, and heads --------------------
+# ---- the highest price of a search: passes of all layers (nodes of its trees over L), and passes of the head ---------
 
 
-def _layer_by_layer(size: int, layers: int) -> tuple[float, int]:
-    """All share the layers below the last candidate, and the one that drops layer i adds those above it."""
-    steps = range(layers - 2, layers - size - 2, -1)  # of each the candidates
-    return sum(left + sum(range(1, left + 1)) for left in steps) / layers, sum(steps)
+def _price_layer_search(size: int, layers: int) -> tuple[float, int]:
+    """All models share the layers below the last candidate. The model without layer i adds the layers above it."""
+    counts = range(layers - 2, layers - size - 2, -1)  # candidates in each step
+    return sum(count + sum(range(1, count + 1)) for count in counts) / layers, sum(counts)
 
 
-def _sublayer_by_sublayer(size: int, layers: int) -> tuple[float, int]:
-    """A candidate runs for itself from its layer on; the cheapest are dropped first in the worst case."""
-    own, steps = sorted(2 * [*range(1, layers + 1)]), range(2 * size)
-    return sum(layers + sum(own[step:]) for step in steps) / layers, sum(2 * layers - step for step in steps)
+def _price_sublayer_search(size: int, layers: int) -> tuple[float, int]:
+    """A candidate runs alone from its layer on. In the worst case the cheapest candidates are dropped first."""
+    layers_from, steps = sorted(2 * [*range(1, layers + 1)]), range(2 * size)
+    return sum(layers + sum(layers_from[step:]) for step in steps) / layers, sum(2 * layers - step for step in steps)
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
 
 
-def _with_plus(name: str, scores: Callable[[Any, Sequence[int]], Sequence[float] | np.ndarray]) -> dict[str, Cuts]:
-    return {name: _lowest(scores), f"{name}-plus": _lowest(scores, plus=True)}
+def _plus_pair(name: str, scores: Callable[[Any, Sequence[int]], Sequence[float] | np.ndarray]) -> dict[str, Chooser]:
+    return {name: _choose_lowest(scores), f"{name}-plus": _choose_lowest(scores, spare_ends=True)}
 
 
-_merged = _of_each(lambda size, layers, likeness: cut_of(merged_layers(size, layers, likeness), layers))
-_bridged = _most_alike(least=1)
-CUTS: dict[str, Cuts] = {
-    "similarity": _of_each(lambda size, _, distances: similarity_cut(distances, size)),
-    "simple": _of_each(lambda size, layers, _: simple_cut(layers, size)),
-    "reverse": _of_each(lambda size, layers, _: Cut(layers - size, size)),
-    **{f"random-{seed}": _at_random(seed) for seed in SEEDS},
-    "block-influence": _lowest(lambda cosines, _: 1 - np.diagonal(cosines, offset=1)),
-    "window-cosine": _most_alike(),
+_laco = _for_each_size(lambda size, layers, likeness: cut_of_merges(choose_merges(size, layers, likeness), layers))
+_choose_bridged_block = _choose_similar_block(first=1)
+CHOOSERS: dict[str, Chooser] = {
+    "similarity": _for_each_size(lambda size, _, distances: similarity_cut(distances, size)),
+    "simple": _for_each_size(lambda size, layers, _: simple_cut(layers, size)),
+    "reverse": _for_each_size(lambda size, layers, _: Cut(layers - size, size)),
+    **{f"random-{seed}": _choose_at_random(seed) for seed in SEEDS},
+    "block-influence": _choose_lowest(lambda cosines, _: 1 - np.diagonal(cosines, offset=1)),
+    "window-cosine": _choose_similar_block(),
     # ranks by perplexity are ranks by loss
-    **_with_plus("perplexity", lambda losses, layers: losses([Cut(layer, 1) for layer in layers])),
-    **_with_plus("taylor", lambda saliences, layers: saliences[layers]),
-    "greedy": _greedily(lambda layers: [*range(1, layers - 1)]),  # never the ends, as in the authors' code
-    "llm-drop-attention": _lowest_sublayers(0),
-    "llm-drop-mlp": _lowest_sublayers(1),
-    "llm-drop": _lowest_sublayers(0, 1),
-    "block-pruner": _greedily(
-        lambda layers: [(row, layer) for row in range(2) for layer in range(layers)], _without, each=2
+    **_plus_pair("perplexity", lambda losses, layers: losses([Cut(layer, 1) for layer in layers])),
+    **_plus_pair("taylor", lambda saliences, layers: saliences[layers]),
+    "greedy": _choose_greedily(lambda layers: [*range(1, layers - 1)]),  # never the ends, as in the authors' code
+    "llm-drop-attention": _choose_similar_sublayers(0),
+    "llm-drop-mlp": _choose_similar_sublayers(1),
+    "llm-drop": _choose_similar_sublayers(0, 1),
+    "block-pruner": _choose_greedily(
+        lambda layers: [(row, layer) for row in range(2) for layer in range(layers)], _cut_of_sublayers, per_layer=2
     ),
-    "laco": _merged,
-    "laco-code": _merged,
-    "replaceme": _bridged,
-    "replaceme-cosine": _bridged,
-    "prune-and-comp": _bridged,
-    "streamline": _most_alike(more=1),
+    "laco": _laco,
+    "laco-code": _laco,
+    "replaceme": _choose_bridged_block,
+    "replaceme-cosine": _choose_bridged_block,
+    "prune-and-comp": _choose_bridged_block,
+    "streamline": _choose_similar_block(extra=1),
 }
-SEARCHES = {
-    # of models without one layer those below it are shared; of merges what was tried before is remembered
+SEARCH_PRICES = {
+    # models without one layer share the layers below it; a merge that was tried before is not measured again
     **dict.fromkeys(
         ("perplexity", "perplexity-plus"), lambda _, layers: ((layers - 1 + sum(range(layers))) / layers, layers)
     ),
     **dict.fromkeys(("laco", "laco-code"), lambda _, layers: (1.0 + len(THRESHOLDS) * layers, 0)),
-    "greedy": _layer_by_layer,
-    "block-pruner": _sublayer_by_sublayer,
+    "greedy": _price_layer_search,
+    "block-pruner": _price_sublayer_search,
 }
-with open(Path(__file__).with_name("rules.csv"), encoding="utf-8") as _file:
-    _lines: list[dict[str, Any]] = [*csv.DictReader(_file)]
-REGISTERED = {of["name"]: Rule(**of, cuts=CUTS[of["name"]], search=SEARCHES.get(of["name"])) for of in _lines}
+with open(Path(__file__).with_name("rules.csv"), encoding="utf-8") as _table:
+    _rows: list[dict[str, Any]] = [*csv.DictReader(_table)]
+REGISTERED = {
+    row["name"]: Rule(**row, chooser=CHOOSERS[row["name"]], search_price=SEARCH_PRICES.get(row["name"]))
+    for row in _rows
+}
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare
-# those that leave the weights that stay as they are: their cut says all of the pruned model
+# rules that change no weights: their cut determines the pruned model
 DROPPING = tuple(name for name, rule in REGISTERED.items() if not rule.changes)

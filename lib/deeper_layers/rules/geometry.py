@@ -1,9 +1,9 @@
 """The geometry of residuals: measures of layers, of the states between them, and of every two states.
 
-One pass of sequences through the layers, and one with each layer left out in turn; of both what some tokens of each
-sequence give, and then the measures of all batches together. State l is the residual that enters layer l, and state L
-that which leaves the last layer. Formulas are computed in float64, but linear CKA: the Gram matrices of all states are
-kept at once, in float32.
+One pass runs sequences through all layers, another leaves out each layer in turn. Both record some tokens of each
+sequence, and `combine_batches` computes the measures from the records of all batches. State l is the residual that
+enters layer l, and state L the one that leaves the last layer. Formulas are computed in float64, except linear CKA: it
+keeps the Gram matrices of all states at once, in float32.
 
 Letters in shapes: B sequences, T tokens, N kept tokens of all sequences of a batch, D width, L layers, K neighbours, V
 vocabulary.
@@ -19,11 +19,11 @@ import torch
 from deeper_layers.cuts import ATTENTION, MLP
 from deeper_layers.models.network import Network, Residuals
 
-LEFT_OUT = 0.1  # of the ratios of TwoNN, the largest: Facco et al. 2017
-TOP = 5  # likeliest tokens whose overlap is counted: Csordas et al. 2025
-ROWS = 32  # whose distributions over all tokens are there at once
+DISCARDED = 0.1  # share of the ratios of TwoNN that is left out, the largest ones: Facco et al. 2017
+TOP_TOKENS = 5  # likeliest tokens whose overlap is counted: Csordas et al. 2025
+ROWS = 32  # positions whose distributions over all tokens are in memory at once
 STATES = "lens_divergence lens_overlap prompt_entropy effective_rank two_nn two_nn_shuffled".split()
-PARTS = (ATTENTION, MLP, "layer")  # what adds something to the residual: the two sublayers, and both together
+PARTS = (ATTENTION, MLP, "layer")  # parts that add to the residual: the two sublayers, and both together
 
 Batch = dict[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]
@@ -32,29 +32,29 @@ Arrays = dict[str, np.ndarray]
 # ---- formulas, of clouds of points [N, D] -------------------------------------------------------------------
 
 
-def gram(points: torch.Tensor) -> torch.Tensor:
-    """[N, N] inner products of points, once their mean is taken away."""
+def gram_matrix(points: torch.Tensor) -> torch.Tensor:
+    """Inner products [N, N] of points after their mean was subtracted."""
     points = points - points.mean(dim=0)
     return points @ points.T
 
 
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Linear centred kernel alignment of two clouds, given by their `gram`: 1 where one is the other turned and scaled.
+    """Linear centred kernel alignment of two clouds, given as `gram_matrix`: 1 where they differ by rotation and scale.
 
-    It is biased upwards where there are not many more points than dimensions. Source: Kornblith et al. 2019, arXiv
+    It is biased upwards unless there are many more points than dimensions. Source: Kornblith et al. 2019, arXiv
     1905.00414.
     """
     return float(torch.cosine_similarity(first.flatten(), second.flatten(), dim=0))
 
 
 def spectral_entropy(points: torch.Tensor) -> float:
-    """Entropy, in nats, of the eigenvalues of the Gram matrix of points over their sum; the mean is not taken away.
+    """Entropy, in nats, of the eigenvalues of the points' Gram matrix, divided by their sum. No mean is subtracted.
 
-    exp of it is the effective rank: 1 where all points lie on a line through the origin, D where they spread alike in
-    all directions. Over the tokens of one sequence it is the prompt entropy. Source: Skean et al. 2025, arXiv
+    Its exponential is the effective rank: 1 where all points lie on a line through the origin, D where they spread
+    alike in all directions. Over the tokens of one sequence it is the prompt entropy. Source: Skean et al. 2025, arXiv
     2502.02013, with alpha = 1; Roy and Vetterli 2007 for the exponential.
     """
-    # the squares of singular values are those eigenvalues; of both products the smaller has them all
+    # both products have the same eigenvalues above 0: take the smaller one
     points = points.to(torch.float64)
     product = points @ points.T if len(points) < points.shape[1] else points.T @ points
     values = torch.linalg.eigvalsh(product).clamp(min=0)
@@ -62,7 +62,7 @@ def spectral_entropy(points: torch.Tensor) -> float:
 
 
 def nearest(points: torch.Tensor, number: int) -> torch.return_types.topk:
-    """Distances [N, K] of each point to its `number` nearest others, rising, and which these are."""
+    """Each point's distances [N, K] to its K = `number` nearest other points, rising, and the indices of these."""
     return torch.cdist(points, points).fill_diagonal_(math.inf).topk(number, largest=False)
 
 
@@ -70,8 +70,8 @@ def two_nn(points: torch.Tensor) -> float:
     """Intrinsic dimension from the ratio r2 / r1 of each point's distances to its second and its first neighbour.
 
     The ratios of points on a manifold of dimension d are below x with probability 1 - x^-d: d is the slope of the line
-    through the origin of -log(1 - i / N) on the log of the i-th smallest ratio, of which the largest tenth is left out.
-    Points that are the same count once. Not-a-number where fewer than three are left. Source: Facco et al. 2017,
+    through the origin of -log(1 - i / N) on the log of the i-th smallest ratio, without the largest tenth of ratios.
+    Equal points count once. Not-a-number where fewer than three points are left. Source: Facco et al. 2017,
     doi 10.1038/s41598-017-11873-y.
     """
     points = torch.unique(points, dim=0)
@@ -79,68 +79,70 @@ def two_nn(points: torch.Tensor) -> float:
         return math.nan
     distances = nearest(points, 2).values
     ratios = (distances[:, 1] / distances[:, 0]).log().sort().values.numpy()
-    ratios = ratios[np.isfinite(ratios)]  # rounding can bring two points together
+    ratios = ratios[np.isfinite(ratios)]  # rounding can make a first distance 0
     number = len(ratios)
-    ratios = ratios[: int(number * (1 - LEFT_OUT))]
+    ratios = ratios[: int(number * (1 - DISCARDED))]
     heights = -np.log1p(-np.arange(1, len(ratios) + 1) / number)
     return float(ratios @ heights / (ratios @ ratios)) if ratios.any() else math.nan
 
 
-def shuffled(points: torch.Tensor) -> torch.Tensor:
-    """Points [N, D] whose coordinates are drawn apart: what a measure says of these is owed to single coordinates."""
-    draw = torch.Generator().manual_seed(0)
-    return points.gather(0, torch.rand(points.shape, generator=draw).argsort(dim=0))
+def shuffle_coordinates(points: torch.Tensor) -> torch.Tensor:
+    """Points [N, D] with each coordinate shuffled over the points. A measure of these depends on single coordinates
+    alone, not on how they vary together."""
+    generator = torch.Generator().manual_seed(0)
+    return points.gather(0, torch.rand(points.shape, generator=generator).argsort(dim=0))
 
 
-def in_common(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Share of the numbers in each row of two [N, K] that both have [N]: of nearest neighbours in two clouds (Valeriani
-    et al. 2023, arXiv 2302.00294), or of likeliest tokens."""
+def row_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The share [N] of numbers that two tables [N, K] have in common in each row: nearest neighbours in two clouds
+    (Valeriani et al. 2023, arXiv 2302.00294), or likeliest tokens."""
     return (first[:, :, None] == second[:, None]).any(dim=-1).to(torch.float64).mean(dim=-1)
 
 
-def divergence(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(first || second) [N], in nats, of distributions over tokens, logits [N, V], and the share of the likeliest
-    that both have [N]. Source: Csordas et al. 2025, arXiv 2505.13898, where the second are of the logit lens."""
-    first, second = (torch.log_softmax(one.to(torch.float64), dim=-1) for one in (logits, others))
-    apart = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(dim=-1)
-    tops = (one.topk(min(TOP, one.shape[-1])).indices for one in (first, second))
-    return apart.clamp(min=0), in_common(*tops)
+def compare_logits(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(logits || others) [N], in nats, of logits [N, V], and the share [N] of likeliest tokens that both have.
+    Source: Csordas et al. 2025, arXiv 2505.13898, where the others are those of the logit lens."""
+    first, second = (torch.log_softmax(x.to(torch.float64), dim=-1) for x in (logits, others))
+    divergences = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(dim=-1)
+    tops = (x.topk(min(TOP_TOKENS, x.shape[-1])).indices for x in (first, second))
+    return divergences.clamp(min=0), row_overlap(*tops)
 
 
 # ---- one pass ------------------------------------------------------------------------------------------------
 
 
 def kept_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, ...]:
-    """Rows and columns [N] of the tokens that are kept: of each sequence as many, evenly spaced, the last among them.
+    """Rows and columns [N] of the kept tokens: `tokens` of each sequence, evenly spaced, up to the last one.
 
-    The mask is [B, T], padded on the right. Never the first, on which models rest attention that has nowhere to go, and
-    whose norm is like no other's; a sequence of fewer tokens gives all but the first.
+    The mask is [B, T], padded on the right. The first token is never kept: models direct idle attention to it, and its
+    norm is unlike all others. A sequence with too few tokens gives all but the first.
     """
-    found = [
+    positions = [
         (row, column)
         for row, length in enumerate(mask.sum(dim=1).tolist())
         for column in sorted({round(number * (length - 1) / tokens) for number in range(1, tokens + 1)} - {0})
     ]
-    return torch.tensor(found).unbind(dim=1)
+    return torch.tensor(positions).unbind(dim=1)
 
 
 def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
-    """Of each batch, from one pass, what the measures of all sequences are made of.
+    """Run each batch through the model once and record what `combine_batches` needs.
 
     Args:
         batches: each with `input_ids` and `attention_mask`, [B, T], padded on the right.
-        tokens: how many are kept of each sequence, see `kept_tokens`.
+        tokens: how many tokens of each sequence are kept, see `kept_tokens`.
 
-    Returns:
-        residuals [L+1, N, D], float32: what enters each layer, and leaves the last, before the final norm.
-        cosines [N, L, 3]: cos(a, x), cos(m, x + a), cos(a + m, x), where a and m are what attention and MLP of a layer
-            add to the residual x: the differences of the residuals that leave them. Source: Csordas et al. 2025.
+    Yields for each batch:
+        residuals [L+1, N, D], float32: those that enter each layer, and the one that leaves the last layer, before the
+            final norm.
+        cosines [N, L, 3]: cos(a, x), cos(m, x + a), cos(a + m, x), where a layer's attention adds a to the residual x,
+            and then its MLP adds m. Source: Csordas et al. 2025.
         norms [N, L, 3]: |a| / |x|, |m| / |x + a|, |a + m| / |x|. Source: the same.
         entropy [B, L+1]: prompt entropy, in nats, over all tokens of a sequence, the first too.
-        lens [B, L+1, 2]: at the last token, of each residual through the model's own final norm and head: KL from
-            the model's output, and overlap of the likeliest tokens with it.
+        lens [B, L+1, 2]: the last token's residuals after the model's final norm and head, compared with the model's
+            output: KL, and overlap of the likeliest tokens.
 
-    Raises InputError where the layers can't be run one by one, or have no attention and MLP of known names.
+    Raises InputError where the layers can't be run one by one, or their attention and MLP have no known names.
     """
     network = Network(model)
 
@@ -150,8 +152,8 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
         x, between, left = (hidden[kept].double() for hidden in (entering, residuals.between, leaving))
         pairs = ((between - x, x), (left - between, between), (left - x, x))
         cosines = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=-1)
-        norms = torch.stack([added.norm(dim=-1) / to.norm(dim=-1) for added, to in pairs], dim=-1)
-        states = [  # of the residuals between layers: prompt entropies, the kept tokens, the last ones
+        norms = torch.stack([added.norm(dim=-1) / base.norm(dim=-1) for added, base in pairs], dim=-1)
+        states = [  # for each residual: prompt entropies, kept tokens, last tokens
             (
                 [spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, lengths.tolist())],
                 hidden[kept].float().cpu(),
@@ -161,8 +163,8 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
         ]
         return cosines.cpu(), norms.cpu(), states
 
-    for of_layers in network.residuals(batches, keep):
-        cosines, norms, states = zip(*of_layers)
+    for layers in network.residuals(batches, keep):
+        cosines, norms, states = zip(*layers)
         entropy, residuals, ends = zip(*itertools.chain(*states))
         yield {
             "residuals": torch.stack(residuals).numpy(),
@@ -175,38 +177,38 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
 
 @torch.inference_mode()
 def compare_outputs(network: Network, output: torch.Tensor, others: Sequence[torch.Tensor]) -> np.ndarray:
-    """[N, M, 2] how far what M residuals [N, D] give as output is from what the first gives, see `divergence`."""
-    found = []
-    for some in torch.arange(len(output)).split(ROWS):
-        logits = network.logits(output[some])
-        of_some = [torch.stack(divergence(logits, network.logits(other[some])), dim=-1) for other in others]
-        found.append(torch.stack(of_some, dim=1).cpu())
-    return torch.cat(found).numpy()
+    """The logits of a residual [N, D] compared with those of M others, see `compare_logits`: [N, M, 2]."""
+    comparisons = []
+    for rows in torch.arange(len(output)).split(ROWS):
+        logits = network.logits(output[rows])
+        compared = [torch.stack(compare_logits(logits, network.logits(other[rows])), dim=-1) for other in others]
+        comparisons.append(torch.stack(compared, dim=1).cpu())
+    return torch.cat(comparisons).numpy()
 
 
 # ---- without each layer --------------------------------------------------------------------------------------
 
 
 def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
-    """Of each batch what it changes to leave out a layer, for each layer: L (L + 1) / 2 layers run, not L.
+    """Run each batch without each layer in turn: L (L + 1) / 2 layers run, not L.
 
-    Source: Csordas et al. 2025; they show the largest change over tokens, here each is kept.
+    Source: Csordas et al. 2025; they show the largest change over tokens, here the change of each token is kept.
 
-    Returns:
-        later [N, L, L]: |c' - c| / |c|, where c is what layer m (column) adds to the residual, and c' what it adds
-            where layer s (row) was left out; 0 where m <= s, as nothing comes before the layer that is left out.
-        output [N, L]: KL, in nats, from the model's output to that without layer s.
+    Yields for each batch:
+        later [N, L, L]: |c' - c| / |c|, where layer m (column) adds c to the residual, and c' without layer s (row);
+            0 where m <= s, as layers up to s do not change.
+        output [N, L]: KL, in nats, from the model's output to its output without layer s.
     """
     network = Network(model)
     layers = len(network.layers)
     for batch in batches:
         with torch.inference_mode():  # not around the yield
             ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
-            given, kept = network.handed(ids, attention_mask=mask), kept_tokens(mask, tokens)
+            inputs, kept = network.handed(ids, attention_mask=mask), kept_tokens(mask, tokens)
             later = np.zeros((len(kept[0]), layers, layers))
-            whole, without = given.residual, []  # without layer s: the residual as it was before that layer, and on
+            whole, without = inputs.residual, []  # without[s]: the residual of the model without layer s
             for number in network.in_turn(list(range(layers))):
-                layer, call = network.layers[number], given.calls[number]
+                layer, call = network.layers[number], inputs.calls[number]
                 before, whole = whole, call(layer, whole)
                 added = (whole[kept].double() - before[kept].double()).cpu()
                 for skip, residual in enumerate(without):
@@ -222,32 +224,33 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
 # ---- all batches together ------------------------------------------------------------------------------------
 
 
-def measure(
+def combine_batches(
     passes: list[Arrays], skips: list[Arrays], *, neighbours: int, progress=iter
 ) -> tuple[Arrays, Arrays, Arrays]:
-    """Values of layers [L], of states [L+1], and, above the diagonal, of every two states [L+1, L+1] or layers [L, L].
+    """The measures of layers [L], of states [L+1], and of pairs: above the diagonal of [L+1, L+1] or [L, L].
 
-    Means over tokens or sequences, or measures of the clouds that the kept tokens of all sequences are: STATES, cka and
-    neighbour_overlap. Of layers: cosine_PART, norm_PART, skip (KL without the layer), and of two skip_later.
+    `passes` and `skips` are what `record_passes` and `skip_each_layer` yield. Measures of layers: cosine_PART,
+    norm_PART and skip (KL without the layer); of states: STATES; of pairs of states: cka, neighbour_overlap; of pairs
+    of layers: skip_later. They are means over tokens or sequences, or computed on the cloud of all kept tokens.
     """
     mean = {
         name: np.concatenate([batch[name] for batch in batches]).mean(axis=0)
         for batches, names in ((passes, ("cosines", "norms", "entropy", "lens")), (skips, ("output", "later")))
         for name in names
     }
-    layers = {f"{name}_{part}": of for name in ("cosine", "norm") for part, of in zip(PARTS, mean[f"{name}s"].T)}
-    of_batches = zip(*(batch["residuals"] for batch in passes))
-    clouds = [torch.from_numpy(np.concatenate(of_state)).double() for of_state in of_batches]  # [N, D]
-    of_clouds = [
-        (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffled(points)))
+    layers = {f"{name}_{part}": row for name in ("cosine", "norm") for part, row in zip(PARTS, mean[f"{name}s"].T)}
+    residuals = zip(*(batch["residuals"] for batch in passes))
+    clouds = [torch.from_numpy(np.concatenate(arrays)).double() for arrays in residuals]  # [N, D]
+    measures = [
+        (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffle_coordinates(points)))
         for points in progress(clouds)
     ]
-    states = [*mean["lens"].T, mean["entropy"], *np.array(of_clouds).T]
+    states = [*mean["lens"].T, mean["entropy"], *np.array(measures).T]
     cka, overlap = np.zeros((2, len(clouds), len(clouds)))
-    products = [gram(points).float() for points in clouds]
+    products = [gram_matrix(points).float() for points in clouds]
     indices = [nearest(points, neighbours).indices for points in clouds]
     for pair in itertools.combinations(range(len(clouds)), 2):
         cka[pair] = linear_cka(*(products[state] for state in pair))
-        overlap[pair] = float(in_common(*(indices[state] for state in pair)).mean())
+        overlap[pair] = float(row_overlap(*(indices[state] for state in pair)).mean())
     pairs = {"cka": cka, "neighbour_overlap": overlap, "skip_later": mean["later"]}
     return layers | {"skip": mean["output"]}, dict(zip(STATES, states, strict=True)), pairs

@@ -162,7 +162,7 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     registered = {re.sub("random-.*", "random", rule): of for rule, of in REGISTERED.items()}
     columns = ["title", "source", "passes", "as in the code of", "published"]
     lines = [
-        (rule_title(rule), of.source, round(of.price(8, 32)[0] + of.fits, 1), of.code, of.published)
+        (rule_title(rule), of.source, round(of.price(8, 32)[0] + of.fitting_passes, 1), of.code, of.published)
         for rule, of in registered.items()
     ]
     table = pd.DataFrame(lines, list(registered), columns)

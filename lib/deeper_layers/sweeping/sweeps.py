@@ -23,7 +23,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.network import groups_within
 from deeper_layers.results.shards import Shards
-from deeper_layers.rules.changing import likeness_on
+from deeper_layers.rules.changing import build_likeness
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.similarity import saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping import harness, vllm_engine
@@ -326,5 +326,5 @@ def known_of(model, rule: str, sequences: list[torch.Tensor]) -> Any:
     if needs == "losses":  # in nats a token, for each of some cuts
         return lambda cuts: text_loss(model, cuts, sequences)[0]["value"].tolist()
     if needs == "likeness":
-        return likeness_on(model, sequences, REGISTERED[rule].changes)
+        return build_likeness(model, sequences, REGISTERED[rule].changes)
     return MEASURED[needs](model, sequences) if needs in MEASURED else None
