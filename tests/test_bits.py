@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deeper_layers.cuts import Cut
-from deeper_layers.experiments.take_away import checkpoint_bytes
+from deeper_layers.experiments.take_away import count_checkpoint_bytes
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
@@ -18,7 +18,7 @@ def test_a_sliced_folder_opens_quantized_as_the_quantized_model_without_its_laye
     with torch.inference_mode():
         assert torch.equal(sliced(ids).logits, pruned(ids).logits)
         assert not torch.equal(whole(ids).logits, pruned(ids).logits)
-    assert checkpoint_bytes(sliced) == checkpoint_bytes(pruned) < checkpoint_bytes(whole)
+    assert count_checkpoint_bytes(sliced) == count_checkpoint_bytes(pruned) < count_checkpoint_bytes(whole)
 
 
 def test_bytes_count_tied_weights_once_and_scales_of_quantized_ones(tiny_folder):
@@ -26,7 +26,7 @@ def test_bytes_count_tied_weights_once_and_scales_of_quantized_ones(tiny_folder)
     parameters, tied = sum(p.numel() for p in model.parameters()), model.get_input_embeddings().weight
     linear = [module.weight for name, module in model.named_modules() if "_proj" in name]
     weights, scales = sum(weight.numel() for weight in linear), sum(len(weight) for weight in linear)
-    assert checkpoint_bytes(model) == 4 * parameters
-    assert weights + 4 * (parameters - weights + scales) <= checkpoint_bytes(quantized) < 4 * parameters
+    assert count_checkpoint_bytes(model) == 4 * parameters
+    assert weights + 4 * (parameters - weights + scales) <= count_checkpoint_bytes(quantized) < 4 * parameters
     model.get_output_embeddings().weight = tied
-    assert checkpoint_bytes(model) == 4 * (parameters - tied.numel())
+    assert count_checkpoint_bytes(model) == 4 * (parameters - tied.numel())

@@ -151,10 +151,10 @@ def test_a_plan_is_true_and_a_sweep_goes_on_where_it_stopped_and_is_read_the_nex
 
 def test_sizes_are_those_of_a_model_or_of_one_task():
     parameters = kinds.SweepParameters(tasks="capitals, sums:0@20/0-1+3, sums_one_digit/2", sizes="0, 4")
-    sizes = {task: parameters.size_list(5, task) for task in parameters.task_list}
+    sizes = {task: parameters.list_sizes(5, task) for task in parameters.task_list}
     assert sizes == {"capitals": [0, 4], "sums": [0, 1, 3], "sums_one_digit": [0, 2]}
     for written, found in {"all": [0, 1, 2, 3], "4": [0, 4], "3, 1-2,2": [0, 1, 2, 3]}.items():
-        assert kinds.SweepParameters(sizes=written).size_list(5) == found
+        assert kinds.SweepParameters(sizes=written).list_sizes(5) == found
 
 
 def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.distances import measure_geometry
+from deeper_layers.experiments.distances import find_or_measure_geometry
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
 from deeper_layers.models.decoder import decoder_layers
@@ -163,7 +163,7 @@ SMALL = {"samples": 40, "sequence_length": 24, "tokens": 2, "neighbours": 4, "sk
 
 def measured(folder, results, **others):
     parameters = WhichLayersParameters(model=str(folder), results=str(results), **SMALL | others)
-    return measure_geometry(Experiment(parameters))
+    return find_or_measure_geometry(Experiment(parameters))
 
 
 def test_what_is_kept_of_a_measurement(tiny_folder, tmp_path):

@@ -39,39 +39,41 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(tiny_folde
         model=str(tiny_folder), dtype="float32", quantization=None, text="wikipedia", tasks="capitals", limit=4,
         steps=3, results=str(tmp_path / "results"), loss_sequences=4, loss_length=32,
     )  # fmt: skip
-    experiment = Experiment(parameters, opened=lambda: opened)
-    config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
+    experiment = Experiment(parameters, open_model=lambda: opened)
+    config = parameters.make_config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
     score_text = functools.partial(scoring.score, parameters.texts)
-    heal = lambda of, **given: healings.Healing(CUTS[1], config, of).run_and_scores(**given)  # noqa: E731
-    assert heal(experiment.but(measure=False)) is None
+    heal = lambda of, **given: healings.Healing(CUTS[1], config, of).heal_and_score(**given)  # noqa: E731
+    assert heal(experiment.replace(measure=False)) is None
     run, measured = heal(experiment, rules=["similarity"])
     assert set(measured.rows["task"]) == {"wikipedia", "capitals"} and set(measured.rows["cut"]) == {CUTS[1].name}
     assert run.details["tokens"] == measured.details["healed_tokens"] == 3 * 4 * 32 and len(run.records) == 3
-    adapters = healings.Healing(CUTS[1], config, experiment).adapters()
+    adapters = healings.Healing(CUTS[1], config, experiment).find_adapters()
     assert [path.name for path in adapters.parent.iterdir()] == ["adapter"], "no checkpoint"
     before = score_text({"similarity": CUTS}, experiment)
     losses_of = [table.rows.query("cut == '1,2' and metric == 'loss'")["value"].item() for table in (measured, before)]
     assert losses_of[0] != losses_of[1]
     monkeypatch.setattr(healing, "train", never)
-    again, others = heal(experiment.but(tasks="sums_one_digit"), rules=["similarity"])
+    again, others = heal(experiment.replace(tasks="sums_one_digit"), rules=["similarity"])
     assert again.path == run.path and others.path != measured.path and others.records[0] == measured.records[0]
     monkeypatch.setattr(sweeping, "request_loss", never)
-    assert heal(experiment.but(measure=False))[1].path == heal(experiment)[1].path == measured.path, "whoever chose it"
+    assert heal(experiment.replace(measure=False))[1].path == heal(experiment)[1].path == measured.path, (
+        "whoever chose it"
+    )
     assert score_text({"similarity": CUTS[:2]}, experiment).path == before.path, "one for more cuts will do"
 
 
 def test_text_that_heals_gives_no_loss(tiny_folder, opened, monkeypatch):
-    experiment = Experiment(HealingParameters(model=str(tiny_folder), text="wikipedia"), opened=lambda: opened)
+    experiment = Experiment(HealingParameters(model=str(tiny_folder), text="wikipedia"), open_model=lambda: opened)
     monkeypatch.setattr(data, "texts", lambda *_, **part: ["the same"])
     with pytest.raises(InputError, match="1 documents of wikipedia heal and give the loss"):
-        healings.Healing(CUTS[1], experiment.parameters.config(), experiment).adapters()
+        healings.Healing(CUTS[1], experiment.parameters.make_config(), experiment).find_adapters()
 
 
 def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():
-    config = HealingParameters(steps=20, rank=4, preset="small", seed=3, sequence_length=99).config()
+    config = HealingParameters(steps=20, rank=4, preset="small", seed=3, sequence_length=99).make_config()
     assert (config.steps, config.warmup_steps, config.rank, config.quantization) == (20, 2, 4, "nf4")
     assert (config.seed, config.sequence_length) == (0, 256), "those of the distances are others"
-    assert HealingParameters(objective="distill").config() == PRESETS["distill"]
+    assert HealingParameters(objective="distill").make_config() == PRESETS["distill"]
     with pytest.raises(InputError, match="preset is 'tiny'"):
         HealingParameters(preset="tiny")
 

@@ -7,7 +7,7 @@ from transformers import MixtralConfig
 
 from deeper_layers import models, prices
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.experiments.choosing import unchosen
+from deeper_layers.experiments.choosing import list_unknown_cuts
 from deeper_layers.experiments.notebook_parameters import (
     ComparedHealingsParameters,
     ReasoningParameters,
@@ -68,7 +68,7 @@ def test_a_sweep_costs_what_its_tree_has_nodes():
     assert all.memory > one.memory > one.weights
     scored = prices.sweep_cost(llama, cuts, 1000, 10, 0, "bfloat16").operations - all.operations
     assert scored == 10 * 5 * 2 * llama.head
-    apart, shared = ([Cut(0, 0), *some] for some in (unchosen("simple", [2, 3]), [Cut(0, 2), Cut(0, 3)]))
+    apart, shared = ([Cut(0, 0), *some] for some in (list_unknown_cuts("simple", [2, 3]), [Cut(0, 2), Cut(0, 3)]))
     assert prices.sweep_cost(llama, apart, 1000, 10, 8, "bfloat16") == prices.sweep_cost(
         llama, shared, 1000, 10, 8, "bfloat16"
     )
@@ -126,7 +126,7 @@ def test_what_notebooks_will_measure_is_told_once_and_not_where_results_hold_it(
     written = "answers of written_facts, 3 models, each of at most 12 tokens"
     assert [what for of, what in found if of == "03"] == ["sweep of capitals, 3 models", written]
     assert found["04", "healing, 122,880 tokens, 3 times"] > 0
-    asked["01-similarity"].measured()
+    asked["01-similarity"].measure_missing()
     assert ("01", "distances") not in {(row["notebook"][:2], row["what"]) for row in plan_notebooks(asked)}
 
 

@@ -63,7 +63,9 @@ class Measure:
             cuts = dict.fromkeys(cut for cuts in key["cuts"].values() for cut in cuts)
             return [row | {"cut": cut, "stderr": np.nan if cut == "0,1" else 0.25} for cut in cuts], DETAILS
 
-        return Experiment(Parameters(results=str(self.folder)), source).result("scores", settings, reads, measure)
+        return Experiment(Parameters(results=str(self.folder)), source).find_or_measure(
+            "scores", settings, reads, measure
+        )
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.data import embedded
 from deeper_layers.data.tasks.items import begins_with_the_answer
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choosing import compare_rules, cuts_of_tasks
-from deeper_layers.experiments.distances import measure_distances
+from deeper_layers.experiments.choosing import choose_cuts_for_tasks, compare_rules
+from deeper_layers.experiments.distances import find_or_measure_distances
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.notebook_parameters import ScanParameters, WhichLayersParameters
 from deeper_layers.experiments.parameters import Parameters
@@ -34,7 +34,7 @@ def asked(tiny_folder, opened, tmp_path):
     def of(kind=ScanParameters, results="results", **given):
         usual = {"dtype": "float32"} | ({"blocks": 2} if kind is ScanParameters else {})
         places = {"model": str(tiny_folder), "results": str(tmp_path / results)}
-        return Experiment(kind(**usual | places | given), opened=lambda: opened)
+        return Experiment(kind(**usual | places | given), open_model=lambda: opened)
 
     return of
 
@@ -42,7 +42,7 @@ def asked(tiny_folder, opened, tmp_path):
 def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
     experiment = asked(tasks=f"capitals@{LIMIT}, lettered_capitals@{LIMIT}")
     own = [UNPRUNED, Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
-    cuts = cuts_of_tasks(experiment)
+    cuts = choose_cuts_for_tasks(experiment)
     assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": own})
     found = score_each(cuts, experiment)
     plain = sweep(*opened, ["capitals"], own, limit=LIMIT)
@@ -53,7 +53,7 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
         assert row["target"].tolist() == [item["answer"] for item in embedded.capitals()[:LIMIT]]
         assert row["logprobs"].shape == (LIMIT, 4) and (row["logprobs"] < 0).all()
         assert np.array_equal(row["chosen"] == row["target"], row["outcome"])
-    experiment.opened = pytest.fail
+    experiment.open_model = pytest.fail
     assert score_each(cuts, experiment)["capitals"].path == found["capitals"].path
 
 
@@ -78,14 +78,14 @@ def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
 
 def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
     experiment = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
-    cuts = cuts_of_tasks(experiment)
+    cuts = choose_cuts_for_tasks(experiment)
     assert cuts == {"wikipedia": {"simple": [UNPRUNED, Cut(3, 1), Cut(2, 2)]}}
     (plan,) = plan_each(cuts, experiment).values()
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
     found = score_each(cuts, experiment)["wikipedia"]
     assert [len(row["outcome"]) for row in found.records] == [2, 2, 2] and plan_each(cuts, experiment) == {}
     # how many examples are in the prompts of tasks is nothing to a loss on text
-    assert score_each(cuts, experiment.but(num_fewshot=5))["wikipedia"].path == found.path
+    assert score_each(cuts, experiment.replace(num_fewshot=5))["wikipedia"].path == found.path
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
@@ -96,7 +96,7 @@ def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
 ])  # fmt: skip
 def test_what_cannot_be_scanned_is_refused_in_one_line(wrong, said, asked):
     with pytest.raises(InputError, match=said):
-        cuts_of_tasks(asked(**wrong))
+        choose_cuts_for_tasks(asked(**wrong))
 
 
 def test_facts_to_be_written_begin_with_their_answer():
@@ -114,10 +114,10 @@ def test_facts_to_be_written_begin_with_their_answer():
 def test_distances_of_each_sequence_have_the_published_mean(asked):
     """Kept in 16 bits, in a result of its own."""
     experiment = asked(Parameters, samples=12, sequence_length=24)
-    plain, found = (measure_distances(experiment, by_sequence=by_sequence) for by_sequence in (False, True))
+    plain, found = (find_or_measure_distances(experiment, by_sequence=by_sequence) for by_sequence in (False, True))
     assert plain.path != found.path and plain.rows.equals(found.rows)
-    experiment.opened = pytest.fail
-    assert measure_distances(experiment).path == plain.path
+    experiment.open_model = pytest.fail
+    assert find_or_measure_distances(experiment).path == plain.path
     each = np.stack(list(distances_of([found])["by_sequence"]), axis=1)
     assert each.shape == (12, 15)
     assert each.mean(axis=0) == pytest.approx(found.rows["distance"].to_numpy(), abs=5e-4)
@@ -127,7 +127,7 @@ def test_interrupted_distances_go_on_to_the_same_numbers(asked, tmp_path, monkey
     """Batches that have run are not run again."""
 
     def measured(results):
-        return measure_distances(asked(Parameters, results, samples=40, sequence_length=300))
+        return find_or_measure_distances(asked(Parameters, results, samples=40, sequence_length=300))
 
     plain, ran, every = measured("plain"), [], similarity.distances_by_batch
 
@@ -150,7 +150,7 @@ def test_interrupted_distances_go_on_to_the_same_numbers(asked, tmp_path, monkey
 
 def test_one_sequence_that_decides_is_drawn_with_the_others(asked):
     """Two blocks of one size, alike but for one sequence of twelve: the choice follows how often that one is drawn."""
-    found = measure_distances(asked(Parameters, samples=12, sequence_length=24), by_sequence=True)
+    found = find_or_measure_distances(asked(Parameters, samples=12, sequence_length=24), by_sequence=True)
     rows = distances_of([found]).query("size == 3").sort_values("start")
     rows["distance"], decided = 0.5, np.where(np.arange(12) == 0, 0.75, 0.25)
     rows["by_sequence"] = [np.full(12, 0.26), decided, decided]  # the last of these has the last layer
@@ -174,11 +174,11 @@ def test_what_rules_drop_is_measured_once_and_read_back(asked, tmp_path):
     assert losses.groupby("rule")["size"].agg(list).to_dict() == dict.fromkeys(experiment.parameters.rule_list, [1, 2])
     assert losses.set_index("rule")["changed"].dropna().to_dict() == {"replaceme": "bridged"}
     assert scores.query("rule == 'llm-drop' and task == 'capitals'")["size"].tolist() == [1, 2]
-    experiment.opened = pytest.fail
+    experiment.open_model = pytest.fail
     compare_rules(experiment)
 
 
 def test_what_is_asked_of_rules_is_what_is_published():
     usual = WhichLayersParameters()
     assert usual.calibration in [one.key.get("calibration") for one in all_results(kind="scores")]
-    assert [usual.shares(layers) for layers in (30, 18, 28)] == [[3, 6, 8, 10], [2, 4, 5, 6], [3, 6, 7, 9]]
+    assert [usual.list_share_sizes(layers) for layers in (30, 18, 28)] == [[3, 6, 8, 10], [2, 4, 5, 6], [3, 6, 7, 9]]

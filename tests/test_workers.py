@@ -33,7 +33,7 @@ def measured(tmp_path, monkeypatch):
 
         experiment = Experiment(Parameters(results=str(tmp_path / "results")), SOURCE)
         reads = [SimpleNamespace(name="wikipedia", fingerprint=lambda _: "made up")]
-        return experiment.result("distances", SETTINGS | {"corpus": f"text-{number}"}, reads, measure)
+        return experiment.find_or_measure("distances", SETTINGS | {"corpus": f"text-{number}"}, reads, measure)
 
     return measured
 

@@ -13,7 +13,7 @@ import click
 from deeper_layers import results
 from deeper_layers.command.group import main
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import HealingParameters, TaskParameters, split
+from deeper_layers.experiments.parameters import HealingParameters, TaskParameters, split_list
 from deeper_layers.files import read_json
 
 PROGRAM, SPARE = 2000, 1.3  # MB of Python and its libraries; and of weights, what is made beside them
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
     @property
     def tasks(self) -> dict[str, str]:
         """Each task as it is written, by what its files are called."""
-        return {results.slug(task): task for task in split(self.swept.tasks)}
+        return {results.slug(task): task for task in split_list(self.swept.tasks)}
 
     @property
     def needs_distances(self) -> bool:
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
 
     @property
     def tokens_of_healing(self) -> int:
-        return HealingParameters(model=self.model, **self.options).config().tokens
+        return HealingParameters(model=self.model, **self.options).make_config().tokens
 
     def command(self, command: str, **more) -> str:
         """The command as it is typed, without `deeper-layers`, with the options that it takes."""
@@ -102,7 +102,7 @@ def minutes(plan: Path, flops: int | float, otherwise: int, task: str | None = N
     if tokens is not None:
         steps = TRAINING * tokens * known["layers"]
     elif task is not None:
-        name = re.split("[:@/]", task)[0]
+        name = re.split_list("[:@/]", task)[0]
         found = next((one for one in known["tasks"] if one["task"] == name), {"generated": True})
         answered = None if found.get("generated") or not found.get("layer_steps") else found["layer_steps"][1]
         steps = 0 if "unit" in found else answered

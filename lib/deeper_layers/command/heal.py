@@ -4,7 +4,7 @@ from deeper_layers import results
 from deeper_layers.command.options import Answer, cut_options, records, subcommand, typed_cut
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import NotMeasuredError
-from deeper_layers.experiments.choosing import cuts_of_rule
+from deeper_layers.experiments.choosing import choose_cuts_of_rule
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import HealingParameters
@@ -40,18 +40,18 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     deeper-layers heal embedded --drop 3 --objective distill
     deeper-layers heal embedded --layers "5, 12-14"
     """
-    typed, experiment, config = typed_cut(drop, start, layers=layers), Experiment(parameters), parameters.config()
+    typed, experiment, config = typed_cut(drop, start, layers=layers), Experiment(parameters), parameters.make_config()
     name, depth = experiment.source.name, experiment.source.num_layers
     (typed or Cut(0, drop or 0)).check(depth)
-    cut = typed or cuts_of_rule(rule, [drop or 0], depth, experiment, of_any_dtype=True)[0]
+    cut = typed or choose_cuts_of_rule(rule, [drop or 0], depth, experiment, any_dtype=True)[0]
     healing = Healing(cut, config, experiment)
-    if (found := healing.run_and_scores([GIVEN if typed else rule])) is None:
+    if (found := healing.heal_and_score([GIVEN if typed else rule])) is None:
         raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}")
     run, unit = found
     from deeper_layers.report.statistics import recovered_by  # slow
 
     # what others measured comes without adapters: they are trained here
-    adapters = str(healing.adapters()) if parameters.measure else None
+    adapters = str(healing.find_adapters()) if parameters.measure else None
     record = {"losses": [row["loss"] for row in run.records]} | {of: run.details[of] for of in COURSE}
     head = (
         f"{name}: {cut.describe(depth)}\n"

@@ -6,9 +6,9 @@ import click
 
 from deeper_layers.command.options import Answer, exclude_rules, is_typed, records, subcommand, table
 from deeper_layers.errors import NotMeasuredError
-from deeper_layers.experiments.choosing import cuts_of_tasks
-from deeper_layers.experiments.distances import measure_distances
-from deeper_layers.experiments.experiment import CutsOf, Experiment
+from deeper_layers.experiments.choosing import choose_cuts_for_tasks
+from deeper_layers.experiments.distances import find_or_measure_distances
+from deeper_layers.experiments.experiment import CutsByRule, Experiment
 from deeper_layers.experiments.notebook_parameters import ScanParameters
 from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.experiments.scoring import plan_each, score_each
@@ -32,7 +32,7 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
     """
     experiment = Experiment(parameters)
-    unit = experiment.required(measure_distances(experiment, by_sequence=by_sequence), "the distances")
+    unit = experiment.require(find_or_measure_distances(experiment, by_sequence=by_sequence), "the distances")
     matrix, source = distance_matrix(unit.rows), experiment.source
     best = [similarity_cut(matrix, size) for size in range(1, source.num_layers)]
     rows = [
@@ -69,8 +69,8 @@ def sweep(parameters: SweepParameters) -> Answer:
     """
     exclude_rules()
     # where another engine generates, the accelerator is for it
-    experiment = Experiment(parameters.but(device="cpu") if parameters.engine else parameters)
-    cuts = cuts_of_tasks(experiment)
+    experiment = Experiment(parameters.replace(device="cpu") if parameters.engine else parameters)
+    cuts = choose_cuts_for_tasks(experiment)
     found, rows = score_each(cuts, experiment), []
     for task, unit in found.items():
         for rule, own in cuts[task].items() if unit else ():  # a cut that several rules chose stands under each
@@ -99,7 +99,7 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
         if is_typed(name):
             raise click.UsageError(f"--{name} and --blocks {parameters.blocks or 'none'} exclude each other: leave it")
     experiment = Experiment(parameters)
-    cuts = cuts_of_tasks(experiment)
+    cuts = choose_cuts_for_tasks(experiment)
     if dry_run:
         plans = plan_each(cuts, experiment)
         units = [
@@ -111,7 +111,7 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
     return _answer(experiment, cuts, found, [row for unit in found.values() if unit for row in records(unit.rows)])
 
 
-def _answer(experiment: Experiment, cuts: dict[str, CutsOf], found: dict[str, Result | None], rows: list) -> Answer:
+def _answer(experiment: Experiment, cuts: dict[str, CutsByRule], found: dict[str, Result | None], rows: list) -> Answer:
     """What was found of each task or text; `rows` are all of it for scripts. Raises NotMeasuredError for nothing."""
     source, quantization = experiment.source, experiment.parameters.quantization
     units = {name: unit for name, unit in found.items() if unit}
@@ -126,7 +126,7 @@ def _answer(experiment: Experiment, cuts: dict[str, CutsOf], found: dict[str, Re
     return Answer(content, [source.described(quantization), *tables, *absent, "\n".join(paths)])
 
 
-def _tables(unit: Result, cuts_of: CutsOf) -> Iterator[str]:
+def _tables(unit: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
     """Of each task of a result the scores by cut and rule, and their change from the whole model's; 95% intervals."""
     import pandas as pd  # slow, as are the next
 
@@ -135,7 +135,7 @@ def _tables(unit: Result, cuts_of: CutsOf) -> Iterator[str]:
     from deeper_layers.results.frames import scores_of
 
     rows = scores_of([unit]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
-    chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_of.items() for cut in cuts}
+    chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_by_rule.items() for cut in cuts}
     rules = pd.DataFrame(sorted(chosen), columns=["cut", "rule"])
     for task, own in pairing.by_main_metric(rows).groupby("task", sort=False):
         found, outcomes = pairing.paired(own)

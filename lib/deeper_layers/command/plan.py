@@ -8,7 +8,7 @@ import click
 from deeper_layers import models, prices
 from deeper_layers.command.options import Answer, exclude_rules, is_typed, subcommand
 from deeper_layers.experiments.parameters import SweepParameters
-from deeper_layers.experiments.plans import plan_sweep, planned
+from deeper_layers.experiments.plans import make_planning_experiment, plan_sweep
 from deeper_layers.presets import PRESETS
 
 # of distances and tasks, in a table as in JSON; "seconds" and "device" are of what results hold
@@ -41,7 +41,7 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
     exclude_rules()
     source = model_config and models.configured(model_config, parameters.dtype)
-    content = plan_sweep(planned(parameters, source), machine, heal)
+    content = plan_sweep(make_planning_experiment(parameters, source), machine, heal)
     return Answer(content, _parts(content))
 
 

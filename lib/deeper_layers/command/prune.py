@@ -16,10 +16,10 @@ from deeper_layers import checks, export, models
 from deeper_layers.command.options import LISTS, NO_CUT, Answer, cut_options, exclude, is_typed, subcommand, typed_cut
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choosing import changed_choice, cuts_of_rule, safe_cut
+from deeper_layers.experiments.choosing import choose_cut_and_changes, choose_cuts_of_rule, choose_safe_cut
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.healings import Healing
-from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters, one_of, split
+from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters, one_of, split_list
 from deeper_layers.export.llama_cpp import EXACT, ROUNDED
 from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, typed_lists
 from deeper_layers.models.sources import DTYPES
@@ -135,16 +135,16 @@ def prune(
         export.check_repository(asked.push_to_hub, public=asked.public)
     parameters, changed = asked.opening(output.is_gguf), None
     experiment = Experiment(parameters)
-    safe = functools.partial(export.safe_cuts, config, engines=split(asked.for_))
+    safe = functools.partial(export.safe_cuts, config, engines=split_list(asked.for_))
     sized = functools.partial(models.find_model, model, revision=asked.revision, hashed=is_gguf_model(model))
 
     def chosen_cut(size: int) -> Cut:
         if asked.for_:
-            return safe_cut(rule, size, depth, experiment, safe)
-        return cuts_of_rule(rule, [size], depth, experiment, of_any_dtype=True)[0]
+            return choose_safe_cut(rule, size, depth, experiment, safe)
+        return choose_cuts_of_rule(rule, [size], depth, experiment, any_dtype=True)[0]
 
     if chosen.changes:
-        cut, changed = changed_choice(rule, size, experiment)
+        cut, changed = choose_cut_and_changes(rule, size, experiment)
     elif asked.to_size is not None:
         cut = output.fit(sized(), asked.to_size, chosen_cut)
     elif cut is None:
@@ -158,7 +158,9 @@ def prune(
     if asked.dry_run:
         bytes, dtype = output.sizes(sized())(cut)
         if isinstance(parameters, HealingParameters):
-            lines.append(f"would be healed first: {asked.heal}, {parameters.config().tokens:,} tokens of {asked.text}")
+            lines.append(
+                f"would be healed first: {asked.heal}, {parameters.make_config().tokens:,} tokens of {asked.text}"
+            )
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
         lines += described.engines_in_words() or ["no engine that counts layers would misread it"]
         typed = ["--results", asked.results, *typed_lists(cut)] if asked.results else typed_lists(cut)
@@ -170,7 +172,7 @@ def prune(
     for said in described.warnings():
         click.echo(f"warning: {said}", err=True)
     if isinstance(parameters, HealingParameters):
-        adapter = Healing(cut, parameters.config(), experiment).adapters()
+        adapter = Healing(cut, parameters.make_config(), experiment).find_adapters()
     how = {"adapter": adapter, "changed": changed, "name": asked.push_to_hub}
     export.prune_checkpoint(model, described, output, **how, **opening)
     address, said = None, f"{described.model} without {cut.size} of its {depth} layers"

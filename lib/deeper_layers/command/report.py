@@ -14,7 +14,7 @@ from deeper_layers import checks, files, models, results
 from deeper_layers.command.options import Answer, exclude, subcommand, table
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments import notebook_parameters
-from deeper_layers.experiments.parameters import HealingParameters, split
+from deeper_layers.experiments.parameters import HealingParameters, split_list
 from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.package_index import file_hash
 from deeper_layers.prices import duration
@@ -113,7 +113,7 @@ def report(
 
 def chosen(notebooks: str) -> list[str]:
     """The notebooks that are asked for, in order."""
-    wanted = split(notebooks) if notebooks != "all" else {*KINDS} - {*IF_NAMED}
+    wanted = split_list(notebooks) if notebooks != "all" else {*KINDS} - {*IF_NAMED}
     found = [name for name in sorted(KINDS) if {name, name[:2]} & {*wanted}]
     if not len(found) == len(wanted) > 0:
         known = ", ".join(sorted(KINDS))
@@ -195,7 +195,7 @@ def workflow_config(parameters: HealingParameters, notebooks: str, answers: Path
         "models": [{"model": options.pop("model")}],
         "results": options.pop("results", None),
         "options": options,
-        "heal": parameters.size_list(checks.LAYERS) if heals else [],
+        "heal": parameters.list_sizes(checks.LAYERS) if heals else [],
         "notebooks": notebooks,
         "answers": str(answers),
         "site": not no_site,

@@ -1,8 +1,8 @@
-"""What a notebook asks for: its parameters, and the frames that it is made of.
+"""The parameters of notebooks and commands, and the measurements that they start.
 
-In: parameters, checked. Out: `.scores()` and `.distances()`, frames of results; what results lack of the one model that
-is asked for is measured and written before. Nothing heavy is imported where nothing is measured.
-Read first: parameters.py, notebook_parameters.py (a class a notebook, and what it measures), experiment.py (a model
-under its parameters: a measurement is a kind, settings, data and a function), and what measures: distances, scoring
-(tasks and texts), choosing (cuts and rules), healings, take_away. plans.py prices what results lack.
+In: parameters, which are checked. Out: `.scores()` and `.distances()`, frames of results. If the parameters name one
+model, results that are missing are measured and written before. Heavy libraries are imported only to measure.
+Read first: parameters.py, notebook_parameters.py (a class for each notebook, with what it measures), experiment.py (a
+measurement is a kind, settings, data and a function). Then the measurements: distances, scoring (tasks and texts),
+choosing (cuts and rules), healings, take_away. plans.py estimates the cost of missing results.
 """

@@ -16,111 +16,114 @@ from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import distance_matrix, distance_table
 
 
-def known_distances(experiment: Experiment, *, of_any_dtype: bool = False) -> np.ndarray:
-    """The distances [n, l] of a model, in units of pi; where results hold those of another data type alone, these, if
-    `of_any_dtype`, which is said on stderr. Raises NotMeasuredError where nothing is to be measured, and none are."""
-    own = experiment.source
-    for dtype in dict.fromkeys([own.dtype, *DTYPES]) if of_any_dtype else ():
-        if found := measure_distances(experiment.but(measure=False, dtype=dtype)):
-            if dtype != own.dtype:
-                said = f"the cut is chosen by distances in {dtype}, as results hold none of {own.name} in {own.dtype}"
-                print(said, file=sys.stderr)
-            return distance_matrix(found.rows)
-    return distance_matrix(experiment.required(measure_distances(experiment), "the distances").rows)
+def require_distance_matrix(experiment: Experiment, *, any_dtype: bool = False) -> np.ndarray:
+    """The distances [n, l] of a model, in units of pi. With `any_dtype` and none in the model's data type, results in
+    another one serve, and stderr says so. Raises NotMeasuredError if there are none, and none may be measured."""
+    source = experiment.source
+    for dtype in dict.fromkeys([source.dtype, *DTYPES]) if any_dtype else ():
+        if result := find_or_measure_distances(experiment.replace(measure=False, dtype=dtype)):
+            if dtype != source.dtype:
+                note = (
+                    f"the cut is chosen by distances in {dtype}, "
+                    f"as results hold none of {source.name} in {source.dtype}"
+                )
+                print(note, file=sys.stderr)
+            return distance_matrix(result.rows)
+    return distance_matrix(experiment.require(find_or_measure_distances(experiment), "the distances").rows)
 
 
-def drawn_batches(experiment: Experiment, samples: int | None = None) -> list:
-    """The sequences of the distances in batches, or the first so many of them."""
+def draw_batches(experiment: Experiment, samples: int | None = None) -> list:
+    """The sequences of the distances in batches; with `samples`, the first so many of them."""
     parameters = experiment.parameters
     documents = data.texts(parameters.corpus, datasets=parameters.datasets)
-    drawn = {"samples": samples or parameters.samples, "length": parameters.sequence_length, "seed": parameters.seed}
-    return data.text_batches(experiment.opened()[1], documents, **drawn)
+    options = {"samples": samples or parameters.samples, "length": parameters.sequence_length, "seed": parameters.seed}
+    return data.text_batches(experiment.open_model()[1], documents, **options)
 
 
-def measure_distances(experiment: Experiment, *, by_sequence: bool = False) -> Result | None:
-    """The distances of a model, batch by batch; `by_sequence`: those of every sequence are kept beside their means."""
+def find_or_measure_distances(experiment: Experiment, *, by_sequence: bool = False) -> Result | None:
+    """The distances of a model, averaged over sequences; `by_sequence` also keeps the distances of every sequence."""
 
     def measure(shards):
-        from deeper_layers import similarity  # torch, where there is something to measure
+        from deeper_layers import similarity  # imports torch
 
-        batches, (model, _) = drawn_batches(experiment), experiment.opened()
+        batches, (model, _) = draw_batches(experiment), experiment.open_model()
 
-        def run(some):
-            return ({"distances": found} for found in similarity.distances_by_batch(model, some))
+        def run(some_batches):
+            return ({"distances": distances} for distances in similarity.distances_by_batch(model, some_batches))
 
-        found = [of["distances"] for of in in_batches(shards, 0, batches, run, "distances")]
-        table = distance_table(*similarity.mean_distances(found))
-        details: dict = {"tokens": _tokens(batches)}
+        distances = [of["distances"] for of in run_in_batches(shards, 0, batches, run, "distances")]
+        table = distance_table(*similarity.mean_distances(distances))
+        details: dict = {"tokens": _count_tokens(batches)}
         if by_sequence:
-            every = [similarity.by_size(of_sequence) for of_batch in found for of_sequence in of_batch]
+            matrices = [similarity.by_size(sequence) for batch in distances for sequence in batch]
             places = table["size"] - 1, table["start"]
-            details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in every]))
+            details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in matrices]))
         return table.to_dict("records"), details
 
-    return _of_residuals("distances", {"by_sequence": True} if by_sequence else {}, experiment, measure)
+    return _find_or_measure("distances", {"by_sequence": True} if by_sequence else {}, experiment, measure)
 
 
-def measure_geometry(experiment: Experiment) -> Result | None:
+def find_or_measure_geometry(experiment: Experiment) -> Result | None:
     """The geometry of a model's residuals, on the sequences of its distances."""
     parameters, layers = experiment.parameters, experiment.source.num_layers
 
     def measure(shards):
-        from deeper_layers.rules import geometry  # torch, where there is something to measure
+        from deeper_layers.rules import geometry  # imports torch
 
-        # of one draw the first: those run again are among the others
-        batches, again = (drawn_batches(experiment, some) for some in (None, parameters.skip_sequences))
+        # both come from one draw, so the sequences that are run without each layer are among the others
+        batches, skip_batches = (draw_batches(experiment, samples) for samples in (None, parameters.skip_sequences))
         record, leave_out = (
-            functools.partial(run, experiment.opened()[0], tokens=parameters.tokens)
+            functools.partial(run, experiment.open_model()[0], tokens=parameters.tokens)
             for run in (geometry.record_passes, geometry.skip_each_layer)
         )
-        passes = list(in_batches(shards, 0, batches, record, "one pass"))
-        skips = list(in_batches(shards, len(batches), again, leave_out, "without each layer"))
+        passes = list(run_in_batches(shards, 0, batches, record, "one pass"))
+        skips = list(run_in_batches(shards, len(batches), skip_batches, leave_out, "without each layer"))
         bar = functools.partial(tqdm, desc="dimensions", unit="layer", total=layers + 1, mininterval=5, file=sys.stderr)
-        of_layers, of_states, pairs = geometry.combine_batches(
+        layer_metrics, state_metrics, pairs = geometry.combine_batches(
             passes, skips, neighbours=parameters.neighbours, progress=bar
         )
         rows = [
-            {"metric": name, "start": at, "size": size, "value": float(f"{value:.6g}")}
-            for found, size in ((of_layers, 1), (of_states, 0))
-            for name, values in found.items()
-            for at, value in enumerate(values.tolist())
+            {"metric": name, "start": index, "size": size, "value": float(f"{value:.6g}")}
+            for values_by_metric, size in ((layer_metrics, 1), (state_metrics, 0))
+            for name, values in values_by_metric.items()
+            for index, value in enumerate(values.tolist())
         ]
         points = sum(batch["residuals"].shape[1] for batch in passes)
-        # of each table what stands above the diagonal, row by row
+        # the entries of each table above the diagonal, row by row
         triangles = {
-            name: [[round(value, 4) for value in row[at + 1 :]] for at, row in enumerate(table.tolist()[:-1])]
+            name: [[round(value, 4) for value in row[index + 1 :]] for index, row in enumerate(table.tolist()[:-1])]
             for name, table in pairs.items()
         }
-        return rows, {"tokens": _tokens(batches), "points": points, "pairs": triangles}
+        return rows, {"tokens": _count_tokens(batches), "points": points, "pairs": triangles}
 
-    asked = parameters.model_dump(include={"tokens", "neighbours", "skip_sequences"})
-    return _of_residuals("geometry", asked, experiment, measure)
+    settings = parameters.model_dump(include={"tokens", "neighbours", "skip_sequences"})
+    return _find_or_measure("geometry", settings, experiment, measure)
 
 
-def _of_residuals(kind: str, asked: dict, experiment: Experiment, measure: Callable) -> Result | None:
+def _find_or_measure(kind: str, more: dict, experiment: Experiment, measure: Callable) -> Result | None:
     parameters = experiment.parameters
-    settings = parameters.key | parameters.drawn | asked
-    return experiment.result(kind, settings, [Data(parameters.corpus)], measure)
+    settings = parameters.base_settings | parameters.sequence_settings | more
+    return experiment.find_or_measure(kind, settings, [Data(parameters.corpus)], measure)
 
 
-def _tokens(batches: list) -> int:
+def _count_tokens(batches: list) -> int:
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
-def in_batches(shards: Shards, first: int, batches: list[dict], run: Callable, what: str) -> Iterator[dict]:
-    """The arrays that `run` gives for each batch, in their order: from its shard, or now, and then kept there.
+def run_in_batches(shards: Shards, first: int, batches: list[dict], run: Callable, description: str) -> Iterator[dict]:
+    """Yield the arrays of each batch, in order: read from its shard, or computed now and written to its shard.
 
-    `run` is handed the batches that no shard is of, and gives for each its arrays, one batch after another. `what` says
-    what runs, beside the time left; shards count from `first`.
+    `run` takes an iterator over the batches without a shard, and yields the arrays of each. `description` stands beside
+    the progress bar. Shards are numbered from `first`.
     """
     marks = [{"ids": batch["input_ids"].numpy()} for batch in batches]
-    known = [shards.get(number, mark) for number, mark in enumerate(marks, first)]
-    running = run(batch for batch, found in zip(batches, known) if found is None)
-    there = len(known) - known.count(None)
-    with tqdm(desc=what, unit="batch", total=len(known), initial=there, mininterval=5, file=sys.stderr) as bar:
-        for number, (found, mark) in enumerate(zip(known, marks), first):
-            if found is None:
-                found = next(running)
-                shards.put(number, found | mark)
+    stored = [shards.get(number, mark) for number, mark in enumerate(marks, first)]
+    computed = run(batch for batch, arrays in zip(batches, stored) if arrays is None)
+    done = len(stored) - stored.count(None)
+    with tqdm(desc=description, unit="batch", total=len(stored), initial=done, mininterval=5, file=sys.stderr) as bar:
+        for number, (arrays, mark) in enumerate(zip(stored, marks), first):
+            if arrays is None:
+                arrays = next(computed)
+                shards.put(number, arrays | mark)
                 bar.update()
-            yield found
+            yield arrays

@@ -1,6 +1,6 @@
-"""One model under some parameters, and what is measured of it: a kind, settings, data, and a function.
+"""One model under some parameters, and its measurements. A measurement is a kind, settings, data, and a function.
 
-Every measurement goes through `Experiment.result`: results hold it already, or it is measured now and written.
+Every measurement goes through `Experiment.find_or_measure`: it is read from results, or measured now and written.
 """
 
 import contextlib
@@ -21,117 +21,117 @@ from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
 
-CutsOf = dict[str, list[Cut]]  # by rule
+CutsByRule = dict[str, list[Cut]]  # the keys are names of rules
 
 
 class Data(NamedTuple):
-    """Items of a task, or documents of a corpus."""
+    """Names data that a measurement reads: the items of a task, or documents of a corpus."""
 
     name: str
-    part: dict = {}  # of a corpus: split and documents, as `deeper_layers.data.texts` has them
+    part: dict = {}  # for a corpus: split and documents, arguments of `deeper_layers.data.texts`
 
     def fingerprint(self, datasets: str | None) -> str:
-        """What tells them from others."""
+        """A text that changes when the data change."""
         if self.name in data.CORPORA:
             return data.text_fingerprint(self.name, datasets=datasets, **self.part)
-        if self.name in data.embedded_tasks():  # lm-eval is slow to import: ours are known without it
+        if self.name in data.embedded_tasks():  # lm-eval is slow to import, and not needed for these
             return data.embedded_fingerprint(self.name)
         return sweeping.data_fingerprint(self.name, datasets)
 
 
-def distinct_cuts(cuts_of: CutsOf) -> list[Cut]:
-    """The cuts of some rules, each once, in order."""
-    return sorted({cut for cuts in cuts_of.values() for cut in cuts}, key=dataclasses.astuple)
+def sort_cuts(cuts_by_rule: CutsByRule) -> list[Cut]:
+    """The distinct cuts of all rules, sorted."""
+    return sorted({cut for cuts in cuts_by_rule.values() for cut in cuts}, key=dataclasses.astuple)
 
 
-def named(cuts_of: CutsOf) -> dict[str, list[str]]:
-    """The cuts of some rules as a key has them."""
-    return {rule: [cut.name for cut in cuts] for rule, cuts in cuts_of.items()}
+def name_cuts(cuts_by_rule: CutsByRule) -> dict[str, list[str]]:
+    """The names of the cuts, as they stand in the key of a result."""
+    return {rule: [cut.name for cut in cuts] for rule, cuts in cuts_by_rule.items()}
 
 
 class Experiment:
-    """One model under some parameters: identified where it is asked for, opened where something has to be measured.
+    """One model under some parameters: identified when first needed, opened when something has to be measured.
 
-    `parameters` are of the class that the measurement needs; `opened()` gives model and tokenizer, the same ones each
-    time. A plan has `lacking`, and measures nothing: kind and key of all that results lack are put there.
+    `parameters` are of the class that the measurement needs. `open_model()` returns the model and its tokenizer, the
+    same objects each time. A plan measures nothing: it collects in `missing` the kind and key of each absent result.
     """
 
     def __init__(
         self,
         parameters: Any,
         source: Source | None = None,
-        opened: Callable | None = None,
+        open_model: Callable | None = None,
         *,
-        lacking: list[tuple[str, dict]] | None = None,
+        missing: list[tuple[str, dict]] | None = None,
     ):
-        self.parameters, self.lacking = parameters, lacking
-        self.opened = opened or functools.cache(lambda: parameters.open(self.source))
+        self.parameters, self.missing = parameters, missing
+        self.open_model = open_model or functools.cache(lambda: parameters.open(self.source))
         if source:
             self.source = source
 
     @functools.cached_property
     def source(self) -> Source:
-        return self.parameters.source()
+        return self.parameters.find_source()
 
-    def but(self, *, dtype: str | None = None, **others) -> "Experiment":
-        """The same model, with some parameters set otherwise that are not of how it is opened; or as if in another
-        data type, to read its results."""
-        found = copy.copy(self)
-        found.parameters = self.parameters.but(**others)
-        found.source = dataclasses.replace(self.source, dtype=dtype or self.source.dtype)
-        return found
+    def replace(self, *, dtype: str | None = None, **others) -> "Experiment":
+        """The same model with other parameters, except those that say how it is opened; or with another data type, to
+        read the results in it."""
+        changed = copy.copy(self)
+        changed.parameters = self.parameters.replace(**others)
+        changed.source = dataclasses.replace(self.source, dtype=dtype or self.source.dtype)
+        return changed
 
-    def result(
+    def find_or_measure(
         self,
         kind: str,
         settings: dict,
         reads: Iterable[Data],
         measure: Callable[[Shards], tuple[list[dict], dict]],
     ) -> Result | None:
-        """The result: read where results hold it, or one of more cuts; else measured and written.
+        """The result for these settings, or one that has more cuts: read from results, else measured and written.
 
-        Data that are not at hand but on a hub are only read where no result agrees in everything else: so a page is
-        drawn from results on a machine without a hub.
+        Data on a hub are fingerprinted only if no result agrees in everything else. So pages are drawn from results
+        on a machine without a hub.
 
         Args:
-            settings: all that determines the numbers, with the model, its data type and the data: literals alone, no
-                path and no device.
-            measure: gives rows and details; it may keep finished parts of its work in the shards that it is given.
+            settings: with the model, its data type and the data, all that determines the numbers: literals, no path
+                and no device.
+            measure: returns rows and details. It may keep finished parts of its work in the shards that it is given.
 
         Returns:
-            None where `parameters.measure` is False and results do not hold it.
+            None if `parameters.measure` is False and results do not hold it.
         """
         folder, datasets, reads = self.parameters.folder, self.parameters.datasets, list(reads)
         key = {"model": self.source.key, "dtype": self.source.dtype, **settings}
 
         @functools.cache
-        def of_data() -> dict:
-            return {"data": ", ".join(dict.fromkeys(of.fingerprint(datasets) for of in reads))}  # each said once
+        def fingerprint_data() -> dict:
+            return {"data": ", ".join(dict.fromkeys(item.fingerprint(datasets) for item in reads))}  # each said once
 
-        if all(data.is_at_hand(of.name, datasets) for of in reads):
-            key |= of_data()
-        found = results.find_result(kind, key, folder)
+        if all(data.is_at_hand(item.name, datasets) for item in reads):
+            key |= fingerprint_data()
+        result = results.find_result(kind, key, folder)
         if self.parameters.measure:
-            found = found or self._measured(kind, key | of_data(), folder, measure)
-            if found.path:
-                _tidy(found.path)
-        elif found is None and self.lacking is not None:
-            self.lacking.append((kind, key))
-        return found
+            result = result or self._measure_and_write(kind, key | fingerprint_data(), folder, measure)
+            if result.path:
+                _remove_leftovers(result.path)
+        elif result is None and self.missing is not None:
+            self.missing.append((kind, key))
+        return result
 
-    def required(self, found: Result | None, what: str) -> Result:
-        """A result without which there is no going on. Raises NotMeasuredError where there is none."""
-        if found is None:
+    def require(self, result: Result | None, what: str) -> Result:
+        """The result. Raises NotMeasuredError, with its name `what`, if there is none."""
+        if result is None:
             raise NotMeasuredError(
                 f"not measured: {what} of {self.source.name} in {self.source.dtype}; `deeper-layers distances` "
                 "measures distances, `deeper-layers sweep` the rest"
             )
-        return found
+        return result
 
-    def _measured(self, kind: str, key: dict, folder: Path, measure: Callable) -> Result:
-        """Measured now, from the parts that an interrupted run left, unless another process was faster.
+    def _measure_and_write(self, kind: str, key: dict, folder: Path, measure: Callable) -> Result:
+        """Measure now, continuing from the parts that an interrupted run left, unless another process has finished it.
 
-        Raises InputError in one of several processes that torchrun or accelerate started: all would wait for the first.
+        Raises InputError under torchrun or accelerate with several processes: all would wait for the first one.
         """
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise InputError(
@@ -141,20 +141,20 @@ class Experiment:
         path = results.result_path(kind, key, folder)
         files.check_writable(path.parent)
         with files.locked(path, f"waiting for another process, which measures {path.stem}"):
-            with warnings.catch_warnings(action="ignore"):  # a bad one was named when it was looked for
-                if found := results.find_result(kind, key, folder):
-                    return found
+            with warnings.catch_warnings(action="ignore"):  # the first search has warned of unreadable results
+                if result := results.find_result(kind, key, folder):
+                    return result
             shards = Shards(path.with_suffix(".partial"))
-            state = results.provenance(models.device_name())  # before: the code that runs is the code of now
-            with results.clock() as took:
+            provenance = results.provenance(models.device_name())  # before measuring, as the checkout may change
+            with results.clock() as duration:
                 rows, details = measure(shards)
-            state |= took | {"seconds_in_earlier_runs": shards.seconds_before}
+            provenance |= duration | {"seconds_in_earlier_runs": shards.seconds_before}
             details = details | {"num_layers": self.source.num_layers, "weights": self.source.quantized}
-            return results.write_result(kind, key, state, rows, details, folder)
+            return results.write_result(kind, key, provenance, rows, details, folder)
 
 
-def _tidy(path: Path) -> None:
-    """Remove what processes left that were killed when the result was there already."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove the shards and locks of processes that were killed after the result was written."""
     Shards(path.with_suffix(".partial")).remove()
     files.clear_all(path.parent)
     if path.with_suffix(".lock").exists():

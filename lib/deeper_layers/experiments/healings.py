@@ -1,4 +1,4 @@
-"""A pruned model, healed and scored: for each cut and each way of healing a result of the run and one of the scores."""
+"""Heal and score a pruned model. Each cut and way of healing has two results: the training run, and the scores."""
 
 import contextlib
 import dataclasses
@@ -18,15 +18,15 @@ from deeper_layers.presets import HealingConfig
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result, key_hash
 
-VERSION = 2  # raise it when adapters in the cache are no longer what training gives
-TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read for a budget of tokens
+VERSION = 2  # raise it when training gives other adapters than those in the cache
+TOKENS_OF_A_DOCUMENT = 200  # the least average; it says how many documents are read for a number of tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Healing:
-    """A cut of a model, and how what is left heals; the adapters stay in the cache, for other tasks and checkpoints.
+    """A cut, and how the pruned model is healed. The adapters stay in the cache, for other tasks and checkpoints.
 
-    What heals raises InputError where the loss is measured on documents that heal, and what `train` raises.
+    Healing raises what `train` raises, and InputError if training and validation share documents.
     """
 
     cut: Cut
@@ -40,76 +40,74 @@ class Healing:
 
     @property
     def settings(self) -> dict:
-        """What determines it, besides the model, the cut and the fingerprint of its text."""
+        """All that determines the healing, besides the model, the cut and the fingerprint of its text."""
         parameters = self.experiment.parameters
-        return parameters.key | {"healing": self.config.settings, "text": parameters.text}
+        return parameters.base_settings | {"healing": self.config.settings, "text": parameters.text}
 
     def run(self) -> Result | None:
-        """Its training loss by step: read from results, else healed; None where nothing is to be measured."""
+        """The training loss by step: read from results, else healed now; None if nothing is to be measured."""
 
         def measure(_):
-            record = dataclasses.asdict(self._healed()[1])
+            record = dataclasses.asdict(self._load_or_train()[1])
             return [{"step": step, "loss": loss} for step, loss in enumerate(record.pop("losses"), start=1)], record
 
-        return self.experiment.result("healing", self.settings | {"cut": self.cut.name}, [self.text], measure)
+        return self.experiment.find_or_measure("healing", self.settings | {"cut": self.cut.name}, [self.text], measure)
 
-    def run_and_scores(self, rules: Sequence[str] = (GIVEN,)) -> tuple[Result, Result] | None:
-        """And the healed model's loss on text and scores; `rules` are those whose choice the cut is.
-
-        None where nothing is to be measured and results hold not both.
-        """
+    def heal_and_score(self, rules: Sequence[str] = (GIVEN,)) -> tuple[Result, Result] | None:
+        """The results of the run and of the healed model's scores and losses. `rules` are those that choose the cut.
+        None if nothing is to be measured and results do not hold both."""
         run = self.run()
         scores = score(
-            self.experiment.parameters.questions,
+            self.experiment.parameters.task_settings,
             {rule: [self.cut] for rule in rules},
             self.experiment,
-            changed=lambda _: self._healed()[0].get_base_model(),
+            changed=lambda _: self._load_or_train()[0].get_base_model(),
             reads=[self.text],
             details={"healed_tokens": run.details["tokens"]} if run else {},
             **self.settings,
         )
         return (run, scores) if run and scores else None
 
-    def adapters(self) -> Path:
-        """Their folder, as `save_adapters` writes it: healed where it is not there yet."""
-        if self._record() is None:
-            self._healed()
+    def find_adapters(self) -> Path:
+        """The folder of the adapters, as `save_adapters` writes it. Heals the model if there is none yet."""
+        if self._read_record() is None:
+            self._load_or_train()
         return self._folder
 
     @functools.cached_property
     def _folder(self) -> Path:
-        """Named after all that determines them."""
+        """The folder of the adapters in the cache, named after all that determines them."""
         source = self.experiment.source
-        of_model = {"model": source.key, "dtype": source.dtype, "version": VERSION, "cut": self.cut.key}
+        model = {"model": source.key, "dtype": source.dtype, "version": VERSION, "cut": self.cut.key}
         text = {"data": self.text.fingerprint(self.experiment.parameters.datasets)}
-        return cache_folder() / "healed" / key_hash(of_model | self.settings | text) / "adapter"
+        return cache_folder() / "healed" / key_hash(model | self.settings | text) / "adapter"
 
-    def _record(self) -> "healing.Record | None":
-        """Its course, which is written last; None where it is not in the cache."""
+    def _read_record(self) -> "healing.Record | None":
+        """The record of the training, which is written last; None if it is not in the cache."""
         with contextlib.suppress(InputError, KeyError):
-            said = export.read_adapter(self._folder).healing or {}
-            return healing.Record(**{of.name: said[of.name] for of in dataclasses.fields(healing.Record)})
+            recorded = export.read_adapter(self._folder).healing or {}
+            return healing.Record(**{field.name: recorded[field.name] for field in dataclasses.fields(healing.Record)})
         return None
 
-    def _healed(self):
-        """The healed model and its record: from the cache where it was healed before, else trained and put there."""
-        from deeper_layers.pruning import drop_layers  # torch, where there is something to heal
+    def _load_or_train(self):
+        """The healed model and the record of its training: from the cache, else trained and written to the cache."""
+        from deeper_layers.pruning import drop_layers  # imports torch
 
-        (whole, tokenizer), source = self.experiment.opened(), self.experiment.source
+        (whole, tokenizer), source = self.experiment.open_model(), self.experiment.source
         cut, config, parameters = self.cut, self.config, self.experiment.parameters
         texts = data.texts(parameters.text, datasets=parameters.datasets, **self.text.part)
-        kept = data.texts(parameters.text, split="validation", datasets=parameters.datasets)
-        if shared := set(texts) & set(kept):
+        validation_texts = data.texts(parameters.text, split="validation", datasets=parameters.datasets)
+        if shared := set(texts) & set(validation_texts):
             raise InputError(f"{len(shared)} documents of {parameters.text} heal and give the loss, choose another")
         pruned, checkpoints = drop_layers(whole, cut), self._folder.with_name("checkpoints")
-        if record := self._record():
+        if record := self._read_record():
             healed = healing.load_adapters(pruned, self._folder, source.key, cut)
         else:
-            said = f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens"
-            print(said, file=sys.stderr)
-            beside = whole if config.auxiliary or config.objective == "distill" else None
-            healed, record = healing.train(pruned, tokenizer, texts, config, folder=checkpoints, cut=cut, whole=beside)
-            told = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)
-            healing.save_adapters(healed, self._folder, source.key, cut, told)
+            message = f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens"
+            print(message, file=sys.stderr)
+            teacher = whole if config.auxiliary or config.objective == "distill" else None
+            healed, record = healing.train(pruned, tokenizer, texts, config, folder=checkpoints, cut=cut, whole=teacher)
+            healing_settings = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)
+            healing.save_adapters(healed, self._folder, source.key, cut, healing_settings)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return healed, record

@@ -1,7 +1,7 @@
-"""A plug-in of papermill: a mistake in what a notebook of ours was given ends the papermill command with one line.
+"""A plug-in of papermill: after a mistake in a parameter of our notebooks the papermill command prints one line.
 
 papermill loads it by the entry point in pyproject.toml whenever it starts. Without it, the message of an InputError is
-the last of some thirty lines of papermill's own calls. All other errors are shown whole.
+the last of some thirty lines of papermill's own calls. All other errors are shown in full.
 """
 
 import sys
@@ -13,11 +13,11 @@ from deeper_layers.errors import ERROR_NAMES
 
 
 class Engine(NBClientEngine):
-    """papermill's own engine under our name: an entry point has to be one."""
+    """papermill's own engine under our name, as the entry point has to name an engine."""
 
 
 def report(kind, error, traceback) -> None:
-    """What Python shows of an error that nothing caught."""
+    """Print an uncaught error: an InputError of a notebook in one line, any other as Python does."""
     if isinstance(error, PapermillExecutionError) and error.ename in ERROR_NAMES:
         print(f"{error.ename}: {error.evalue}", file=sys.stderr)
     else:

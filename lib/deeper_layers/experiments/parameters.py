@@ -1,8 +1,8 @@
-"""What notebooks and the command take as parameters, checked before anything is loaded.
+"""The parameters of notebooks and of the command, checked before anything is loaded.
 
-The fields of a class are the parameters: their names, types, defaults and what they mean. A list is a text, kept as it
-was written and read where it is used. papermill only warns of a parameter that a notebook does not have, so each
-notebook hands its names to its class in notebook_parameters.py. A test holds every cell of parameters to its class.
+The fields of a class are the parameters, with their types, defaults and descriptions. A list is a text, kept as it was
+written and parsed where it is used. papermill only warns of a parameter that a notebook does not have, so each notebook
+hands its names to its class in notebook_parameters.py. A test compares every cell of parameters with its class.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deeper_layers import checks, data, models, results, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choosing import cuts_of_tasks
-from deeper_layers.experiments.distances import measure_distances
-from deeper_layers.experiments.experiment import CutsOf, Experiment
+from deeper_layers.experiments.choosing import choose_cuts_for_tasks
+from deeper_layers.experiments.distances import find_or_measure_distances
+from deeper_layers.experiments.experiment import CutsByRule, Experiment
 from deeper_layers.experiments.scoring import score_each
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
@@ -30,38 +30,38 @@ from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
-PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
+PUBLISHED = "published"  # in place of a model: show all results, measure nothing
 BITSANDBYTES = ("nf4", "int8")
 Kind = TypeVar("Kind", bound="Shown")  # not Self: shapes are checked method by method
 
 LIST = r"[\s,]*({0})(\s*,[\s,]*({0}))*[\s,]*"
 NUMBER = r"[0-9]{1,5}(\s*-\s*[0-9]{1,5})?"
-# a name of lm-eval's, examples in the prompt, items; block sizes of its own
+# the name of a task of lm-eval, the number of examples in the prompt, the number of items; then block sizes
 TASK = r"([\w.()-]+)(?::([0-9]{1,3}))?(?:@([1-9][0-9]{0,8}))?"
 OWN_SIZES = rf"(?:/({NUMBER}(?:\+{NUMBER})*))?"
 
 
-def split(text: str) -> list[str]:
-    """The parts of a list, each once."""
+def split_list(text: str) -> list[str]:
+    """The distinct parts of a list with commas, in order."""
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def numbers_in(text: str) -> list[int]:
-    """The whole numbers of a list like "0-8, 12", rising; none of a word that stands for them."""
-    found = set()
+def parse_numbers(text: str) -> list[int]:
+    """The whole numbers of a list like "0-8, 12", rising; [] for a word like "all" or "none"."""
+    numbers = set()
     for ends in re.findall(r"([0-9]+)(?:\s*-\s*([0-9]+))?", text):
         low, high = sorted((int(ends[0]), int(ends[1] or ends[0])))
-        found |= set(range(low, high + 1))
-    return sorted(found)
+        numbers |= set(range(low, high + 1))
+    return sorted(numbers)
 
 
-def one_of(known: Iterable[str], description: str | None = None) -> Any:
-    """Marks one of the known names."""
-    return Field(pattern=f"^({'|'.join(map(re.escape, known))})$", description=description)
+def one_of(names: Iterable[str], description: str | None = None) -> Any:
+    """A field that takes one of these names."""
+    return Field(pattern=f"^({'|'.join(map(re.escape, names))})$", description=description)
 
 
-def listed(item: str | Iterable[str], *words: str, description: str | None = None) -> Any:
-    """Marks a list of what is like `item`, or of known names; or one of some words that stand for a list."""
+def list_of(item: str | Iterable[str], *words: str, description: str | None = None) -> Any:
+    """A field that takes a list of what the pattern `item` matches, or of these names; or one of `words` instead."""
     item = item if isinstance(item, str) else "|".join(map(re.escape, item))
     return Field(pattern=f"^({'|'.join([*words, LIST.format(item)])})$", description=description)
 
@@ -72,25 +72,25 @@ Corpus = Annotated[str, one_of(data.CORPORA)]
 Preset = Annotated[
     str, one_of(PRESETS, 'the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", or "distill"')
 ]
-Rules = Annotated[str, listed(RULES, description='who chooses the dropped block: "similarity", "simple", or both')]
-AnyRules = Annotated[str, listed(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")]
-Sizes = Annotated[str, listed(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
-Tasks = Annotated[str, listed(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
-TasksOfSizes = Annotated[str, listed(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
-Layers = Annotated[str | None, listed(NUMBER)]
-# parameters that, where given, replace the setting of the preset
+Rules = Annotated[str, list_of(RULES, description='who chooses the dropped block: "similarity", "simple", or both')]
+AnyRules = Annotated[str, list_of(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")]
+Sizes = Annotated[str, list_of(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
+Tasks = Annotated[str, list_of(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
+TasksOfSizes = Annotated[str, list_of(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
+Layers = Annotated[str | None, list_of(NUMBER)]
+# a parameter of these that is given replaces the setting of the preset
 SETTINGS = {"rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature"}
 
 
-def setting(name: str, more: str = "") -> Any:
-    """One of SETTINGS: what it may be, `HealingConfig` says."""
+def healing_setting(name: str, more: str = "") -> Any:
+    """A field for one of SETTINGS. `HealingConfig` checks its value."""
     return Field(None, description=f"{FIELDS[name].description}{more}")
 
 
 class Shown(BaseModel):
-    """What every notebook takes: which model, or all, and where results lie.
+    """The parameters of every notebook: which model, or all, and the folder of results.
 
-    Raises InputError for an unknown name, a value of the wrong type, an impossible value: one line.
+    Raises InputError, in one line, for an unknown name, a value of the wrong type, or an impossible value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -106,72 +106,72 @@ class Shown(BaseModel):
     )
     measure: bool = Field(True, description="False: measure nothing, show what results hold")
 
-    def __init__(self, **given):
+    def __init__(self, **values):
         fields = type(self).model_fields
-        if unknown := [name for name in given if name not in fields]:
+        if unknown := [name for name in values if name not in fields]:
             raise InputError(f"unknown parameter {unknown[0]!r}: expected some of {', '.join(fields)}")
         try:
-            super().__init__(**given)
+            super().__init__(**values)
         except ValidationError as error:
             raise checks.refused(error, fields) from None
 
     @classmethod
     def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
-        """The parameters among a notebook's global names, and what was given besides: no imports, no tables."""
+        """The parameters from a notebook's global names. Other plain values are passed on, to be refused by name."""
         plain = (name for name, value in names.items() if isinstance(value, str | int | float) and name[0] != "_")
         return cls(**{name: names[name] for name in [*cls.model_fields, *plain] if name in names})
 
     @field_validator("*", mode="before")
     @classmethod
-    def _usable_text(cls, value: object, info) -> object:
-        # papermill makes a number of what was meant as a list with one number in it
+    def _convert_text(cls, value: object, info) -> object:
+        # papermill turns a list with one number in it into a number
         if type(value) is int and abs(value) <= checks.SEED and cls.model_fields[info.field_name].annotation is str:
             value = str(value)
         return checks.text(info.field_name, value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _checked(self):
+    def _run_checks(self):
         self.check()
         return self
 
     def check(self) -> None:
-        """Raise InputError for a value that no model could make right."""
+        """Raise InputError for a value that is wrong for every model."""
         checks.place("model", self.model)
         results.results_folder(self.results)
 
-    def but(self: Kind, **others) -> Kind:
-        """The same parameters, with some set otherwise."""
-        return type(self)(**(self.model_dump() | others))
+    def replace(self: Kind, **changes) -> Kind:
+        """A copy of the parameters with some changes."""
+        return type(self)(**(self.model_dump() | changes))
 
     @property
     def folder(self) -> Path:
-        """Where results lie."""
+        """The folder of results."""
         return results.results_folder(self.results)
 
     def scores(self) -> "pd.DataFrame":
-        """Every score and loss, a row for each pruned model, rule and task: see `results.scores`.
+        """Every score and loss, one row for each pruned model, rule and task: see `results.scores`.
 
-        What results lack of the one model that is asked for is measured before, and it comes first; then those of
-        `report.names.FIRST`, then all others by name.
+        If `model` names one model, its missing results are measured before, and its rows come first. Then come the
+        models of `report.names.FIRST`, then all others by name.
         """
-        return self._shown(results.scores)
+        return self._read_frame(results.scores)
 
     def distances(self) -> "pd.DataFrame":
-        """Every angular distance, a row for each block, in the same way."""
-        return self._shown(results.distances)
+        """Every angular distance, one row for each block, with models in the same order."""
+        return self._read_frame(results.distances)
 
-    def measured(self) -> None:
-        """Nothing is: there is nothing to measure here."""
+    def measure_missing(self) -> None:
+        """Do nothing: these parameters measure nothing."""
 
-    def _shown(self, read: "Callable[[Path], pd.DataFrame]") -> "pd.DataFrame":
+    def _read_frame(self, read: "Callable[[Path], pd.DataFrame]") -> "pd.DataFrame":
         from deeper_layers.report.names import FIRST, put_in_order  # slow
 
-        self.measured()
+        self.measure_missing()
         return put_in_order(read(self.folder), (models.model_name(self.model), *FIRST))
 
 
 class Parameters(Shown):
-    """What a notebook that can measure takes besides: how the model is opened, on which text layers are compared."""
+    """Further parameters of a notebook that measures: how the model is opened, and the text for the distances."""
 
     revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")
     dtype: Dtype = "auto"
@@ -197,55 +197,55 @@ class Parameters(Shown):
         data.mirror(self.datasets)
 
     def run(self, experiment: Experiment) -> None:
-        """Measure what the notebook shows of one model and results lack: InputError is raised for what can't be had."""
-        measure_distances(experiment)
+        """Measure what the notebook shows of one model, unless results hold it. Raises InputError where it can't."""
+        find_or_measure_distances(experiment)
 
-    def measured(self) -> None:
-        """Measure what results lack of the one model that is asked for, once."""
+    def measure_missing(self) -> None:
+        """Measure, once, what results lack of the model, if the parameters name one."""
         if self.measure and self.model != PUBLISHED and not self._is_measured:
             self.run(Experiment(self))
             self._is_measured = True
 
     def distances(self) -> "pd.DataFrame":
-        """Every angular distance; of the one model that is asked for those of the sequences that are asked for."""
-        drawn = {"samples": self.samples, "length": self.sequence_length, "seed": self.seed}
+        """Every angular distance; for the model of these parameters only those on the sequences of these parameters."""
+        wanted = {"samples": self.samples, "length": self.sequence_length, "seed": self.seed}
         rows = super().distances()
         others = rows["model"] != models.model_name(self.model)
-        return rows[others | (rows[[*drawn]] == [*drawn.values()]).all(axis=1)].reset_index(drop=True)
+        return rows[others | (rows[[*wanted]] == [*wanted.values()]).all(axis=1)].reset_index(drop=True)
 
-    def source(self, hashed: bool = True) -> Source:
-        """The model, identified but not opened, by the name that results have for the weights of a GGUF file.
+    def find_source(self, hashed: bool = True) -> Source:
+        """The model, identified but not opened. A GGUF file has the name that results have for its weights.
 
-        Where nothing is to be measured, as results know it. Local weights are read for their hash unless `hashed` is
-        False.
+        If nothing is to be measured, the model is taken from results where they know it. Local weights are hashed
+        unless `hashed` is False.
         """
-        if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.folder)):
-            return known
-        how = self.model_dump(include={"revision", "dtype", "trust_remote_code"})
-        source = models.find_model(self.model, hashed=hashed, **how)
+        if not self.measure and (recorded := models.recorded_model(self.model, self.dtype, self.folder)):
+            return recorded
+        options = self.model_dump(include={"revision", "dtype", "trust_remote_code"})
+        source = models.find_model(self.model, hashed=hashed, **options)
         name = results.name_of(source.weights, self.folder) if source.is_gguf else None
         return source if name is None else dataclasses.replace(source, name=name)
 
     def open(self, source: Source):
-        """The model and its tokenizer, of which InputError is raised where it knows no words."""
-        how = self.model_dump(include={"device", "quantization", "trust_remote_code"})
-        model, tokenizer = models.load_model(source, **how)
+        """The model and its tokenizer. Raises InputError for a tokenizer without words."""
+        options = self.model_dump(include={"device", "quantization", "trust_remote_code"})
+        model, tokenizer = models.load_model(source, **options)
         data.check_tokenizer(tokenizer)
         return model, tokenizer
 
     @property
-    def key(self) -> dict:
-        """What of the way a model is opened determines a measurement."""
+    def base_settings(self) -> dict:
+        """Settings of every measurement: of the options for opening a model, those that change the numbers."""
         return {"quantization": self.quantization}
 
     @property
-    def drawn(self) -> dict:
-        """What determines the sequences of the distances, besides the tokenizer."""
+    def sequence_settings(self) -> dict:
+        """The settings that determine the sequences of the distances, besides the tokenizer."""
         return self.model_dump(include={"corpus", "samples", "sequence_length", "seed"})
 
 
 class TaskParameters(Parameters):
-    """What is asked of models that lack layers: by sweeps, healings and scans alike."""
+    """The parameters that sweeps, healings and scans share: which tasks, rules and block sizes."""
 
     tasks: TasksOfSizes = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"
     rules: Rules = "similarity, simple"
@@ -263,65 +263,67 @@ class TaskParameters(Parameters):
 
     def check(self) -> None:
         super().check()
-        tasks, ours = self.task_list if self.measure else [], data.embedded_tasks()
+        tasks, embedded = self.task_list if self.measure else [], data.embedded_tasks()
         for task in tasks:
-            if task in ours and (shots := self.asked[task]["shots"]):
+            if task in embedded and (shots := self.parsed_tasks[task]["shots"]):
                 raise InputError(data.without_examples(task, shots))
-        # lm-eval is slow to import: asked only of names that neither we nor results know
-        if new := [task for task in tasks if task not in ours and not results.is_measured(task, self.folder)]:
-            sweeping.check_names(new)
+        # lm-eval is slow to import: it checks only names that are neither embedded tasks nor in results
+        if unknown := [task for task in tasks if task not in embedded and not results.is_measured(task, self.folder)]:
+            sweeping.check_names(unknown)
 
     @functools.cached_property
-    def asked(self) -> dict[str, dict]:
-        """What is asked of each task: "mmlu:5@20/0-8+12" is 5 "shots", a "limit" of 20 items, "sizes" 0 to 8 and 12.
+    def parsed_tasks(self) -> dict[str, dict]:
+        """The options of each task: "mmlu:5@20/0-8+12" is 5 "shots", a "limit" of 20 items, "sizes" 0 to 8 and 12.
 
-        What is not written behind a name holds for all. Raises InputError for a task of which two things are asked.
+        Options that a task does not name are those for all tasks. Raises InputError for a task with two sets of them.
         """
-        asked: dict[str, dict] = {}
+        tasks: dict[str, dict] = {}
         for name, shots, limit, sizes, *_ in re.findall(TASK + OWN_SIZES, self.tasks):
             prompt = {"shots": int(shots) if shots else self.num_fewshot, "limit": int(limit) if limit else self.limit}
-            of_task = prompt | {"sizes": sizes or self.sizes}
-            if asked.setdefault(name, of_task) != of_task:
+            task_options = prompt | {"sizes": sizes or self.sizes}
+            if tasks.setdefault(name, task_options) != task_options:
                 raise InputError(f"tasks has {name!r} twice, and asks other things of it: leave one of them out")
-        return asked
+        return tasks
 
     @property
     def task_list(self) -> list[str]:
-        return list(self.asked)
+        return list(self.parsed_tasks)
 
     @property
     def texts(self) -> dict[str, dict]:
-        """The texts on which losses are measured, and what is asked of each."""
+        """The texts on which losses are measured, each with its settings."""
         return {}
 
     @property
-    def questions(self) -> dict[str, dict]:
-        """What is asked of each text and task, as a key has it."""
-        return self.texts | {name: {of: self.asked[name][of] for of in ("shots", "limit")} for name in self.task_list}
+    def task_settings(self) -> dict[str, dict]:
+        """The settings of each text and task, as they stand in the key of a result."""
+        return self.texts | {
+            name: {of: self.parsed_tasks[name][of] for of in ("shots", "limit")} for name in self.task_list
+        }
 
     @property
     def rule_list(self) -> list[str]:
-        return list(REGISTERED) if self.rules == "all" else split(self.rules)
+        return list(REGISTERED) if self.rules == "all" else split_list(self.rules)
 
-    def size_list(self, num_layers: int, task: str | None = None) -> list[int]:
-        """Block sizes in order, of a task or else of all, 0 among them since every curve starts at the whole model.
+    def list_sizes(self, num_layers: int, task: str | None = None) -> list[int]:
+        """Block sizes in order, for a task or for all. They include 0, as every curve starts at the whole model.
 
         Raises InputError for a size outside 0..L-1.
         """
-        sizes = numbers_in(self.asked[task]["sizes"] if task else self.sizes) or range(num_layers - 1)
+        sizes = parse_numbers(self.parsed_tasks[task]["sizes"] if task else self.sizes) or range(num_layers - 1)
         checks.whole_number("size", max(sizes), 0, num_layers - 1, f"the last of {num_layers} layers is never dropped")
         return sorted({0, *sizes})
 
-    def named_cuts(self, num_layers: int) -> CutsOf | None:
-        """What is dropped of such a model, where that is said cut by cut; None where rules choose."""
+    def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
+        """The cuts that the parameters give explicitly, for a model of so many layers; None if rules choose."""
         return None
 
     def run(self, experiment: Experiment) -> None:
-        score_each(cuts_of_tasks(experiment), experiment)
+        score_each(choose_cuts_for_tasks(experiment), experiment)
 
 
 class HealingParameters(TaskParameters):
-    """Parameters of `deeper-layers heal` and `deeper-layers report`."""
+    """The parameters of `deeper-layers heal` and `deeper-layers report`."""
 
     tasks: Tasks = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"
     dtype: Dtype = "bfloat16"
@@ -331,33 +333,33 @@ class HealingParameters(TaskParameters):
         "c4", description='what heals, and on whose validation split losses are measured: "c4" or "wikipedia"'
     )
     preset: Preset = "small"
-    rank: int | None = setting("rank", "; None, here and in what follows: the preset's own")
-    learning_rate: float | None = setting("learning_rate")
-    steps: int | None = setting("steps")
+    rank: int | None = healing_setting("rank", "; None, here and in what follows: the preset's own")
+    learning_rate: float | None = healing_setting("learning_rate")
+    steps: int | None = healing_setting("steps")
     healing_seed: int | None = Field(None, ge=0, le=checks.SEED, description=FIELDS["seed"].description)
-    adapters: str | None = setting("adapters")
-    auxiliary: float | None = setting("auxiliary")
-    objective: str | None = setting("objective")
-    temperature: float | None = setting("temperature")
+    adapters: str | None = healing_setting("adapters")
+    auxiliary: float | None = healing_setting("auxiliary")
+    objective: str | None = healing_setting("objective")
+    temperature: float | None = healing_setting("temperature")
     loss_sequences: int = Field(128, ge=2, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
 
     def check(self) -> None:
         super().check()
-        self.config()
+        self.make_config()
 
-    def config(self, **others) -> HealingConfig:
-        """The preset, with what these parameters, and then `others`, set otherwise.
+    def make_config(self, **others) -> HealingConfig:
+        """The preset, changed by these parameters and then by `others`.
 
         Raises InputError for an impossible setting.
         """
-        given, preset = self.model_dump(include=SETTINGS, exclude_none=True), PRESETS[self.preset]
-        if "steps" in given:  # the same share of warm-up
+        settings, preset = self.model_dump(include=SETTINGS, exclude_none=True), PRESETS[self.preset]
+        if "steps" in settings:  # the same share of warm-up
             share = preset.warmup_steps / preset.steps
-            given["warmup_steps"] = round(share * min(given["steps"], checks.MANY))
+            settings["warmup_steps"] = round(share * min(settings["steps"], checks.MANY))
         seed = preset.seed if self.healing_seed is None else self.healing_seed
-        given = {"seed": seed, "quantization": self.quantization} | given | others
-        return dataclasses.replace(preset, **given)
+        settings = {"seed": seed, "quantization": self.quantization} | settings | others
+        return dataclasses.replace(preset, **settings)
 
     @property
     def texts(self) -> dict[str, dict]:
@@ -365,7 +367,7 @@ class HealingParameters(TaskParameters):
 
 
 class SweepParameters(TaskParameters):
-    """Parameters of `deeper-layers sweep` and `plan`: any rule, a cut of any shape, and an engine."""
+    """The parameters of `deeper-layers sweep` and `plan`: any rule, a cut of any shape, and an engine."""
 
     rules: AnyRules = "similarity, simple"
     layers: Layers = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
@@ -380,11 +382,11 @@ class SweepParameters(TaskParameters):
 
     @functools.cached_property
     def given_cut(self) -> Cut | None:
-        """The cut that was given layer by layer; None where rules choose."""
+        """The cut that was given layer by layer; None if rules choose."""
         lists = self.model_dump(include={"layers", "attention", "mlp"}, exclude_none=True)
-        return Cut.of(**{name: numbers_in(text) for name, text in lists.items()}) if lists else None
+        return Cut.of(**{name: parse_numbers(text) for name, text in lists.items()}) if lists else None
 
-    def named_cuts(self, num_layers: int) -> CutsOf | None:
+    def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
         if (cut := self.given_cut) is None:
             return None
         cut.check(num_layers)

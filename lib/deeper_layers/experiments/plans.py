@@ -1,7 +1,7 @@
-"""What work costs before it runs: from the model's header or configuration, and what results hold. Nothing is measured.
+"""The cost of work before it runs, from the model's header or configuration and from results. Nothing is measured.
 
-A layer-step is one layer run on one token. It is counted for a model whose layers can be run from the middle, which a
-sweep finds out when it is open. Null is what is not known.
+A layer-step is one layer run on one token. The count assumes that the model's layers can be run from the middle, which
+a sweep tests once the model is open. Values that are not known are null.
 """
 
 import functools
@@ -14,9 +14,9 @@ from dataclasses import astuple
 from deeper_layers import data, models, prices, results
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choosing import Unchosen, cuts_of_tasks, unchosen
-from deeper_layers.experiments.distances import measure_distances
-from deeper_layers.experiments.experiment import CutsOf, Experiment, distinct_cuts
+from deeper_layers.experiments.choosing import UnknownCut, choose_cuts_for_tasks, list_unknown_cuts
+from deeper_layers.experiments.distances import find_or_measure_distances
+from deeper_layers.experiments.experiment import CutsByRule, Experiment, sort_cuts
 from deeper_layers.experiments.parameters import Parameters, Shown
 from deeper_layers.experiments.scoring import score
 from deeper_layers.models.checkpoint_files import is_gguf
@@ -28,109 +28,108 @@ from deeper_layers.results.store import Result, cut_names
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.sweeping.tree import Tree
 
-USUAL_ANSWER = 256  # tokens at most of an answer, where a task does not say: lm-eval's own
-FACTS = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "unknown")
-Works = Iterator[tuple[str, Cost | str]]  # what each takes, or why that is not known
+USUAL_ANSWER = 256  # lm-eval's limit of tokens in an answer, for tasks that set none
+REQUEST_COUNTS = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "unknown")
+Work = Iterator[tuple[str, Cost | str]]  # what is done, and its cost, or why the cost is not known
 
 
-def planned(parameters: Parameters, source: Source | None = None) -> Experiment:
-    """An experiment that measures nothing, and notes what results lack.
-
-    Weights are read for their hash only where results hold something of the model's name.
-    """
+def make_planning_experiment(parameters: Parameters, source: Source | None = None) -> Experiment:
+    """An experiment that measures nothing, and collects the results that are missing. Weights are hashed only if there
+    are results under the model's name."""
     if source is None:
-        own = results.slug(models.model_name(parameters.model))
-        known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.folder))
-        source = parameters.source(hashed=known or is_gguf(parameters.model))
-    return Experiment(parameters.but(measure=False), source, lambda: None, lacking=[])
+        model_folder = results.slug(models.model_name(parameters.model))
+        is_known = any((folder / model_folder).is_dir() for folder in results.readable_folders(parameters.folder))
+        source = parameters.find_source(hashed=is_known or is_gguf(parameters.model))
+    return Experiment(parameters.replace(measure=False), source, lambda: None, missing=[])
 
 
-def plan_notebooks(asked: dict[str, Shown]) -> list[dict]:
-    """What notebooks will measure of one model and results lack, and how long that takes here, as far as it is known.
-
-    `asked` has by notebook its parameters. Rows: notebook, what, seconds, and "unknown", why there are none, or None.
-    """
+def plan_notebooks(parameters_by_notebook: dict[str, Shown]) -> list[dict]:
+    """What notebooks will measure of one model, as results lack it, and how many seconds that takes on this machine.
+    Rows: notebook, what, seconds, and "unknown", the reason where the seconds are not known, or None."""
     rows: list[dict] = []
-    seen: set[str] = set()  # an earlier notebook measures it
-    for notebook, parameters in asked.items():
+    seen: set[str] = set()  # what an earlier notebook measures
+    for notebook, parameters in parameters_by_notebook.items():
         if not isinstance(parameters, Parameters):
             continue
-        experiment, found = planned(parameters), defaultdict(list)
+        experiment, costs_by_work = make_planning_experiment(parameters), defaultdict(list)
         try:
             parameters.run(experiment)
-            lacking = {json.dumps(one, sort_keys=True): one for one in experiment.lacking or ()}
-            for one in (one for name, one in lacking.items() if name not in seen):
-                for what, cost in _works(*one, experiment):
-                    found[what].append(cost)
-            seen |= lacking.keys()
-        except InputError as error:  # it will not be made, and others are
-            found["what this notebook asks for"].append(str(error))
-        for what, costs in found.items():
+            missing = {json.dumps(entry, sort_keys=True): entry for entry in experiment.missing or ()}
+            for entry in (entry for name, entry in missing.items() if name not in seen):
+                for work, cost in _list_work(*entry, experiment):
+                    costs_by_work[work].append(cost)
+            seen |= missing.keys()
+        except InputError as error:  # this notebook will not be made, but others are
+            costs_by_work["what this notebook asks for"].append(str(error))
+        for work, costs in costs_by_work.items():
             times, unknown = f", {len(costs)} times" * (len(costs) > 1), [of for of in costs if isinstance(of, str)]
             dtype = experiment.source.dtype
-            seconds = [] if unknown else [cost.seconds(_this_machine(experiment), dtype) for cost in costs]
-            known = None if unknown or None in seconds else sum(seconds)
-            rows.append({"notebook": notebook, "what": what + times, "seconds": known, "unknown": (*unknown, None)[0]})
+            seconds = [] if unknown else [cost.seconds(_time_this_machine(experiment), dtype) for cost in costs]
+            total = None if unknown or None in seconds else sum(seconds)
+            rows.append({"notebook": notebook, "what": work + times, "seconds": total, "unknown": (*unknown, None)[0]})
     return rows
 
 
-def _works(kind: str, key: dict, experiment: Experiment) -> Works:
-    """What has to be done for a result, by its key."""
-    shape, dtype, layers = _shape(experiment), experiment.source.dtype, experiment.source.num_layers
+def _list_work(kind: str, key: dict, experiment: Experiment) -> Work:
+    """Yield the work for the result of this key, with its cost."""
+    shape, dtype, layers = _find_shape(experiment), experiment.source.dtype, experiment.source.num_layers
     if kind in ("distances", "geometry"):
-        again = key["samples"] + key["skip_sequences"] * (layers + 1) // 2 if kind == "geometry" else 0
+        repeated = key["samples"] + key["skip_sequences"] * (layers + 1) // 2 if kind == "geometry" else 0
         length = key["sequence_length"]
-        yield kind, prices.distances_cost(shape, (key["samples"] + again) * length, length, dtype)
+        yield kind, prices.distances_cost(shape, (key["samples"] + repeated) * length, length, dtype)
         return
-    if kind == "healing" or "answer_tokens" in key:  # of a file on its way, healed in between
+    if kind == "healing" or "answer_tokens" in key:  # a file for llama.cpp is healed, too
         config = HealingConfig(**key["healing"])
-        cut = max(map(_cut, cut_names(key) or [key["cut"]]), key=lambda cut: cut.size)
+        cut = max(map(_parse_cut, cut_names(key) or [key["cut"]]), key=lambda cut: cut.size)
         yield f"healing, {config.tokens:,} tokens", prices.healing_cost(shape, cut, config, dtype)
     choice = key.get("choice")
-    cuts = unchosen(choice["rule"], choice["sizes"]) if choice else sorted(map(_cut, cut_names(key)), key=astuple)
-    for task, asked in key.get("tasks", {}).items():
-        if "length" in asked:
-            length = asked["length"] or USUAL_ANSWER
-            tokens = asked["limit"] * length
+    cuts = (
+        list_unknown_cuts(choice["rule"], choice["sizes"])
+        if choice
+        else sorted(map(_parse_cut, cut_names(key)), key=astuple)
+    )
+    for task, settings in key.get("tasks", {}).items():
+        if "length" in settings:
+            length = settings["length"] or USUAL_ANSWER
+            tokens = settings["limit"] * length
             yield f"loss on {task}", prices.sweep_cost(shape, cuts, tokens, tokens, length, dtype)
             continue
-        facts, together = _facts(task, asked, experiment), f"{len(cuts)} models"
+        facts, model_count = _count_requests(task, settings, experiment), f"{len(cuts)} models"
         if facts["unknown"]:
             yield task, facts["unknown"]
         if facts["requests"]:
             of_requests = facts["tokens"], facts["requests"], facts["length"]
-            yield f"sweep of {task}, {together}", prices.sweep_cost(shape, cuts, *of_requests, dtype)
+            yield f"sweep of {task}, {model_count}", prices.sweep_cost(shape, cuts, *of_requests, dtype)
         if facts["generated"]:
-            what = f"answers of {task}, {together}, each of at most {facts['longest']} tokens"
+            what = f"answers of {task}, {model_count}, each of at most {facts['longest']} tokens"
             of_answers = facts["generated"], facts["prompts"], facts["longest"]
             yield what, prices.writing_cost(shape, cuts, *of_answers, dtype)
 
 
-def _cut(name: str) -> Cut:
+def _parse_cut(name: str) -> Cut:
     rule, _, size = name.rpartition(" ")
-    return Unchosen(0, int(size), rule=rule) if rule in REGISTERED else Cut.named(name)
+    return UnknownCut(0, int(size), rule=rule) if rule in REGISTERED else Cut.named(name)
 
 
 def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "small") -> dict:
-    """What is known of a sweep before it runs; with a `machine` also seconds and memory there, of a healing too.
+    """What is known of a sweep before it runs; with a `machine`, also seconds and memory there, for a healing too.
 
-    [least, most] stand where the cuts of a rule are not known yet. The experiment is `planned`, of `SweepParameters`;
-    `machine` is as `prices.find_machine` takes it, or "this", which is tried for a moment; `heal` is a preset of
-    `healing.PRESETS`.
-
-    Raises InputError for what is no machine, or parameters that do not fit the model.
+    [least, most] stand where the cuts of a rule are not known yet. The experiment comes from
+    `make_planning_experiment`, with `SweepParameters`. `machine` is a name for `prices.find_machine`, or "this", which
+    is timed briefly; `heal` names one of PRESETS. Raises InputError for an unknown machine, or parameters that do not
+    fit the model.
     """
     parameters, source, layers = experiment.parameters, experiment.source, experiment.source.num_layers
-    cuts, given = cuts_of_tasks(experiment), parameters.given_cut
-    sizes = [size for task in parameters.asked for size in parameters.size_list(layers, task)]
+    cuts, given = choose_cuts_for_tasks(experiment), parameters.given_cut
+    sizes = [size for task in parameters.parsed_tasks for size in parameters.list_sizes(layers, task)]
     pruned = [UNPRUNED, given] if given else [simple_cut(layers, size) for size in sorted({*sizes})]
     needs = {rule: REGISTERED[rule].needs for rule in parameters.rule_list if any(sizes) and not given}
     distances, tokens = None, parameters.samples * parameters.sequence_length
     if "distances" in needs.values():
-        found = measure_distances(experiment)
-        distances = _took(found) if found else {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
-    experiment.lacking = [("distances", parameters.drawn)]
-    tasks = [_plan_task(task, of_task, experiment) for task, of_task in cuts.items()]
+        result = find_or_measure_distances(experiment)
+        distances = _read_cost(result) if result else {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
+    experiment.missing = [("distances", parameters.sequence_settings)]
+    tasks = [_plan_task(task, cuts_by_rule, experiment) for task, cuts_by_rule in cuts.items()]
     content: dict = {
         "model": source.name,
         "layers": layers,
@@ -140,53 +139,53 @@ def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "
         "distances": distances,
         "searches": {
             rule: {"passes": round(passes, 1), "heads": heads, "tokens_at_most": tokens}
-            for rule, of_rule in needs.items()
-            if of_rule == "losses"
+            for rule, need in needs.items()
+            if need == "losses"
             for passes, heads in [REGISTERED[rule].price(max(sizes), layers)]
         },
         "tasks": tasks,
     }
     try:
-        known, width = models.sizes_of(source, trust_remote_code=parameters.trust_remote_code), source.dtype
+        count, dtype = models.sizes_of(source, trust_remote_code=parameters.trust_remote_code), source.dtype
         content["sizes"] = [
-            {"size": cut.size, "parameters": (number := known.parameters(cut))}
-            | {"bytes": number * prices.ITEMSIZE[width], "file_bytes": known.of_file and known.of_file.parameters(cut)}
+            {"size": cut.size, "parameters": (number := count.parameters(cut))}
+            | {"bytes": number * prices.ITEMSIZE[dtype], "file_bytes": count.of_file and count.of_file.parameters(cut)}
             for cut in pruned
         ]
     except InputError as error:
         content |= {"sizes": None, "sizes_unknown": str(error)}
     if machine is not None:
-        content["predicted"] = _predicted(experiment, pruned[-1], machine, heal)
+        content["predicted"] = _predict_costs(experiment, pruned[-1], machine, heal)
     return content
 
 
-def _plan_task(task: str, cuts_of: CutsOf, experiment: Experiment) -> dict:
-    """What a task costs: where results hold it, what it took; else its requests, if they can be known."""
+def _plan_task(task: str, cuts_by_rule: CutsByRule, experiment: Experiment) -> dict:
+    """The cost of a task: if results hold it, what it took; else the counts of its requests, as far as known."""
     parameters, layers = experiment.parameters, experiment.source.num_layers
-    sizes = [cut.size for cut in cuts_of.get(GIVEN, ())] or parameters.size_list(layers, task)
-    plan: dict = {"task": task, "rules": list(cuts_of), "sizes": sizes}
-    if found := score([task], cuts_of, experiment):
-        items = found.rows.drop_duplicates("task").set_index("task")["items"]
-        return plan | _took(found) | {"items": int(items.get(found.name, items.sum()))}
-    plan |= {"layer_steps": None} | _facts(task, parameters.asked[task], experiment)
-    if plan["length"]:  # a rule that has not chosen yet may agree with others in all, or in nothing
-        cuts = distinct_cuts(cuts_of)
-        known = [cut for cut in cuts if not isinstance(cut, Unchosen)]
-        plan["layer_steps"] = steps = [plan["tokens"] * Tree(some, layers).nodes for some in (known, cuts)]
-        if pace := _pace(experiment):
+    sizes = [cut.size for cut in cuts_by_rule.get(GIVEN, ())] or parameters.list_sizes(layers, task)
+    plan: dict = {"task": task, "rules": list(cuts_by_rule), "sizes": sizes}
+    if result := score([task], cuts_by_rule, experiment):
+        items = result.rows.drop_duplicates("task").set_index("task")["items"]
+        return plan | _read_cost(result) | {"items": int(items.get(result.name, items.sum()))}
+    plan |= {"layer_steps": None} | _count_requests(task, parameters.parsed_tasks[task], experiment)
+    if plan["length"]:  # unknown cuts may equal cuts of other rules, or none of them
+        cuts = sort_cuts(cuts_by_rule)
+        known_cuts = [cut for cut in cuts if not isinstance(cut, UnknownCut)]
+        plan["layer_steps"] = steps = [plan["tokens"] * Tree(some, layers).nodes for some in (known_cuts, cuts)]
+        if pace := _find_pace(experiment):
             plan["about_seconds"] = [round(number / pace, 1) for number in steps]
     return plan
 
 
-def _facts(task: str, asked: dict, experiment: Experiment) -> dict:
-    """What lm-eval asks, tokenized; nothing but "unknown", the reason, where that can't be known."""
+def _count_requests(task: str, settings: dict, experiment: Experiment) -> dict:
+    """Counts of lm-eval's requests for a task, tokenized; or only "unknown", the reason why there are no counts."""
     parameters = experiment.parameters
     how = experiment.source, parameters.datasets, parameters.trust_remote_code
-    return dict.fromkeys(FACTS) | _counted(task, asked["shots"], asked["limit"], *how)
+    return dict.fromkeys(REQUEST_COUNTS) | _load_and_count_requests(task, settings["shots"], settings["limit"], *how)
 
 
 @functools.lru_cache
-def _counted(
+def _load_and_count_requests(
     task: str, shots: int | None, limit: int | None, source: Source, datasets: str | None, trust_remote_code: bool
 ) -> dict:
     if not data.is_at_hand(task, datasets):
@@ -196,53 +195,53 @@ def _counted(
 
     try:
         loaded = harness.load_tasks([task], num_fewshot=shots, datasets=datasets)
-        # a configuration alone has no tokenizer: tokens are as the embedded model counts them
-        known = models.find_model(hashed=False) if source.weights == CONFIGURED else source
-        tokenizer = models.tokenizer_of(known, trust_remote_code=trust_remote_code)
-        found = harness.collect_requests(loaded, _empty(known, trust_remote_code), tokenizer, limit=limit)
+        # a configuration alone has no tokenizer: use that of the embedded model
+        counted = models.find_model(hashed=False) if source.weights == CONFIGURED else source
+        tokenizer = models.tokenizer_of(counted, trust_remote_code=trust_remote_code)
+        gathered = harness.collect_requests(loaded, _build_empty(counted, trust_remote_code), tokenizer, limit=limit)
     except InputError as error:
         return {"unknown": str(error)}
-    written = [instance.args for instance in found.generations]
-    batches = plan_batches(found.requests)
+    generations = [instance.args for instance in gathered.generations]
+    batches = plan_batches(gathered.requests)
     lengths = [len(s.tokens) for batch in batches for s in batch.sequences]
     return {
-        "items": len({(instance.task_name, instance.doc_id) for instance in found.instances + found.generations}),
-        "requests": len(found.requests.pairs),
-        "generated": len(written),
-        "longest": max((how.get("max_gen_toks", USUAL_ANSWER) for _, how in written), default=None),
-        "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in written),  # tokens
+        "items": len({(instance.task_name, instance.doc_id) for instance in gathered.instances + gathered.generations}),
+        "requests": len(gathered.requests.pairs),
+        "generated": len(generations),
+        "longest": max((how.get("max_gen_toks", USUAL_ANSWER) for _, how in generations), default=None),
+        "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in generations),  # tokens
         "tokens": tokens_of(batches),
         "length": round(statistics.mean(lengths), 1) if lengths else None,
     }
 
 
-def _took(found: Result) -> dict:
-    """Where a result is, and what it took on which machine."""
-    state = found.provenance
-    seconds = state["seconds"] + state.get("seconds_in_earlier_runs", 0.0)
-    return {"unit": str(found.path), "seconds": round(seconds, 1), "device": state["device"]}
+def _read_cost(result: Result) -> dict:
+    """The path of a result, the seconds that it took, and the device."""
+    provenance = result.provenance
+    seconds = provenance["seconds"] + provenance.get("seconds_in_earlier_runs", 0.0)
+    return {"unit": str(result.path), "seconds": round(seconds, 1), "device": provenance["device"]}
 
 
-def _pace(experiment: Experiment) -> float | None:
-    """Layer-steps a second of this model on a machine like this one, by the distances that results hold of it."""
+def _find_pace(experiment: Experiment) -> float | None:
+    """Layer-steps a second of this model on this kind of device, from its measured distances; None without them."""
     source, here = experiment.source, models.device_name()
-    held = results.all_results(experiment.parameters.folder, "distances", source.name)
+    distances = results.all_results(experiment.parameters.folder, "distances", source.name)
     paces = [
-        found.details["tokens"] * source.num_layers / took["seconds"]
-        for found, took in zip(held, map(_took, held))
-        if took["seconds"] and (found.key["dtype"], took["device"]) == (source.dtype, here)
+        result.details["tokens"] * source.num_layers / run["seconds"]
+        for result, run in zip(distances, map(_read_cost, distances))
+        if run["seconds"] and (result.key["dtype"], run["device"]) == (source.dtype, here)
     ]
     return statistics.median(paces) if paces else None
 
 
-def _predicted(experiment: Experiment, healed: Cut, machine: str, heal: str) -> dict:
-    """Seconds, memory and bytes on a machine of what results lack, and of a healing."""
-    shape, dtype, unknown = _shape(experiment), experiment.source.dtype, []
-    there = _this_machine(experiment) if machine == "this" else prices.find_machine(machine)
+def _predict_costs(experiment: Experiment, healed: Cut, machine: str, heal: str) -> dict:
+    """Seconds, memory and bytes, on a machine, of the missing results and of a healing."""
+    shape, dtype, unknown = _find_shape(experiment), experiment.source.dtype, []
+    target = _time_this_machine(experiment) if machine == "this" else prices.find_machine(machine)
     works = {
         what: cost
-        for kind, key in experiment.lacking or ()
-        for what, cost in _works(kind, key, experiment)
+        for kind, key in experiment.missing or ()
+        for what, cost in _list_work(kind, key, experiment)
         if isinstance(cost, Cost)
     }
     try:
@@ -253,23 +252,23 @@ def _predicted(experiment: Experiment, healed: Cut, machine: str, heal: str) -> 
     except InputError as error:
         unknown = [{"what": "healing", "unknown": str(error)}]
     costs = [
-        {"what": what, "seconds": cost.seconds(there, dtype), "devices": cost.devices(there)}
+        {"what": what, "seconds": cost.seconds(target, dtype), "devices": cost.devices(target)}
         | {name: getattr(cost, name) for name in ("operations", "memory", "weights")}
         for what, cost in works.items()
     ]
-    said = {name: getattr(there, name) for name in ("name", "devices", "memory", "throughput", "source")}
-    return {"machine": said, "costs": costs + unknown}
+    machine_facts = {name: getattr(target, name) for name in ("name", "devices", "memory", "throughput", "source")}
+    return {"machine": machine_facts, "costs": costs + unknown}
 
 
 @functools.lru_cache(maxsize=2)
-def _empty(source: Source, trust_remote_code: bool):
+def _build_empty(source: Source, trust_remote_code: bool):
     return models.empty_model(source, trust_remote_code=trust_remote_code)
 
 
-def _shape(experiment: Experiment) -> Shape:
-    return prices.shape_of(_empty(experiment.source, experiment.parameters.trust_remote_code))
+def _find_shape(experiment: Experiment) -> Shape:
+    return prices.shape_of(_build_empty(experiment.source, experiment.parameters.trust_remote_code))
 
 
-def _this_machine(experiment: Experiment) -> Machine:
-    shape = _shape(experiment)
+def _time_this_machine(experiment: Experiment) -> Machine:
+    shape = _find_shape(experiment)
     return prices.this_machine(shape.width, shape.inner, experiment.source.dtype, experiment.parameters.device)
