@@ -16,7 +16,7 @@ from deeper_layers.healing import distillation
 from deeper_layers.healing.adapters import ffn_modules, merge_adapters
 from deeper_layers.healing.distillation import (
     Teacher,
-    check_states,
+    check_final_states,
     divergence,
     keep_teacher,
     read_states,
@@ -269,7 +269,7 @@ def test_a_model_that_makes_its_logits_otherwise_is_refused(monkeypatch):
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda input_ids, **given: forward(input_ids=input_ids.flip(1), **given))
     with pytest.raises(InputError, match="LlamaForCausalLM makes its logits in a way that is not known here"):
-        check_states(model)
+        check_final_states(model)
 
 
 def test_states_kept_on_disk_teach_as_the_model_does(opened, tmp_path):

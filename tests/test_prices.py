@@ -36,7 +36,7 @@ BOOLQ = 493_823, 6540, 151.4, "bfloat16"  # distinct tokens, scored positions, t
 @functools.cache
 def shape_of(name: str) -> prices.Shape:
     config = ROOT / "benchmarks" / "large" / f"{name}.json"
-    return prices.shape_of(models.empty_model(models.configured(config)))
+    return prices.read_shape(models.empty_model(models.configured(config)))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -44,7 +44,7 @@ def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     shape, machine, (parameters, preset) = shape_of(name), prices.find_machine("h100x32"), PUBLISHED[name]
     assert shape.parameters == parameters
     if name == "DeepSeek-V3":  # a token passes 37B, as its authors say; keys and values are compressed to 512 and 64
-        assert 36e9 < shape.used + shape.head < 38e9 and shape.remembered == 61 * (512 + 64)
+        assert 36e9 < shape.active + shape.head < 38e9 and shape.cache == 61 * (512 + 64)
     works = [
         prices.distances_cost(shape, 256 * 512, 512, "bfloat16"),
         prices.sweep_cost(shape, [simple_cut(shape.layers, size) for size in range(shape.layers)], *BOOLQ),
@@ -57,8 +57,8 @@ def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
 
 def test_experts_in_float32_have_a_price():
     config = MixtralConfig(num_hidden_layers=2, hidden_size=64, intermediate_size=96, vocab_size=99)
-    shape = prices.shape_of(configuration.built_empty(config, "here"))
-    assert shape.remembered == 2 * 2 * config.num_key_value_heads * 64 / config.num_attention_heads
+    shape = prices.read_shape(configuration.built_empty(config, "here"))
+    assert shape.cache == 2 * 2 * config.num_key_value_heads * 64 / config.num_attention_heads
 
 
 def test_a_sweep_costs_what_its_tree_has_nodes():

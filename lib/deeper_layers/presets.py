@@ -1,7 +1,7 @@
-"""How to heal: the settings of a healing, and the paper's for each of its models. Needs no torch.
+"""The settings of a healing, and the paper's settings for each of its models. Needs no torch.
 
-Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. What the paper leaves open is the Trainer's:
-AdamW with betas 0.9 and 0.999, gradients clipped at norm 1, no weight decay.
+Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. Where the paper says nothing, defaults of
+transformers' Trainer hold: AdamW with betas 0.9 and 0.999, gradients clipped at norm 1, no weight decay.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ from pydantic.dataclasses import dataclass
 from deeper_layers.checks import MANY, SEED, TOKENS, refused
 from deeper_layers.errors import InputError
 
-RANK, STEPS = 2**16, 10**7  # the largest that make sense by far: no adapter is wider than a layer
+MAX_RANK, MAX_STEPS = 2**16, 10**7  # far above all sensible values: no layer is as wide
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class HealingConfig:
     """How to heal. Defaults are common to the paper's models. Raises InputError for an impossible setting."""
 
-    rank: int = Field(ge=1, le=RANK, description="of the adapters")
+    rank: int = Field(ge=1, le=MAX_RANK, description="of the adapters")
     learning_rate: float = Field(gt=0, description="the highest, after the warm-up")
     sequence_length: int = Field(2048, ge=2, le=TOKENS, description="tokens in a sequence")
-    steps: int = Field(5000, ge=1, le=STEPS, description="updates of the adapters")
+    steps: int = Field(5000, ge=1, le=MAX_STEPS, description="updates of the adapters")
     warmup_steps: int = Field(
         100, ge=0, description="of these, with a learning rate that rises from 0; then it falls as a cosine to 0"
     )
@@ -43,7 +43,7 @@ class HealingConfig:
     gradient_checkpointing: bool = Field(
         True, description="run layers again in the backward pass rather than keep what is in them"
     )
-    save_every: int = Field(100, ge=1, le=STEPS, description="steps between checkpoints")
+    save_every: int = Field(100, ge=1, le=MAX_STEPS, description="steps between checkpoints")
     adapters: Literal["all", "above"] = Field("all", description='"all" layers (the paper), or those "above" the cut')
     auxiliary: float = Field(0.0, ge=0, le=1e6, description="weight of the auxiliary loss at the cut")
     objective: Literal["text", "distill"] = Field(
@@ -52,7 +52,7 @@ class HealingConfig:
     temperature: float = Field(1.0, ge=0.01, le=100, description='of the logits, where the objective is "distill"')
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _check_settings(self):
         if self.warmup_steps > self.steps:
             raise InputError(f"warmup_steps is {self.warmup_steps}, expected some of the {self.steps} steps, or none")
         if self.batch_sequences % self.at_once:
@@ -72,32 +72,32 @@ class HealingConfig:
 
     @property
     def settings(self) -> dict:
-        """Those that decide what a healing gives, by name; those of distillation only where there is one."""
+        """The settings that determine the result of a healing, by name; distillation's only where it is used."""
         unused = {"save_every"} | (set() if self.objective == "distill" else {"objective", "temperature"})
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
 
     @property
     def tokens(self) -> int:
-        """Tokens in all steps, where every sequence is full."""
+        """Tokens in all steps if every sequence is full."""
         return self.steps * self.batch_sequences * self.sequence_length
 
 
-def _refusing(made: Callable) -> Callable:
-    """Pydantic's `__init__`, which says of an impossible setting in one line what it is: InputError."""
+def _raise_input_errors(init: Callable) -> Callable:
+    """Wraps pydantic's `__init__`: an impossible setting raises InputError with a message of one line."""
 
     def __init__(self, **settings):
         try:
-            made(self, **settings)
+            init(self, **settings)
         except ValidationError as error:
             raise refused(error, FIELDS) from None
 
     return __init__
 
 
-HealingConfig.__init__ = _refusing(HealingConfig.__init__)  # ty: ignore[invalid-assignment]
+HealingConfig.__init__ = _raise_input_errors(HealingConfig.__init__)  # ty: ignore[invalid-assignment]
 FIELDS = vars(HealingConfig)["__pydantic_fields__"]
 HealingConfig.__doc__ = "\n".join(
-    [f"{HealingConfig.__doc__}", "", "Attributes:", *(f"    {name}: {of.description}" for name, of in FIELDS.items())]
+    [f"{HealingConfig.__doc__}", "", "Attributes:", *(f"    {name}: {f.description}" for name, f in FIELDS.items())]
 )
 # the paper's models by the names of its table (appendix A.1): rank, learning rate, tokens in a sequence
 PAPER = {
@@ -113,7 +113,7 @@ PRESETS = {
     name: HealingConfig(rank=rank, learning_rate=rate, sequence_length=length)
     for name, (rank, rate, length) in PAPER.items()
 }
-# ours: for a small model on a processor, and the same but for its objective
-FEW: dict[str, Any] = {"steps": 60, "warmup_steps": 6, "batch_sequences": 8, "at_once": 4, "save_every": 10}
-SMALL = HealingConfig(rank=8, learning_rate=5e-3, sequence_length=256, gradient_checkpointing=False, **FEW)
+# our own presets: for a small model on a processor, by text or by distillation
+SHORT_RUN: dict[str, Any] = {"steps": 60, "warmup_steps": 6, "batch_sequences": 8, "at_once": 4, "save_every": 10}
+SMALL = HealingConfig(rank=8, learning_rate=5e-3, sequence_length=256, gradient_checkpointing=False, **SHORT_RUN)
 PRESETS |= {"small": SMALL, "distill": dataclasses.replace(SMALL, objective="distill")}

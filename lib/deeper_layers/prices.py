@@ -1,9 +1,9 @@
-"""What distances, a sweep and a healing cost on a machine that is not here: operations, bytes, seconds. Nothing runs.
+"""The price of distances, a sweep or a healing on any machine: operations, bytes, seconds. Nothing is run.
 
-A product and its sum are two operations, so a weight costs a token two. A sweep passes as many layers a token as its
-tree has nodes. The weights of a healing don't learn: its way back costs what its way there does, and once more where
-activations are computed anew (gradient checkpointing). Attention costs a token, for each key that it sees, what its
-heads are wide. Norms, activations, adapters, the head where nothing asks for it, and transfers are left out.
+A multiplication and an addition are two operations, so each weight costs two operations a token. In a sweep a token
+passes each node of the tree once. In a healing the weights do not learn, so a backward pass costs as much as a forward
+pass, and gradient checkpointing adds a forward pass. Attention costs each token and key in proportion to the width of
+the heads. Norms, activation functions, adapters, a head whose logits are not needed, and transfers are left out.
 """
 
 import dataclasses
@@ -20,29 +20,29 @@ from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS, ROWS
 from deeper_layers.sweeping.tree import Tree
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-KEPT = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # bytes of a weight in bitsandbytes: nf4 has a float32 scale for each 64
-OF_ADAPTER = 16  # bytes of a parameter that learns: itself, its gradient, two averages of AdamW, in float32
-INSIDE = 8  # tensors of a layer that a way back keeps, each as wide as the widest; attention keeps no scores
-NUMBER_OF_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")  # as configurations call it
-# of a data sheet's matrix throughput: 38 to 43% when Llama 3.1 405B was trained (arXiv 2407.21783, table 4)
+QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # of a weight in bitsandbytes; 64 weights share a float32 scale
+ADAPTER_BYTES = 16  # of a parameter that learns: itself, its gradient, two averages of AdamW, in float32
+LAYER_TENSORS = 8  # that a layer keeps for the backward pass, of its greatest width; attention keeps no scores
+NUMBER_OF_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")  # names in configurations
+# share of a data sheet's matrix throughput: 38 to 43% in the training of Llama 3.1 405B (arXiv 2407.21783, table 4)
 REACHED = 0.4
-OF_A_PRODUCT = 0.75  # of the speed of a bare product: what layers reached on two cores in float32
+PRODUCT_SHARE = 0.75  # speed of layers over the speed of one matrix product, measured on two cores in float32
 
 
 @dataclass(frozen=True)
 class Machine:
-    """So many equal devices."""
+    """One or several equal devices."""
 
     name: str
-    memory: int | float  # bytes, of each
+    memory: int | float  # bytes, of each device
     bandwidth: float  # bytes read a second; 0: not known
-    throughput: dict[str, float]  # operations a second as far as they are reached, by data type
+    throughput: dict[str, float]  # operations a second that are reached, by data type
     source: str  # where the numbers are from
     devices: int = 1
 
 
-# device: GB, TB/s, TFLOPS without sparsity in 16 bits and in float32 (which PyTorch does not multiply in TF32), source
-SHEETS = {
+# by device: GB, TB/s, dense TFLOPS in 16 bits and in float32 (PyTorch does not use TF32 for it), source
+DATA_SHEETS = {
     "h100": (80, 3.35, 989.4, 67, "NVIDIA H100 Tensor Core GPU data sheet (SXM)"),
     "h200": (141, 4.8, 989.4, 67, "NVIDIA H200 Tensor Core GPU data sheet (SXM)"),
     "a100": (80, 2.039, 312, 19.5, "NVIDIA A100 Tensor Core GPU data sheet (80 GB, SXM)"),
@@ -53,51 +53,51 @@ SHEETS = {
 
 
 def find_machine(name: str) -> Machine:
-    """A machine by its name: a device of the table, and after an x how many. Raises InputError for any other."""
-    found = re.fullmatch(rf"({'|'.join(SHEETS)})(?:x([1-9][0-9]{{0,5}}))?", name)
-    if found is None:
+    """A machine by its name: a device of DATA_SHEETS, and how many: "h100x8". Raises InputError for other names."""
+    match = re.fullmatch(rf"({'|'.join(DATA_SHEETS)})(?:x([1-9][0-9]{{0,5}}))?", name)
+    if match is None:
         raise InputError(
-            f"machine is {shown(name)}, expected 'this' or one of {', '.join(SHEETS)}, and how many, like h100x8"
+            f"machine is {shown(name)}, expected 'this' or one of {', '.join(DATA_SHEETS)}, and how many, like h100x8"
         )
-    gigabytes, terabytes, half, single, source = SHEETS[found[1]]
+    gigabytes, terabytes, half, single, source = DATA_SHEETS[match[1]]
     reached = {dtype: REACHED * half * 1e12 for dtype in ("bfloat16", "float16")} | {"float32": REACHED * single * 1e12}
-    return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, int(found[2] or 1))
+    return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, int(match[2] or 1))
 
 
 @functools.cache
-def this_machine(width: int, inner: int, dtype: str, device: str = "auto") -> Machine:
-    """The machine at hand, by trials of products as wide as a model's: in float32, bfloat16 and its own data type."""
+def measure_this_machine(width: int, inner: int, dtype: str, device: str = "auto") -> Machine:
+    """This machine, tried with matrix products as wide as a model's: in float32, bfloat16 and `dtype`."""
     import psutil
 
     from deeper_layers.models.half_precision import product_speed
     from deeper_layers.models.opening import choose_device, device_name, free_memory
 
-    where, tried_in = choose_device(device), dict.fromkeys(["float32", "bfloat16", dtype])
-    throughput = {of: OF_A_PRODUCT * product_speed(of, width, inner, where) for of in tried_in}
-    tried = f"tried on {device_name()} at a load of {psutil.getloadavg()[0]:.1f}"
-    return Machine("this", free_memory(where), 0.0, throughput, tried)
+    target, dtypes = choose_device(device), dict.fromkeys(["float32", "bfloat16", dtype])
+    throughput = {name: PRODUCT_SHARE * product_speed(name, width, inner, target) for name in dtypes}
+    source = f"tried on {device_name()} at a load of {psutil.getloadavg()[0]:.1f}"
+    return Machine("this", free_memory(target), 0.0, throughput, source)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model that its costs follow from."""
+    """The numbers of a model that determine its costs."""
 
     layers: int
     width: int  # of the residual
-    inner: int  # the widest that a layer is inside
+    inner: int  # the greatest width inside a layer
     vocabulary: int  # tokens
-    parameters: int  # of all, tied ones once
-    of_layers: int  # of these, those of layers
-    used: int  # of these, those that one token passes: of a mixture, the experts that it is sent to
-    linear: int  # of these, those of linear modules, which quantization reaches
-    head: int  # weights
-    attending: int | float  # operations a token and key, in all layers
-    remembered: int | float  # numbers kept of a token, in all layers: keys and values
-    adapted: int | None  # both widths of all modules that adapters go on, summed; None where none can be put on
+    parameters: int  # of the whole model, tied ones counted once
+    in_layers: int  # parameters of all layers
+    active: int  # of these, parameters that one token uses: of a mixture, those of the experts that it is sent to
+    linear: int  # of those in layers, parameters of linear modules, which quantization changes
+    head: int  # parameters of the head
+    attention: int | float  # operations a token and key, in all layers
+    cache: int | float  # numbers kept for a token, in all layers: keys and values
+    adapted_widths: int | None  # sum of both widths of all modules with adapters; None where no adapter can be added
 
 
-def shape_of(model) -> Shape:
-    """The shape of a model of transformers, which may be one without weights (`models.empty_model`)."""
+def read_shape(model) -> Shape:
+    """The shape of a model of transformers, which may have no weights (`models.empty_model`)."""
     import torch
     from torch import nn
 
@@ -106,52 +106,52 @@ def shape_of(model) -> Shape:
     from deeper_layers.models.decoder import decoder_layers
     from deeper_layers.models.network import Network
 
-    if model.device.type == "meta":  # where experts can be run in this format alone
+    if model.device.type == "meta":  # some experts run in this format only
         model = model.to(torch.bfloat16)
     config, layers, network = text_config(model.config), decoder_layers(model), Network(model)
-    stated = lambda name, otherwise=0: getattr(config, name, None) or otherwise  # noqa: E731
+    entry = lambda name, default=0: getattr(config, name, None) or default  # noqa: E731
     sizes = {name: parameter.numel() for name, parameter in layers.named_parameters()}
     experts = sum(size for name, size in sizes.items() if "experts" in name.split("."))
-    number = max(1, *map(stated, NUMBER_OF_EXPERTS))
-    heads = stated("num_attention_heads")
-    wide = stated("head_dim", config.hidden_size // max(heads, 1))
+    number = max(1, *map(entry, NUMBER_OF_EXPERTS))
+    heads = entry("num_attention_heads")
+    head_width = entry("head_dim", config.hidden_size // max(heads, 1))
     linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     try:
-        adapted = sum(sum(model.get_submodule(name).weight.shape) for name in ffn_modules(model))
+        adapted_widths = sum(sum(model.get_submodule(name).weight.shape) for name in ffn_modules(model))
     except InputError:
-        adapted = None
+        adapted_widths = None
     return Shape(
         layers=len(layers),
         width=config.hidden_size,
         inner=max([config.hidden_size, *(module.out_features for module in linear)]),
         vocabulary=network.head.weight.shape[0],
         parameters=model.num_parameters(),
-        of_layers=sum(sizes.values()),
-        used=sum(sizes.values()) - experts + experts * min(stated("num_experts_per_tok", 1), number) // number,
+        in_layers=sum(sizes.values()),
+        active=sum(sizes.values()) - experts + experts * min(entry("num_experts_per_tok", 1), number) // number,
         linear=sum(module.weight.numel() for module in linear),
         head=network.head.weight.numel(),
-        attending=2 * heads * (stated("qk_head_dim", wide) + stated("v_head_dim", wide)) * len(layers),
-        remembered=network.bytes_remembered / network.dtype.itemsize * len(layers),
-        adapted=adapted,
+        attention=2 * heads * (entry("qk_head_dim", head_width) + entry("v_head_dim", head_width)) * len(layers),
+        cache=network.bytes_remembered / network.dtype.itemsize * len(layers),
+        adapted_widths=adapted_widths,
     )
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What some work takes."""
+    """The cost of some work."""
 
     operations: int | float  # in products of matrices
-    memory: int | float  # bytes held at once
-    weights: int | float  # of these, those of weights
+    memory: int | float  # bytes needed at the same time
+    weights: int | float  # bytes of the weights among these
     batches: int  # each reads the weights once
-    shares: int  # into how many parts it can be split at most
+    shares: int  # the most parts that the work can be split into
 
     def devices(self, machine: Machine) -> int:
-        """How many devices of a machine hold this once, layer after layer."""
+        """The number of devices that hold one copy of the model, its layers divided among them."""
         return math.ceil(self.memory / machine.memory)
 
     def seconds(self, machine: Machine, dtype: str) -> float | None:
-        """Predicted, with the work shared between as many copies as the machine holds; None where it holds none."""
+        """Predicted seconds when all copies that fit the machine share the work; None where no copy fits."""
         copies = min(machine.devices // self.devices(machine), self.shares)
         if not copies:
             return None
@@ -160,13 +160,13 @@ class Cost:
 
 
 def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -> Cost:
-    """Of all distances on so many tokens, in sequences of this length: one pass, without the head."""
+    """The cost of all distances on so many tokens, in sequences of this length: one pass, without the head."""
     return sweep_cost(shape, [UNPRUNED], tokens, 0, length, dtype)
 
 
 def sweep_cost(shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: int | float, dtype: str) -> Cost:
-    """Of a sweep over the distinct `tokens` of its requests, in sequences of `length` on average, `scored` positions of
-    which have logits in each pruned model."""
+    """The cost of a sweep over the distinct `tokens` of its requests, in sequences of `length` on average. Each pruned
+    model computes the logits of `scored` positions."""
     tree, size, batches, logits = (
         Tree(cuts, shape.layers),
         ITEMSIZE[dtype],
@@ -175,45 +175,45 @@ def sweep_cost(shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: 
     )
     passes = tree.nodes / shape.layers  # of the whole model
     # a token sees half of its sequence on average
-    operations = tokens * passes * (2 * shape.used + shape.attending * length / 2) + 2 * logits * shape.head
-    weights, lent = shape.parameters * size, length * passes * shape.remembered * size
+    operations = tokens * passes * (2 * shape.active + shape.attention * length / 2) + 2 * logits * shape.head
+    weights, cache = shape.parameters * size, length * passes * shape.cache * size
     states = min(BATCH_TOKENS, tokens) * size * (tree.alive * shape.width + 3 * shape.inner)
-    memory = weights + states + lent + 4 * min(HEAD_ELEMENTS, logits * shape.vocabulary)
+    memory = weights + states + cache + 4 * min(HEAD_ELEMENTS, logits * shape.vocabulary)
     return Cost(operations, memory, weights, batches, shares=batches)
 
 
 def writing_cost(shape: Shape, cuts: list[Cut], answers: int, prompts: int, longest: int, dtype: str) -> Cost:
-    """Of so many written answers of each pruned model, all as long as they may be; the prompts have so many tokens.
+    """The cost of so many written answers of each pruned model, to prompts of so many tokens in all.
 
-    Where some end earlier it is less. Of a batch each token reads the weights once.
+    This is the highest cost: every answer has `longest` tokens. Each new token of a batch reads the weights once.
     """
     tokens, length = prompts + answers * longest, prompts / answers + longest
-    of_sweep = sweep_cost(shape, cuts, tokens, answers * longest, length, dtype)
-    return dataclasses.replace(of_sweep, batches=longest * math.ceil(answers / ROWS))
+    cost = sweep_cost(shape, cuts, tokens, answers * longest, length, dtype)
+    return dataclasses.replace(cost, batches=longest * math.ceil(answers / ROWS))
 
 
 def healing_cost(shape: Shape, cut: Cut, config: HealingConfig, dtype: str) -> Cost:
-    """Of a healing, without the layers of a cut. Raises InputError where no adapter can be put on the model."""
-    if shape.adapted is None:
+    """The cost of a healing after a cut. Raises InputError where no adapter can be added to the model."""
+    if shape.adapted_widths is None:
         raise InputError("its layers have no linear modules outside of attention that adapters could be put on")
     size, share, shares = ITEMSIZE[dtype], 1 - cut.size / shape.layers, config.batch_sequences // config.at_once
-    there = share * (2 * shape.used + shape.attending * config.sequence_length / 2)
-    ways = 3 if config.gradient_checkpointing else 2
-    operations = config.tokens * (ways * there + 2 * 2 * shape.head)
-    kept = KEPT.get(config.quantization or "", size)
-    weights = (shape.parameters - (1 - share) * shape.of_layers) * size - share * shape.linear * (size - kept)
+    forward = share * (2 * shape.active + shape.attention * config.sequence_length / 2)
+    passes = 3 if config.gradient_checkpointing else 2
+    operations = config.tokens * (passes * forward + 2 * 2 * shape.head)
+    weight_size = QUANTIZED_BYTES.get(config.quantization or "", size)
+    weights = (shape.parameters - (1 - share) * shape.in_layers) * size - share * shape.linear * (size - weight_size)
     tokens, layers = config.at_once * config.sequence_length, share * shape.layers
-    inside = INSIDE * tokens * shape.inner * size
+    inside = LAYER_TENSORS * tokens * shape.inner * size
     activations = layers * tokens * shape.width * size + inside if config.gradient_checkpointing else layers * inside
-    learning = tokens * shape.vocabulary * (size + 4) + OF_ADAPTER * config.rank * share * shape.adapted
+    learning = tokens * shape.vocabulary * (size + 4) + ADAPTER_BYTES * config.rank * share * shape.adapted_widths
     return Cost(operations, weights + activations + learning, weights, config.steps * shares, shares)
 
 
 def duration(seconds: int | float | None) -> str:
-    """Seconds in words, to two digits; None is what no number of copies could do."""
+    """Seconds in words, to two digits; None is work whose model does not fit the machine."""
     if seconds is None:
         return "too large"
-    for unit, length, least in (("days", 86400, 172800), ("h", 3600, 5400), ("min", 60, 90)):
-        if seconds >= least:
+    for unit, length, smallest in (("days", 86400, 172800), ("h", 3600, 5400), ("min", 60, 90)):
+        if seconds >= smallest:
             return f"{seconds / length:,.{0 if seconds >= 10 * length else 1}f} {unit}"
     return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

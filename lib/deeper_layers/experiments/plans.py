@@ -266,9 +266,9 @@ def _build_empty(source: Source, trust_remote_code: bool):
 
 
 def _find_shape(experiment: Experiment) -> Shape:
-    return prices.shape_of(_build_empty(experiment.source, experiment.parameters.trust_remote_code))
+    return prices.read_shape(_build_empty(experiment.source, experiment.parameters.trust_remote_code))
 
 
 def _time_this_machine(experiment: Experiment) -> Machine:
     shape = _find_shape(experiment)
-    return prices.this_machine(shape.width, shape.inner, experiment.source.dtype, experiment.parameters.device)
+    return prices.measure_this_machine(shape.width, shape.inner, experiment.source.dtype, experiment.parameters.device)

@@ -1,8 +1,8 @@
 """Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), on text or taught by the whole model.
 
-In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain one. peft and
+In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain model. peft and
 transformers' Trainer do the work; `deeper_layers.presets` has the settings. Read first: training.py.
-distillation.py is the teacher, and adapters.py adds, keeps and merges adapters.
+distillation.py has the teacher and its loss; adapters.py adds, saves, loads and merges adapters.
 """
 
 import lazy_loader

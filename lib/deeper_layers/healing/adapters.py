@@ -1,7 +1,7 @@
-"""Low-rank adapters on the feed-forward modules of a decoder: found, added, saved, opened and merged.
+"""Low-rank adapters on the feed-forward modules of a decoder: where they go, how they are added, saved and merged.
 
 Source: Gromov et al., arXiv 2403.17887, appendix A.1: LoRA on the feed-forward modules only, alpha = rank. The adapters
-are peft's, and so are their files.
+and their files are peft's.
 """
 
 import contextlib
@@ -31,26 +31,26 @@ from deeper_layers.pruning import drop_layers
 def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     """Full names of the feed-forward modules of the decoder layers from `first_layer` (0-based) on.
 
-    They are found by structure: the linear modules of a layer that are neither part of its attention or of a Mamba,
-    nor a gate of its experts. In the families of the paper these are gate_proj, up_proj and down_proj (Llama,
-    Mistral), fc1 and fc2 (Phi-2), w1, w2 and the second c_proj (Qwen). Raises InputError where a layer has none.
+    They are the linear modules of a layer outside of its attention and Mamba blocks, except the gates that choose
+    experts. In the paper's families these are gate_proj, up_proj and down_proj (Llama, Mistral), fc1 and fc2 (Phi-2),
+    w1, w2 and the second c_proj (Qwen). Raises InputError where a layer has none.
     """
-    layers, found = decoder_layers(model), []
+    layers, full_names = decoder_layers(model), []
     prefix = layers_path(model)
     for number, layer in list(enumerate(layers))[first_layer:]:
         modules = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-        names = [f"{prefix}.{number}.{name}" for name in modules if not _is_something_else(layer, name)]
+        names = [f"{prefix}.{number}.{name}" for name in modules if not _is_outside_ffn(layer, name)]
         if not names:
             raise InputError(
                 f"layer {number} of {type(model).__name__} has no feed-forward modules that an adapter can be put on; "
                 "expected linear modules outside of attention: heal a model that has them"
             )
-        found += names
-    return found
+        full_names += names
+    return full_names
 
 
-def _is_something_else(layer: nn.Module, name: str) -> bool:
-    """Whether a linear module of a layer belongs to attention or a Mamba, or chooses among experts."""
+def _is_outside_ffn(layer: nn.Module, name: str) -> bool:
+    """Whether a linear module of a layer belongs to attention or a Mamba block, or chooses among experts."""
     paths = [*itertools.accumulate(name.split("."), "{}.{}".format)]
     words = " ".join(f"{path} {type(layer.get_submodule(path)).__name__}" for path in paths).lower()
     return bool(re.search("attn|attention|mamba", words) or re.search(r"(^|[_.])(gate|router)$", name))
@@ -59,10 +59,10 @@ def _is_something_else(layer: nn.Module, name: str) -> bool:
 def add_adapters(
     model: PreTrainedModel, *, rank: int, alpha: int | float, dropout: int | float, first_layer: int = 0, seed: int = 0
 ) -> PeftModel:
-    """The model with new LoRA adapters on its feed-forward modules, the only parameters that will train.
+    """The model with new LoRA adapters on its feed-forward modules. Only the adapters' parameters will train.
 
-    The layers below `first_layer` (0-based) get none; `seed` draws the first values, which change nothing. Raises
-    InputError where no layer is left that would get one, or a layer has no feed-forward modules.
+    Layers below `first_layer` (0-based) get none. `seed` draws the initial values, which leave the model's output
+    unchanged. Raises InputError where no layer would get an adapter, or a layer has no feed-forward modules.
     """
     if first_layer >= (layers := num_layers(model)):
         raise InputError(
@@ -78,29 +78,29 @@ def add_adapters(
         fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
         task_type="CAUSAL_LM",
     )
-    with _quietly():
+    with _peft_muted():
         torch.manual_seed(seed)
         healed = get_peft_model(model, config)
-    # a pruned model has no name, and peft would ask the hub for it whenever adapters are saved
+    # else peft asks the hub for the model's name when adapters are saved, and a pruned model is not there
     healed.peft_config["default"].base_model_name_or_path = ""
     return healed
 
 
 def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
-    """Write the adapters, of which base (the key of a `Source`) and cut they are, and how they were healed."""
+    """Write the adapters, and beside them their base (the key of a `Source`), their cut, and how they were healed."""
     healed.save_pretrained(folder)
     write_identity(Path(folder), base, cut, healing)
 
 
 def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -> PeftModel:
-    """A pruned model with the adapters that `save_adapters` wrote for it, ready to answer.
+    """A pruned model with the adapters that `save_adapters` wrote for it, in evaluation mode.
 
-    Raises InputError where the folder holds none, or those of another base or cut, or damaged ones.
+    Raises InputError where the folder holds no adapters, damaged ones, or those of another base or cut.
     """
     adapter = read_adapter(folder)
     adapter.check(base, cut)
     ranks = {name: len(a) for name, (a, _) in adapter.factors.items()}
-    # nothing of the file but what was checked: peft would import what some settings name
+    # only checked settings: peft imports modules that other settings name
     config = LoraConfig(
         r=max(ranks.values()),
         rank_pattern=ranks,
@@ -112,34 +112,34 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
         inference_mode=True,
     )
     advice = "give adapters that were trained on this model after this cut"
-    with telling(f"the adapters in {folder} do not fit the pruned model", advice), _quietly():
-        if odd := sorted(ranks.keys() - dict(pruned.named_modules()).keys()):
-            raise ValueError(f"it has no {odd[0]}")
+    with telling(f"the adapters in {folder} do not fit the pruned model", advice), _peft_muted():
+        if unknown := sorted(ranks.keys() - dict(pruned.named_modules()).keys()):
+            raise ValueError(f"it has no {unknown[0]}")
         return PeftModel.from_pretrained(pruned, adapter.folder, config=config).eval()
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """While it lasts, nothing is said of a name that peft asks transformers for, and no draw changes later ones."""
+def _peft_muted() -> Iterator[None]:
+    """Hides a deprecation warning that peft causes in transformers, and restores the random state at the end."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         yield
 
 
 def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A plain model that computes what the healed one does, its adapters added to its weights.
+    """A plain model with the adapters added to its weights: it computes what the healed model does.
 
-    What is quantized becomes plain first: adapters are trained on the rounded weights, and rounding their sum
-    again would undo part of them. The healed model stays as it was, and the one that it shares weights with.
+    Quantized weights are dequantized first: adapters are trained on rounded weights, and rounding the sum again would
+    undo part of them. The healed model stays unchanged, and so does the model that it shares weights with.
 
     Args:
-        healed: what `heal` gave.
-        dtype: of the weights; None is the one in which the healed model computes.
+        healed: the result of `heal`.
+        dtype: data type of the weights; None is that in which the healed model computes.
 
     Returns:
         A transformers model without adapters: `save_pretrained` writes a checkpoint that any tool opens.
 
-    Raises InputError where a weight with its adapters added is not finite.
+    Raises InputError where the sum of a weight and its adapters is not finite.
 
     Example:
         >>> from deeper_layers import merge_adapters
@@ -153,24 +153,24 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
         )
     base = healed.get_base_model()
     dtype = dtype or base.dtype
-    merged = drop_layers(base, UNPRUNED)  # modules of its own over the same weights
+    merged = drop_layers(base, UNPRUNED)  # new modules that share the weights
     for name, module in list(merged.named_modules()):
         layer = module.get_base_layer() if isinstance(module, LoraLayer) else module
         is_rounded = isinstance(layer, Widened) or type(layer).__module__.startswith("bitsandbytes.")
         if ".base_layer" in name or layer is module and not is_rounded:
             continue
-        if isinstance(module, ParamWrapper):  # experts, whose weights are parameters of one module: a wrapper for each
+        if isinstance(module, ParamWrapper):  # experts are parameters of one module: wrappers around wrappers
             while isinstance(module, ParamWrapper):
-                layer._parameters[module.parameter_name] = _with_adapters(module, module.get_param(), name, dtype)
+                layer._parameters[module.parameter_name] = _merged_weight(module, module.get_param(), name, dtype)
                 module = module.base_layer
         else:
-            layer = _plain(layer, _with_adapters(module, dequantize_module_weight(layer), name, dtype))
+            layer = _plain_module(layer, _merged_weight(module, dequantize_module_weight(layer), name, dtype))
         merged.set_submodule(name, layer)
     tied: dict = {}
-    for module in merged.modules():  # parameters of its own where the type changes: the others are shared
+    for module in merged.modules():  # new parameters where the data type changes; the others stay shared
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dtype != dtype:
-                module._parameters[name] = tied.setdefault(id(parameter), _fixed(parameter.to(dtype)))
+                module._parameters[name] = tied.setdefault(id(parameter), _frozen(parameter.to(dtype)))
     merged.config.dtype = dtype
     for entry in ("peft_config", "hf_quantizer", "quantization_method"):
         vars(merged).pop(entry, None)
@@ -180,8 +180,8 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     return merged.eval()
 
 
-def _with_adapters(module: nn.Module, weight: torch.Tensor, name: str, dtype: torch.dtype) -> nn.Parameter:
-    """A weight in float32 with what a module's adapters add, rounded. Raises InputError where it overflows."""
+def _merged_weight(module: nn.Module, weight: torch.Tensor, name: str, dtype: torch.dtype) -> nn.Parameter:
+    """The sum, in float32, of a weight and its module's adapters, then rounded. Raises InputError for an overflow."""
     added = module.get_delta_weight(module.active_adapters[0]).float() if isinstance(module, LoraLayer) else 0
     merged = (weight.float() + added).to(dtype)
     if torch.isfinite(weight).all() and not torch.isfinite(merged).all():
@@ -189,20 +189,20 @@ def _with_adapters(module: nn.Module, weight: torch.Tensor, name: str, dtype: to
             f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a larger "
             "range, or heal anew with a lower learning_rate"
         )
-    return _fixed(merged)
+    return _frozen(merged)
 
 
-def _fixed(tensor: torch.Tensor) -> nn.Parameter:
+def _frozen(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
 
-def _plain(layer: nn.Module, weight: nn.Parameter) -> nn.Module:
-    """A linear module with this weight, of the orientation that the layer's own has."""
+def _plain_module(layer: nn.Module, weight: nn.Parameter) -> nn.Module:
+    """A linear module with this weight and the layer's bias, of the layer's orientation."""
     if isinstance(layer, Conv1D):
         plain = Conv1D(weight.shape[1], weight.shape[0])
     else:
         plain = nn.Linear(*weight.shape[::-1], bias=layer.bias is not None, device="meta")
     plain.weight = weight
     if layer.bias is not None:
-        plain.bias = _fixed(layer.bias.to(weight))
+        plain.bias = _frozen(layer.bias.to(weight))
     return plain

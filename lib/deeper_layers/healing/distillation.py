@@ -1,13 +1,13 @@
 """Distillation: the pruned model learns to predict the next token as the unpruned one does.
 
 Source: Hinton et al. 2015 (arXiv 1503.02531), equations 1 to 4: both models' logits are divided by a temperature, and
-the loss multiplied by its square, so that the size of its gradients stays. Muralidharan et al. 2024 (Minitron, arXiv
-2407.14679): of pruned language models the forward divergence, KL(unpruned || pruned), in place of the cross-entropy.
+the loss is multiplied by its square, so that gradients keep their size. Muralidharan et al. 2024 (Minitron, arXiv
+2407.14679) heal pruned language models by the forward divergence, KL(unpruned || pruned), instead of cross-entropy.
 
-Memory: the teacher's weights are the student's and those of the dropped layers, once. Of either model only what enters
-the head, [T, D] a sequence, is there as a whole: logits and their gradient are made from it in pieces of `PIECE` bytes,
-by the student's head for both, as it is not trained. A teacher that does not fit beside the student leaves its states
-on disk before (`keep_teacher`): D numbers a token, which say all that its V logits would.
+Memory: teacher and student share the weights of the layers that both have. Only the states that enter the head, [T, D]
+a sequence, are in memory as a whole. Logits and their gradient are computed in pieces of `PIECE` bytes, by the
+student's head for both models, as the head is not trained. `keep_teacher` writes the states of a teacher that does not
+fit beside the student to disk: D numbers a token, from which the V logits follow.
 
 Letters in shapes: B sequences, T tokens, N positions that predict a token, D width, V vocabulary.
 """
@@ -33,91 +33,91 @@ from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import replaced
 from deeper_layers.presets import HealingConfig
 
-PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together
-IGNORED = -100  # a label that no loss counts
+PIECE = 2**27  # bytes of the logits, in float32, that are computed at once
+IGNORED = -100  # the label of positions that do not count in a loss
 
 
 def sequences_to_learn(tokenizer, texts: list[str], config: HealingConfig) -> list[torch.Tensor]:
-    """Sequences [T] in the order of the seed, as many as fill whole steps: the same for who teaches and who learns.
+    """The sequences [T] of a healing, in the order of its seed, as many as fill whole steps.
 
-    Raises InputError where they fill none.
+    Teacher and student get the same. Raises InputError where the texts fill no step.
     """
     if not isinstance(config, HealingConfig):
         raise InputError(f"config is {shown(config)}, expected a HealingConfig: PRESETS['small'] is one")
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
-    length, step = config.sequence_length, config.batch_sequences
-    found = sequences(tokenizer, texts, length=length, seed=config.seed, packed=config.packed, tokens=config.tokens)
-    if len(found) < step:
+    length, batch = config.sequence_length, config.batch_sequences
+    drawn = sequences(tokenizer, texts, length=length, seed=config.seed, packed=config.packed, tokens=config.tokens)
+    if len(drawn) < batch:
         raise InputError(
-            f"the texts fill {len(found)} sequences ({sum(map(len, found)):,} tokens), and one step needs {step} of "
+            f"the texts fill {len(drawn)} sequences ({sum(map(len, drawn)):,} tokens), and one step needs {batch} of "
             f"{length} tokens: give more text, or lower batch_sequences or sequence_length"
         )
-    return found[: len(found) // step * step]
+    return drawn[: len(drawn) // batch * batch]
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """T^2 KL(teacher || student), in nats, of logits [N, V] divided by the temperature T: the sum over positions."""
-    given, wanted = (functional.log_softmax(logits.float() / temperature, dim=-1) for logits in (student, teacher))
-    return temperature**2 * functional.kl_div(given, wanted, reduction="sum", log_target=True)
+    """T^2 KL(teacher || student), in nats, of logits [N, V] divided by the temperature T, summed over positions."""
+    predicted, target = (functional.log_softmax(logits.float() / temperature, dim=-1) for logits in (student, teacher))
+    return temperature**2 * functional.kl_div(predicted, target, reduction="sum", log_target=True)
 
 
 class Teacher:
-    """The unpruned model beside the student, or, by the folder that `keep_teacher` wrote, its states.
+    """The unpruned model in memory, or the states that `keep_teacher` wrote to a folder.
 
-    Raises InputError for what is neither: a model of other layers than were pruned, or of another head; where no cut is
-    given, of no more layers than are left.
+    Raises InputError for a model with another head, or whose layers are not those of the student and the cut. Without a
+    cut it must have more layers than the student.
     """
 
     def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
-        self.whole, self.temperature, self.head = whole, config.temperature, head_of(model)
-        check_states(model)
+        self.whole, self.temperature, self.head = whole, config.temperature, head_fingerprint(model)
+        check_final_states(model)
         if isinstance(whole, str | Path):
             return
-        is_alike = isinstance(whole, PreTrainedModel) and head_of(whole) == self.head
-        more = num_layers(whole) - num_layers(model) if is_alike else 0
-        if more != cut.size if cut else more < 1:
+        is_alike = isinstance(whole, PreTrainedModel) and head_fingerprint(whole) == self.head
+        dropped = num_layers(whole) - num_layers(model) if is_alike else 0
+        if dropped != cut.size if cut else dropped < 1:
             raise InputError(
                 f"whole is a {type(whole).__name__}, expected the unpruned model, with the same head and the layers "
                 f"that {cut or 'a cut'} drops, or a folder of its states"
             )
 
     def loss(self, model: PreTrainedModel, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
-        """The divergence of a batch, `input_ids` and `labels` [B, T]: the sum over so many items, or else the mean."""
-        found, logits = final_states(model, inputs)
-        wanted = self.states(inputs).to(found)
+        """The divergence of a batch, `input_ids` and `labels` [B, T]: sum / `num_items_in_batch`, or the mean."""
+        states, logits = final_states(model, inputs)
+        target = self.states(inputs).to(states)
         # a position predicts the token after it
         scored = inputs["labels"][:, 1:] != IGNORED
-        summed = _in_pieces(found[:, :-1][scored], wanted[:, :-1][scored], logits, self.temperature)
-        return summed / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
+        total = _divergence_sum(states[:, :-1][scored], target[:, :-1][scored], logits, self.temperature)
+        return total / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
 
     @torch.no_grad()
     def states(self, inputs: dict) -> torch.Tensor:
-        """[B, T, D] what enters the teacher's head, which is the student's."""
+        """The states [B, T, D] that enter the teacher's head, which is also the student's."""
         if isinstance(self.whole, PreTrainedModel):
             return final_states(self.whole, inputs)[0]
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         pairs = zip(inputs["input_ids"], mask, strict=True)
-        return pad_sequence([read_states(self.whole, ids[seen], self.head) for ids, seen in pairs], batch_first=True)
+        return pad_sequence([read_states(self.whole, ids[kept], self.head) for ids, kept in pairs], batch_first=True)
 
 
 def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
-    """[B, T, D] what enters the head, and the function from [N, D] of it to logits [N, V] as the model makes them."""
+    """The states [B, T, D] that enter the head, and the model's own function from states [N, D] to logits [N, V]."""
     layers = decoder_layers(model)
-    body = next(one for one in model.modules() if layers in one.children())  # all below the head
+    body = next(module for module in model.modules() if layers in module.children())  # the model without its head
     output = body(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False)
 
     def logits(states: torch.Tensor) -> torch.Tensor:
-        given = dataclasses.replace(output, last_hidden_state=states[None])
-        with replaced(body, lambda *_, **__: given):
+        replacement = dataclasses.replace(output, last_hidden_state=states[None])
+        with replaced(body, lambda *_, **__: replacement):
             return model(input_ids=inputs["input_ids"].new_zeros(1, len(states)), use_cache=False).logits[0]
 
     return output.last_hidden_state, logits
 
 
 @torch.no_grad()
-def check_states(model: PreTrainedModel) -> None:
-    """Raise InputError where, tried on a few tokens, `final_states` does not give the model's own logits."""
+def check_final_states(model: PreTrainedModel) -> None:
+    """Try `final_states` on a few tokens. Raises InputError where it does not give the model's own logits."""
     ids = torch.arange(1, 9, device=model.device)[None]
     unknown = f"{type(model).__name__} makes its logits in a way that is not known here, and can't be distilled"
     with telling(unknown, "heal it on text"):
@@ -127,18 +127,18 @@ def check_states(model: PreTrainedModel) -> None:
             raise ValueError("its head gives others")
 
 
-def _in_pieces(states: torch.Tensor, wanted: torch.Tensor, logits: Callable, temperature: float) -> torch.Tensor:
-    """`divergence` of the logits of states [N, D], no more of them at once than `PIECE` holds."""
-    at_once = max(1, PIECE // (4 * logits(wanted[:1]).shape[-1]))
+def _divergence_sum(states: torch.Tensor, target: torch.Tensor, logits: Callable, temperature: float) -> torch.Tensor:
+    """The `divergence` of two models' states [N, D], with the logits of at most `PIECE` bytes in memory at once."""
+    size = max(1, PIECE // (4 * logits(target[:1]).shape[-1]))
     total = torch.zeros((), device=states.device)
-    for ours, theirs in zip(states.split(at_once), wanted.split(at_once), strict=True):
-        own = ours.detach().requires_grad_()
+    for student, teacher in zip(states.split(size), target.split(size), strict=True):
+        piece = student.detach().requires_grad_()
         with torch.no_grad():
-            target = logits(theirs)
-        of_piece = divergence(logits(own), target, temperature)
-        (gradient,) = torch.autograd.grad(of_piece, own)
-        carrier = (ours.float() * gradient).sum()  # of this gradient; its value is taken off
-        total = total + of_piece.detach() + carrier - carrier.detach()
+            teacher_logits = logits(teacher)
+        loss = divergence(logits(piece), teacher_logits, temperature)
+        (gradient,) = torch.autograd.grad(loss, piece)
+        carrier = (student.float() * gradient).sum()  # passes this gradient on; its value is subtracted below
+        total = total + loss.detach() + carrier - carrier.detach()
     return total
 
 
@@ -146,11 +146,11 @@ def _in_pieces(states: torch.Tensor, wanted: torch.Tensor, logits: Callable, tem
 
 
 def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, folder: Path) -> None:
-    """Write what the unpruned model teaches in a healing on these texts: D numbers a token, in the model's type.
+    """Write the unpruned model's states for a healing on these texts: D numbers a token, in the model's data type.
 
-    Given to `heal` as whole=, the folder stands for the model, which need not be in memory then. It answers here and is
-    not trained, so it may be one that transformers opened with device_map="auto", of which a part lies in host memory
-    or on disk. Interrupted, it goes on with the same arguments.
+    `heal` takes the folder as whole=, and then the unpruned model need not be in memory. It is not trained here, so
+    transformers may have opened it with device_map="auto", with a part of it in host memory or on disk. An interrupted
+    call goes on when it is repeated with the same arguments.
 
     Example:
         >>> from deeper_layers.healing import keep_teacher
@@ -164,25 +164,25 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
     for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
         batch = missing[first : first + config.at_once]
         ids = pad_sequence([tokens.long() for _, tokens in batch], batch_first=True)
-        # on the right: no token sees what follows it
+        # padding is on the right, where no token attends to it
         states = teacher.states({"input_ids": ids.to(whole.device)}).cpu()
-        for (path, tokens), of_it in zip(batch, states, strict=True):
-            write_file(path, save({"states": of_it[: len(tokens)].contiguous()}))
+        for (path, tokens), state in zip(batch, states, strict=True):
+            write_file(path, save({"states": state[: len(tokens)].contiguous()}))
 
 
 def read_states(folder: Path | str, tokens: torch.Tensor, head: str) -> torch.Tensor:
-    """[T, D] of a sequence [T], as `keep_teacher` wrote it. Raises InputError where it did not, of this head."""
+    """The states [T, D] that `keep_teacher` wrote for a sequence [T] and a head. Raises InputError without them."""
     path = states_path(folder, tokens, head)
     with telling(f"{path} holds no states of the unpruned model on this text", "write them with keep_teacher"):
         return load_file(path)["states"]
 
 
 def states_path(folder: Path | str, tokens: torch.Tensor, head: str) -> Path:
-    """Where the states of a sequence lie: named after its tokens, so that their order does not matter, and the head."""
+    """The file of a sequence's states, named after its tokens and the head: the order of sequences does not matter."""
     return Path(folder) / f"teacher-{hashlib.sha256(f'{tokens.tolist()} {head}'.encode()).hexdigest()[:16]}.safetensors"
 
 
-def head_of(model: PreTrainedModel) -> str:
-    """By which a head goes: the shape of its weights and the first of them."""
+def head_fingerprint(model: PreTrainedModel) -> str:
+    """A text that tells heads apart: the shape of the weights and their first rows."""
     weights = model.get_output_embeddings().weight
     return f"{tuple(weights.shape)} {weights[:8].tolist()}"

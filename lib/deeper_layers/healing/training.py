@@ -1,10 +1,10 @@
 """Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), at the paper's settings or others.
 
-Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop, its checkpoints and how it goes on from
-them are the Trainer of transformers, the adapters are peft's; `deeper_layers.presets` has the settings.
+Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The training loop, its checkpoints and resuming
+are those of transformers' Trainer, the adapters are peft's; `deeper_layers.presets` has the settings.
 
-Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try, and
-adapters above the cut only. And the way of others, distillation, for which the auxiliary loss is of hidden states.
+Two variants are our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try, and
+adapters above the cut only. A third is known from others: distillation (distillation.py).
 
 Letters in shapes: B sequences, T tokens, D width.
 """
@@ -37,45 +37,45 @@ from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import replaced
 from deeper_layers.presets import HealingConfig
 
-STATE = "trainer_state.json"  # the last file that the Trainer writes of a checkpoint
+STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a healing did."""
+    """The course of a healing."""
 
-    losses: list[float]  # at each step: mean cross-entropy or divergence, nats a token, and the auxiliary loss
-    tokens: int  # trained on, padding not counted
-    distinct_tokens: int  # of the text that was at hand for them
+    losses: list[float]  # of each step: mean cross-entropy or divergence, nats a token, plus the auxiliary loss
+    tokens: int  # trained on, without padding
+    distinct_tokens: int  # of the texts
     trained_parameters: int
-    seconds: float  # those before an interruption included up to the checkpoint that it went on from
+    seconds: float  # of training; those before an interruption count up to the checkpoint from which it went on
 
 
 def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options) -> PeftModel:
     """Heal a pruned model by a short fine-tune of low-rank adapters on text (QLoRA).
 
-    Under torchrun or `accelerate launch` the processes share the sequences of each step and all return the same
-    adapters. In float32 and without dropout the losses are those of one process within 1e-5. Where all see the folder,
-    any number of them goes on from the checkpoints of any other. `healing.train` also says what it took.
-    Source: paper, section 3.3 and appendix A.1.
+    Under torchrun or `accelerate launch` the processes share the sequences of each step, and all return the same
+    adapters. In float32 and without dropout the losses are those of one process within 1e-5. If all processes see the
+    folder, a healing goes on from its checkpoints with any number of processes. `healing.train` also returns a
+    `Record`. Source: paper, section 3.3 and appendix A.1.
 
     Args:
-        model: what `drop_layers` gave, quantized or not; its weights stay as they are.
+        model: the result of `drop_layers`, quantized or not; its weights stay unchanged.
         tokenizer: that of the model.
-        texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
+        texts: documents to learn from. The seed draws their order, and they are repeated when they end.
         config: settings, such as `PRESETS["small"]`.
-        cut: what was dropped; for adapters "above" it, the auxiliary loss, and to distill where no layer was.
-        whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
-            folder in which `healing.keep_teacher` left its states.
-        folder: where the Trainer's checkpoints are kept, those of each healing in a folder of its own. With the same
-            arguments a healing that was interrupted goes on from the last of them and ends with the same adapters.
+        cut: what was dropped. Needed for adapters "above" it, the auxiliary loss, and to distill if it has no layers.
+        whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation. For a distillation it
+            may be the folder in which `healing.keep_teacher` wrote its states.
+        folder: where the Trainer's checkpoints are kept, each healing's in its own folder. An interrupted healing that
+            is repeated with the same arguments goes on from the last checkpoint and ends with the same adapters.
 
     Returns:
-        The model with its adapters, ready to answer; `merge_adapters` makes a plain model of it.
+        The model with its adapters, in evaluation mode; `merge_adapters` makes a plain model of it.
 
     Raises:
-        InputError: the model takes no adapters, what a variant needs was not given, the texts don't fill one step,
-            checkpoints can't be written or read, the processes can't share a step, or the loss is no finite number.
+        InputError: the model takes no adapters, a variant lacks what it needs, the texts don't fill one step,
+            checkpoints can't be written or read, the processes can't share a step, or the loss is not finite.
 
     Example:
         >>> import dataclasses
@@ -101,7 +101,7 @@ def train(
     whole: PreTrainedModel | Path | None = None,
     folder: Path | None = None,
 ) -> tuple[PeftModel, Record]:
-    """The same, and what it took: the model with its adapters, and a `Record`. See `heal`."""
+    """Heal a pruned model, see `heal`. Returns the model with its adapters, and a `Record`."""
     sequences = sequences_to_learn(tokenizer, texts, config)
     _check_variant(model, config, cut, whole)
     if isinstance(whole, PreTrainedModel):
@@ -119,21 +119,21 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())  # the Trainer seeds all generators
         if folder is None:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            output = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            place = Path(folder) / _identity(healed, config, cut, sequences, whole)
-            check_writable(place)
+            output = Path(folder) / _healing_name(healed, config, cut, sequences, whole)
+            check_writable(output)
         trainer = Trainer(
             model=healed,
-            args=_arguments(config, place, model.device, checkpoints=folder is not None),
+            args=_arguments(config, output, model.device, checkpoints=folder is not None),
             train_dataset=[{"input_ids": tokens} for tokens in sequences],
             data_collator=_collate,
             callbacks=[progress := _Progress(config)],
         )
         trainer.remove_callback(PrinterCallback)
-        # so the loss is a forward pass of what the Trainer wraps to average gradients over processes
-        stack.enter_context(replaced(healed, _loss_function(healed, config, cut, whole, teacher)))
-        state = _train_from_last_checkpoint(trainer, place, progress)
+        # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
+        stack.enter_context(replaced(healed, _build_forward(healed, config, cut, whole, teacher)))
+        state = _train_from_last_checkpoint(trainer, output, progress)
     steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(
         losses=[step["loss"] for step in steps],
@@ -145,12 +145,12 @@ def train(
     return healed.eval(), record
 
 
-def _train_from_last_checkpoint(trainer: Trainer, place: Path, progress: "_Progress") -> TrainerState:
-    """Train from the last whole checkpoint, or the beginning: how far it came. Of the last step nothing is trained."""
+def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Progress") -> TrainerState:
+    """Train from the last whole checkpoint, or from the beginning. A healing that is complete is only loaded."""
     last, state = None, TrainerState()
-    for path in sorted(place.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+    for path in sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
         with contextlib.suppress(OSError, ValueError, TypeError):  # a process was killed while it wrote it
-            state, last = TrainerState.load_from_json(str(path / STATE)), str(path)
+            state, last = TrainerState.load_from_json(str(path / STATE_FILE)), str(path)
     try:
         if last and state.global_step >= trainer.args.max_steps:
             trainer.model.load_adapter(last, "default", is_trainable=True)
@@ -165,9 +165,9 @@ def _train_from_last_checkpoint(trainer: Trainer, place: Path, progress: "_Progr
     return trainer.state
 
 
-def _identity(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
-    """The name of a healing, by its settings, its text, and of the models every shape and the smallest tensors."""
-    # a teacher's states on disk are checked as they are read
+def _healing_name(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
+    """The name of a healing's folder: a hash of settings, cut, text, and the models' shapes and smallest tensors."""
+    # a teacher's states on disk are checked when they are read
     models = (healed, whole) if isinstance(whole, PreTrainedModel) else (healed,)
     parameters = [
         (name, tuple(p.shape), str(p.dtype), p.tolist() if p.ndim == 1 else None)
@@ -190,38 +190,38 @@ def _check_variant(model: PreTrainedModel, config: HealingConfig, cut: Cut | Non
         raise InputError(f"the auxiliary loss is of a block below the last layer, the cut is {cut}: leave it out")
 
 
-def _loss_function(
+def _build_forward(
     healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None
 ) -> Callable:
-    """What runs for a step in the place of the model's own forward."""
-    base, run = healed.get_base_model(), healed.forward
+    """A function that replaces the model's forward pass in training: it returns the loss of the variant."""
+    base, run_model = healed.get_base_model(), healed.forward
 
-    def compute(inputs: dict, **counted) -> torch.Tensor:
-        return teacher.loss(base, inputs, **counted) if teacher else run(**inputs, **counted)["loss"]
+    def compute(inputs: dict, **count) -> torch.Tensor:
+        return teacher.loss(base, inputs, **count) if teacher else run_model(**inputs, **count)["loss"]
 
     def forward(num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
         """The loss of a batch, `input_ids`, `labels` and `attention_mask` [B, T]."""
-        seen = inputs["attention_mask"]
-        if seen.all():  # where nothing is padding a model takes its fastest attention without
+        mask = inputs["attention_mask"]
+        if mask.all():  # without a mask models take their fastest attention, and here nothing is padding
             del inputs["attention_mask"]
-        counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        count = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         if not (config.auxiliary and cut):
-            return {"loss": compute(inputs, **counted)}
-        with _recording(base, cut.start) as ours:
-            loss = compute(inputs, **counted)
-        with torch.no_grad(), _recording(whole, cut.stop) as theirs:
-            asked = {name: tensor.to(whole.device) for name, tensor in inputs.items() if name != "labels"}
-            whole.base_model(**asked, use_cache=False)
-        # with a count the Trainer sums over the batches of a step, else it takes their mean
-        share = config.at_once / config.batch_sequences if counted else 1.0
-        return {"loss": loss + config.auxiliary * share * _auxiliary(ours[-1], theirs[-1], seen)}
+            return {"loss": compute(inputs, **count)}
+        with _recorded_residuals(base, cut.start) as residuals:
+            loss = compute(inputs, **count)
+        with torch.no_grad(), _recorded_residuals(whole, cut.stop) as targets:
+            whole_inputs = {name: tensor.to(whole.device) for name, tensor in inputs.items() if name != "labels"}
+            whole.base_model(**whole_inputs, use_cache=False)
+        # with a count the Trainer sums the losses of a step's batches, else it takes their mean
+        share = config.at_once / config.batch_sequences if count else 1.0
+        return {"loss": loss + config.auxiliary * share * _auxiliary_loss(residuals[-1], targets[-1], mask)}
 
     return forward
 
 
 @contextlib.contextmanager
-def _recording(model: PreTrainedModel, layer: int) -> Iterator[list[torch.Tensor]]:
-    """The residual [B, T, D] that enters a layer, that of the latest forward pass alone."""
+def _recorded_residuals(model: PreTrainedModel, layer: int) -> Iterator[list[torch.Tensor]]:
+    """A list with the residual [B, T, D] that enters a layer in the latest forward pass."""
     residuals: list[torch.Tensor] = []
 
     def keep(_, arguments, named):
@@ -231,18 +231,18 @@ def _recording(model: PreTrainedModel, layer: int) -> Iterator[list[torch.Tensor
         yield residuals
 
 
-def _auxiliary(residual: torch.Tensor, target: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """|x - y|^2 / |y|^2, where x enters the cut and y is what the unpruned model has after the dropped layers."""
-    x, y = (states.float() * seen[:, :, None] for states in (residual, target))
+def _auxiliary_loss(residual: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """|x - y|^2 / |y|^2: x is the residual at the cut, y the unpruned model's residual after the dropped layers."""
+    x, y = (states.float() * mask[:, :, None] for states in (residual, target))
     return (x - y).square().sum() / y.square().sum()
 
 
 class _Progress(TrainerCallback):
-    """A bar with the time left, the seconds in training beside each loss, and a stop where a loss is no number."""
+    """Shows a bar with the time left, records the seconds at each loss, and raises where a loss is not finite."""
 
     def __init__(self, config: HealingConfig):
         self.config, self.bar = config, None
-        self.started = time.monotonic()  # what is prepared before the first step counts too
+        self.started = time.monotonic()  # before the first step, so that its preparation counts too
 
     def on_train_begin(self, args, state, control, **_):
         self.started -= next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
@@ -266,15 +266,15 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
-def _arguments(config: HealingConfig, place: Path, device: torch.device, *, checkpoints: bool) -> TrainingArguments:
-    """The Trainer's, which share the batches of a step between the processes that were started together."""
+def _arguments(config: HealingConfig, output: Path, device: torch.device, *, checkpoints: bool) -> TrainingArguments:
+    """The Trainer's arguments, with the batches of a step shared among the processes of one launch."""
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise InputError(
             "ACCELERATE_USE_FSDP is set, expected that each process holds the whole model, as adapters are kept and "
             "resumed here: start them without FSDP, or on one device with quantization 'nf4'"
         )
     arguments = TrainingArguments(
-        output_dir=str(place),
+        output_dir=str(output),
         max_steps=config.steps,
         warmup_steps=config.warmup_steps,
         learning_rate=config.learning_rate,
@@ -307,7 +307,7 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
 
 
 def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch: `input_ids`, `labels` and `attention_mask` [B, T], padded on the right."""
+    """A batch of sequences: `input_ids`, `labels` and `attention_mask` [B, T], padded on the right."""
     padded = functools.partial(pad_sequence, batch_first=True)
     ids = [example["input_ids"].long() for example in examples]
     labels = padded(ids, padding_value=IGNORED)
@@ -315,8 +315,8 @@ def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, up to a gibibyte a piece: on a processor a fifth of the time was spent on asking
-    for it anew, filled with zeros. Where the C library is another, nothing is done."""
+    """Have glibc keep freed memory, up to a gibibyte a piece, instead of returning it to the system. On a processor a
+    fifth of the time was spent on getting it back, filled with zeros. Other C libraries are left as they are."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
         mallopt(trim_threshold, 2**31 - 1)

@@ -5,8 +5,7 @@ sequence, and `combine_batches` computes the measures from the records of all ba
 enters layer l, and state L the one that leaves the last layer. Formulas are computed in float64, except linear CKA: it
 keeps the Gram matrices of all states at once, in float32.
 
-Letters in shapes: B sequences, T tokens, N kept tokens of all sequences of a batch, D width, L layers, K neighbours, V
-vocabulary.
+Letters in shapes: B sequences, T tokens, N kept tokens of a batch, D width, L layers, K neighbours, V vocabulary.
 """
 
 import itertools
@@ -41,8 +40,7 @@ def gram_matrix(points: torch.Tensor) -> torch.Tensor:
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
     """Linear centred kernel alignment of two clouds, given as `gram_matrix`: 1 where they differ by rotation and scale.
 
-    It is biased upwards unless there are many more points than dimensions. Source: Kornblith et al. 2019, arXiv
-    1905.00414.
+    It is biased upwards without many more points than dimensions. Source: Kornblith et al. 2019, arXiv 1905.00414.
     """
     return float(torch.cosine_similarity(first.flatten(), second.flatten(), dim=0))
 
@@ -133,8 +131,7 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
         tokens: how many tokens of each sequence are kept, see `kept_tokens`.
 
     Yields for each batch:
-        residuals [L+1, N, D], float32: those that enter each layer, and the one that leaves the last layer, before the
-            final norm.
+        residuals [L+1, N, D], float32: states 0 to L, the last one before the final norm.
         cosines [N, L, 3]: cos(a, x), cos(m, x + a), cos(a + m, x), where a layer's attention adds a to the residual x,
             and then its MLP adds m. Source: Csordas et al. 2025.
         norms [N, L, 3]: |a| / |x|, |m| / |x + a|, |a + m| / |x|. Source: the same.
