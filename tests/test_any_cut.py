@@ -17,7 +17,7 @@ from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.export.tensors import Changed
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.report import one_cut
-from deeper_layers.results.frames import scores_of
+from deeper_layers.results.frames import tabulate_scores
 from deeper_layers.results.packing import pack
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED
@@ -188,8 +188,8 @@ def test_a_task_that_was_swept_twice_counts_once():
 
     whole, half = np.ones(8), (np.arange(8) < 4).astype(float)
     first = swept("2026", **{"0,0": whole, CUT.name: whole, "1,1": whole})
-    rows = scores_of([swept("2027", **{"0,0": whole, CUT.name: half}), first])
+    rows = tabulate_scores([swept("2027", **{"0,0": whole, CUT.name: half}), first])
     assert rows["rule"].isna().all(), "nobody chose what is given"
     rows["path"] = "m/" + rows["measured"]
-    (score,) = one_cut.scores_of(rows, CUT)
+    (score,) = one_cut.find_scores(rows, CUT)
     assert score.items == 8 and score.pruned[0] == 1, "that of most cuts"

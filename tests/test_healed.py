@@ -110,7 +110,7 @@ def test_a_card_has_the_scores_before_and_after_healing():
     rows = one_cut.healed_alike(table, cut, config, text)
     assert set(rows["path"]) == {unit.place}
     assert one_cut.healed_alike(table, cut, config | {"rank": 64}, text).empty, "scores of another healing"
-    (loss,) = (score for score in one_cut.scores_of(table, cut, rows) if score.topic == "C4, loss")
+    (loss,) = (score for score in one_cut.find_scores(table, cut, rows) if score.topic == "C4, loss")
     (expected,) = unit.rows.query("task == 'c4' and metric == 'loss'")["value"]
     assert loss.healed[0] == pytest.approx(expected, abs=1e-4) and loss.pruned[0] > loss.whole[0] > 0
     card = one_cut.card_text(table, blocks, cut, rows)

@@ -18,7 +18,7 @@ from deeper_layers.models.sources import EMBEDDED, QWEN, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.report import one_cut
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.store import all_results, cut_names, name_of, write_result
+from deeper_layers.results.store import all_results, cut_names, find_model_name, write_result
 from tests.test_command import said, typed
 from tests.test_slicing import released, tensors
 from tests.tiny import tiny_model
@@ -97,7 +97,7 @@ def test_what_is_known_is_of_these_weights_whatever_they_are_called(tiny_folder,
     typed("prune", tiny_folder, tmp_path / "out", *SIMPLE, "--results", results)
     assert "Angular distance" not in (tmp_path / "out" / "README.md").read_text()
     assert answered(tiny_gguf, tmp_path / "out.gguf", *SIMPLE, "--dry-run", "--results", results)["model"] == "A name"
-    assert name_of(f"sha256:{QWEN.sha256}") == QWEN.name and name_of("sha256:0") is None
+    assert find_model_name(f"sha256:{QWEN.sha256}") == QWEN.name and find_model_name("sha256:0") is None
 
 
 def test_layers_for_multi_token_prediction_are_left_out_where_that_is_asked_for(tmp_path):

@@ -40,7 +40,7 @@ def made(rows: list[dict], layers: int = LAYERS) -> pd.DataFrame:
         start, size = map(int, row["cut"].split(","))
         place = {"start": start, "size": size, "share": size / layers}
         full.append(usual | place | {"value": np.mean(row["outcome"]), "items": len(row["outcome"])} | row)
-    return table_like(frames.scores_of([]), full)
+    return table_like(frames.tabulate_scores([]), full)
 
 
 def right(share: float) -> np.ndarray:
@@ -55,7 +55,7 @@ def distances_of(drawn: np.ndarray) -> pd.DataFrame:
     """Distances of blocks of one layer, by sequence [B, S]."""
     usual = {"model": "m", "layers": len(drawn), "size": 1, "corpus": "c4", "samples": drawn.shape[1], "seed": 0}
     rows = [{"start": start, "distance": own.mean(), "by_sequence": own} for start, own in enumerate(drawn)]
-    return table_like(frames.distances_of([]), [usual | {"share": 1 / len(drawn)} | row for row in rows])
+    return table_like(frames.tabulate_distances([]), [usual | {"share": 1 / len(drawn)} | row for row in rows])
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from deeper_layers.models.sources import Source
 from deeper_layers.results import places
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.shards import Shards
-from deeper_layers.results.store import all_results, find_result, key_hash, read_result, result_path, text_of
+from deeper_layers.results.store import all_results, find_result, hash_key, read_result, result_path, serialize
 from deeper_layers.sweeping.planning import Requests
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
@@ -104,7 +104,7 @@ def test_another_key_is_another_file(tmp_path, measure):
     others = {"dtype": "bfloat16"}, {"model": KEY["model"] | {"weights": "1"}}, {"seed": 0}, {"tasks": {"b": {}}}
     paths = [measure(KEY | other).path for other in ({}, *others)]
     assert len(set(paths)) == measure.count == 5 and [one.path for one in all_results(tmp_path)] == sorted(paths)
-    assert key_hash(dict(reversed(KEY.items()))) == key_hash(KEY), "the order of its entries is not part of a key"
+    assert hash_key(dict(reversed(KEY.items()))) == hash_key(KEY), "the order of its entries is not part of a key"
     assert results.is_measured("b", tmp_path) and not results.is_measured("c", tmp_path)
 
 
@@ -118,7 +118,7 @@ def signed(change):
         content = json.loads(path.read_text())
         content.pop("sha256")
         change(content)
-        path.write_bytes(text_of(content))
+        path.write_bytes(serialize(content))
 
     return damage
 

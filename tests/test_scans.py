@@ -19,7 +19,7 @@ from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.experiments.scoring import plan_each, score_each
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
-from deeper_layers.results.frames import distances_of, scores_of
+from deeper_layers.results.frames import tabulate_distances, tabulate_scores
 from deeper_layers.results.store import all_results
 from deeper_layers.sweeping.sweeps import answer_requests, request_loss, sweep
 
@@ -47,7 +47,7 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
     found = score_each(cuts, experiment)
     plain = sweep(*opened, ["capitals"], own, limit=LIMIT)
     assert found["capitals"].rows["value"].tolist() == plain["value"].tolist()
-    rows = scores_of(found.values())
+    rows = tabulate_scores(found.values())
     assert set(rows["rule"]) == {"blocks of 2"} and len(rows) == 2 * len(own)
     for row in rows.to_dict("records"):  # words and letters ask the same of the same items
         assert row["target"].tolist() == [item["answer"] for item in embedded.capitals()[:LIMIT]]
@@ -118,7 +118,7 @@ def test_distances_of_each_sequence_have_the_published_mean(asked):
     assert plain.path != found.path and plain.rows.equals(found.rows)
     experiment.open_model = pytest.fail
     assert find_or_measure_distances(experiment).path == plain.path
-    each = np.stack(list(distances_of([found])["by_sequence"]), axis=1)
+    each = np.stack(list(tabulate_distances([found])["by_sequence"]), axis=1)
     assert each.shape == (12, 15)
     assert each.mean(axis=0) == pytest.approx(found.rows["distance"].to_numpy(), abs=5e-4)
 
@@ -151,7 +151,7 @@ def test_interrupted_distances_go_on_to_the_same_numbers(asked, tmp_path, monkey
 def test_one_sequence_that_decides_is_drawn_with_the_others(asked):
     """Two blocks of one size, alike but for one sequence of twelve: the choice follows how often that one is drawn."""
     found = find_or_measure_distances(asked(Parameters, samples=12, sequence_length=24), by_sequence=True)
-    rows = distances_of([found]).query("size == 3").sort_values("start")
+    rows = tabulate_distances([found]).query("size == 3").sort_values("start")
     rows["distance"], decided = 0.5, np.where(np.arange(12) == 0, 0.75, 0.25)
     rows["by_sequence"] = [np.full(12, 0.26), decided, decided]  # the last of these has the last layer
     (row,) = nearest(rows).itertuples()
@@ -169,7 +169,7 @@ def test_what_rules_drop_is_measured_once_and_read_back(asked, tmp_path):
         bridge_sequences=2, tasks="capitals", tokens=2, neighbours=2, skip_sequences=2,
     )  # fmt: skip
     compare_rules(experiment)
-    scores = scores_of(all_results(tmp_path / "results", "scores")).query("cut != @UNPRUNED.name")
+    scores = tabulate_scores(all_results(tmp_path / "results", "scores")).query("cut != @UNPRUNED.name")
     losses = scores.query("metric == 'loss'")
     assert losses.groupby("rule")["size"].agg(list).to_dict() == dict.fromkeys(experiment.parameters.rule_list, [1, 2])
     assert losses.set_index("rule")["changed"].dropna().to_dict() == {"replaceme": "bridged"}

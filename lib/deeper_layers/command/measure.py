@@ -42,9 +42,9 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     ]
     if by_sequence:
         from deeper_layers.report.statistics import nearest  # slow, as is the next
-        from deeper_layers.results.frames import distances_of
+        from deeper_layers.results.frames import tabulate_distances
 
-        for row, found in zip(rows, nearest(distances_of([unit])).itertuples(), strict=False):
+        for row, found in zip(rows, nearest(tabulate_distances([unit])).itertuples(), strict=False):
             row |= {"resamples": f"{found.agrees:.0%}", "l* of 95%": f"{found.low:.0f} to {found.high:.0f}"}
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "unit": str(unit.path)}
     content |= {"most_similar": [{"start": cut.start, "size": cut.size} for cut in best], "rows": records(unit.rows)}
@@ -132,9 +132,9 @@ def _tables(unit: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
 
     from deeper_layers.report import estimates, pairing
     from deeper_layers.report.names import say
-    from deeper_layers.results.frames import scores_of
+    from deeper_layers.results.frames import tabulate_scores
 
-    rows = scores_of([unit]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
+    rows = tabulate_scores([unit]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
     chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_by_rule.items() for cut in cuts}
     rules = pd.DataFrame(sorted(chosen), columns=["cut", "rule"])
     for task, own in pairing.by_main_metric(rows).groupby("task", sort=False):

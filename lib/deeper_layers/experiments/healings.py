@@ -16,7 +16,7 @@ from deeper_layers.experiments.scoring import score
 from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import HealingConfig
 from deeper_layers.results.schema import GIVEN
-from deeper_layers.results.store import Result, key_hash
+from deeper_layers.results.store import Result, hash_key
 
 VERSION = 2  # raise it when training gives other adapters than those in the cache
 TOKENS_OF_A_DOCUMENT = 200  # the least average; it says how many documents are read for a number of tokens
@@ -80,7 +80,7 @@ class Healing:
         source = self.experiment.source
         model = {"model": source.key, "dtype": source.dtype, "version": VERSION, "cut": self.cut.key}
         text = {"data": self.text.fingerprint(self.experiment.parameters.datasets)}
-        return cache_folder() / "healed" / key_hash(model | self.settings | text) / "adapter"
+        return cache_folder() / "healed" / hash_key(model | self.settings | text) / "adapter"
 
     def _read_record(self) -> "healing.Record | None":
         """The record of the training, which is written last; None if it is not in the cache."""

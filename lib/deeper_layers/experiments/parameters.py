@@ -223,7 +223,7 @@ class Parameters(Shown):
             return recorded
         options = self.model_dump(include={"revision", "dtype", "trust_remote_code"})
         source = models.find_model(self.model, hashed=hashed, **options)
-        name = results.name_of(source.weights, self.folder) if source.is_gguf else None
+        name = results.find_model_name(source.weights, self.folder) if source.is_gguf else None
         return source if name is None else dataclasses.replace(source, name=name)
 
     def open(self, source: Source):

@@ -18,7 +18,7 @@ from deeper_layers.errors import InputError, telling
 from deeper_layers.files import write_file
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.package_index import file_hash
-from deeper_layers.results.schema import Checked, Count, CutName, ModelKey, Number, Settings, in_words
+from deeper_layers.results.schema import Count, CutName, ModelKey, Number, Settings, StrictModel, describe_error
 
 if TYPE_CHECKING:  # slow
     from torch import Tensor
@@ -34,7 +34,7 @@ NAME = re.compile(r"^base_model\.model\.(.+)\.lora_[AB]\.weight$")
 Rank = Annotated[int, Field(ge=1)]
 
 
-class LoraSettings(Checked):
+class LoraSettings(StrictModel):
     """The settings of peft that are heeded here; all others but TRAINING have to be off."""
 
     peft_type: Literal["LORA"]
@@ -48,7 +48,7 @@ class LoraSettings(Checked):
     target_modules: list[str]
 
 
-class OfHealing(Checked):
+class OfHealing(StrictModel):
     """How adapters were healed: settings, text, and course, as `deeper_layers.healing.Record` has it."""
 
     config: Settings
@@ -60,7 +60,7 @@ class OfHealing(Checked):
     losses: Annotated[list[Number], Field(min_length=1)]
 
 
-class Identity(Checked):
+class Identity(StrictModel):
     """What `write_identity` writes."""
 
     base: ModelKey
@@ -126,13 +126,13 @@ def read_adapter(folder: str | Path) -> Adapter:
         return Adapter(folder, settings, _factors(folder / WEIGHTS, settings), base, cut, healing)
 
 
-def _checked(path: Path, kind: type[Checked]) -> dict:
+def _checked(path: Path, kind: type[StrictModel]) -> dict:
     """What a file of JSON holds, of which all that is not off has to be of this kind."""
     try:
         content = read_json(path)
         kind.model_validate({name: value for name, value in content.items() if value and name not in TRAINING})
     except ValueError as error:
-        said = in_words(error) if isinstance(error, ValidationError) else error
+        said = describe_error(error) if isinstance(error, ValidationError) else error
         raise InputError(
             f"{path.parent} holds no plain LoRA adapters ({path.name}: {said}): merge others by peft's merge_and_unload"
         ) from error

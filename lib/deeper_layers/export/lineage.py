@@ -19,13 +19,13 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, in_bytes
 from deeper_layers.files import read_json
 from deeper_layers.package_index import hash_once
-from deeper_layers.results.schema import Checked, Count, Name
+from deeper_layers.results.schema import Count, Name, StrictModel
 
 LINEAGE = "pruning.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Step(Checked):
+class Step(StrictModel):
     """One cut: of which model, where, and how what is left was changed."""
 
     model: Name
@@ -44,7 +44,7 @@ class Step(Checked):
         return Cut.of(self.dropped, self.attention, self.mlp)
 
 
-class Lineage(Checked):
+class Lineage(StrictModel):
     """What pruning.json holds."""
 
     format: Literal["deeper-layers pruning 1"] = "deeper-layers pruning 1"

@@ -17,7 +17,7 @@ from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
 from deeper_layers.export.llama_cpp import ROUNDED
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import Source
-from deeper_layers.results.frames import distances_of, scores_of
+from deeper_layers.results.frames import tabulate_distances, tabulate_scores
 from deeper_layers.results.store import Result
 
 if TYPE_CHECKING:  # slow
@@ -79,12 +79,12 @@ class PruningDescription:
             return ""
         from deeper_layers.report import one_cut  # slow
 
-        scores, healed = scores_of(self.held), None
+        scores, healed = tabulate_scores(self.held), None
         if adapter and adapter.healing:
             found = one_cut.healed_alike(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
             healed = None if found.empty else found
         known = self.scores if healed is None else None
-        return one_cut.card_text(scores, distances_of(self.held), self.cut, healed, known)
+        return one_cut.card_text(scores, tabulate_distances(self.held), self.cut, healed, known)
 
     def content(self) -> dict:
         """All of it for JSON."""
@@ -112,12 +112,12 @@ def describe_pruning(
     safe = nearest_safe(config, cut) if wrong and cut.is_block else None
     if known and (is_gguf_model(model) or results.all_results(results_folder, model=name)):
         key = models.find_model(model, **opening).key
-        key["name"] = name = results.name_of(key["weights"], results_folder) or name  # whatever it is called here
+        key["name"] = name = results.find_model_name(key["weights"], results_folder) or name  # not that of the file
         held = [one for one in results.all_results(results_folder, model=name) if one.key["model"] == key]
     if held:
         from deeper_layers.report import one_cut  # slow
 
-        scores = one_cut.scores_of(scores_of(held), cut)
+        scores = one_cut.find_scores(tabulate_scores(held), cut)
     return PruningDescription(name, layers, cut, wrong, safe, held, scores)
 
 

@@ -59,7 +59,7 @@ def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.
     return own if own.empty else own[formats == own["task"].groupby(formats).nunique().idxmax()]
 
 
-def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> list[Score]:
+def find_scores(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> list[Score]:
     """What the table of one model says of a cut, by task; of a healed one too, where its rows in it are given."""
     scores, found = with_runs(scores), {}
     own = scores[scores.index.isin([] if healed is None else healed.index)]
@@ -116,14 +116,14 @@ def card_text(
 ) -> str:
     """What results hold about a cut, in Markdown, for a model card: its distance, its scores, what it ruins.
 
-    `found` are what `scores_of` gives, where it was asked before.
+    `found` are what `find_scores` gives, where it was asked before.
     """
     own = kept_distances(distances.query("@cut.is_block and start == @cut.start and size == @cut.size"))
     lines = [
         f"Angular distance of the dropped block: {of.distance:.4f} (units of pi; {as_markdown(of.corpus)}, {of.dtype})."
         for of in own.itertuples()
     ]
-    if found := found or scores_of(scores, cut, healed):
+    if found := found or find_scores(scores, cut, healed):
         heads = ["task", "whole model", *(["this one"] if healed is None else ["pruned", "healed, this one"])]
         heads += ["guessing", "items", "measured in"]
         lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]

@@ -1,9 +1,9 @@
-"""Results on disk, the only source of every figure, and the tables that are made of all of them. No torch.
+"""Results on disk, the only source of every figure, and the tables that are made from all of them. No torch.
 
 In: rows, outcomes item by item, the key (all that determines the numbers) and the provenance. Out: the same, found
-again by key or model, and data frames of all: `scores`, `distances`, `healing`, `geometry`, `runs`, `answers`.
+by key or model, and data frames of all results: `scores`, `distances`, `healing`, `geometry`, `runs`, `answers`.
 A result is one JSON file of one of four kinds in `results/MODEL/`. It is written under another name and renamed, so
-what is there is complete; what is damaged is named in a warning and left out.
+every file is complete. A damaged file is left out, and a warning names it.
 Read first: schema.py (the kinds), store.py (files), frames.py (tables).
 """
 

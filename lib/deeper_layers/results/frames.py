@@ -1,17 +1,17 @@
-"""All results as tables: `scores`, a row for each pruned model and task; distances, losses while healing, geometry.
+"""All results as tables: `scores`, one row for each pruned model and task; distances, losses while healing, geometry.
 
-Whatever the book says is a query of these. Every table is of a folder of results, or of the default one and the
-published ones, and of one model or all. A damaged file is named and left out.
+Every number of the book is a query of these. A table reads one folder of results, or the default folder and the
+published results; and one model or all. A damaged file is left out, and a warning names it.
 
-- A task of the group "mmlu" is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no
-  row: it is the mean over their items. Other groups, such as "sums", have no score; their tasks stand by their own
+- A task of the group "mmlu" is a row of the task "mmlu" with its subject. lm-eval's score of the whole group has no
+  row: it is the mean over all items. Other groups, such as "sums", have no score; their tasks stand by their own
   names.
-- A cut that several rules choose has one row for each of them, and the whole model one under every rule of what was
-  asked alike. So `query("rule == 'similarity'")` is a whole curve; whoever counts models drops duplicates of `cut`.
-- Of two measurements of one thing both have rows. `repeat == 0` is the one that counts: that of the file with more
-  cuts, then the later one.
+- A cut that several rules choose has one row for each of them. The whole model has one row for every rule under the
+  same question. So `query("rule == 'similarity'")` is a whole curve; to count models, drop duplicates of `cut`.
+- If one thing was measured twice, both measurements have rows. `repeat == 0` is the one that counts: that of the file
+  with more cuts, then the later one.
 
-`scores["size"]` and `scores["items"]`: as attributes these names are pandas' own, as is `row.dtype` of a single row.
+Write `scores["size"]` and `scores["items"]`: as attributes these names are pandas' own, like `row.dtype` of one row.
 """
 
 import functools
@@ -27,7 +27,7 @@ import numpy as np
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.results.packing import ITEM_BY_ITEM, unpack, unpack_halves
 from deeper_layers.results.schema import GIVEN, UNHEALED, UNROUNDED
-from deeper_layers.results.store import Result, all_results, cut_names, left_out
+from deeper_layers.results.store import Result, all_results, cut_names, warn_left_out
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
@@ -49,114 +49,114 @@ TYPES = dict.fromkeys("layers items repeat samples seed step place cuts memory".
 TYPES |= dict.fromkeys("start size shots order limit length bytes vocabulary other".split(), "Int64")
 TYPES |= dict.fromkeys("share value chance commonest distance stderr tokens loss seconds".split(), "float64")
 TYPES |= dict.fromkeys(VECTORS, "object")  # all others are text
-# rows alike in these are of one question to models of one kind, those alike in CUT too of one thing
+# rows that agree in these are of one question to models of one kind; rows that agree in CUT, too, are of one model
 QUESTION = "model dtype bits healing task subject shots order limit length engine metric".split()
 CUT = ["cut", "rule", "changed"]
-OWN_SHOTS = {"gsm8k": 5}  # by lm-eval, where nobody asked for another number
-# rules that change weights too; their cut alone is not their model
+OWN_SHOTS = {"gsm8k": 5}  # lm-eval's number of examples, where the key names none
+# rules that also change weights, so that their cut does not determine their model
 CHANGED = dict.fromkeys(("laco", "laco-code"), "merged")
 CHANGED |= dict.fromkeys(("replaceme", "replaceme-cosine", "prune-and-comp", "streamline"), "bridged")
-_named = functools.lru_cache(maxsize=8192)(Cut.named)
+_parse_cut = functools.lru_cache(maxsize=8192)(Cut.named)
 
 
 def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """Every score and every loss, a row for each pruned model, rule and task.
+    """Every score and every loss, one row for each pruned model, rule and task.
 
     Args:
-        folder: of results; the default one and the published ones where none is named. InputError where it is none.
-        model: the one network by this name; all where none is named.
+        folder: a folder of results; None: the default one and the published ones. InputError where it can be none.
+        model: the name of one network; None: all.
 
     Returns:
-        A table with these columns; what is not known, or does not apply, is missing.
+        A table with these columns. A value is missing where it is not known or does not apply.
 
         - model, layers, dtype: name of the network, its number of layers L, the number format in which it computes
         - bits: type to which its weights were rounded (nf4, Q2_K)
-        - cut: what was dropped, as `Cut.name` has it: "13,4" are 4 layers from layer 13 (0-based), "0,0" is none
-        - start, size, share: of a block the first dropped layer; how many were dropped, n, as the rule counts; n / L
-        - rule: whose choice the cut was; "blocks of 4" where every block of 4 was tried
+        - cut: what was dropped, by `Cut.name`: "13,4" are 4 layers from layer 13 (0-based), "0,0" is none
+        - start, size, share: first dropped layer of a block; number of dropped layers, n, by the rule's count; n / L
+        - rule: the rule that chose the cut; "blocks of 4" where every block of 4 was tried
         - changed: what the rule did to the weights of the layers that stay: merged, or bridged
         - healing: settings, text and tokens of the healing, as JSON
-        - task, subject: task of lm-eval, or group of which this is one task; of losses the text; of MMLU the subject
+        - task, subject: task of lm-eval, or its group; for losses the text; for MMLU the subject
         - shots, order: examples in the prompt; seed of their order
-        - limit: at most so many items, the first ones, were asked of each task, or sequences of a text
-        - length: of losses: tokens in a sequence; 0 where each is as long as it is
-        - engine: what else than this library's own forward pass answered
-        - metric: what was counted: "acc", "exact_match", ..., or "loss" (nats a token)
-        - items, value: how many items or sequences, I; the score: a share of them, or the loss over all tokens
-        - outcome: the score of each item, [I]: 0 or 1, or of each sequence, nats a token
-        - chosen, target: numbers of the choice that each item was answered with, and of the right one, [I]
+        - limit: the most items of each task, or sequences of a text, that were scored, from the first on
+        - length: for losses: tokens in a sequence; 0 where each has its own length
+        - engine: the engine that answered, if not this library's own forward pass
+        - metric: "acc", "exact_match", ..., or "loss" (nats a token)
+        - items, value: number of items or sequences, I; the score: a share of them, or the loss over all tokens
+        - outcome: the score of each item, [I]: 0 or 1; or the loss of each sequence, nats a token
+        - chosen, target: index of the chosen and of the right choice of each item, [I]
         - logprobs: log-probability of each choice, nats, [I, K], nan where an item has fewer
-        - written, ended: of each answer that was generated the tokens, and 0 where it was cut off at the most, [I]
-        - chance, commonest: what guessing at random scores, for losses ln V of V tokens; always the commonest answer
-        - bytes: of weights, where they were counted
+        - written, ended: tokens of each generated answer; 0 if it was cut off at the limit, else 1, [I]
+        - chance, commonest: the score of guessing at random (for losses ln V of V tokens); of the commonest answer
+        - bytes: size of the weights, where it was measured
         - repeat: 0 for the measurement that counts; 1, 2, ... for others of the same thing
-        - measured, path: when, in UTC, ISO 8601; file below the folder of results
+        - measured, path: time in UTC, ISO 8601; file below the folder of results
 
     Example:
         >>> from deeper_layers import results
         >>> asked = results.scores().query("task == 'boolq' and rule == 'similarity' and healing.isna()")
         >>> curve = asked.groupby(["model", "share"])["value"].first()
     """
-    return scores_of(all_results(folder, "scores", model))
+    return tabulate_scores(all_results(folder, "scores", model))
 
 
-def scores_of(results: Iterable[Result]) -> "pd.DataFrame":
-    """The same of some files alone."""
-    rows = _rows(_of_scores, (one for one in results if one.kind == "scores"))
-    rules: dict[tuple, dict] = defaultdict(dict)  # of each question
+def tabulate_scores(results: Iterable[Result]) -> "pd.DataFrame":
+    """The table of `scores` for these results alone."""
+    rows = _read_rows(_read_scores, (result for result in results if result.kind == "scores"))
+    rules: dict[tuple, dict] = defaultdict(dict)  # by question
     for row in rows:
-        rules[_question(row)] |= {row["rule"]: row} if row["rule"] else {}
-    expanded = []  # the whole model once under each rule of what was asked alike
+        rules[_get_question(row)] |= {row["rule"]: row} if row["rule"] else {}
+    expanded = []  # the whole model once under each rule of the same question
     for row in rows:
-        of_whole = rules[_question(row)] if row["cut"] == UNPRUNED.name else {}
-        expanded += [row | {"rule": rule} for rule in of_whole or [row["rule"]]]
-    found = _frame(expanded, "scores", " cuts")
-    by_worth = found.sort_values(["cuts", "measured"], ascending=False, kind="stable")
-    found["repeat"] = by_worth.groupby([*QUESTION, *CUT], dropna=False).cumcount()
-    return found.drop(columns="cuts")
+        rules_of_whole = rules[_get_question(row)] if row["cut"] == UNPRUNED.name else {}
+        expanded += [row | {"rule": rule} for rule in rules_of_whole or [row["rule"]]]
+    table = _to_frame(expanded, "scores", " cuts")
+    by_worth = table.sort_values(["cuts", "measured"], ascending=False, kind="stable")
+    table["repeat"] = by_worth.groupby([*QUESTION, *CUT], dropna=False).cumcount()
+    return table.drop(columns="cuts")
 
 
 def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """Every angular distance, a row for each block.
+    """Every angular distance, one row for each block.
 
-    Beside columns as those of `scores`: corpus, its number of samples S, the most tokens of one (length), the seed that
-    drew them; distance of what enters the block and what leaves it, in units of pi, mean over sequences, stderr over
-    sequences, and by_sequence, [S], within 0.05%.
+    Columns beside those of `scores`: corpus; samples, their number S, length in tokens at most, and seed; distance
+    between input and output of the block, in units of pi, mean over sequences; stderr over sequences; by_sequence,
+    [S], the distance of each sequence, within 0.05%.
     """
-    return distances_of(all_results(folder, "distances", model))
+    return tabulate_distances(all_results(folder, "distances", model))
 
 
-def distances_of(results: Iterable[Result]) -> "pd.DataFrame":
-    """The same of some files alone."""
-    return _frame(_rows(_of_distances, (one for one in results if one.kind == "distances")), "distances")
+def tabulate_distances(results: Iterable[Result]) -> "pd.DataFrame":
+    """The table of `distances` for these results alone."""
+    return _to_frame(_read_rows(_read_distances, (item for item in results if item.kind == "distances")), "distances")
 
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """The loss of every healing by step of the adapters, from 1: tokens seen up to it, loss in nats a token."""
-    return _frame(_rows(_of_healing, all_results(folder, "healing", model)), "healing")
+    """The training loss of every healing by step, from 1: tokens seen so far, loss in nats a token."""
+    return _to_frame(_read_rows(_read_healing, all_results(folder, "healing", model)), "healing")
 
 
 def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """Measures, each of a "layer" or a "state", the residual that enters one: its place, of pairs the other's too."""
-    return _frame(_rows(_of_geometry, all_results(folder, "geometry", model)), "geometry")
+    """Measures `of` a "layer", or a "state", the residual that enters one; `other` is the second place of a pair."""
+    return _to_frame(_read_rows(_read_geometry, all_results(folder, "geometry", model)), "geometry")
 
 
 def runs(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """What was measured when, how long it took and on what: a row for each file."""
-    return _frame(_rows(_of_run, all_results(folder, model=model)), "runs")
+    """One row for each result file: what was measured, when, for how long, and on which device."""
+    return _to_frame(_read_rows(_read_run, all_results(folder, model=model)), "runs")
 
 
 def answers(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """What checkpoints wrote in llama.cpp: a row for each checkpoint and prompt."""
-    return _frame(_rows(_of_answers, all_results(folder, "scores", model)), "answers")
+    """The answers of checkpoints in llama.cpp: one row for each checkpoint and prompt."""
+    return _to_frame(_read_rows(_read_answers, all_results(folder, "scores", model)), "answers")
 
 
-def _question(row: dict) -> tuple:
+def _get_question(row: dict) -> tuple:
     return tuple(map(row.get, QUESTION))
 
 
-def _frame(rows: list[dict], table: str, more: str = "") -> "pd.DataFrame":
-    """A table, each column of one type even where it has no row or nothing in it."""
+def _to_frame(rows: list[dict], table: str, more: str = "") -> "pd.DataFrame":
+    """A table whose columns have their types even without rows or values."""
     import pandas as pd  # slow
 
     names = f"{TABLES[table]}{more}".split()
@@ -168,8 +168,8 @@ def _frame(rows: list[dict], table: str, more: str = "") -> "pd.DataFrame":
 # ---- the rows of one file ---------------------------------------------------------------------------------------
 
 
-def _rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -> list[dict]:
-    """Those of some files, with what holds of each of them; one in which something does not fit is left out whole."""
+def _read_rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -> list[dict]:
+    """The rows of all results, with the columns that all kinds share. A result with an inconsistency is left out."""
     rows: list[dict] = []
     for result in results:
         shared = {
@@ -182,88 +182,88 @@ def _rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -
         }
         try:
             rows += [shared | row for row in read(result)]
-        except Exception as error:  # what zlib and numpy say of packed numbers that do not fit has no end
-            left_out(result.path, error)
+        except Exception as error:  # zlib and numpy raise many types for packed numbers that do not fit
+            warn_left_out(result.path, error)
     return rows
 
 
-def _of_scores(result: Result) -> Iterator[dict]:
-    """A row for each rule that chose a cut, and score; of the whole model one without a rule."""
-    key, details, first = result.key, defaultdict(dict, result.details), {}
-    chose = defaultdict(list)
+def _read_scores(result: Result) -> Iterator[dict]:
+    """A row for each score and rule that chose its cut; rows of the whole model have no rule."""
+    key, details, first_rows = result.key, defaultdict(dict, result.details), {}
+    rules_by_cut = defaultdict(list)
     for rule, cuts in (key.get("cuts") or details["cuts"]).items():
         for cut in cuts:
-            chose[cut].append(None if rule == GIVEN else rule)
-    chose[UNPRUNED.name] = [None]
-    healing = _healing_in_json(key, details["healed_tokens"]) if key.get("healing") else None
-    of_task = functools.cache(functools.partial(_of_task, result))
+            rules_by_cut[cut].append(None if rule == GIVEN else rule)
+    rules_by_cut[UNPRUNED.name] = [None]
+    healing = _healing_as_json(key, details["healed_tokens"]) if key.get("healing") else None
+    of_task = functools.cache(functools.partial(_read_task, result))
     for row in (row for row in result.records if row["task"] not in details["groups"]):
         variant, items, outcome = row.get("variant"), row["items"], row.get("outcome")
-        found = of_task(row["task"], items) | _place(row["cut"], details) | {"cuts": len(cut_names(key)), "repeat": 0}
-        found |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine") if name in row}
-        if outcome is not None:  # as numbers: whoever subtracts bytes from each other gets 255 for -1
+        line = of_task(row["task"], items) | _read_cut(row["cut"], details) | {"cuts": len(cut_names(key)), "repeat": 0}
+        line |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine") if name in row}
+        if outcome is not None:  # as floats: in unsigned bytes 0 - 1 is 255
             outcome = unpack(outcome, items) if isinstance(outcome, str) else outcome
-            found["outcome"] = np.array(outcome, dtype=float).reshape(items)
-        of_items = first.setdefault((row["task"], row["cut"], variant), row)
-        found |= {name: read(of_items[name], items) for name, read in ITEM_BY_ITEM.items() if name in of_items}
+            line["outcome"] = np.array(outcome, dtype=float).reshape(items)
+        item_row = first_rows.setdefault((row["task"], row["cut"], variant), row)
+        line |= {name: read(item_row[name], items) for name, read in ITEM_BY_ITEM.items() if name in item_row}
         if row["metric"] == "loss":
-            found["chance"] = math.log(details["vocabulary"]) if details["vocabulary"] else None
+            line["chance"] = math.log(details["vocabulary"]) if details["vocabulary"] else None
         if variant not in UNHEALED:
-            found["healing"] = healing
+            line["healing"] = healing
         if key.get("bits") and variant not in UNROUNDED:
-            found["bits"] = key["bits"]
-        for rule in chose[row["cut"]]:
-            yield found | {"rule": rule, "changed": CHANGED.get(rule or "")}
+            line["bits"] = key["bits"]
+        for rule in rules_by_cut[row["cut"]]:
+            yield line | {"rule": rule, "changed": CHANGED.get(rule or "")}
 
 
-def _of_task(result: Result, name: str, items: int) -> dict:
-    """What holds of all rows of one task of a file; those of the group MMLU are one task of several subjects."""
-    key, details, ran = result.key, defaultdict(dict, result.details), defaultdict(dict, result.provenance)
-    group = next((of for of, names in details["groups"].items() if name in names and of in key["tasks"]), name)
-    asked, level = key["tasks"].get(group, {}), details["levels"].get(name, {})
+def _read_task(result: Result, name: str, items: int) -> dict:
+    """The columns that all rows of a task share. The tasks of the group MMLU become one task with several subjects."""
+    key, details, run = result.key, defaultdict(dict, result.details), defaultdict(dict, result.provenance)
+    group = next((outer for outer, names in details["groups"].items() if name in names and outer in key["tasks"]), name)
+    settings, level = key["tasks"].get(group, {}), details["levels"].get(name, {})
     in_mmlu = group != name and group.startswith("mmlu")
     subject = name.removeprefix("mmlu_").removesuffix("_continuation") if in_mmlu else None
-    shots, target = asked.get("shots"), details["targets"].get(name)
+    shots, target = settings.get("shots"), details["targets"].get(name)
     return {
         "task": name.replace(f"_{subject}", "", 1) if subject else name,
         "subject": subject,
         "shots": OWN_SHOTS.get(name) if shots is None else shots,
-        **{entry: asked.get(entry) for entry in ("limit", "order", "length")},
+        **{entry: settings.get(entry) for entry in ("limit", "order", "length")},
         "engine": key.get("engine"),
         "target": target and unpack(target, items),
         "chance": level.get("chance"),
         "commonest": level.get("majority") or None,
-        "measured": ran["parts"].get(name, ran)["measured"],
+        "measured": run["parts"].get(name, run)["measured"],
     }
 
 
-def _place(name: str, details: dict) -> dict:
-    cut = _named(name)
+def _read_cut(name: str, details: dict) -> dict:
+    cut = _parse_cut(name)
     size = details.get("sizes", {}).get(name, cut.size if cut.is_of_layers else None)
     share = None if size is None else size / details["num_layers"]
     return {"cut": name, "start": cut.start if cut.is_block else None, "size": size, "share": share}
 
 
-def _healing_in_json(key: dict, tokens: int) -> str:
+def _healing_as_json(key: dict, tokens: int) -> str:
     return json.dumps(key["healing"] | {"text": key["text"], "tokens": tokens}, sort_keys=True)
 
 
-def _of_distances(result: Result) -> Iterator[dict]:
+def _read_distances(result: Result) -> Iterator[dict]:
     key, rows, packed = result.key, result.records, result.details.get("by_sequence")
-    asked = {"corpus": key["corpus"], "seed": key["seed"], "length": key["sequence_length"]}
+    text = {"corpus": key["corpus"], "seed": key["seed"], "length": key["sequence_length"]}
     vectors = unpack_halves(packed, rows[0]["samples"]).T if packed else [None] * len(rows)
     for row, vector in zip(rows, vectors, strict=True):
-        yield asked | row | {"by_sequence": vector, "share": row["size"] / result.details["num_layers"]}
+        yield text | row | {"by_sequence": vector, "share": row["size"] / result.details["num_layers"]}
 
 
-def _of_healing(result: Result) -> Iterator[dict]:
+def _read_healing(result: Result) -> Iterator[dict]:
     key, tokens = result.key, result.details["tokens"]
-    shared = _place(key["cut"], result.details) | {"healing": _healing_in_json(key, tokens)}
+    shared = _read_cut(key["cut"], result.details) | {"healing": _healing_as_json(key, tokens)}
     for row in result.records:
         yield shared | row | {"tokens": row["step"] * tokens / len(result.records)}
 
 
-def _of_geometry(result: Result) -> Iterator[dict]:
+def _read_geometry(result: Result) -> Iterator[dict]:
     shared = {"corpus": result.key["corpus"]}
     for row in result.records:
         place = {"of": "layer" if row["size"] else "state", "place": row["start"]}
@@ -275,8 +275,8 @@ def _of_geometry(result: Result) -> Iterator[dict]:
                 yield shared | {"of": of, "measure": measure, "place": place, "other": other, "value": value}
 
 
-def _of_run(result: Result) -> Iterator[dict]:
-    ran, key, details = result.provenance, result.key, result.details
+def _read_run(result: Result) -> Iterator[dict]:
+    run, key, details = result.provenance, result.key, result.details
     cuts = cut_names(key) or {cut for cuts in details.get("cuts", {}).values() for cut in cuts}
     yield {
         "kind": result.kind,
@@ -285,15 +285,15 @@ def _of_run(result: Result) -> Iterator[dict]:
         "cuts": len(cuts) or int("cut" in key),
         "weights": details["weights"],
         "hash": key["model"]["weights"],
-        "seconds": ran["seconds"] + ran.get("seconds_in_earlier_runs", 0),
-        "device": ran["device"],
-        "memory": ran["peak_memory_bytes"],
-        "commit": ran["commit"],
+        "seconds": run["seconds"] + run.get("seconds_in_earlier_runs", 0),
+        "device": run["device"],
+        "memory": run["peak_memory_bytes"],
+        "commit": run["commit"],
     }
 
 
-def _of_answers(result: Result) -> Iterator[dict]:
-    for variant, said in result.details.get("answers", {}).items():
+def _read_answers(result: Result) -> Iterator[dict]:
+    for variant, texts in result.details.get("answers", {}).items():
         (cut,) = cut_names(result.key) - {UNPRUNED.name}
-        for prompt, answer in zip(result.key["prompts"], said, strict=True):
-            yield {"cut": cut, "size": _named(cut).size, "variant": variant, "prompt": prompt, "answer": answer}
+        for prompt, answer in zip(result.key["prompts"], texts, strict=True):
+            yield {"cut": cut, "size": _parse_cut(cut).size, "variant": variant, "prompt": prompt, "answer": answer}

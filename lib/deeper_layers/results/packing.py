@@ -1,12 +1,12 @@
-"""What came out of measured items as text for JSON, zlib, then base 64: small whole numbers, and numbers of 16 bits."""
+"""Outcomes of items packed as text for JSON, by zlib and base 64: small whole numbers, and numbers of 16 bits."""
 
 import base64
 import zlib
 
 import numpy as np
 
-LOGPROBS = "logprobs"  # among outcomes: of every choice, in 16 bits
-WRITTEN = "written"  # tokens of each answer, in 16 bits too: exact up to 2,048
+LOGPROBS = "logprobs"  # log-probabilities of every choice, in 16 bits
+WRITTEN = "written"  # tokens of each answer, in 16 bits: exact up to 2,048
 
 
 def pack(values: np.ndarray) -> str:
@@ -14,24 +14,24 @@ def pack(values: np.ndarray) -> str:
     values = np.asarray(values)
     if values.size and not (values.min() >= 0 and values.max() <= 255):
         raise ValueError(f"outcomes must lie in 0..255, got {values.min()}..{values.max()}")
-    return _text(values.astype(np.uint8))
+    return _encode(values.astype(np.uint8))
 
 
 def unpack(text: str, items: int) -> np.ndarray:
     """The inverse of `pack`: [I] unsigned bytes."""
-    return _bytes(text).reshape(items)
+    return _decode(text).reshape(items)
 
 
 def pack_halves(values: np.ndarray) -> str:
-    """Numbers [I, K] of I items or sequences as text, 16 bits each: within 0.05% of themselves, nan where missing."""
+    """Numbers [I, K] of I items or sequences as text, 16 bits each: within 0.05%, nan where missing."""
     halves = np.clip(np.asarray(values, dtype=float), np.finfo("<f2").min, None).astype("<f2")
-    # the high bytes of neighbours are alike: together they take less room
-    return _text(halves.reshape(-1).view(np.uint8).reshape(-1, 2).T)
+    # the high bytes of neighbours are alike, and compress better side by side
+    return _encode(halves.reshape(-1).view(np.uint8).reshape(-1, 2).T)
 
 
 def unpack_halves(text: str, items: int) -> np.ndarray:
     """The inverse of `pack_halves`: [I, K] in float64."""
-    return _bytes(text).reshape(2, -1).T.copy().view("<f2").reshape(items, -1).astype(float)
+    return _decode(text).reshape(2, -1).T.copy().view("<f2").reshape(items, -1).astype(float)
 
 
 ITEM_BY_ITEM = {
@@ -42,9 +42,9 @@ ITEM_BY_ITEM = {
 }
 
 
-def _text(values: np.ndarray) -> str:
+def _encode(values: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(values.tobytes(), level=9)).decode()
 
 
-def _bytes(text: str) -> np.ndarray:
+def _decode(text: str) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Finished parts of a measurement under way, so that an interrupted one goes on where it stopped."""
+"""The finished parts of a running measurement, so that an interrupted one continues where it stopped."""
 
 import contextlib
 import io
@@ -13,28 +13,28 @@ from deeper_layers.files import clear_all, write_file
 
 
 class Shards:
-    """Finished parts of one measurement, each an `.npz` file in a folder that goes when the result is written.
+    """Finished parts of one measurement, each an `.npz` file in a folder that is removed when the result is written.
 
-    Several processes may measure one result: none minds what the others write or remove.
+    Several processes may measure one result: none fails because others write or remove shards.
     """
 
-    def __init__(self, folder: Path, took: list[float] | None = None):
-        self.folder, self._took = folder, [] if took is None else took  # of each shard that was found the seconds
+    def __init__(self, folder: Path, durations: list[float] | None = None):
+        self.folder, self._durations = folder, [] if durations is None else durations  # seconds of each shard read
         self._started = time.monotonic()
 
     def part(self, name: str) -> "Shards":
-        """Those of a part of it, in a folder of their own, whose seconds count here too."""
-        return Shards(self.folder / name, self._took)
+        """The shards of a part of the measurement, in a folder of their own; their seconds count here too."""
+        return Shards(self.folder / name, self._durations)
 
     @property
     def seconds_before(self) -> float:
-        """What the shards that were found had taken."""
-        return sum(self._took, 0.0)
+        """The seconds that the shards took which an earlier run left."""
+        return sum(self._durations, 0.0)
 
     def get(self, number: int, same: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
-        """The arrays of shard `number`; None where it is missing or, with a warning, unreadable.
+        """The arrays of shard `number`; None if it is missing or, with a warning, unreadable.
 
-        `same` says of which part it is; one of another part is passed over without a word.
+        `same` are arrays that the shard must hold; None, without a warning, if they differ.
         """
         path = self.folder / f"{number:06d}.npz"
         try:
@@ -43,30 +43,30 @@ class Shards:
             seconds = float(arrays.pop("seconds"))
         except FileNotFoundError:
             return None
-        except Exception as error:  # what numpy and zipfile raise for a file that is not ours has no end
+        except Exception as error:  # numpy and zipfile raise many types for a damaged file
             warnings.warn(f"{path} is not a readable shard ({error}): it is measured again", stacklevel=2)
             return None
         if not all(name in arrays and np.array_equal(arrays[name], value) for name, value in (same or {}).items()):
             return None
-        self._took.append(seconds)
+        self._durations.append(seconds)
         self._started = time.monotonic()
         return arrays
 
     def put(self, number: int, arrays: dict[str, np.ndarray]) -> None:
-        """Write shard `number` whole. Raises InputError where it can't be written."""
+        """Write shard `number` in one step. Raises InputError if it can't be written."""
         buffer, now = io.BytesIO(), time.monotonic()
         np.savez(buffer, seconds=np.array(now - self._started), **arrays)  # ty: ignore[invalid-argument-type]
         self._started = now
         write_file(self.folder / f"{number:06d}.npz", buffer.getvalue())
 
     def remove(self) -> None:
-        """Remove all shards, those of parts in folders of their own too; what is not ours stays, and its folder."""
+        """Remove all shards, with those of parts; files of others stay, and so does their folder."""
         if self.folder.is_symlink():
             return
         for folder in (*sorted(self.folder.rglob("*/"), reverse=True), self.folder):
             clear_all(folder)
             for shard in folder.glob(f"{'[0-9]' * 6}.npz"):
-                with contextlib.suppress(OSError):  # it is in nobody's way
+                with contextlib.suppress(OSError):  # a shard that stays does no harm
                     shard.unlink()
             with contextlib.suppress(OSError):  # not empty, or gone
                 folder.rmdir()

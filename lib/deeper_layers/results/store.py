@@ -1,8 +1,8 @@
 """Results on disk: the only source of every figure.
 
 A result is one JSON file, `RESULTS/MODEL/KIND-NAME-KEYHASH.json`. Its key is everything that determines the numbers;
-its provenance is everything that happened to be true while they were measured. Its last line is the SHA-256 of all
-bytes before. Work in progress lies in a folder beside it, see shards.py.
+its provenance is the circumstances of the measurement. Its last line is the SHA-256 of all bytes before. Work in
+progress is in a folder beside it, see shards.py.
 """
 
 import functools
@@ -27,8 +27,8 @@ from deeper_layers.results.schema import GIVEN, KINDS, check_content
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
-LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
-END = b'"sha256": "'  # begins the last line of a file
+LONGEST = 120  # bytes of a model's or task's name in the name of a file, which may have 255
+END = b'"sha256": "'  # the beginning of the last line of a file
 HEX = "[0-9a-f]" * 12
 
 
@@ -36,18 +36,18 @@ HEX = "[0-9a-f]" * 12
 class Result:
     """One finished measurement."""
 
-    kind: str  # of `schema.KINDS`
+    kind: str  # one of `schema.KINDS`
     key: dict
     provenance: dict
     records: list[dict] = field(repr=False)  # its rows, one measured value each
-    details: dict = field(repr=False)  # whatever else was kept
+    details: dict = field(repr=False)  # further values
     path: Path | None = None
 
     @property
     def name(self) -> str:
-        """What was measured, in short: its tasks, its corpus, its cut."""
-        named = self.key[KINDS[self.kind].named]
-        return named if isinstance(named, str) else "+".join(sorted(named))
+        """What was measured, in short: the tasks, the corpus or the cut."""
+        tasks_or_name = self.key[KINDS[self.kind].named]
+        return tasks_or_name if isinstance(tasks_or_name, str) else "+".join(sorted(tasks_or_name))
 
     @property
     def place(self) -> str | None:  # below the folder of results
@@ -55,11 +55,11 @@ class Result:
 
     @property
     def file_name(self) -> str:
-        return f"{self.kind}-{slug(self.name)}-{key_hash(self.key)}.json"
+        return f"{self.kind}-{slug(self.name)}-{hash_key(self.key)}.json"
 
     @functools.cached_property
     def rows(self) -> "pd.DataFrame":
-        """The rows as a table, without what is packed; of a cut its start and size too."""
+        """The rows as a table, without packed outcomes; a cut also has its start and size."""
         import pandas as pd
 
         table = pd.DataFrame(self.records).drop(columns=["outcome", *ITEM_BY_ITEM], errors="ignore")
@@ -67,17 +67,17 @@ class Result:
             cuts = [Cut.named(name) for name in table["cut"]]
             table.insert(2, "start", [cut.start for cut in cuts])
             table.insert(3, "size", [cut.size for cut in cuts])
-        # null is not measured
+        # a null was not measured
         return table.astype({name: float for name in ("value", "stderr", "distance") if name in table})
 
 
-def key_hash(key: dict) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of the key in canonical JSON."""
+def hash_key(key: dict) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of the key in canonical JSON."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def slug(name: str) -> str:
-    """The name of a file or folder for a model or a task, whatever is in its name: never one above, or hidden."""
+    """The name of a file or folder for any name of a model or task: never hidden, and never a folder above."""
     plain = re.sub(r"[^\w.-]", "-", name)
     if plain.startswith(".") or not plain:
         plain = f"-{plain}"
@@ -87,135 +87,135 @@ def slug(name: str) -> str:
 
 
 def result_path(kind: str, key: dict, folder: Path | None = None) -> Path:
-    """The file of a result. `key["model"]["name"]` names the folder of its model."""
+    """The path of a result's file. `key["model"]["name"]` names its folder."""
     return results_folder(folder) / slug(key["model"]["name"]) / Result(kind, key, {}, [], {}).file_name
 
 
 def read_result(path: Path) -> Result | None:
-    """A result from its file, read once as long as that stays; None, with a warning that names it, where it is none."""
+    """The result in a file, read again only if the file changed. None if it is missing or, with a warning, damaged."""
     try:
         state = path.stat()
-        return _read(path, state.st_ino, state.st_size, state.st_mtime_ns)
+        return _read_file(path, state.st_ino, state.st_size, state.st_mtime_ns)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        left_out(path, error)
+        warn_left_out(path, error)
         return None
 
 
 @functools.lru_cache(maxsize=4096)
-def _read(path: Path, *state: int) -> Result:
+def _read_file(path: Path, *state: int) -> Result:
     text = read_plain(path)
     body, _, tail = text.rpartition(END)
     if hashlib.sha256(body).hexdigest() != tail[:64].decode(errors="replace"):
         raise ValueError("its content is not that of its SHA-256")
-    result = _checked(json.loads(text), path)
+    result = _check_and_build(json.loads(text), path)
     if path.name != result.file_name:
         raise ValueError("its name is not that of its kind and key")
     return result
 
 
-def _checked(content: dict, path: Path) -> Result:
+def _check_and_build(content: dict, path: Path) -> Result:
     check_content(content)
     return Result(*(content[name] for name in ("kind", "key", "provenance", "rows", "details")), path)
 
 
-def left_out(path: Path | None, error: Exception) -> None:
-    """Warn of a file that is no whole result."""
-    said = " ".join(str(error).split())
+def warn_left_out(path: Path | None, error: Exception) -> None:
+    """Warn of a file that is no complete result."""
+    text = " ".join(str(error).split())
     warnings.warn(
-        f"{path} is not a readable result ({said}): it is left out; remove it, and it is measured again", stacklevel=3
+        f"{path} is not a readable result ({text}): it is left out; remove it, and it is measured again", stacklevel=3
     )
 
 
 def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | None:
-    """The result that answers for a key, with or without its "data": measured for its cuts, or for more; else None.
+    """The result for a key, with or without its "data", that has the key's cuts or more; else None.
 
-    Of several that with the fewest cuts, then the last one. Where no folder is named, the published ones answer too.
+    Of several the one with the fewest cuts, then the latest. Without a folder, published results are searched, too.
     """
     for place in readable_folders(folder):
         path = result_path(kind, key, place)
-        named = path.parent.glob(f"{glob.escape(path.stem[:-12])}{HEX}.json")
-        found = [one for one in map(read_result, sorted(named)) if one and _answers(one.key, key)]
-        if found:
-            found.sort(key=lambda one: one.provenance["measured"], reverse=True)
-            return min(found, key=lambda one: (len(cut_names(one.key)), "by_sequence" in one.key))
+        paths = path.parent.glob(f"{glob.escape(path.stem[:-12])}{HEX}.json")
+        matching = [result for result in map(read_result, sorted(paths)) if result and _satisfies(result.key, key)]
+        if matching:
+            matching.sort(key=lambda result: result.provenance["measured"], reverse=True)
+            return min(matching, key=lambda result: (len(cut_names(result.key)), "by_sequence" in result.key))
     return None
 
 
-def _answers(kept: dict, asked: dict) -> bool:
-    """Whether what was measured for one key holds what another asks: cuts of its rules, and all else the same."""
-    loose = {"cuts", "by_sequence", *({"data"} - asked.keys())}
-    differs = any(kept.get(name) != asked.get(name) for name in (kept.keys() | asked.keys()) - loose)
-    if differs or asked.get("by_sequence") and not kept.get("by_sequence"):
+def _satisfies(key: dict, wanted: dict) -> bool:
+    """Whether a result with this key has all cuts of the wanted key, and agrees with it in everything else."""
+    ignored = {"cuts", "by_sequence", *({"data"} - wanted.keys())}
+    differs = any(key.get(name) != wanted.get(name) for name in (key.keys() | wanted.keys()) - ignored)
+    if differs or wanted.get("by_sequence") and not key.get("by_sequence"):
         return False
-    every, of_rules = cut_names(kept), kept.get("cuts") or {}
+    every, cuts_by_rule = cut_names(key), key.get("cuts") or {}
     return all(
-        # the whole model is no rule's choice, and what is given cut by cut may have been anybody's
-        cut in (every if rule == GIVEN or cut == UNPRUNED.name else of_rules.get(rule, ()))
-        for rule, cuts in (asked.get("cuts") or {}).items()
+        # any rule's entry serves for the whole model, and for cuts that no rule chose
+        cut in (every if rule == GIVEN or cut == UNPRUNED.name else cuts_by_rule.get(rule, ()))
+        for rule, cuts in (wanted.get("cuts") or {}).items()
         for cut in cuts
     )
 
 
 def cut_names(key: dict) -> set[str]:
-    """The cuts of a key of scores, of all its rules."""
+    """The names of all cuts in a key of scores."""
     return {cut for cuts in (key.get("cuts") or {}).values() for cut in cuts}
 
 
 def is_measured(task: str, folder: Path | None = None) -> bool:
-    """Whether results hold a task, group or text by this name, alone, of any model."""
-    named = f"*/*-{glob.escape(slug(task))}-{HEX}.json"
-    return any(any(place.glob(named)) for place in readable_folders(folder))
+    """Whether results hold this task, group or text, in a file of its own, for any model."""
+    pattern = f"*/*-{glob.escape(slug(task))}-{HEX}.json"
+    return any(any(place.glob(pattern)) for place in readable_folders(folder))
 
 
 def write_result(
     kind: str, key: dict, provenance: dict, records: list[dict], details: dict, folder: Path | None = None
 ) -> Result:
-    """Write a finished measurement whole, and return it as it will be read.
+    """Write a finished measurement in one step, and return it as it will be read.
 
-    Raises InputError where it can't be written, ValueError where it is not what a result of its kind holds.
+    Raises InputError if it can't be written, ValueError if it is not the content of a result of its kind.
     """
-    rows = [{name: _plain(value) for name, value in row.items()} for row in records]
+    rows = [{name: _to_json_value(value) for name, value in row.items()} for row in records]
     content = {"kind": kind, "version": KINDS[kind].version, "key": key, "provenance": provenance, "details": details}
     content = json.loads(json.dumps(content | {"rows": rows}, allow_nan=False))
-    result = _checked(content, path := result_path(kind, key, folder))
-    write_file(path, text_of(content))
+    result = _check_and_build(content, path := result_path(kind, key, folder))
+    write_file(path, serialize(content))
     return result
 
 
-def text_of(content: dict) -> bytes:
-    """JSON with a row or an entry a line, so that a difference between two commits can be read, and its SHA-256."""
+def serialize(content: dict) -> bytes:
+    """The content as JSON, one row or entry a line, so that diffs of commits are readable; then its SHA-256."""
     lines = []
     for name, value in content.items():
         text = json.dumps(value)
         if name == "rows":
             text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
         elif isinstance(value, dict):
-            text = "{\n" + ",\n".join(f" {json.dumps(entry)}: {json.dumps(of)}" for entry, of in value.items()) + "\n}"
+            text = "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(part)}" for key, part in value.items()) + "\n}"
         lines.append(f"{json.dumps(name)}: {text}")
     body = ("{\n" + ",\n".join(lines) + ",\n").encode()
     return body + END + f'{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
 
-def _plain(value):
-    """A value that JSON can hold; not-a-number becomes null, since it was not measured."""
+def _to_json_value(value):
+    """The value as JSON can hold it; not-a-number becomes null, which means not measured."""
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def all_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
-    """Every readable result below a folder, or, where none is named, the published ones too, sorted by path."""
-    found: dict[Path, Path] = {}
+    """Every readable result below a folder, sorted by path; without a folder, the published ones too."""
+    paths_by_place: dict[Path, Path] = {}
     for place in reversed(readable_folders(folder)):
         paths = place.glob(f"{slug(model) if model else '*'}/{kind or '*'}-*.json")
-        found |= {path.relative_to(place): path for path in paths}
-    every = filter(None, (read_result(found[place]) for place in sorted(found)))
-    return [one for one in every if model in (None, one.key["model"]["name"])]
+        paths_by_place |= {path.relative_to(place): path for path in paths}
+    results = filter(None, (read_result(paths_by_place[place]) for place in sorted(paths_by_place)))
+    return [result for result in results if model in (None, result.key["model"]["name"])]
 
 
-def name_of(weights: str, folder: Path | None = None) -> str | None:
-    """By which name results know a model's weights, whatever its file is called; None where they don't."""
-    of_models = (one.key["model"] for one in all_results(folder))
-    return next((model["name"] for model in of_models if model["weights"] == weights), None)
+def find_model_name(weights: str, folder: Path | None = None) -> str | None:
+    """The name that results have for these weights, whatever the file is called; None if they have none."""
+    models = (result.key["model"] for result in all_results(folder))
+    return next((model["name"] for model in models if model["weights"] == weights), None)
