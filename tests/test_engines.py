@@ -10,7 +10,7 @@ from benchmarks.engines.environments import ENGINES as TRIED
 from benchmarks.harness import MEASURED
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export.engines import ENGINES, KINDS, TABLE, nearest_safe, safe_cuts, wrong_in
+from deeper_layers.export.engines import ENGINES, KINDS, TABLE, find_misreadings, find_nearest_safe, safe_cuts
 
 pytestmark = pytest.mark.quick
 
@@ -32,7 +32,7 @@ OSS = {"model_type": "gpt_oss", "num_hidden_layers": 24}
 
 def told(line, config: dict, cut: Cut) -> list:
     """What one line of the table says of a cut."""
-    return [each for each in wrong_in(config, cut, [line.engine]) if KINDS[line.kind][0] in each.why]
+    return [each for each in find_misreadings(config, cut, [line.engine]) if KINDS[line.kind][0] in each.why]
 
 
 @pytest.mark.parametrize("line", TABLE, ids=lambda line: f"{line.engine}-{line.family}-{line.kind}")
@@ -42,7 +42,7 @@ def test_a_line_of_the_table_is_what_counting_by_hand_gives(line):
     bare |= {"interleave_moe_layer_step": 2} if line.named == "interleave_moe_layer_step" else {}
     indices = [index for index, kind in enumerate(kinds) if kind == "e"]
     config = bare | {KINDS[line.kind][1]: indices or [WORDS[kind] for kind in kinds]}
-    assert wrong_in(config, Cut(0, 0), [line.engine]) == []
+    assert find_misreadings(config, Cut(0, 0), [line.engine]) == []
     found = set()
     for cut in (Cut(start, size) for size in range(1, LAYERS) for start in range(LAYERS - size + 1)):
         kept = [kinds[layer] for layer in cut.kept(LAYERS)]
@@ -57,18 +57,18 @@ def test_a_line_of_the_table_is_what_counting_by_hand_gives(line):
     if line.named != "-":  # an entry says the period
         every_3rd = {"model_type": f"{line.family}_text", "num_hidden_layers": 6, line.named: 3}
         for config in (every_3rd, {"model_type": line.family, "text_config": every_3rd}):
-            assert wrong_in(config, Cut(1, 3), [line.engine]) == []
+            assert find_misreadings(config, Cut(1, 3), [line.engine]) == []
             (wrong,) = told(line, config, Cut(1, 1))
             assert wrong.layers == [2, 3, 5] and "one layer in 3" in wrong.why and line.source in wrong.why
         assert line.period({line.named: "LLLLG"}) == 5
 
 
 def test_only_engines_that_were_asked_for_and_only_families_of_the_table():
-    assert [each.engine for each in wrong_in(OSS, Cut(5, 1))] == ["llama.cpp", "vllm", "tensorrt-llm"]
+    assert [each.engine for each in find_misreadings(OSS, Cut(5, 1))] == ["llama.cpp", "vllm", "tensorrt-llm"]
     for config in (OSS, OSS | {"model_type": "llama"}, {}):
-        assert wrong_in(config, Cut(5, 1), ["mlx-lm", "mistral.rs"]) == []
+        assert find_misreadings(config, Cut(5, 1), ["mlx-lm", "mistral.rs"]) == []
     with pytest.raises(InputError, match="the engine is 'sglang', expected one of llama.cpp, vllm"):
-        wrong_in(OSS, Cut(5, 1), ["sglang"])
+        find_misreadings(OSS, Cut(5, 1), ["sglang"])
 
 
 GEMMA = {"model_type": "gemma3_text", "num_hidden_layers": 18}
@@ -88,7 +88,7 @@ ODD = {"model_type": "gpt_oss", "num_hidden_layers": 3}  # where not even the wh
     ],
 )
 def test_the_nearest_safe_cut(config, cut, engines, expected):
-    assert nearest_safe(config, cut, engines) == expected
+    assert find_nearest_safe(config, cut, engines) == expected
     assert safe_cuts(config, [cut], engines) == ([cut] if cut == expected else [])
 
 

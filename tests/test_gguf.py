@@ -21,7 +21,7 @@ from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
 from deeper_layers.experiments.take_away import PROMPTS, score_files
 from deeper_layers.export import llama_cpp
-from deeper_layers.export.gguf_files import KEPT, ORIGIN, TYPES, slice_gguf, tensor_bytes
+from deeper_layers.export.gguf_files import KEPT_LAYERS, ORIGIN, TYPES, count_tensor_bytes, slice_gguf
 from deeper_layers.export.llama_cpp import LlamaCpp
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
 from deeper_layers.models.gguf_reading import conversion_of, converted_gguf
@@ -86,10 +86,10 @@ def test_kept_tensors_are_the_same_bytes_under_new_numbers_and_a_second_cut_keep
     out, source = slice_gguf(tiny, CUT, tmp_path / "out.gguf"), find_model(str(tiny))
     assert described(out, Cut(0, 0)) == described(tiny, CUT)
     keys, tensors = contents(out)
-    assert sum(tensor.n_bytes for tensor in tensors.values()) == tensor_bytes(source, CUT)
+    assert sum(tensor.n_bytes for tensor in tensors.values()) == count_tensor_bytes(source, CUT)
     assert keys["llama.attention.head_count_kv"] == [4, 1] and len(keys["general.tags"]) == 4
     twice, _ = contents(slice_gguf(out, Cut(0, 1), tmp_path / "twice.gguf"))
-    assert twice[KEPT] == [3] and twice[ORIGIN] == keys[ORIGIN] == source.weights.removeprefix("sha256:")
+    assert twice[KEPT_LAYERS] == [3] and twice[ORIGIN] == keys[ORIGIN] == source.weights.removeprefix("sha256:")
 
 
 def adapters(folder: Path, down: np.ndarray, up: np.ndarray, module: str = DOWN, **record) -> Path:
@@ -167,7 +167,7 @@ def test_layers_whose_kind_follows_from_their_number(arch, cut, message, tmp_pat
 def test_a_file_of_ours_is_replaced_and_no_other(tiny, tmp_path):
     out, other = slice_gguf(tiny, CUT, tmp_path / "out.gguf"), shutil.copy(tiny, tmp_path / "other.gguf")
     slice_gguf(tiny, Cut(0, 1), out, overwrite=True)
-    assert contents(out)[0][KEPT] == [1, 2, 3]
+    assert contents(out)[0][KEPT_LAYERS] == [1, 2, 3]
     with pytest.raises(InputError, match="no GGUF file with a pruning.sha256 of ours"):
         slice_gguf(tiny, CUT, other, overwrite=True)
     with pytest.raises(InputError, match="type is 'q4_k'"):
@@ -181,7 +181,7 @@ def test_the_command_needs_neither_torch_nor_transformers(tiny, tmp_path):
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ | path)
     assert b"drops layers 1..2 (0-based, 2 of 4)" in done.stdout
-    assert contents(tmp_path / "out.gguf")[0][KEPT] == [0, 3]
+    assert contents(tmp_path / "out.gguf")[0][KEPT_LAYERS] == [0, 3]
 
 
 @pytest.mark.parametrize("trusting", [False, True])
@@ -265,14 +265,14 @@ def test_healed_it_answers_as_in_transformers(kind, cut, llama_file, tmp_path):
     opened.generation_config.eos_token_id = None  # both go on to the last token
     for prompt in PROMPTS:
         ours = opened.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=24, do_sample=False)[0]
-        assert theirs.tokens(prompt) + theirs.greedy(theirs.tokens(prompt), 24) == ours.tolist()
+        assert theirs.tokenize(prompt) + theirs.generate(theirs.tokenize(prompt), 24) == ours.tolist()
 
 
 def test_quantized_by_llama_cpp(llama_file, tmp_path):
     whole, out = LlamaCpp(llama_file), llama_cpp.quantize(llama_file, tmp_path / "small.gguf", "Q4_0")
     assert find_model(str(out)).quantized != find_model(str(llama_file)).quantized == "F32"
     assert out.stat().st_size < llama_file.stat().st_size / 2
-    assert whole.text(whole.tokens(PROMPTS[0])) == PROMPTS[0]
+    assert whole.detokenize(whole.tokenize(PROMPTS[0])) == PROMPTS[0]
     sliced = slice_gguf(llama_file, CUT, tmp_path / "sliced.gguf", type="q4_0")
     assert described(sliced, Cut(0, 0)) == described(out, CUT)
     slice_gguf(llama_file, CUT, sliced, type="q4_0", overwrite=True)  # it is ours
@@ -290,8 +290,8 @@ def test_quantized_by_llama_cpp(llama_file, tmp_path):
 
 def test_a_text_begins_as_the_file_says(llama_file, tiny_gguf, opened, tmp_path):
     begun = write_gguf(*opened, tmp_path / "begun.gguf", begins=True)
-    plain = LlamaCpp(tiny_gguf).tokens(PROMPTS[0])
-    assert LlamaCpp(begun).tokens(PROMPTS[0]) == [opened[1].eos_token_id, *plain]
+    plain = LlamaCpp(tiny_gguf).tokenize(PROMPTS[0])
+    assert LlamaCpp(begun).tokenize(PROMPTS[0]) == [opened[1].eos_token_id, *plain]
 
 
 def test_without_llama_cpp_it_says_what_to_install(tiny_gguf, monkeypatch):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.engines.environments import ENGINES, quantizer
 from deeper_layers.cuts import Cut
 from deeper_layers.export import slice_checkpoint, slice_gguf
-from deeper_layers.export.engines import wrong_in
+from deeper_layers.export.engines import find_misreadings
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.pruning import drop_layers
 from tests.tiny import VOCABULARY, model_type, settings_of
@@ -159,7 +159,7 @@ def _blame(work: Path, engine: str, family: str, cut: Cut, result: str, whole: s
     if whole == "refused":
         return "not read"
     counts_as = ENGINES[engine].counts_as
-    if counts_as and wrong_in(read_json(work / "sources" / family / "config.json"), cut, [counts_as]):
+    if counts_as and find_misreadings(read_json(work / "sources" / family / "config.json"), cut, [counts_as]):
         return f"{'wrong' if result == 'differs' else 'refused'}, warned of"
     if result == "refused":
         return "refused"

@@ -20,7 +20,7 @@ from deeper_layers.experiments.choosing import choose_cut_and_changes, choose_cu
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters, one_of, split_list
-from deeper_layers.export.llama_cpp import EXACT, ROUNDED
+from deeper_layers.export.llama_cpp import EXACT_TYPES, ROUNDED_TYPES
 from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, typed_lists
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import PRESETS
@@ -52,10 +52,10 @@ class PruneParameters(Parameters):
         description=f"of the weights of a folder: {', '.join(DTYPES)}; auto: as they are, those of a GGUF file in the "
         "smallest that holds each exactly",
     )
-    type: Annotated[str | None, one_of([*EXACT, *ROUNDED])] = Field(
+    type: Annotated[str | None, one_of([*EXACT_TYPES, *ROUNDED_TYPES])] = Field(
         None,
-        description=f"of the matrices of a GGUF file, which else stay as they are: {', '.join(EXACT)}; or, by "
-        f"llama.cpp's quantizer where cyllama is installed, {', '.join(ROUNDED)}",
+        description=f"of the matrices of a GGUF file, which else stay as they are: {', '.join(EXACT_TYPES)}; or, by "
+        f"llama.cpp's quantizer where cyllama is installed, {', '.join(ROUNDED_TYPES)}",
     )
     to_size: str | None = Field(
         None,

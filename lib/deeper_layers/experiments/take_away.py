@@ -79,7 +79,7 @@ def score_files(rule: str, cut: Cut, experiment: Experiment) -> Result | None:
 def _score_variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shards) -> tuple[list[dict], dict]:
     """Rows and details of all variants, whose files are written to `folder`."""
     parameters, source, training = experiment.parameters, experiment.source, experiment.parameters.healing_parameters()
-    files = {"whole": export.gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
+    files = {"whole": export.find_gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
     answers = {"whole": _generate_answers(files["whole"])}  # first, as it fails where llama.cpp is not installed
     healing_experiment = Experiment(training, dataclasses.replace(source, dtype=training.dtype))
     healing = Healing(cut, training.make_config(), healing_experiment)
@@ -107,7 +107,7 @@ def _opened_in(bits: str, source: Source, parameters) -> Iterator[tuple]:
     from deeper_layers.pruning import drop_layers  # imports torch
 
     if bits == source.quantized:
-        yield models.load_model(source, device=parameters.device), lambda cut: export.tensor_bytes(source, cut)
+        yield models.load_model(source, device=parameters.device), lambda cut: export.count_tensor_bytes(source, cut)
     elif bits in (*DTYPES, *BITSANDBYTES):
         opened = parameters.replace(quantization=bits if bits in BITSANDBYTES else None).open(source)
         yield opened, lambda cut: count_checkpoint_bytes(drop_layers(opened[0], cut))
@@ -116,7 +116,7 @@ def _opened_in(bits: str, source: Source, parameters) -> Iterator[tuple]:
             plain = export.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
             path = export.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
             with _opened_gguf(path, parameters.device) as opened:
-                yield opened, lambda cut: export.tensor_bytes(models.find_model(str(path)), cut)
+                yield opened, lambda cut: export.count_tensor_bytes(models.find_model(str(path)), cut)
 
 
 @contextlib.contextmanager
@@ -137,7 +137,7 @@ def count_checkpoint_bytes(model) -> int:
 def _generate_answers(path: Path) -> list[str]:
     """llama.cpp's greedy answer to each of PROMPTS."""
     with contextlib.closing(export.LlamaCpp(path)) as llama:
-        return [llama.text(llama.greedy(llama.tokens(prompt), TOKENS)) for prompt in PROMPTS]
+        return [llama.detokenize(llama.generate(llama.tokenize(prompt), TOKENS)) for prompt in PROMPTS]
 
 
 def _count_equal(model, tokenizer, path: Path) -> int:
@@ -149,5 +149,5 @@ def _count_equal(model, tokenizer, path: Path) -> int:
             prompt = tokenizer(text, return_tensors="pt").to(model.device)
             ours = model.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)[0].tolist()
             prompt_length = prompt["input_ids"].shape[1]
-            equal += len(os.path.commonprefix([ours[prompt_length:], llama.greedy(llama.tokens(text), TOKENS)]))
+            equal += len(os.path.commonprefix([ours[prompt_length:], llama.generate(llama.tokenize(text), TOKENS)]))
     return equal

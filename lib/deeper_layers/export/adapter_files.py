@@ -1,6 +1,6 @@
-"""A folder of low-rank adapters on disk: of which base and cut it is, and what it adds to which module.
+"""A folder of low-rank adapters on disk: its base model and cut, and the update of each module.
 
-Read without peft and without the model, so that a checkpoint can be healed while it is copied.
+It is read without peft and without the model, so that adapters can be added to a checkpoint while it is copied.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ from deeper_layers.results.schema import Count, CutName, ModelKey, Number, Setti
 if TYPE_CHECKING:  # slow
     from torch import Tensor
 
-IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
+IDENTITY = "healing.json"  # beside the adapters: their base and cut, and how they were healed
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# settings of peft that matter in training only, or of which the tensors say what they mean
-TRAINING = (
+# peft's settings that matter in training only, or that follow from the tensors
+IGNORED = (
     "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout layers_pattern "
     "megatron_core qalora_group_size ensure_weight_tying exclude_modules layers_to_transform"
 ).split()
-NAME = re.compile(r"^base_model\.model\.(.+)\.lora_[AB]\.weight$")
+FACTOR_NAME = re.compile(r"^base_model\.model\.(.+)\.lora_[AB]\.weight$")
 Rank = Annotated[int, Field(ge=1)]
 
 
 class LoraSettings(StrictModel):
-    """The settings of peft that are heeded here; all others but TRAINING have to be off."""
+    """The settings of peft that are used here. All others have to be off, or in IGNORED."""
 
     peft_type: Literal["LORA"]
     r: Rank
@@ -48,8 +48,8 @@ class LoraSettings(StrictModel):
     target_modules: list[str]
 
 
-class OfHealing(StrictModel):
-    """How adapters were healed: settings, text, and course, as `deeper_layers.healing.Record` has it."""
+class HealingCourse(StrictModel):
+    """How adapters were healed: settings, text, and the course, with the fields of `deeper_layers.healing.Record`."""
 
     config: Settings
     text: str
@@ -61,11 +61,11 @@ class OfHealing(StrictModel):
 
 
 class Identity(StrictModel):
-    """What `write_identity` writes."""
+    """The content of healing.json, which `write_identity` writes."""
 
     base: ModelKey
     cut: Annotated[list[Count] | CutName, AfterValidator(Cut.named)]
-    healing: OfHealing | None = None
+    healing: HealingCourse | None = None
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,19 @@ class Adapter:
 
     folder: Path
     settings: dict  # peft's
-    factors: "dict[str, tuple[Tensor, Tensor]]"  # of each module A, [rank, in], and B, [out, rank], in float32
+    factors: "dict[str, tuple[Tensor, Tensor]]"  # by module: A [rank, in] and B [out, rank], in float32
     base: dict | None = None  # `Source.key` of the model that was pruned and healed; None where peft wrote the folder
-    cut: Cut | None = None  # what was dropped before; None likewise
-    healing: dict | None = None  # settings, text and course of the healing, as far as they were written down
+    cut: Cut | None = None  # what was dropped before; None where peft wrote the folder
+    healing: dict | None = None  # settings, text and course of the healing, where they are recorded
 
     @property
     def fingerprint(self) -> str:
-        """Of all that decides what is added."""
+        """A hash of everything that determines the updates."""
         parts = json.dumps(self.settings, sort_keys=True) + file_hash(self.folder / WEIGHTS)
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def check(self, base: dict, cut: Cut) -> None:
-        """Raise InputError for adapters that record another base or another cut, or none."""
+        """Raise InputError unless the adapters record this base and this cut."""
         if (self.base, self.cut) != (base, cut):
             raise InputError(
                 f"the adapters in {self.folder} are by their {IDENTITY} of {self.base} and {self.cut}, expected {base} "
@@ -94,65 +94,65 @@ class Adapter:
             )
 
     def scale(self, rank: int) -> float:
-        """What B A is multiplied by: alpha / rank, or alpha / sqrt(rank) where the settings say so."""
+        """The factor of B A: alpha / rank, or alpha / sqrt(rank) where the settings say so."""
         return self.settings["lora_alpha"] / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
     def change(self, module: str) -> "Tensor":
-        """What is added to the weight of a module."""
+        """The update that is added to the weight of a module."""
         a, b = self.factors[module]
         change = b @ a * self.scale(len(a))
         return change.T if self.settings.get("fan_in_fan_out") else change
 
 
 def write_identity(folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
-    """Put beside adapters of which base and cut they are, and how they were healed."""
+    """Write the base and cut of adapters into their folder, and how they were healed."""
     content = {"base": base, "cut": cut.key, "healing": healing or {}}
     write_file(Path(folder) / IDENTITY, json.dumps(content).encode())
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """The adapters in a folder that `save_adapters` wrote, or peft alone.
+    """The adapters in a folder that `save_adapters` or peft wrote.
 
-    Raises InputError where there are none, they are more than low-rank updates of weights, or damaged.
+    Raises InputError where there are none, they are damaged, or they do more than low-rank updates of weights.
     """
     folder, base, cut, healing = Path(folder), None, None, None
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} lacks {WEIGHTS}: give a folder that save_adapters or peft's save_pretrained wrote")
-    settings = _checked(folder / SETTINGS, LoraSettings)
+    settings = _read_checked(folder / SETTINGS, LoraSettings)
     if (folder / IDENTITY).exists():
-        said = _checked(folder / IDENTITY, Identity)
-        base, cut, healing = said["base"], Cut.named(said["cut"]), said.get("healing")
+        identity = _read_checked(folder / IDENTITY, Identity)
+        base, cut, healing = identity["base"], Cut.named(identity["cut"]), identity.get("healing")
     with telling(f"{folder / WEIGHTS} is no whole file of low-rank adapters", "heal anew"):
-        return Adapter(folder, settings, _factors(folder / WEIGHTS, settings), base, cut, healing)
+        return Adapter(folder, settings, _read_factors(folder / WEIGHTS, settings), base, cut, healing)
 
 
-def _checked(path: Path, kind: type[StrictModel]) -> dict:
-    """What a file of JSON holds, of which all that is not off has to be of this kind."""
+def _read_checked(path: Path, schema: type[StrictModel]) -> dict:
+    """The content of a JSON file. Raises InputError where a setting that is not off or ignored violates the schema."""
     try:
         content = read_json(path)
-        kind.model_validate({name: value for name, value in content.items() if value and name not in TRAINING})
+        schema.model_validate({name: value for name, value in content.items() if value and name not in IGNORED})
     except ValueError as error:
-        said = describe_error(error) if isinstance(error, ValidationError) else error
+        why = describe_error(error) if isinstance(error, ValidationError) else error
         raise InputError(
-            f"{path.parent} holds no plain LoRA adapters ({path.name}: {said}): merge others by peft's merge_and_unload"
+            f"{path.parent} holds no plain LoRA adapters ({path.name}: {why}): merge others by peft's merge_and_unload"
         ) from error
     return content
 
 
-def _factors(path: Path, settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
-    """A and B of each module. Raises ValueError for a file of anything else, or not of what its settings say."""
+def _read_factors(path: Path, settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
+    """A and B of each module. Raises ValueError for other tensors, and for ranks or modules that the settings deny."""
     import torch  # slow, as is the next
     from safetensors.torch import load_file
 
-    held, found = load_file(path), {}
+    tensors, factors = load_file(path), {}
     ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
-    for module in dict.fromkeys(NAME.sub(r"\1", name) for name in held):
+    for module in dict.fromkeys(FACTOR_NAME.sub(r"\1", name) for name in tensors):
         names = (f"base_model.model.{module}.lora_{which}.weight" for which in "AB")
-        a, b = (held.get(name, torch.empty(0)).float() for name in names)
-        fit = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and len(a) in ranks
-        if not fit or not (a.isfinite().all() and b.isfinite().all()):
+        a, b = (tensors.get(name, torch.empty(0)).float() for name in names)
+        is_pair = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and len(a) in ranks
+        if not is_pair or not (a.isfinite().all() and b.isfinite().all()):
             raise ValueError(f"{module} has no A and B, matrices of finite numbers that fit, of a rank in {ranks}")
-        found[module] = a, b
-    if lacking := [end for end in settings["target_modules"] if not any(f".{m}".endswith(f".{end}") for m in found)]:
-        raise ValueError(f"no adapters of {lacking[0]}, which {SETTINGS} asks for")
-    return found
+        factors[module] = a, b
+    if missing := [end for end in settings["target_modules"] if not any(f".{m}".endswith(f".{end}") for m in factors)]:
+        raise ValueError(f"no adapters of {missing[0]}, which {SETTINGS} asks for")
+    return factors

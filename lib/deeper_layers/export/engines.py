@@ -1,7 +1,7 @@
-"""Engines that take the kind of a layer from its number, and which cuts they therefore read wrongly.
+"""Engines that derive the kind of a layer from its number, and the cuts that they misread for that reason.
 
-transformers finds in config.json what each layer is, and a cut keeps that right. Some engines count instead: "every 6th
-layer sees all tokens". After a cut they load the model without a word and compute something else. Each line of
+transformers reads the kind of each layer in config.json, which a cut keeps right. Some engines count instead: "every
+6th layer sees all tokens". They load a pruned model without a warning and compute something else. Each line of
 engines.csv was read in the source of its engine. Needs no torch.
 """
 
@@ -14,8 +14,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import text_part
 
-# what such layers do; the entry of config.json in which transformers finds them, and what stands there for one (None:
-# their indices)
+# kind: what such a layer does, the entry of config.json that names these layers, and its value (None: their indices)
 KINDS = {
     "full": ("sees all tokens", "layer_types", "full_attention"),
     "experts": ("is a mixture of experts", "moe_layers", None),
@@ -23,41 +22,42 @@ KINDS = {
 }
 
 
-class Counting(NamedTuple):
-    """A line of the table: in this engine every so-many-th layer of a family is of another kind than the rest.
+class CountingRule(NamedTuple):
+    """A line of engines.csv: an engine takes every n-th layer of a family for another kind than the rest.
 
-    Where a GGUF file holds a flag a layer llama.cpp takes that, but its converter writes none for these families; for
-    olmo3 it does, which only later versions take. Of exaone4 it counts unless the layers are the 64 of the 32B. What
-    names the period for it stands in a GGUF file alone.
+    llama.cpp would read a flag for each layer in a GGUF file, but its converter writes none for these families. For
+    olmo3 the converter writes them, and only later versions read them. In exaone4 it counts unless there are 64 layers,
+    as in the 32B. For llama.cpp the entry that `named` gives is in GGUF files only.
     """
 
     engine: str
     family: str  # the `model_type` of the decoder's configuration without "_text"
-    every: int
-    kind: str
-    named: str  # the entry of config.json that says after how many; "-" where none does
-    source: str  # in which this was read
+    every: int  # n, where no entry names it
+    kind: str  # of every n-th layer: a key of KINDS
+    named: str  # the entry of the configuration that names n; "-" where none does
+    source: str  # file and version in which the rule was read
 
     def period(self, config: dict) -> int:
-        """After how many layers the kinds repeat in the engine; the entry holds a number or a letter each, "LLLG"."""
+        """After how many layers the kinds repeat. The entry is a number, or a text with a letter a layer: "LLLG"."""
         value = config.get(self.named)
         value = len(value) if isinstance(value, str) else value
         return value if type(value) is int and value > 0 else self.every
 
-    def misread(self, config: dict, kept: list[int]) -> list[int]:
-        """Which of the kept layers the engine takes for another kind than config.json says, or else than it did."""
-        _, entry, other = KINDS[self.kind]
+    def misread_layers(self, config: dict, kept: list[int]) -> list[int]:
+        """The kept layers that the engine takes for another kind than config.json says, or than before the cut where
+        config.json says nothing."""
+        _, entry, marker = KINDS[self.kind]
         layers, stated = config["num_hidden_layers"], config.get(entry)
         kinds = counted = [(index + 1) % self.period(config) == 0 for index in range(layers)]
-        if isinstance(stated, list) and stated and other is None:
+        if isinstance(stated, list) and stated and marker is None:
             kinds = [index in stated for index in range(layers)]
         elif isinstance(stated, list) and len(stated) == layers:
-            kinds = [kind == other for kind in stated]
+            kinds = [kind == marker for kind in stated]
         return [old for new, old in enumerate(kept) if kinds[old] != counted[new]]
 
 
-class Miscounted(NamedTuple):
-    """What an engine would take for another layer: the engine, the old indices of these layers, and why."""
+class Misreading(NamedTuple):
+    """The layers that an engine would take for another kind, by their old indices, and why."""
 
     engine: str
     layers: list[int]
@@ -65,44 +65,45 @@ class Miscounted(NamedTuple):
 
 
 _, *LINES = csv.reader(Path(__file__).with_suffix(".csv").read_text(encoding="utf-8").splitlines())
-TABLE = tuple(Counting(engine, family, int(every), *rest) for engine, family, every, *rest in LINES)
+TABLE = tuple(CountingRule(engine, family, int(every), *rest) for engine, family, every, *rest in LINES)
 ENGINES = tuple(dict.fromkeys(line.engine for line in TABLE))
 
 
-def wrong_in(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> list[Miscounted]:
-    """Which of some engines would read a checkpoint without the layers of a cut wrongly, an entry for each line.
+def find_misreadings(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> list[Misreading]:
+    """The engines that would misread a checkpoint after a cut, with an entry for each line of engines.csv that applies.
 
-    `config` is what the config.json of the whole model holds. Raises InputError where an engine is none of the table,
-    or the cut does not fit.
+    `config` is the config.json of the whole model. Raises InputError for an engine that is not in engines.csv, or a cut
+    that does not fit.
     """
-    text, found = text_part(config), []
+    text, misreadings = text_part(config), []
     layers, family = text.get("num_hidden_layers"), str(text.get("model_type", config.get("model_type")))
-    if strange := [name for name in engines if name not in ENGINES]:
-        raise InputError(f"the engine is {strange[0]!r:.40}, expected one of {', '.join(ENGINES)}")
+    if unknown := [name for name in engines if name not in ENGINES]:
+        raise InputError(f"the engine is {unknown[0]!r:.40}, expected one of {', '.join(ENGINES)}")
     if not cut.size or type(layers) is not int:
         return []
-    for line in TABLE:
-        if line.engine in engines and line.family == family.removesuffix("_text"):
-            if wrong := line.misread(text, cut.kept(layers)):
+    for rule in TABLE:
+        if rule.engine in engines and rule.family == family.removesuffix("_text"):
+            if misread := rule.misread_layers(text, cut.kept(layers)):
                 why = (
-                    f"{line.engine} takes {len(wrong)} of its layers for another kind, first {wrong[0]}: there one "
-                    f"layer in {line.period(text)} {KINDS[line.kind][0]}, by its number ({line.source})"
+                    f"{rule.engine} takes {len(misread)} of its layers for another kind, first {misread[0]}: there one "
+                    f"layer in {rule.period(text)} {KINDS[rule.kind][0]}, by its number ({rule.source})"
                 )
-                found.append(Miscounted(line.engine, wrong, why))
-    return found
+                misreadings.append(Misreading(rule.engine, misread, why))
+    return misreadings
 
 
 def safe_cuts(config: dict, cuts: Iterable[Cut], engines: Collection[str] = ENGINES) -> list[Cut]:
-    """Those of some cuts that these engines read rightly."""
-    return [cut for cut in cuts if not wrong_in(config, cut, engines)]
+    """The cuts that these engines read correctly."""
+    return [cut for cut in cuts if not find_misreadings(config, cut, engines)]
 
 
-def nearest_safe(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> Cut | None:
-    """The cut that these engines read rightly whose ends are moved least, a smaller one first; None: there is none."""
+def find_nearest_safe(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> Cut | None:
+    """The block that these engines read correctly and whose ends are nearest to the cut's, of equally near blocks the
+    smallest; None where there is none."""
     layers = text_part(config).get("num_hidden_layers", 0)
-    every = (Cut(start, size) for size in range(1, layers) for start in range(layers - size + 1))
+    blocks = (Cut(start, size) for size in range(1, layers) for start in range(layers - size + 1))
 
-    def moved(new: Cut) -> tuple:
+    def distance(new: Cut) -> tuple:
         return abs(new.start - cut.start) + abs(new.stop - cut.stop), new.size, new.stop != cut.stop
 
-    return min(safe_cuts(config, every, engines), key=moved, default=None)
+    return min(safe_cuts(config, blocks, engines), key=distance, default=None)

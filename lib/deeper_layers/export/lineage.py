@@ -1,7 +1,7 @@
-"""pruning.json of a sliced checkpoint: what was done to it, step by step, and what was written, for programs.
+"""pruning.json of a sliced checkpoint: every cut, step by step, and every written file, for programs to read.
 
-It says of every layer which one of the first model it was. It is our mark, too: a folder that holds the files that it
-lists, each with the SHA-256 with which it was written, and nothing else, may be replaced where that is asked for.
+It gives each layer's number in the first model. It also marks our folders: a folder that holds exactly the listed files
+with the listed SHA-256 was not changed, and may be replaced where the user asks for that.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Step(StrictModel):
-    """One cut: of which model, where, and how what is left was changed."""
+    """One cut: the model, its dropped layers, and the changes to the layers that stay."""
 
     model: Name
     weights: Annotated[str, Field(pattern=r"^(sha256|hub):[\w.-]+$", max_length=200)] | None  # None: not hashed
     layers: Count  # of the model
-    dropped: list[Count]  # of these
-    attention: list[Count] = []  # of these, whose attention is silent: it adds nothing
-    mlp: list[Count] = []  # the same of MLPs
+    dropped: list[Count]  # layers that were dropped
+    attention: list[Count] = []  # layers whose attention was silenced: it adds nothing
+    mlp: list[Count] = []  # layers whose MLP was silenced
     changed: str | None = None  # which rule changed the weights that stay, and how
     adapter: str | None = None  # fingerprint of the adapters that were added
-    dtype: str | None = None  # to which the weights were cast
+    dtype: str | None = None  # data type to which the weights were cast
     command: str | None = None
 
     @property
@@ -45,34 +45,34 @@ class Step(StrictModel):
 
 
 class Lineage(StrictModel):
-    """What pruning.json holds."""
+    """The content of pruning.json."""
 
     format: Literal["deeper-layers pruning 1"] = "deeper-layers pruning 1"
     base_model: str | None  # hub id of the first model, where it is known
     steps: Annotated[list[Step], Field(min_length=1)]
-    kept: list[Count]  # of each layer its number in the first model
-    files: dict[Name, Sha256] = {}  # of each but this one
-    sha256: Sha256 | None = None  # of all this
+    kept: list[Count]  # each layer's number in the first model
+    files: dict[Name, Sha256] = {}  # all files except pruning.json
+    sha256: Sha256 | None = None  # see `digest`
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of all but `sha256`, as canonical JSON."""
+        """SHA-256, in hexadecimal, of everything except `sha256`, as canonical JSON."""
         content = json.dumps(self.model_dump(exclude={"sha256"}), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def lineage_after(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
-    """With one more step, or a first one, of the model of this hub id. Raises InputError where that begins with another
-    number of layers."""
-    whole = before or Lineage.model_construct(base_model=hub, steps=[], kept=[*range(step.layers)])
-    if step.layers != len(whole.kept):
-        raise InputError(f"{LINEAGE} is of {len(whole.kept)} layers, expected {step.layers}: remove that file")
-    kept = [whole.kept[index] for index in step.cut.kept(step.layers)]
-    return Lineage(base_model=whole.base_model, steps=[*whole.steps, step], kept=kept)
+def extend_lineage(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
+    """The lineage with one more step, or a first step of the model with this hub id. Raises InputError where the step
+    starts with another number of layers."""
+    lineage = before or Lineage.model_construct(base_model=hub, steps=[], kept=[*range(step.layers)])
+    if step.layers != len(lineage.kept):
+        raise InputError(f"{LINEAGE} is of {len(lineage.kept)} layers, expected {step.layers}: remove that file")
+    kept = [lineage.kept[index] for index in step.cut.kept(step.layers)]
+    return Lineage(base_model=lineage.base_model, steps=[*lineage.steps, step], kept=kept)
 
 
 def read_lineage(folder: Path) -> Lineage | None:
-    """Of a folder; None where it has none that we wrote."""
+    """The lineage of a folder; None where it has none in our format."""
     try:
         return Lineage.model_validate(read_json(folder / LINEAGE))
     except (OSError, ValueError):
@@ -80,29 +80,29 @@ def read_lineage(folder: Path) -> Lineage | None:
 
 
 def write_lineage_text(lineage: Lineage, files: dict[str, str]) -> str:
-    """What pruning.json says, beside files of these hashes."""
+    """The text of pruning.json for a folder whose files have these hashes."""
     whole = lineage.model_copy(update={"files": files})
     return json.dumps(whole.model_dump() | {"sha256": whole.digest}, indent=1) + "\n"
 
 
 def check_our_folder(out: Path) -> None:
-    """Raise InputError where OUT is there, and is not a folder that we wrote and nobody changed since."""
+    """Raise InputError where OUT exists, unless it is a folder that was written here and not changed since."""
     if not os.path.lexists(out):
         return
-    lineage, strange = None if out.is_symlink() else read_lineage(out), f"no {LINEAGE} as we write it"
+    lineage, problem = None if out.is_symlink() else read_lineage(out), f"no {LINEAGE} as we write it"
     if lineage is not None and lineage.sha256 == lineage.digest:
-        there = {path for path in out.iterdir() if path.name != LINEAGE}
-        hashes = {path.name: path.is_file() and not path.is_symlink() and hash_once(path) for path in there}
-        odd = sorted({name for name, _ in hashes.items() ^ lineage.files.items()})
-        strange = f"{odd[0]} in it is not ours as it was written, or is missing" if odd else ""
-    if strange:
+        paths = {path for path in out.iterdir() if path.name != LINEAGE}
+        hashes = {path.name: path.is_file() and not path.is_symlink() and hash_once(path) for path in paths}
+        changed = sorted({name for name, _ in hashes.items() ^ lineage.files.items()})
+        problem = f"{changed[0]} in it is not ours as it was written, or is missing" if changed else ""
+    if problem:
         raise InputError(
-            f"{out} exists and is not as it was written here ({strange}): move it away, or name another place"
+            f"{out} exists and is not as it was written here ({problem}): move it away, or name another place"
         )
 
 
-def check_apart(out: Path, *sources: Path) -> None:
-    """Raise InputError where OUT is, holds or lies in what is read."""
+def check_no_overlap(out: Path, *sources: Path) -> None:
+    """Raise InputError where OUT equals, contains or lies in a folder or file that is read."""
     target = Path(os.path.realpath(out))
     for source in map(Path, map(os.path.realpath, sources)):
         if target.is_relative_to(source) or source.is_relative_to(target):
@@ -110,7 +110,7 @@ def check_apart(out: Path, *sources: Path) -> None:
 
 
 def writing(needed: int, folder: Path, out: Path) -> tqdm:
-    """A bar of so many bytes that are written in a folder, for `out`. Raises InputError where they are not free."""
+    """A progress bar for `needed` bytes to be written in a folder. Raises InputError where the disk lacks space."""
     if needed > (free := shutil.disk_usage(folder).free):
         raise InputError(
             f"{out} needs {in_bytes(needed)}, where {in_bytes(free)} are free: free some, or use another disk"

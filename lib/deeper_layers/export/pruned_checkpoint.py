@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from deeper_layers import checks, files, models, results
 from deeper_layers.cuts import Cut, ranges
 from deeper_layers.errors import InputError, NotMeasuredError, telling
-from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
-from deeper_layers.export.llama_cpp import ROUNDED
+from deeper_layers.export.engines import Misreading, find_misreadings, find_nearest_safe
+from deeper_layers.export.llama_cpp import ROUNDED_TYPES
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import Source
 from deeper_layers.results.frames import tabulate_distances, tabulate_scores
@@ -38,7 +38,7 @@ class PruningDescription:
     model: str  # its name in results
     layers: int  # L
     cut: Cut
-    engines: list[Miscounted]  # which would take kept layers for others
+    engines: list[Misreading]  # which would take kept layers for others
     safe: Cut | None  # the nearest block that every engine reads rightly; None where the cut is one, or none is known
     held: list[Result]  # all that results hold of the model
     scores: "list[Score]"  # what they say of the cut, task by task
@@ -108,8 +108,8 @@ def describe_pruning(
     `config` is its `stated_config`, `opening` is for `find_model`. Results are asked where `known` says so: they are of
     weights as they were. These are read for their hash only where results hold a model of this name.
     """
-    wrong, name, held, scores = wrong_in(config, cut), models.model_name(model), [], []
-    safe = nearest_safe(config, cut) if wrong and cut.is_block else None
+    wrong, name, held, scores = find_misreadings(config, cut), models.model_name(model), [], []
+    safe = find_nearest_safe(config, cut) if wrong and cut.is_block else None
     if known and (is_gguf_model(model) or results.all_results(results_folder, model=name)):
         key = models.find_model(model, **opening).key
         key["name"] = name = results.find_model_name(key["weights"], results_folder) or name  # not that of the file
@@ -177,13 +177,13 @@ class Output:
         """
         packaged = models.PACKAGED.get(source.folder)
         if self.is_gguf:
-            from deeper_layers.export.gguf_files import gguf_file, plan_gguf  # slow
+            from deeper_layers.export.gguf_files import find_gguf_file, plan_gguf  # slow
             from deeper_layers.models.gguf_reading import read_gguf
 
-            exact = None if self.type in ROUNDED else self.type
+            exact = None if self.type in ROUNDED_TYPES else self.type
             kind = (exact or source.quantized) + f", then rounded to {self.type}" * (self.type != exact)
             if not packaged or packaged.path.is_file():
-                header = read_gguf(gguf_file(source))
+                header = read_gguf(find_gguf_file(source))
                 return lambda cut: (plan_gguf(source, header, cut, exact, healed=self.healed).bytes, kind)
             width = WIDTHS[exact] if exact else packaged.bytes / packaged.parameters
         else:
@@ -203,7 +203,7 @@ class Output:
         """The smallest cut with which what is written fits into a size (`read_size`); `choose` gives a rule's cut of so
         many layers. Raises InputError where not even the smallest model fits."""
         most, in_file = read_size(size)
-        if in_file and self.type in ROUNDED:
+        if in_file and self.type in ROUNDED_TYPES:
             raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
         taken = self.sizes(source) if in_file else lambda cut: (parameters(cut), "")
         parameters, last = models.sizes_of(source).parameters, "the smallest is larger"

@@ -99,7 +99,7 @@ def slice_checkpoint(
     check = lineage.check_our_folder if overwrite else check_absent
     check(out)
     folder = checkpoint_folder(source, revision)
-    lineage.check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
+    lineage.check_no_overlap(out, folder, *([] if adapter is None else [Path(adapter)]))
     layout = read_layout(folder, mtp=mtp)
     stamps = _stamps(layout)
     large = local_path(source).is_dir() and sum(size for size, _ in stamps.values()) > MOST_HASHED
@@ -130,7 +130,7 @@ def slice_checkpoint(
         dtype=cast,
         command=command,
     )
-    history, files = lineage.lineage_after(lineage.read_lineage(folder), step, facts.hub), tensors.as_files(entries)
+    history, files = lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub), tensors.as_files(entries)
     commit = folder.name if folder.parent.name == "snapshots" else revision  # of the hub's cache
     about = {"name": name or out.name, "config": config, "scores": card}
     about["predicting"] = "kept" if layout.mtp else "" if mtp else "left out"

@@ -57,7 +57,7 @@ class Header(gguf.GGUFReader):
 
     @property
     def config(self) -> dict:
-        """What it says of layers as config.json would, for `wrong_in`."""
+        """What it says of layers as config.json would, for `find_misreadings`."""
         own, pattern = f"{self.architecture}.attention.sliding_window", "attention.sliding_window_pattern"
         # as files of OLMo 3 name it
         kind = "olmo3" if self.architecture == "olmo2" and own in self.entries else self.architecture.replace("-", "_")
