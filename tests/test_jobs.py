@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from deeper_layers.command import main
-from deeper_layers.command.report import workflow_config
+from deeper_layers.command.report import make_workflow_config
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.results.places import AROUND as ROOT
@@ -76,10 +76,10 @@ def test_one_model_typed_for_report_is_a_configuration(tmp_path, monkeypatch):
     (tmp_path / "mirror").mkdir()
     monkeypatch.chdir(tmp_path)
     given = HealingParameters(model="a/b", datasets="mirror", sizes="0, 2-3")
-    config = workflow_config(given, "02, 04", tmp_path, True)
+    config = make_workflow_config(given, "02, 04", tmp_path, True)
     assert config["heal"] == [0, 2, 3] and config["options"]["datasets"] == str(Path("mirror").absolute())
     others = {"heal": [], "notebooks": "01, 02", "site": True}
-    assert workflow_config(given, "01, 02", tmp_path, False) == config | others
+    assert make_workflow_config(given, "01, 02", tmp_path, False) == config | others
 
 
 def test_the_schema_and_the_configurations_know_the_same_words():

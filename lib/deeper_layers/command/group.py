@@ -1,4 +1,4 @@
-"""`deeper-layers` with its subcommands, and what becomes of mistakes, faults and Ctrl-C."""
+"""`deeper-layers` with its subcommands, and the handling of mistakes, faults and Ctrl-C."""
 
 import traceback
 import warnings
@@ -21,11 +21,11 @@ from deeper_layers.errors import (
     shows_tracebacks,
 )
 
-INTERRUPTED, FAULT = 130, 70  # what a shell says of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
+INTERRUPTED, FAULT = 130, 70  # a shell's status of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
 
 
 class Subcommands(click.Group):
-    """Subcommands in the order in which they are used; whatever goes wrong in one is told in one line."""
+    """Subcommands in the order in which they are used. Any error in one of them is printed as one line."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
@@ -36,26 +36,26 @@ class Subcommands(click.Group):
             try:
                 return super().invoke(context)
             except KeyboardInterrupt:
-                said = "interrupted: what was measured in full is kept, and the same command goes on from there"
-                click.echo(f"\n{said}", err=True)
+                message = "interrupted: what was measured in full is kept, and the same command goes on from there"
+                click.echo(f"\n{message}", err=True)
                 context.exit(INTERRUPTED)
             except click.ClickException as error:
                 error.message = one_line(error.message)  # it quotes what was typed
                 raise
             except (click.exceptions.Exit, click.Abort, BrokenPipeError):
-                raise  # the last: who reads our output has read enough
+                raise  # BrokenPipeError: the reader of our output has closed the pipe
             except Exception as error:
                 if shows_tracebacks():
                     raise
-                if said := _to_mend(error):
-                    raise click.ClickException(one_line(said)) from None
-                said = f"{type(error).__name__}: {first_line(error)}"
-                click.echo(f"Error: {fault_in_one_line(said, traceback.format_exc())}", err=True)
+                if message := _explain_error(error):
+                    raise click.ClickException(one_line(message)) from None
+                message = f"{type(error).__name__}: {first_line(error)}"
+                click.echo(f"Error: {fault_in_one_line(message, traceback.format_exc())}", err=True)
                 context.exit(FAULT)
 
 
-def _to_mend(error: Exception) -> str | None:
-    """What a user can do about an error; None of a fault of ours."""
+def _explain_error(error: Exception) -> str | None:
+    """The message for an error that the user can correct; None for a fault of this software."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):

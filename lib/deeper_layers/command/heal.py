@@ -1,7 +1,7 @@
-"""`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
+"""`deeper-layers heal`: fine-tune a pruned model with adapters, keep them, and score it."""
 
 from deeper_layers import results
-from deeper_layers.command.options import Answer, cut_options, records, subcommand, typed_cut
+from deeper_layers.command.options import Answer, as_dicts, cut_options, read_cut, subcommand
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.choosing import choose_cuts_of_rule
@@ -17,14 +17,14 @@ UNKNOWN_BEFORE = (
     "surely above guessing; `deeper-layers sweep` with the same --dtype and --quantization measures it"
 )
 AT_MOST = "at most: what of it is getting used to the text is told once the whole model is healed alike, by --drop 0"
-# of what recovery is known by, on the same sequences or items
-TOLD = ["topic", "items", "whole", "whole_healed", "pruned", "healed", "recovered", "low", "high", "untold"]
-COURSE = ("tokens", "distinct_tokens", "trained_parameters", "seconds")
-OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
+# columns of the table of recoveries, which compares models on the same sequences or items
+RECOVERY_COLUMNS = ["topic", "items", "whole", "whole_healed", "pruned", "healed", "recovered", "low", "high", "untold"]
+RUN_DETAILS = ("tokens", "distinct_tokens", "trained_parameters", "seconds")
+LAYER_RULES = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # healing needs whole layers dropped
 
 
 @subcommand(HealingParameters, "Fine-tune a pruned model, keep the adapters, score it.", but=("sizes", "rules"))
-@cut_options(OF_LAYERS, ("layers",))
+@cut_options(LAYER_RULES, ("layers",))
 def heal(parameters: HealingParameters, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
     """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
 
@@ -40,32 +40,32 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     deeper-layers heal embedded --drop 3 --objective distill
     deeper-layers heal embedded --layers "5, 12-14"
     """
-    typed, experiment, config = typed_cut(drop, start, layers=layers), Experiment(parameters), parameters.make_config()
+    given, experiment, config = read_cut(drop, start, layers=layers), Experiment(parameters), parameters.make_config()
     name, depth = experiment.source.name, experiment.source.num_layers
-    (typed or Cut(0, drop or 0)).check(depth)
-    cut = typed or choose_cuts_of_rule(rule, [drop or 0], depth, experiment, any_dtype=True)[0]
+    (given or Cut(0, drop or 0)).check(depth)
+    cut = given or choose_cuts_of_rule(rule, [drop or 0], depth, experiment, any_dtype=True)[0]
     healing = Healing(cut, config, experiment)
-    if (found := healing.heal_and_score([GIVEN if typed else rule])) is None:
+    if (run_and_scores := healing.heal_and_score([GIVEN if given else rule])) is None:
         raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}")
-    run, unit = found
+    run, scored = run_and_scores
     from deeper_layers.report.statistics import recovered_by  # slow
 
-    # what others measured comes without adapters: they are trained here
+    # published results come without adapters: train them here, unless nothing is to be measured
     adapters = str(healing.find_adapters()) if parameters.measure else None
-    record = {"losses": [row["loss"] for row in run.records]} | {of: run.details[of] for of in COURSE}
+    record = {"losses": [row["loss"] for row in run.records]} | {key: run.details[key] for key in RUN_DETAILS}
     head = (
         f"{name}: {cut.describe(depth)}\n"
         f"{'distilled' if config.objective == 'distill' else 'healed'} on {record['tokens']:,} tokens of "
         f"{parameters.text} in {record['seconds']:.0f} s: adapters of rank {config.rank}, {config.steps} steps; the "
         f"training loss went from {record['losses'][0]:.3f} to {record['losses'][-1]:.3f} nats a token"
     )
-    rows, back = records(unit.rows), recovered_by(unit.place, results.scores(parameters.folder, name))
-    scores = [{of: row[of] for of in ("task", "metric", "value", "stderr", "items")} for row in rows]
-    before = records(back.rename(columns={"value": "recovered"})[TOLD])
-    if not before:
-        before = UNKNOWN_BEFORE if cut.size else "nothing was dropped, and nothing is to be given back"
-    note = AT_MOST if (back["untold"] == "at most").any() else None
+    rows, recovery = as_dicts(scored.rows), recovered_by(scored.place, results.scores(parameters.folder, name))
+    scores = [{key: row[key] for key in ("task", "metric", "value", "stderr", "items")} for row in rows]
+    recovery_rows = as_dicts(recovery.rename(columns={"value": "recovered"})[RECOVERY_COLUMNS])
+    if not recovery_rows:
+        recovery_rows = UNKNOWN_BEFORE if cut.size else "nothing was dropped, and nothing is to be given back"
+    note = AT_MOST if (recovery["untold"] == "at most").any() else None
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {"model": name, "layers": depth, "cut": cut_as_json(cut), "adapters": adapters}
-    content |= {"unit": str(unit.path), "healing": record, "rows": rows, "given_back": records(back)}
-    return Answer(content, [head, scores, before, note, f"{unit.path}\n{end}"])
+    content |= {"unit": str(scored.path), "healing": record, "rows": rows, "given_back": as_dicts(recovery)}
+    return Answer(content, [head, scores, recovery_rows, note, f"{scored.path}\n{end}"])

@@ -1,10 +1,10 @@
-"""`deeper-layers distances`, `sweep` and `scan`: which blocks of layers are alike, pruned models on tasks and texts."""
+"""`deeper-layers distances`, `sweep` and `scan`: angular distances, and pruned models on tasks and texts."""
 
 from collections.abc import Iterator
 
 import click
 
-from deeper_layers.command.options import Answer, exclude_rules, is_typed, records, subcommand, table
+from deeper_layers.command.options import Answer, as_dicts, exclude_rules, format_table, is_typed, subcommand
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.choosing import choose_cuts_for_tasks
 from deeper_layers.experiments.distances import find_or_measure_distances
@@ -32,8 +32,8 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
     """
     experiment = Experiment(parameters)
-    unit = experiment.require(find_or_measure_distances(experiment, by_sequence=by_sequence), "the distances")
-    matrix, source = distance_matrix(unit.rows), experiment.source
+    result = experiment.require(find_or_measure_distances(experiment, by_sequence=by_sequence), "the distances")
+    matrix, source = distance_matrix(result.rows), experiment.source
     best = [similarity_cut(matrix, size) for size in range(1, source.num_layers)]
     rows = [
         {"n": cut.size, "l*": cut.start, "distance": matrix[cut.size - 1, cut.start]}
@@ -44,15 +44,15 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
         from deeper_layers.report.statistics import nearest  # slow, as is the next
         from deeper_layers.results.frames import tabulate_distances
 
-        for row, found in zip(rows, nearest(tabulate_distances([unit])).itertuples(), strict=False):
-            row |= {"resamples": f"{found.agrees:.0%}", "l* of 95%": f"{found.low:.0f} to {found.high:.0f}"}
-    content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "unit": str(unit.path)}
-    content |= {"most_similar": [{"start": cut.start, "size": cut.size} for cut in best], "rows": records(unit.rows)}
+        for row, pick in zip(rows, nearest(tabulate_distances([result])).itertuples(), strict=False):
+            row |= {"resamples": f"{pick.agrees:.0%}", "l* of 95%": f"{pick.low:.0f} to {pick.high:.0f}"}
+    content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "unit": str(result.path)}
+    content |= {"most_similar": [{"start": cut.start, "size": cut.size} for cut in best], "rows": as_dicts(result.rows)}
     head = (
         f"{source.described(None)}: the most similar block of n layers begins at layer l*, counted from 0; distances "
-        f"in units of pi, mean of {int(unit.rows['samples'].max())} sequences of {unit.name}"
+        f"in units of pi, mean of {int(result.rows['samples'].max())} sequences of {result.name}"
     )
-    return Answer(content, [head, rows, str(unit.path)])
+    return Answer(content, [head, rows, str(result.path)])
 
 
 @subcommand(SweepParameters, "Score the pruned models on tasks of lm-eval.")
@@ -68,14 +68,14 @@ def sweep(parameters: SweepParameters) -> Answer:
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
     exclude_rules()
-    # where another engine generates, the accelerator is for it
+    # if another engine generates, leave the accelerator to it
     experiment = Experiment(parameters.replace(device="cpu") if parameters.engine else parameters)
     cuts = choose_cuts_for_tasks(experiment)
-    found, rows = score_each(cuts, experiment), []
-    for task, unit in found.items():
-        for rule, own in cuts[task].items() if unit else ():  # a cut that several rules chose stands under each
-            rows += records(unit.rows[unit.rows["cut"].isin([cut.name for cut in own])].assign(rule=rule))
-    return _answer(experiment, cuts, found, rows)
+    results, rows = score_each(cuts, experiment), []
+    for task, result in results.items():
+        for rule, rule_cuts in cuts[task].items() if result else ():  # a cut that several rules chose stands under each
+            rows += as_dicts(result.rows[result.rows["cut"].isin([cut.name for cut in rule_cuts])].assign(rule=rule))
+    return _make_answer(experiment, cuts, results, rows)
 
 
 @subcommand(ScanParameters, "Score every block of so many layers, at every start.")
@@ -107,45 +107,49 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
             for name, plan in plans.items()
         ]
         return Answer({"units": units}, [f"{name}: {plans.get(name, 'in results already')}" for name in cuts])
-    found = score_each(cuts, experiment)
-    return _answer(experiment, cuts, found, [row for unit in found.values() if unit for row in records(unit.rows)])
+    results = score_each(cuts, experiment)
+    return _make_answer(
+        experiment, cuts, results, [row for result in results.values() if result for row in as_dicts(result.rows)]
+    )
 
 
-def _answer(experiment: Experiment, cuts: dict[str, CutsByRule], found: dict[str, Result | None], rows: list) -> Answer:
-    """What was found of each task or text; `rows` are all of it for scripts. Raises NotMeasuredError for nothing."""
+def _make_answer(
+    experiment: Experiment, cuts: dict[str, CutsByRule], results: dict[str, Result | None], rows: list
+) -> Answer:
+    """The answer with a table for each task or text; `rows` are for JSON. Raises NotMeasuredError without results."""
     source, quantization = experiment.source, experiment.parameters.quantization
-    units = {name: unit for name, unit in found.items() if unit}
-    missing = [name for name in found if name not in units]
-    if not units:
+    measured = {name: result for name, result in results.items() if result}
+    missing = [name for name in results if name not in measured]
+    if not measured:
         raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
-    paths = [str(unit.path) for unit in units.values()]
-    tables = [one for name, unit in units.items() for one in _tables(unit, cuts[name])]
+    paths = [str(result.path) for result in measured.values()]
+    tables = [table for name, result in measured.items() for table in _make_tables(result, cuts[name])]
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     absent = [f"{name}: not measured" for name in missing]
     return Answer(content, [source.described(quantization), *tables, *absent, "\n".join(paths)])
 
 
-def _tables(unit: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
-    """Of each task of a result the scores by cut and rule, and their change from the whole model's; 95% intervals."""
+def _make_tables(result: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
+    """Yield a table for each task: scores by cut and rule, and their change from the whole model; 95% intervals."""
     import pandas as pd  # slow, as are the next
 
     from deeper_layers.report import estimates, pairing
     from deeper_layers.report.names import say
     from deeper_layers.results.frames import tabulate_scores
 
-    rows = tabulate_scores([unit]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
+    rows = tabulate_scores([result]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
     chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_by_rule.items() for cut in cuts}
     rules = pd.DataFrame(sorted(chosen), columns=["cut", "rule"])
-    for task, own in pairing.by_main_metric(rows).groupby("task", sort=False):
-        found, outcomes = pairing.paired(own)
-        said = f"{task}, {own['metric'].iloc[0]}: {outcomes.shape[1]} items"
-        found["score"] = [say(one, digits=3) for one in estimates.mean_of_items(outcomes)]
+    for task, task_rows in pairing.by_main_metric(rows).groupby("task", sort=False):
+        table, outcomes = pairing.paired(task_rows)
+        head = f"{task}, {task_rows['metric'].iloc[0]}: {outcomes.shape[1]} items"
+        table["score"] = [say(estimate, digits=3) for estimate in estimates.mean_of_items(outcomes)]
         changes = estimates.Estimate.of(estimates.means(outcomes - outcomes[0]))  # the whole model is the first
-        found["change"] = ["", *(say(one, digits=3) for one in list(changes)[1:])]
+        table["change"] = ["", *(say(estimate, digits=3) for estimate in list(changes)[1:])]
         if estimates.are_shares(outcomes):
-            level = pairing.guessing(own)
-            said += f", guessing {level:.2f}"
-            if estimates.is_at_floor(outcomes[0], level):
-                said += "; the whole model is not surely above it: nothing can be seen here"
-        yield f"{said}\n{table(records(found.merge(rules, on='cut')))}"
+            guessing = pairing.guessing(task_rows)
+            head += f", guessing {guessing:.2f}"
+            if estimates.is_at_floor(outcomes[0], guessing):
+                head += "; the whole model is not surely above it: nothing can be seen here"
+        yield f"{head}\n{format_table(as_dicts(table.merge(rules, on='cut')))}"

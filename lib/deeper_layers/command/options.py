@@ -1,7 +1,7 @@
-"""A class of parameters as a subcommand: its fields are the options, and what a function answers is printed; and the
-options of the one cut of `prune` and `heal`: by its place, by a rule, or of any shape, layer by layer.
+"""Make subcommands: the fields of a class of parameters are the options, and the answer of a function is printed. Also
+the options for the one cut of `prune` and `heal`: by its place, by a rule, or layer by layer in any shape.
 
-Names, types, defaults and help texts of options stand in the classes alone.
+Names, types, defaults and help texts of options stand only in the classes.
 """
 
 import contextlib
@@ -32,116 +32,116 @@ MODEL = (
     'MODEL is "embedded", a hub id, a folder saved by save_pretrained, or a .gguf file. Packaged, and fetched by name: '
     f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
 )
-LISTS = ("layers", "attention", "mlp")
+LISTS = ("layers", "attention", "mlp")  # options that take a list of layers
 NO_CUT = "--drop says how many layers go, --layers which: give one of them"
 
 
 class Answer(NamedTuple):
-    """What goes to stdout: `parts`, texts and rows of tables, or with --json `content`; then the exit status."""
+    """The output on stdout: `parts`, which are texts and rows of tables, or with --json `content`; an exit status."""
 
     content: dict
     parts: Iterable[str | Sequence[dict] | None]
     status: int = 0
 
 
-def answering(function: Callable[..., Answer]) -> Callable:
-    """Give a command the option --json, and print what it returns; whatever is printed meanwhile goes to stderr."""
+def print_answer(function: Callable[..., Answer]) -> Callable:
+    """Give a command the option --json, and print its answer. All that it prints meanwhile goes to stderr."""
 
     @click.option("--json", "as_json", is_flag=True, help="print JSON, and nothing else on stdout")
     @functools.wraps(function)
-    def answered(as_json: bool, **options) -> None:
+    def run(as_json: bool, **options) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             answer = function(**options)
-        parts = (part if isinstance(part, str) else table(part) for part in answer.parts if part)
+        parts = (part if isinstance(part, str) else format_table(part) for part in answer.parts if part)
         click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else "\n\n".join(parts))
         click.get_current_context().exit(answer.status)
 
-    return answered
+    return run
 
 
-def table(rows: Sequence[dict]) -> str:
-    """Rows as lines with aligned columns; one of nothing is left out."""
+def format_table(rows: Sequence[dict]) -> str:
+    """Rows as lines with aligned columns; empty columns are left out."""
     names = [name for name in rows[0] if any(row.get(name) not in (None, "") for row in rows)]
-    cells = [[_range(row.get(name)) for name in names] for row in rows]
+    cells = [[_format_range(row.get(name)) for name in names] for row in rows]
     return tabulate(cells, names, tablefmt="plain", floatfmt=",.3f", intfmt=",", missingval="")
 
 
-def _range(cell: object) -> object:
-    """The least and the most of a list in words."""
+def _format_range(cell: object) -> object:
+    """A list of the least and the most value as "least to most"; any other cell as it is."""
     return " to ".join(f"{end:,}" for end in cell) if isinstance(cell, list) else cell
 
 
-def records(rows: "pd.DataFrame") -> list[dict]:
-    """Rows as JSON can hold them: what was not measured is null."""
+def as_dicts(rows: "pd.DataFrame") -> list[dict]:
+    """Rows as dictionaries for JSON: missing values are null."""
     return rows.astype(object).where(rows.notna(), None).to_dict("records")
 
 
 def subcommand(
     kind: type[Parameters], short: str, *, but: Iterable[str] = (), defaults: bool = True, needed: bool = True
 ) -> Callable[[Callable[..., Answer]], click.Command]:
-    """Make a command of a function: MODEL and the fields of `kind`, all `but` some, are what is typed.
+    """Make a command of a function. It takes MODEL, and as options all fields of `kind` `but` some.
 
-    The function is called with the parameters, of which those are set that were typed, and with the options that were
-    declared of it before. `short` is its line among other commands, its docstring the help; `defaults` is whether those
-    of `kind` are shown, `needed` whether there has to be a MODEL.
+    The function is called with an instance of `kind`, made from the options that were typed, and with the options that
+    click's decorators declared before. `short` is the command's line in the list of commands, the docstring its help;
+    `defaults` says whether the defaults of `kind` are shown, and `needed` whether MODEL is required.
     """
     fields = {name: field for name, field in kind.model_fields.items() if name not in {"model", *but}}
 
     def decorate(function: Callable[..., Answer]) -> click.Command:
-        @answering
-        def asked(**typed) -> Answer:
-            given = {name: typed.pop(name) for name in ("model", *fields)}
+        @print_answer
+        def run(**options) -> Answer:
+            values = {name: options.pop(name) for name in ("model", *fields)}
             try:
-                return function(kind(**{name: value for name, value in given.items() if is_typed(name)}), **typed)
+                return function(kind(**{name: value for name, value in values.items() if is_typed(name)}), **options)
             except InputError as error:
-                raise InputError(_in_words_of_options(str(error))) from error
+                raise InputError(_name_options(str(error))) from error
 
-        asked.__click_params__ += [_option(name, fields[name], defaults) for name in reversed(fields)]  # last first
-        asked.__click_params__ += [*vars(function).get("__click_params__", []), click.Argument(["model"], needed)]
-        words = f"{inspect.getdoc(function)}\n\n{MODEL}"
-        return click.command(function.__name__, short_help=short, help=words)(asked)
+        run.__click_params__ += [_make_option(name, fields[name], defaults) for name in reversed(fields)]  # last first
+        run.__click_params__ += [*vars(function).get("__click_params__", []), click.Argument(["model"], needed)]
+        help_text = f"{inspect.getdoc(function)}\n\n{MODEL}"
+        return click.command(function.__name__, short_help=short, help=help_text)(run)
 
     return decorate
 
 
 def is_typed(name: str) -> bool:
-    """Whether an option of the command that runs was given, and is not its default."""
+    """Whether an option of the running command was typed, rather than left at its default."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def exclude(name: str, *others: str) -> None:
-    """Refuse an option beside any of some others."""
+    """Refuse an option that is typed together with any of the others."""
     for other in filter(is_typed, others if is_typed(name) else ()):
-        raise click.UsageError(f"{_flags()[name]} and {_flags()[other]} exclude each other: give one of them")
+        raise click.UsageError(f"{_find_flags()[name]} and {_find_flags()[other]} exclude each other: give one of them")
 
 
-def _flags() -> dict[str, str]:
-    """How each parameter of the command that runs is typed."""
+def _find_flags() -> dict[str, str]:
+    """The flag of each parameter of the running command, like "--drop"."""
     return {option.name: option.opts[0] for option in click.get_current_context().command.params}
 
 
-def _in_words_of_options(message: str) -> str:
-    """A message of the library, which says "limit is 0", as who typed --limit reads it."""
+def _name_options(message: str) -> str:
+    """A message of the library with its parameter as an option: "limit is 0" becomes "--limit is 0"."""
     name, _, rest = message.partition(" ")
-    flags = _flags() | {"size": next((f"--{of}" for of in ("drop", "sizes") if is_typed(of)), "size")}
+    flags = _find_flags() | {"size": next((f"--{of}" for of in ("drop", "sizes") if is_typed(of)), "size")}
     if name not in flags or not rest.startswith(("is ", "has ")):
         return message
     return f"{flags[name]} {rest.replace('None', 'none', 1)}"
 
 
-def _or_none(kind: type) -> Callable:
-    """What reads a value, or the word none."""
+def _make_type_or_none(kind: type) -> Callable:
+    """A click type that reads a value of this kind, or the word none."""
 
     def read(text: str):
         return None if text.lower() == "none" else kind(text)
 
-    read.__name__ = f"{click.types.convert_type(kind).name}|none"  # as the help shows it
+    read.__name__ = f"{click.types.convert_type(kind).name}|none"  # the help shows this name
     return read
 
 
-def _option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
+def _make_option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
     words, flag = (field.description or "").replace("None", "none"), f"--{name.strip('_').replace('_', '-')}"
-    if field.default is True:  # on by itself, and turned off by --no-NAME
+    if field.default is True:  # on by default, turned off by --no-NAME
         words = words.removeprefix("False: ")
         return click.Option([f"--no-{flag[2:]}", name], flag_value=False, default=True, help=words)
     if field.default is False:
@@ -150,40 +150,40 @@ def _option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
     kind, *none = typing.get_args(field.annotation) or (field.annotation,)
     if show_default and field.default != "":
         words += f"  [default: {'none' if field.default is None else field.default}]"
-    return click.Option([flag, name], type=_or_none(kind) if none else kind, help=words)
+    return click.Option([flag, name], type=_make_type_or_none(kind) if none else kind, help=words)
 
 
 # ---- the one cut -------------------------------------------------------------------------------------------------
 
 
 def cut_options(rules: Iterable[str], lists: Iterable[str], more: str = "") -> Callable:
-    """Options --drop, of which `more` is said, --start, --rule, one of `rules`, and `lists`, for `typed_cut`."""
+    """A decorator that adds the options of `read_cut`: --drop, whose help ends in `more`, --start, --rule, `lists`."""
     rules, fields = list(rules), SweepParameters.model_fields
-    words = "; ".join(f"{name}: {REGISTERED[name].words}" for name in rules)
-    words += ". What it needs is from results, or measured now"
-    abouts = {name: str(fields[name].description).replace("rules and sizes", "--drop") for name in lists}
+    rule_help = "; ".join(f"{name}: {REGISTERED[name].words}" for name in rules)
+    rule_help += ". What it needs is from results, or measured now"
+    list_help = {name: str(fields[name].description).replace("rules and sizes", "--drop") for name in lists}
     options = [
         click.option("--drop", type=int, help=f"number of layers to drop{more}"),
         click.option("--start", type=int, help="the first of them, counted from 0, instead of a rule"),
-        click.option("--rule", type=click.Choice(rules), default="similarity", show_default=True, help=words),
-        *(click.option(f"--{name}", metavar="LIST", help=about) for name, about in abouts.items()),
+        click.option("--rule", type=click.Choice(rules), default="similarity", show_default=True, help=rule_help),
+        *(click.option(f"--{name}", metavar="LIST", help=list_words) for name, list_words in list_help.items()),
     ]
-    return lambda function: functools.reduce(lambda found, option: option(found), reversed(options), function)
+    return lambda function: functools.reduce(lambda decorated, option: option(decorated), reversed(options), function)
 
 
 def exclude_rules() -> None:
-    """Refuse a cut that is given layer by layer beside rules and sizes."""
+    """Refuse a cut that is given layer by layer together with rules or sizes."""
     for name in LISTS:
         exclude(name, "rules", "sizes")
 
 
-def typed_cut(drop: int | None, start: int | None, instead: object = None, **lists: str | None) -> Cut | None:
-    """The cut that was typed, by its place or in lists; None where a rule is to choose `drop` layers, or what was given
-    `instead` says it. Refuses what no model could make right."""
+def read_cut(drop: int | None, start: int | None, instead: object = None, **lists: str | None) -> Cut | None:
+    """The cut that was typed, by its place or in lists; None if a rule chooses `drop` layers, or if the value `instead`
+    determines the cut. Refuses what is wrong for every model."""
     exclude("start", "rule")
     for name in lists:
         exclude(name, "drop", "start", "rule")
-    listed = SweepParameters(**lists).given_cut
-    if drop is None and (start is not None or not instead and listed is None):
+    listed_cut = SweepParameters(**lists).given_cut
+    if drop is None and (start is not None or not instead and listed_cut is None):
         raise click.UsageError(NO_CUT)
-    return listed if start is None else Cut(start, drop)
+    return listed_cut if start is None else Cut(start, drop)

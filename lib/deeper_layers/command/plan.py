@@ -1,4 +1,4 @@
-"""`deeper-layers plan`: what a sweep will cost. Nothing is run."""
+"""`deeper-layers plan`: the cost of a sweep. Nothing is run."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.experiments.plans import make_planning_experiment, plan_sweep
 from deeper_layers.presets import PRESETS
 
-# of distances and tasks, in a table as in JSON; "seconds" and "device" are of what results hold
-TOLD = "task items requests tokens tokens_at_most layer_steps layer_steps_at_most about_seconds generated longest"
-TOLD = [*TOLD.split(), "seconds", "device", "unknown"]
+# columns of the table of distances and tasks; "seconds" and "device" are for what results hold already
+COLUMNS = "task items requests tokens tokens_at_most layer_steps layer_steps_at_most about_seconds generated longest"
+COLUMNS = [*COLUMNS.split(), "seconds", "device", "unknown"]
 
 
 @subcommand(SweepParameters, "What a run will cost; nothing is loaded.", but=("measure",), needed=False)
@@ -42,15 +42,15 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
     exclude_rules()
     source = model_config and models.configured(model_config, parameters.dtype)
     content = plan_sweep(make_planning_experiment(parameters, source), machine, heal)
-    return Answer(content, _parts(content))
+    return Answer(content, _make_parts(content))
 
 
-def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
-    """The plan as a person reads it; columns of tables are called as in JSON."""
+def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
+    """Yield the plan as texts and tables, whose columns have the names of the JSON."""
     yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
     yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
     distances = [{"task": "distances"} | content["distances"]] if content["distances"] else []
-    yield [{name: row.get(name) for name in TOLD} for row in distances + content["tasks"]]
+    yield [{name: row.get(name) for name in COLUMNS} for row in distances + content["tasks"]]
     yield [{"search of at most": rule} | price for rule, price in content["searches"].items()]
     yield (
         "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it when "
@@ -58,13 +58,13 @@ def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
     )
     if content["tokenizer"] is not None:
         yield f"Tokens are as {content['tokenizer']} counts them: of this model only its config.json is known."
-    if found := content.get("predicted"):
-        machine = found["machine"]
+    if predicted := content.get("predicted"):
+        machine = predicted["machine"]
         yield [
             {f"on {machine['name']}": cost["what"], "about": cost.get("unknown") or prices.duration(cost["seconds"])}
             | {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights") if name in cost}
             | {"devices": cost.get("devices")}
-            for cost in found["costs"]
+            for cost in predicted["costs"]
         ]
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
         share = f"{prices.REACHED:.0%} of the matrix throughput of the"

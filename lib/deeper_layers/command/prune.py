@@ -1,7 +1,7 @@
-"""`deeper-layers prune`: a checkpoint without some of its layers, healed if asked for.
+"""`deeper-layers prune`: write a checkpoint without some of its layers, healed with --heal.
 
-The cut is chosen, what is known of it is said, adapters are trained where that is asked for, and the files are written.
-Copying opens no model. Whatever can be refused soon is refused before anything is read.
+The steps: choose the cut, print what is known of it, train adapters with --heal, write the files. A checkpoint is
+copied without opening the model. Wrong options are refused before anything is read.
 """
 
 import functools
@@ -13,7 +13,7 @@ import click
 from pydantic import Field
 
 from deeper_layers import checks, export, models
-from deeper_layers.command.options import LISTS, NO_CUT, Answer, cut_options, exclude, is_typed, subcommand, typed_cut
+from deeper_layers.command.options import LISTS, NO_CUT, Answer, cut_options, exclude, is_typed, read_cut, subcommand
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.choosing import choose_cut_and_changes, choose_cuts_of_rule, choose_safe_cut
@@ -30,7 +30,7 @@ NOT_SURELY = "results do not say that it surely ruins any of these: where items 
 
 
 class PruneParameters(Parameters):
-    """What is written, besides the cut; `dtype` is of what is written, and not of how the model is opened."""
+    """The options of prune, besides the cut. Here `dtype` is that of the written weights, not of the opened model."""
 
     silence: bool = Field(
         False,
@@ -76,20 +76,20 @@ class PruneParameters(Parameters):
     )
     public: bool = Field(False, description="let that repository be public")
 
-    def opening(self, rounded: bool) -> Parameters:
-        """How the model is opened, and healed where that is asked for, on `rounded` weights as they are."""
-        kind, given = HealingParameters if self.heal else Parameters, self.model_dump(exclude_unset=True)
-        given = {name: value for name, value in given.items() if name in kind.model_fields and name != "dtype"}
-        given |= {"preset": self.heal} if self.heal else {}
-        given |= {"quantization": None} if self.heal and rounded else {}
-        return kind(**given | {"measure": self.measure and not self.dry_run})
+    def make_opening_parameters(self, rounded: bool) -> Parameters:
+        """The parameters for opening, and with --heal healing, the model; `rounded` weights are not quantized again."""
+        cls, values = HealingParameters if self.heal else Parameters, self.model_dump(exclude_unset=True)
+        values = {name: value for name, value in values.items() if name in cls.model_fields and name != "dtype"}
+        values |= {"preset": self.heal} if self.heal else {}
+        values |= {"quantization": None} if self.heal and rounded else {}
+        return cls(**values | {"measure": self.measure and not self.dry_run})
 
 
 @subcommand(PruneParameters, "Write a checkpoint without some of its layers.")
 @cut_options(REGISTERED, LISTS, more="; with --adapter by default its own")
 @click.argument("out", type=click.Path(path_type=Path))
 def prune(
-    asked: PruneParameters, out: Path, drop: int | None, start: int | None, rule: str, **lists: str | None
+    options: PruneParameters, out: Path, drop: int | None, start: int | None, rule: str, **lists: str | None
 ) -> Answer:
     """Write a checkpoint without some of its layers to OUT. Weights are copied, unless the rule changes some.
 
@@ -110,74 +110,74 @@ def prune(
     deeper-layers prune model.gguf pruned.gguf --to-size 400MB
     deeper-layers prune model.gguf pruned.gguf --drop 8 --type q4_k_m
     """
-    # what can be said before anything is read
+    # refuse wrong options before anything is read
     exclude("to_size", "drop", "start", "adapter", *LISTS)
     exclude("heal", "adapter", "measure")
-    cut, chosen, size = typed_cut(drop, start, asked.adapter or asked.to_size, **lists), REGISTERED[rule], drop or 0
-    if chosen.changes:  # it opens the model, and changes weights that stay
+    cut, chosen, size = read_cut(drop, start, options.adapter or options.to_size, **lists), REGISTERED[rule], drop or 0
+    if chosen.changes:  # a rule that opens the model, and changes the weights that stay
         exclude("rule", "heal", "adapter", "for_", "dry_run", "to_size")
     for name, of in {"steps": "heal", "public": "push_to_hub"}.items():
         if is_typed(name) and not is_typed(of):
             raise click.UsageError(f"--{name} is of --{of.replace('_', '-')}: give both, or none")
-    model, adapter, out = asked.model, asked.adapter, checks.place("OUT", out)
-    healed, mtp = bool(asked.heal or adapter), not asked.without_mtp
-    output = Output(out, asked.dtype, asked.type, mtp, asked.silence, asked.overwrite, healed)
+    model, adapter, out = options.model, options.adapter, checks.place("OUT", out)
+    healed, mtp = bool(options.heal or adapter), not options.without_mtp
+    output = Output(out, options.dtype, options.type, mtp, options.silence, options.overwrite, healed)
     output.check(model, changes=bool(chosen.changes))
     if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
-        raise click.UsageError(NO_CUT)  # by peft alone
-    config = models.stated_config(model, asked.revision)
-    depth = models.stated_layers(config) or export.read_layout(models.checkpoint_folder(model, asked.revision)).layers
+        raise click.UsageError(NO_CUT)  # adapters that peft wrote do not name their cut
+    config = models.stated_config(model, options.revision)
+    depth = models.stated_layers(config) or export.read_layout(models.checkpoint_folder(model, options.revision)).layers
     (cut or Cut(0, size)).check(depth)
     if not cut.is_of_layers if cut else chosen.drops_sublayers and size:
-        what = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
-        output.check_sublayers(what)
-    if asked.push_to_hub and not asked.dry_run:
-        export.check_repository(asked.push_to_hub, public=asked.public)
-    parameters, changed = asked.opening(output.is_gguf), None
+        subject = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
+        output.check_sublayers(subject)
+    if options.push_to_hub and not options.dry_run:
+        export.check_repository(options.push_to_hub, public=options.public)
+    parameters, changed = options.make_opening_parameters(output.is_gguf), None
     experiment = Experiment(parameters)
-    safe = functools.partial(export.safe_cuts, config, engines=split_list(asked.for_))
-    sized = functools.partial(models.find_model, model, revision=asked.revision, hashed=is_gguf_model(model))
+    safe = functools.partial(export.safe_cuts, config, engines=split_list(options.for_))
+    sized = functools.partial(models.find_model, model, revision=options.revision, hashed=is_gguf_model(model))
 
     def chosen_cut(size: int) -> Cut:
-        if asked.for_:
+        if options.for_:
             return choose_safe_cut(rule, size, depth, experiment, safe)
         return choose_cuts_of_rule(rule, [size], depth, experiment, any_dtype=True)[0]
 
     if chosen.changes:
         cut, changed = choose_cut_and_changes(rule, size, experiment)
-    elif asked.to_size is not None:
-        cut = output.fit(sized(), asked.to_size, chosen_cut)
+    elif options.to_size is not None:
+        cut = output.fit(sized(), options.to_size, chosen_cut)
     elif cut is None:
         cut = chosen_cut(size)
-    opening = {"revision": asked.revision, "trust_remote_code": asked.trust_remote_code}
-    known = {"results_folder": asked.folder, "known": not chosen.changes}
+    opening = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    known = {"results_folder": options.folder, "known": not chosen.changes}
     described = export.describe_pruning(model, config, depth, cut, **known, **opening)
-    if asked.for_ and not safe([cut]):
-        raise InputError(f"--for is {asked.for_}, and {'; '.join(described.engines_in_words())}")
+    if options.for_ and not safe([cut]):
+        raise InputError(f"--for is {options.for_}, and {'; '.join(described.engines_in_words())}")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
-    if asked.dry_run:
+    if options.dry_run:
         bytes, dtype = output.sizes(sized())(cut)
         if isinstance(parameters, HealingParameters):
             lines.append(
-                f"would be healed first: {asked.heal}, {parameters.make_config().tokens:,} tokens of {asked.text}"
+                f"would be healed first: {options.heal}, {parameters.make_config().tokens:,} tokens of {options.text}"
             )
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
         lines += described.engines_in_words() or ["no engine that counts layers would misread it"]
-        typed = ["--results", asked.results, *typed_lists(cut)] if asked.results else typed_lists(cut)
+        typed = ["--results", options.results, *typed_lists(cut)] if options.results else typed_lists(cut)
         measure = shlex.join(["deeper-layers", "sweep", model, *typed, "--tasks"])
-        told = [f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"]
+        quality = [f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"]
         if described.scores:
-            told = [described.card(), described.ruin_in_words() or NOT_SURELY]
-        return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *told])
-    for said in described.warnings():
-        click.echo(f"warning: {said}", err=True)
+            quality = [described.card(), described.ruin_in_words() or NOT_SURELY]
+        return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *quality])
+    for message in described.warnings():
+        click.echo(f"warning: {message}", err=True)
     if isinstance(parameters, HealingParameters):
         adapter = Healing(cut, parameters.make_config(), experiment).find_adapters()
-    how = {"adapter": adapter, "changed": changed, "name": asked.push_to_hub}
+    how = {"adapter": adapter, "changed": changed, "name": options.push_to_hub}
     export.prune_checkpoint(model, described, output, **how, **opening)
-    address, said = None, f"{described.model} without {cut.size} of its {depth} layers"
-    if asked.push_to_hub:
-        address = export.push(out, asked.push_to_hub, public=asked.public, message=said)
+    address, message = None, f"{described.model} without {cut.size} of its {depth} layers"
+    if options.push_to_hub:
+        address = export.push(out, options.push_to_hub, public=options.public, message=message)
     bytes = sum(path.stat().st_size for path in ([out] if output.is_gguf else out.iterdir()))
     lines += [f"adapters: {adapter}" if adapter else "", f"{out}: {bytes / 1e6:,.0f} MB", address or ""]
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}

@@ -1,4 +1,4 @@
-"""`deeper-layers report`: every notebook on one model, then the site."""
+"""`deeper-layers report`: run every notebook on one model, then build the site."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from deeper_layers import checks, files, models, results
-from deeper_layers.command.options import Answer, exclude, subcommand, table
+from deeper_layers.command.options import Answer, exclude, format_table, subcommand
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments import notebook_parameters
 from deeper_layers.experiments.parameters import HealingParameters, split_list
@@ -20,10 +20,10 @@ from deeper_layers.package_index import file_hash
 from deeper_layers.prices import duration
 from deeper_layers.results.places import VARIABLE
 
-IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words")  # hours, not minutes
-KINDS = {kind.notebook: kind for kind in vars(notebook_parameters).values() if getattr(kind, "notebook", "")}
+ONLY_IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words")  # hours, not minutes
+CLASSES = {cls.notebook: cls for cls in vars(notebook_parameters).values() if getattr(cls, "notebook", "")}
 KILLED = "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
-MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that were written there
+MARK = "report.json"  # file in a folder of reports with the hashes of all notebooks that were written there
 
 
 @subcommand(HealingParameters, "Run the notebooks of one model, then build the site.", but=("measure",), defaults=False)
@@ -66,59 +66,62 @@ def report(
     from nbclient.exceptions import DeadKernelError  # slow, and not installed everywhere, as is the next
     from papermill import PapermillExecutionError
 
-    given, name = parameters.model_dump(exclude_unset=True), models.model_name(parameters.model)
-    kinds = {notebook: KINDS[notebook] for notebook in chosen(notebooks)}
-    asked = {of: {field: given[field] for field in kind.model_fields if field in given} for of, kind in kinds.items()}
+    values, name = parameters.model_dump(exclude_unset=True), models.model_name(parameters.model)
+    classes = {notebook: CLASSES[notebook] for notebook in choose_notebooks(notebooks)}
+    inputs = {
+        notebook: {field: values[field] for field in cls.model_fields if field in values}
+        for notebook, cls in classes.items()
+    }
     elsewhere = parameters.folder.resolve() != (root / "results").resolve()
     if cluster:
-        return _as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
+        return _run_as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
     files.clear_all(out)
-    for notebook in asked:
-        check_ours(out / f"{notebook}.ipynb")
-    rows = plan_notebooks({notebook: kind(**asked[notebook]) for notebook, kind in kinds.items()})
+    for notebook in inputs:
+        check_unchanged(out / f"{notebook}.ipynb")
+    rows = plan_notebooks({notebook: cls(**inputs[notebook]) for notebook, cls in classes.items()})
     total = duration(sum(row["seconds"] or 0 for row in rows))
-    told = [row | {"seconds": "not known" if row["unknown"] else duration(row["seconds"])} for row in rows]
+    priced = [row | {"seconds": "not known" if row["unknown"] else duration(row["seconds"])} for row in rows]
     total = f"together about {total} on this machine as it is now, by arithmetic"
-    print(f"{table(told)}\n{total}" if told else "nothing to measure: results hold all of it", flush=True)
+    print(f"{format_table(priced)}\n{total}" if priced else "nothing to measure: results hold all of it", flush=True)
     made, failed = {}, {}
-    for number, (notebook, own) in enumerate(asked.items(), 1):
-        print(f"[{number}/{len(asked)}] {notebook}", flush=True)
+    for number, (notebook, notebook_inputs) in enumerate(inputs.items(), 1):
+        print(f"[{number}/{len(inputs)}] {notebook}", flush=True)
         path = out / f"{notebook}.ipynb"
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / path.name
             try:
-                execute_notebook(root / "notebooks" / path.name, run, own, Path.cwd())
+                execute_notebook(root / "notebooks" / path.name, run, notebook_inputs, Path.cwd())
                 made[notebook] = str(path)
             except PapermillExecutionError as error:
                 failed[notebook] = error.evalue if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
             except DeadKernelError:
                 failed[notebook] = KILLED
-            if run.exists():  # with what went wrong in it, where something did
+            if run.exists():  # a failed notebook shows its error
                 write_notebook(path, run.read_bytes())
     site = None
-    if made and not no_site:  # of the repository's results; or, below `out`, of others, the published ones beside
+    if made and not no_site:  # from the repository's results; or from others and the published ones, below `out`
         place, more, environment = root / "book", [], {}
         if elsewhere:
             place, environment = (out / "site").absolute(), {VARIABLE: str(parameters.folder.absolute())}
             more = ["--path-output", place]
-        _run_there(root, Path(sys.executable).with_name("jupyter-book"), "build", "book/", *more, **environment)
+        _run_in(root, Path(sys.executable).with_name("jupyter-book"), "build", "book/", *more, **environment)
         site = str(place / "_build" / "html" / "index.html")
     if failed:
-        said = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
-        raise InputError(f"{len(failed)} of {len(asked)} notebooks were not made: {said}; mend that, run this again")
+        errors = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
+        raise InputError(f"{len(failed)} of {len(inputs)} notebooks were not made: {errors}; mend that, run this again")
     lines = [*made.values(), *([f"site: {site}"] if site else [])]
     return Answer({"model": name, "notebooks": made, "site": site}, ["\n".join(lines)])
 
 
-def chosen(notebooks: str) -> list[str]:
-    """The notebooks that are asked for, in order."""
-    wanted = split_list(notebooks) if notebooks != "all" else {*KINDS} - {*IF_NAMED}
-    found = [name for name in sorted(KINDS) if {name, name[:2]} & {*wanted}]
-    if not len(found) == len(wanted) > 0:
-        known = ", ".join(sorted(KINDS))
-        raise InputError(f"notebooks is {notebooks!r}, expected 'all' or some of {known}, like '01, 02'")
-    return found
+def choose_notebooks(notebooks: str) -> list[str]:
+    """The names of the notebooks that the option names, in order."""
+    wanted = split_list(notebooks) if notebooks != "all" else {*CLASSES} - {*ONLY_IF_NAMED}
+    names = [name for name in sorted(CLASSES) if {name, name[:2]} & {*wanted}]
+    if not len(names) == len(wanted) > 0:
+        expected = ", ".join(sorted(CLASSES))
+        raise InputError(f"notebooks is {notebooks!r}, expected 'all' or some of {expected}, like '01, 02'")
+    return names
 
 
 def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: Path):
@@ -126,11 +129,11 @@ def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: P
     import papermill  # slow
     from traitlets.config import Config
 
-    # a virtual environment's own kernel before one that the user once installed for another interpreter
+    # prefer the kernel of this environment to one that the user installed for another interpreter
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    # bars are lines of text there, and nothing has to be installed for that
+    # tqdm warns that IProgress is missing; its bars are lines of text in notebooks
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
-    with tempfile.TemporaryDirectory() as sockets:  # of our own: no two kernels can race for a port
+    with tempfile.TemporaryDirectory() as sockets:  # sockets of our own, as two kernels can race for a port
         ipc = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
         return papermill.execute_notebook(
             source,
@@ -144,10 +147,10 @@ def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: P
         )
 
 
-def check_ours(path: Path) -> list[str]:
-    """The hashes of what was written into the folder of a notebook.
+def check_unchanged(path: Path) -> list[str]:
+    """The hashes of all notebooks that were written into the folder of a notebook.
 
-    Raises InputError for a folder of somebody else's files, and where the notebook is not as it was written.
+    Raises InputError if the folder holds other files, or the notebook was changed after it was written.
     """
     try:
         hashes = files.read_json(path.with_name(MARK))["written"] if any(path.parent.glob("*")) else []
@@ -159,38 +162,38 @@ def check_ours(path: Path) -> list[str]:
 
 
 def write_notebook(path: Path, content: bytes) -> None:
-    """Put a notebook in the place of what was written before; its hash is known before it is there."""
-    hashes = [*check_ours(path), hashlib.sha256(content).hexdigest()]
+    """Replace an earlier notebook. Its hash is written first, so that an interrupted run is recognized as ours."""
+    hashes = [*check_unchanged(path), hashlib.sha256(content).hexdigest()]
     files.write_file(path.with_name(MARK), json.dumps({"written": hashes}, indent=1).encode())
-    with files.atomic_file(path, check_ours) as made:
+    with files.atomic_file(path, check_unchanged) as made:
         made.write_bytes(content)
 
 
-def _run_there(root: Path, *command: str | Path, **environment: str) -> None:
+def _run_in(root: Path, *command: str | Path, **environment: str) -> None:
     words = list(map(str, command))
     if subprocess.run(words, cwd=root, stdout=sys.stderr, env=os.environ | environment).returncode:
         raise InputError(f"{' '.join(words)} in {root} failed and says why: the same command does what is left")
 
 
-def _as_jobs(root: Path, parameters: HealingParameters, notebooks: str, profile: str, no_site: bool) -> Answer:
-    """The Snakefile with a configuration for one model, which is kept: what was asked for can be asked again."""
+def _run_as_jobs(root: Path, parameters: HealingParameters, notebooks: str, profile: str, no_site: bool) -> Answer:
+    """Run the Snakefile with a configuration for one model. The configuration is kept, so that it can be run again."""
     name = models.model_name(parameters.model)
     answers = root / "jobs" / results.slug(name)
-    file, config = answers / "config.json", workflow_config(parameters, notebooks, answers, no_site)
+    file, config = answers / "config.json", make_workflow_config(parameters, notebooks, answers, no_site)
     files.write_file(file, json.dumps(config, indent=1).encode())
     snakemake = (sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}")
-    _run_there(root, *snakemake, "--configfile", file)
+    _run_in(root, *snakemake, "--configfile", file)
     made = sorted(map(str, answers.glob("*/report/*.ipynb")))
     return Answer({"model": name, "config": str(file), "notebooks": made}, ["\n".join([str(file), *made])])
 
 
-def workflow_config(parameters: HealingParameters, notebooks: str, answers: Path, no_site: bool) -> dict:
-    """What workflow/Snakefile is told of one model; paths as they are from anywhere."""
+def make_workflow_config(parameters: HealingParameters, notebooks: str, answers: Path, no_site: bool) -> dict:
+    """The configuration of workflow/Snakefile for one model, with absolute paths."""
     options = parameters.model_dump(exclude_unset=True)
     for name in ("model", "results", "datasets"):
         if options.get(name) and (name != "model" or Path(options[name]).exists()):
             options[name] = str(Path(options[name]).absolute())
-    heals = "04-healing" in chosen(notebooks) and parameters.sizes != "all"
+    heals = "04-healing" in choose_notebooks(notebooks) and parameters.sizes != "all"
     return {
         "models": [{"model": options.pop("model")}],
         "results": options.pop("results", None),

@@ -1,13 +1,13 @@
-"""`deeper-layers results`: what a folder of results holds, before it is sent, or when it came."""
+"""`deeper-layers results`: check a folder of results, before it is sent or after it was received."""
 
 import warnings
 from pathlib import Path
 
 import click
 
-from deeper_layers.command.options import Answer, answering, records
+from deeper_layers.command.options import Answer, as_dicts, print_answer
 
-FOUND = ["verdict", "value", "low", "high"]
+ESTIMATE = ["verdict", "value", "low", "high"]
 
 
 @click.group(
@@ -20,26 +20,26 @@ def results() -> None:
 
 @results.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@answering
+@print_answer
 def check(folder: Path) -> Answer:
     """Say what a folder of results holds, which of its files are damaged, and which claims of the paper it touches.
 
     `deeper-layers report MODEL --results FOLDER` makes such a folder; CONTRIBUTING.md says where to send it.
     The exit status is 1 where a file is no whole result.
     """
-    from deeper_layers import results as kept  # slow, as is the next
+    from deeper_layers import results as stored  # slow, as is the next
     from deeper_layers.report import claims, measured
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runs, scores, distances = kept.runs(folder), kept.scores(folder), kept.distances(folder)
-        spent = [] if runs.empty else records(measured.hours(folder))
+        runs, scores, distances = stored.runs(folder), stored.scores(folder), stored.distances(folder)
+        spent = [] if runs.empty else as_dicts(measured.hours(folder))
     odd = list(dict.fromkeys(str(warning.message) for warning in caught))
     if runs.empty:
         return Answer({"runs": [], "claims": [], "odd": odd}, ["\n".join([f"{folder}: no results", *odd])], status=1)
-    found = claims.claims_table(scores, distances)
-    tested = found[found["verdict"] != claims.NOT_TESTED]
-    content = {"runs": records(runs), "claims": records(tested[["model", "claim", *FOUND]]), "odd": odd}
-    said = "\n".join(["no whole results", *odd] if odd else ["all files are whole"])
-    parts = [spent, records(tested[["title", "model", *FOUND]]), said]
+    table = claims.claims_table(scores, distances)
+    tested = table[table["verdict"] != claims.NOT_TESTED]
+    content = {"runs": as_dicts(runs), "claims": as_dicts(tested[["model", "claim", *ESTIMATE]]), "odd": odd}
+    summary = "\n".join(["no whole results", *odd] if odd else ["all files are whole"])
+    parts = [spent, as_dicts(tested[["title", "model", *ESTIMATE]]), summary]
     return Answer(content, parts, status=1 if odd else 0)
