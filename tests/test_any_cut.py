@@ -12,7 +12,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.export.lineage import read_lineage
-from deeper_layers.export.pruned_checkpoint import typed_lists
+from deeper_layers.export.pruned_checkpoint import layer_options
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.export.tensors import Changed
 from deeper_layers.pruning import drop_layers, silence_sublayers
@@ -49,7 +49,7 @@ def reloaded(folder):
 def test_lists_are_what_is_typed():
     assert kinds.SweepParameters(layers="3, 7-9", mlp="12").given_cut == Cut.of([3, 7, 8, 9], mlp=[12])
     assert kinds.SweepParameters(layers="3-5").given_cut == Cut(3, 3) and kinds.SweepParameters().given_cut is None
-    assert typed_lists(Cut.of([3, 7, 8, 9], mlp=[12])) == ["--layers", "3,7-9", "--mlp", "12"]
+    assert layer_options(Cut.of([3, 7, 8, 9], mlp=[12])) == ["--layers", "3,7-9", "--mlp", "12"]
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------

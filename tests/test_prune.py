@@ -116,14 +116,14 @@ def test_layers_for_multi_token_prediction_are_left_out_where_that_is_asked_for(
 def test_the_file_fits_and_with_one_layer_more_it_would_not(kind, how, tiny_folder, tiny_gguf, tmp_path):
     model, out = (tiny_folder, tmp_path / "out") if kind == "folder" else (tiny_gguf, tmp_path / "out.gguf")
     source, rule, output = find_model(str(model)), functools.partial(simple_cut, 5), Output(out, **how)
-    asked = [output.sizes(source)(rule(number))[0] for number in range(5)]
+    asked = [output.size_function(source)(rule(number))[0] for number in range(5)]
     for number in (1, 3):
-        assert output.fit(source, f"{asked[number] / 1e3:.3f}KB", rule) == rule(number)
-        assert output.fit(source, f"{(asked[number] - 1) / 1e3:.3f}KB", rule) == rule(number + 1)
+        assert output.fit_cut(source, f"{asked[number] / 1e3:.3f}KB", rule) == rule(number)
+        assert output.fit_cut(source, f"{(asked[number] - 1) / 1e3:.3f}KB", rule) == rule(number + 1)
     typed("prune", model, out, "--rule", "simple", "--drop", 4, *(f"--{name}={value}" for name, value in how.items()))
     assert weights(out) == asked[4] < asked[3]
     with pytest.raises(InputError, match="no cut of .* fits into 1KB .the smallest is larger"):
-        output.fit(source, "1KB", rule)
+        output.fit_cut(source, "1KB", rule)
 
 
 def test_sizes_in_words():

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from deeper_layers.cuts import Cut
-from deeper_layers.export.config_text import state_dtype
+from deeper_layers.export.config_text import set_dtype
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sizes import sizes_of
@@ -115,5 +115,5 @@ def test_pictures_that_enter_after_layers_of_certain_numbers_are_warned_of(tmp_p
 def test_a_data_type_is_stated_where_it_was():
     nested = {"text_config": {"dtype": "float32", "a": 1}, "vision_config": {}}
     expected = {"text_config": {"dtype": "float16", "a": 1}, "vision_config": {}, "torch_dtype": "float16"}
-    state_dtype(nested, "float16")
+    set_dtype(nested, "float16")
     assert nested == expected

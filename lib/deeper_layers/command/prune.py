@@ -21,7 +21,7 @@ from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.healings import Healing
 from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters, one_of, split_list
 from deeper_layers.export.llama_cpp import EXACT_TYPES, ROUNDED_TYPES
-from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, typed_lists
+from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, layer_options
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import REGISTERED
@@ -146,28 +146,28 @@ def prune(
     if chosen.changes:
         cut, changed = choose_cut_and_changes(rule, size, experiment)
     elif options.to_size is not None:
-        cut = output.fit(sized(), options.to_size, chosen_cut)
+        cut = output.fit_cut(sized(), options.to_size, chosen_cut)
     elif cut is None:
         cut = chosen_cut(size)
     opening = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     known = {"results_folder": options.folder, "known": not chosen.changes}
     described = export.describe_pruning(model, config, depth, cut, **known, **opening)
     if options.for_ and not safe([cut]):
-        raise InputError(f"--for is {options.for_}, and {'; '.join(described.engines_in_words())}")
+        raise InputError(f"--for is {options.for_}, and {'; '.join(described.engine_warnings())}")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if options.dry_run:
-        bytes, dtype = output.sizes(sized())(cut)
+        bytes, dtype = output.size_function(sized())(cut)
         if isinstance(parameters, HealingParameters):
             lines.append(
                 f"would be healed first: {options.heal}, {parameters.make_config().tokens:,} tokens of {options.text}"
             )
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
-        lines += described.engines_in_words() or ["no engine that counts layers would misread it"]
-        typed = ["--results", options.results, *typed_lists(cut)] if options.results else typed_lists(cut)
+        lines += described.engine_warnings() or ["no engine that counts layers would misread it"]
+        typed = ["--results", options.results, *layer_options(cut)] if options.results else layer_options(cut)
         measure = shlex.join(["deeper-layers", "sweep", model, *typed, "--tasks"])
         quality = [f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"]
         if described.scores:
-            quality = [described.card(), described.ruin_in_words() or NOT_SURELY]
+            quality = [described.card(), described.ruin_warning() or NOT_SURELY]
         return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *quality])
     for message in described.warnings():
         click.echo(f"warning: {message}", err=True)

@@ -26,8 +26,8 @@ class CountingRule(NamedTuple):
     """A line of engines.csv: an engine takes every n-th layer of a family for another kind than the rest.
 
     llama.cpp would read a flag for each layer in a GGUF file, but its converter writes none for these families. For
-    olmo3 the converter writes them, and only later versions read them. In exaone4 it counts unless there are 64 layers,
-    as in the 32B. For llama.cpp the entry that `named` gives is in GGUF files only.
+    olmo3 the converter writes them, and only later versions read them. In exaone4 llama.cpp counts unless there are 64
+    layers, as in the 32B. The entries that `named` gives for llama.cpp are in GGUF files only.
     """
 
     engine: str
@@ -44,8 +44,7 @@ class CountingRule(NamedTuple):
         return value if type(value) is int and value > 0 else self.every
 
     def misread_layers(self, config: dict, kept: list[int]) -> list[int]:
-        """The kept layers that the engine takes for another kind than config.json says, or than before the cut where
-        config.json says nothing."""
+        """The kept layers of which the engine assumes another kind than config.json states, or than before the cut."""
         _, entry, marker = KINDS[self.kind]
         layers, stated = config["num_hidden_layers"], config.get(entry)
         kinds = counted = [(index + 1) % self.period(config) == 0 for index in range(layers)]
@@ -72,8 +71,7 @@ ENGINES = tuple(dict.fromkeys(line.engine for line in TABLE))
 def find_misreadings(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> list[Misreading]:
     """The engines that would misread a checkpoint after a cut, with an entry for each line of engines.csv that applies.
 
-    `config` is the config.json of the whole model. Raises InputError for an engine that is not in engines.csv, or a cut
-    that does not fit.
+    `config` is the whole model's config.json. Raises InputError for an unknown engine, or a cut that does not fit.
     """
     text, misreadings = text_part(config), []
     layers, family = text.get("num_hidden_layers"), str(text.get("model_type", config.get("model_type")))

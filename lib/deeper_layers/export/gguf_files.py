@@ -77,8 +77,7 @@ def slice_gguf(
 
     Raises:
         InputError: the source is no whole GGUF file, llama.cpp would take kept layers for another kind, the cut or the
-            adapters do not fit, llama.cpp is needed and not installed, `out` exists or can't be written, or the disk is
-            too full.
+            adapters do not fit, llama.cpp is missing, `out` exists or can't be written, or the disk is full.
     """
     source, out = source if isinstance(source, Source) else find_model(str(source)), Path(out)
     check, path = check_our_gguf if overwrite else check_absent, find_gguf_file(source)

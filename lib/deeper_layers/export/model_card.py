@@ -1,8 +1,7 @@
 """README.md of a sliced checkpoint: how to use it, where it comes from, what was dropped and added, what was measured.
 
-model_card.md.jinja is its text, its head is what the hub reads. What the source says of itself (a folder in its
-README.md, a GGUF file in its metadata) is passed on, and none of it is trusted: names are text, and its card is kept
-below ours as a quotation.
+model_card.md.jinja has its text; the hub reads its head. Facts that the source states (a folder in its README.md, a
+GGUF file in its metadata) are passed on, but not trusted: names are escaped, and the source's card is only quoted.
 """
 
 import json
@@ -21,8 +20,8 @@ from deeper_layers.markup import as_code, as_markdown, visible
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json
 from deeper_layers.models.sources import HUB_ID, PACKAGED, model_name
 
-LONGEST = 2**20  # bytes of a card that is read
-# entries of a card's head that hold for what is made of the model too
+LONGEST_CARD = 2**20  # bytes of a card that are read at most
+# entries of a card's head that also hold for the pruned model
 PASSED_ON = ("language", "license", "license_name", "license_link", "pipeline_tag")
 KEPT_CARD = "## The card of the source"
 FILTERS = {
@@ -31,37 +30,37 @@ FILTERS = {
     "visible": visible,
     "one_line": lambda text: " ".join(text.split()),
     "last_name": lambda module: module.rpartition(".")[2],
-    "python": lambda name: json.dumps(name) if name.isascii() else repr(name),  # JSON writes others as surrogates
+    "python": lambda name: json.dumps(name) if name.isascii() else repr(name),  # JSON writes other text as surrogates
     "shell": lambda name: shlex.quote(visible(name)),
     "quotation": lambda text: "\n".join(f"> {line}".rstrip() for line in text.splitlines()),
 }
 
 
-class Facts(NamedTuple):
-    """What a source says of itself that is passed on."""
+class SourceFacts(NamedTuple):
+    """The facts that a source states and that are passed on."""
 
     entries: dict  # of the head of its card
-    hub: str | None = None  # hub id of the source, or of the model that it is a copy of, as far as it says so
+    hub: str | None = None  # hub id of the source, or of the model that it says it is a copy of
     text: str = ""  # of its card
     quantized: str = ""  # kind of weights of a GGUF file
 
 
-def read_facts(source: str, folder: Path) -> Facts:
-    """What is known of a source, as the user named it; `folder` holds its checkpoint."""
+def read_facts(source: str, folder: Path) -> SourceFacts:
+    """The facts of a source, which is given as the user named it; `folder` holds its checkpoint."""
     path, task = local_path(source), {"pipeline_tag": "text-generation"}
-    if known := PACKAGED.get(source):
-        return Facts({"license": known.license} | task, known.hub, quantized=known.quantized)
+    if packaged := PACKAGED.get(source):
+        return SourceFacts({"license": packaged.license} | task, packaged.hub, quantized=packaged.quantized)
     if is_gguf(path):
         from deeper_layers.models.gguf_reading import read_gguf  # slow
 
         header = read_gguf(path)
-        said = {"license": header.get("general.license"), "language": header.get("general.languages")}
-        return Facts(task | _passed_on(said), quantized=header.quantized)
+        entries = {"license": header.get("general.license"), "language": header.get("general.languages")}
+        return SourceFacts(task | _select_passed_on(entries), quantized=header.quantized)
     head, text = _read_card(folder / "README.md")
     if "vision_config" in read_json(folder / "config.json"):
         task = {"pipeline_tag": "image-text-to-text"}
     hub = source if HUB_ID.fullmatch(source) and not path.exists() else str(head.get("base_model"))
-    return Facts(task | _passed_on(head), hub if HUB_ID.fullmatch(hub) else None, text)
+    return SourceFacts(task | _select_passed_on(head), hub if HUB_ID.fullmatch(hub) else None, text)
 
 
 def _read_card(path: Path) -> tuple[dict, str]:
@@ -69,53 +68,53 @@ def _read_card(path: Path) -> tuple[dict, str]:
     from huggingface_hub import ModelCard  # slow
 
     try:
-        card = ModelCard(read_plain(path, LONGEST).decode("utf-8"), ignore_metadata_errors=True)
+        card = ModelCard(read_plain(path, LONGEST_CARD).decode("utf-8"), ignore_metadata_errors=True)
         return card.data.to_dict(), card.text.strip()
-    except Exception:  # whatever a YAML of strangers raises: the card is not needed
+    except Exception:  # YAML of others raises many kinds, and the card is not needed
         return {}, ""
 
 
-def _passed_on(said: dict) -> dict:
-    """Those of PASSED_ON that are a text, or a list of such."""
-    found = {name: said[name] for name in PASSED_ON if said.get(name)}
+def _select_passed_on(entries: dict) -> dict:
+    """The entries in PASSED_ON that are a text or a list of texts."""
+    chosen = {name: entries[name] for name in PASSED_ON if entries.get(name)}
     return {
         name: value
-        for name, value in found.items()
+        for name, value in chosen.items()
         if isinstance(value, str) or isinstance(value, list) and all(isinstance(text, str) for text in value)
     }
 
 
-def model_card(
-    source: str, lineage: Lineage, facts: Facts, revision: str | None, adapter: Adapter | None, **told
+def render_model_card(
+    source: str, lineage: Lineage, facts: SourceFacts, revision: str | None, adapter: Adapter | None, **context
 ) -> str:
     """The card of a checkpoint, in Markdown.
 
-    `source` and `revision` are as the user named them. `told` is for the text: the `name` by which the checkpoint is
-    opened, its `config`, whether layers for multi-token prediction are "kept" or "left out" (`predicting`), and what
-    results say (`scores`).
+    `source` and `revision` are as the user named them. `context` is for the template: the `name` by which the
+    checkpoint is opened, its `config`, `scores` from results, and `predicting`: whether layers for multi-token
+    prediction are "kept" or "left out", or "" where there are none.
     """
     from huggingface_hub import ModelCardData  # slow
 
     step, hub, text = lineage.steps[-1], facts.hub or lineage.base_model, facts.text
     kept = ranges(lineage.kept)  # of the first model
-    # the hub knows adapters, merges, quantized and fine-tuned models: of these a healed one is the last
+    # the hub has relations for adapters, merges, quantized and fine-tuned models: a healed model is fine-tuned
     entries: dict = facts.entries | ({"base_model_relation": "finetune"} if hub and adapter else {})
     data = ModelCardData(library_name="transformers", tags=["layer-pruning"], base_model=hub, **entries)
     if hub:
         yaml = mergekit_yaml(kept, hub, revision)
         where = ", of its weights before they were quantized" if facts.quantized else ""
-    else:  # a configuration resolves everywhere only from the hub, where the first of several models is
-        own = f"./{model_name(source)}"
-        yaml = mergekit_yaml(ranges(step.cut.kept(step.layers)), own)
-        where = f", run beside a folder {as_code(own)} with the source"
-    if not all(one.cut.is_of_layers for one in lineage.steps):  # mergekit copies layers as they are
+    else:  # without a hub id mergekit needs the source in a local folder
+        folder = f"./{model_name(source)}"
+        yaml = mergekit_yaml(ranges(step.cut.kept(step.layers)), folder)
+        where = f", run beside a folder {as_code(folder)} with the source"
+    if not all(each.cut.is_of_layers for each in lineage.steps):  # mergekit copies layers as they are
         yaml = ""
-    if len(lineage.steps) > 1:  # the source's card is one of ours: the card that it quotes
+    if len(lineage.steps) > 1:  # the source's card is one of ours: quote the card that it quotes
         text = re.sub(r"^> ?", "", text.partition(KEPT_CARD)[2].strip(), flags=re.MULTILINE)
-    told |= {"lineage": lineage, "facts": facts, "revision": revision, "adapter": adapter, "kept": kept}
+    context |= {"lineage": lineage, "facts": facts, "revision": revision, "adapter": adapter, "kept": kept}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
     environment.filters |= FILTERS
     card = environment.get_template("model_card.md.jinja").render(
-        told, head=data.to_yaml(), text=text, yaml=yaml, where=where
+        context, head=data.to_yaml(), text=text, yaml=yaml, where=where
     )
     return card.rstrip() + "\n"

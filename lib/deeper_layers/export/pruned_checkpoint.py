@@ -1,6 +1,4 @@
-"""Prune a model on disk as the command does: what is known of a cut before it is made, how large it gets, the files,
-and their upload to the hub.
-"""
+"""Prune a model on disk as the command `prune` does: describe the cut, find its size, write the files, upload them."""
 
 import contextlib
 import re
@@ -25,41 +23,41 @@ if TYPE_CHECKING:  # slow
     from deeper_layers.export.tensors import Changed
     from deeper_layers.report.one_cut import Score
 
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # bytes a weight, or nearly
-BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # about
+BYTE_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 ADVICE = "check the name, the token's rights and the connection"
-PARAMETERS = {"K": 1e3, "M": 1e6, "B": 1e9}
+PARAMETER_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 
 @dataclass(frozen=True)
 class PruningDescription:
-    """What is known of a model without the layers of a cut, before it is made."""
+    """What is known about a pruned model before it is written."""
 
     model: str  # its name in results
     layers: int  # L
     cut: Cut
-    engines: list[Misreading]  # which would take kept layers for others
-    safe: Cut | None  # the nearest block that every engine reads rightly; None where the cut is one, or none is known
-    held: list[Result]  # all that results hold of the model
-    scores: "list[Score]"  # what they say of the cut, task by task
+    engines: list[Misreading]  # engines that would take kept layers for another kind
+    safe: Cut | None  # the nearest block that all engines read correctly; None where the cut is safe, or no block is
+    measured: list[Result]  # all results of the model
+    scores: "list[Score]"  # the cut's scores in these results, one for each task
 
     def warnings(self) -> list[str]:
-        """What is wrong with the cut, a message each; the last may have several lines."""
-        return [*self.engines_in_words(), *filter(None, [self.ruin_in_words()])]
+        """A message for each problem of the cut; the last one may have several lines."""
+        return [*self.engine_warnings(), *filter(None, [self.ruin_warning()])]
 
-    def engines_in_words(self) -> list[str]:
-        """A line for each engine that would misread it, and one with what to do."""
-        lines = [f"{one.engine} would read it wrongly: {one.why}" for one in self.engines]
+    def engine_warnings(self) -> list[str]:
+        """A line for each engine that would misread the pruned model, and a line of advice."""
+        lines = [f"{item.engine} would read it wrongly: {item.why}" for item in self.engines]
         if self.safe:
             lines.append(
                 f"the nearest cut that every engine reads rightly is --start {self.safe.start} --drop {self.safe.size};"
-                f" --for {','.join(dict.fromkeys(one.engine for one in self.engines))} chooses the best one for these"
+                f" --for {','.join(dict.fromkeys(item.engine for item in self.engines))} chooses the best one for these"
             )
         return lines
 
-    def ruin_in_words(self) -> str | None:
-        """The tasks of which surely less than half of what the model scores above guessing is left, a line each below
-        the first; None where there are none."""
+    def ruin_warning(self) -> str | None:
+        """A message with a line for each ruined task: surely less than half of the model's score above guessing is
+        left. None where no task is ruined."""
         lines = [
             f"  {score.asked}: whole model {score.whole[0]:.2f}, this cut {score.left[0]:.2f}, guessing "
             f"{score.guessing:.2f}; largest n that does not: {score.largest}"
@@ -74,27 +72,27 @@ class PruningDescription:
         return "\n".join([first, *lines]) if lines else None
 
     def card(self, adapter: "Adapter | None" = None) -> str:
-        """What results say of the cut, healed with these adapters, in Markdown, for the model card."""
-        if not self.held:
+        """The scores of the cut, healed with these adapters or not, in Markdown, for the model card."""
+        if not self.measured:
             return ""
         from deeper_layers.report import one_cut  # slow
 
-        scores, healed = tabulate_scores(self.held), None
+        scores, healed = tabulate_scores(self.measured), None
         if adapter and adapter.healing:
-            found = one_cut.healed_alike(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
-            healed = None if found.empty else found
-        known = self.scores if healed is None else None
-        return one_cut.card_text(scores, tabulate_distances(self.held), self.cut, healed, known)
+            healed_scores = one_cut.healed_alike(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
+            healed = None if healed_scores.empty else healed_scores
+        pruned_scores = self.scores if healed is None else None
+        return one_cut.card_text(scores, tabulate_distances(self.measured), self.cut, healed, pruned_scores)
 
     def content(self) -> dict:
-        """All of it for JSON."""
+        """The description as content of a JSON file."""
         safe = self.safe and cut_as_json(self.safe)
         return {
             "model": self.model,
             "layers": self.layers,
             "cut": cut_as_json(self.cut),
             "kept": self.cut.kept(self.layers),
-            "engines": [one._asdict() | {"nearest_safe": safe} for one in self.engines],
+            "engines": [item._asdict() | {"nearest_safe": safe} for item in self.engines],
             "scores": [vars(score) for score in self.scores],
             "ruins": [score.topic for score in self.scores if score.ruined],
         }
@@ -103,33 +101,33 @@ class PruningDescription:
 def describe_pruning(
     model: str, config: dict, layers: int, cut: Cut, results_folder: Path | None = None, known: bool = True, **opening
 ) -> PruningDescription:
-    """What is known of a model of so many layers without those of a cut, before it is made.
+    """Describe a model of so many layers after a cut, before it is written.
 
-    `config` is its `stated_config`, `opening` is for `find_model`. Results are asked where `known` says so: they are of
-    weights as they were. These are read for their hash only where results hold a model of this name.
+    `config` is its `stated_config`, `opening` is for `find_model`. `known` asks for results; they describe a cut that
+    changes no other weights. Weights are read for their hash only where results hold a model of this name.
     """
-    wrong, name, held, scores = find_misreadings(config, cut), models.model_name(model), [], []
-    safe = find_nearest_safe(config, cut) if wrong and cut.is_block else None
+    misreadings, name, measured, scores = find_misreadings(config, cut), models.model_name(model), [], []
+    safe = find_nearest_safe(config, cut) if misreadings and cut.is_block else None
     if known and (is_gguf_model(model) or results.all_results(results_folder, model=name)):
         key = models.find_model(model, **opening).key
         key["name"] = name = results.find_model_name(key["weights"], results_folder) or name  # not that of the file
-        held = [one for one in results.all_results(results_folder, model=name) if one.key["model"] == key]
-    if held:
+        measured = [result for result in results.all_results(results_folder, model=name) if result.key["model"] == key]
+    if measured:
         from deeper_layers.report import one_cut  # slow
 
-        scores = one_cut.find_scores(tabulate_scores(held), cut)
-    return PruningDescription(name, layers, cut, wrong, safe, held, scores)
+        scores = one_cut.find_scores(tabulate_scores(measured), cut)
+    return PruningDescription(name, layers, cut, misreadings, safe, measured, scores)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is written of a model without some of its layers, and where.
+    """Where a pruned model is written, and in which format.
 
     Attributes:
-        path: a GGUF file where it ends in .gguf, which has to be made of one, else a folder.
+        path: a GGUF file if it ends in .gguf, which can only be made of a GGUF file; else a folder.
         dtype, mtp, silence: of a folder; see `slice_checkpoint`.
         type: of the matrices of a GGUF file; see `slice_gguf`.
-        overwrite: there may be what was written here, and nobody changed since.
+        overwrite: an unchanged output of this package at `path` may be replaced.
         healed: adapters will be added to the weights.
     """
 
@@ -146,34 +144,34 @@ class Output:
         return is_gguf(self.path)
 
     def check(self, model: str, *, changes: bool = False) -> None:
-        """Raise InputError where it can't be written, or is not to be had of a model, some of whose weights a rule
-        `changes`."""
+        """Raise InputError where the path can't be written, or the format is impossible for the model; `changes` says
+        whether a rule changes weights."""
         from deeper_layers import export  # slow, one of its checks
 
-        asked_of_files = self.is_gguf and (changes or self.dtype != "auto" or not is_gguf_model(model))
-        if asked_of_files or self.type and not self.is_gguf:
+        is_wrong_gguf = self.is_gguf and (changes or self.dtype != "auto" or not is_gguf_model(model))
+        if is_wrong_gguf or self.type and not self.is_gguf:
             raise InputError(
                 f"OUT is {str(self.path)!r}: what ends in .gguf is made of a GGUF file alone, whose weights no rule "
                 "changes, in a --type; a folder is made of any model, in a --dtype, and llama.cpp's "
                 "convert_hf_to_gguf.py makes a GGUF file of it"
             )
         checks.new_folder("the folder of OUT", self.path.parent, writable=True)
-        ours = export.check_our_gguf if self.is_gguf else export.check_our_folder
-        (ours if self.overwrite else files.check_absent)(self.path)
+        check = export.check_our_gguf if self.is_gguf else export.check_our_folder
+        (check if self.overwrite else files.check_absent)(self.path)
 
     def check_sublayers(self, what: str) -> None:
-        """Raise InputError where what drops sublayers can't be written or healed; `what` begins the message."""
+        """Raise InputError where a cut of sublayers can't be written or healed; `what` begins the message."""
         if self.healed or self.is_gguf or not self.silence:
             raise InputError(
                 f"{what}: no configuration, no GGUF file and no adapters are of a layer without one of its sublayers; "
                 "--silence writes zeros into a folder where they end, which saves no memory"
             )
 
-    def sizes(self, source: Source) -> Callable[[Cut], tuple[int, str]]:
-        """What says of a cut how many bytes of weights are written, headers included, and in which type.
+    def size_function(self, source: Source) -> Callable[[Cut], tuple[int, str]]:
+        """A function from a cut to the bytes of weights that are written, with headers, and their type.
 
-        Where the model is not on this machine it is about, by its parameters. What llama.cpp's quantizer rounds is
-        counted as it is before that. Either raises InputError.
+        For a model that is not on this machine the bytes follow from its parameters, and are approximate. Files that
+        llama.cpp's quantizer rounds are counted before rounding. This method and the function raise InputError.
         """
         packaged = models.PACKAGED.get(source.folder)
         if self.is_gguf:
@@ -185,27 +183,27 @@ class Output:
             if not packaged or packaged.path.is_file():
                 header = read_gguf(find_gguf_file(source))
                 return lambda cut: (plan_gguf(source, header, cut, exact, healed=self.healed).bytes, kind)
-            width = WIDTHS[exact] if exact else packaged.bytes / packaged.parameters
+            width = BYTES_PER_WEIGHT[exact] if exact else packaged.bytes / packaged.parameters
         else:
-            from deeper_layers.export.slicing import weights_written  # slow
+            from deeper_layers.export.slicing import build_size_function  # slow
             from deeper_layers.models.gguf_reading import conversion_of
 
             folder = conversion_of(source.weights) if source.is_gguf else Path(source.folder)
             if folder.is_dir():
-                return weights_written(folder, self.dtype, dequantized=source.is_gguf, mtp=self.mtp)
+                return build_size_function(folder, self.dtype, dequantized=source.is_gguf, mtp=self.mtp)
             kind = {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, source.dtype)
             kind = kind if self.dtype == "auto" else self.dtype
-            width = WIDTHS[kind]
+            width = BYTES_PER_WEIGHT[kind]
         sizes = models.sizes_of(source)
         return lambda cut: (round(sizes.parameters(cut) * width), kind)
 
-    def fit(self, source: Source, size: str, choose: Callable[[int], Cut]) -> Cut:
-        """The smallest cut with which what is written fits into a size (`read_size`); `choose` gives a rule's cut of so
-        many layers. Raises InputError where not even the smallest model fits."""
+    def fit_cut(self, source: Source, size: str, choose: Callable[[int], Cut]) -> Cut:
+        """The smallest cut whose output fits into a size (see `read_size`); `choose` returns a rule's cut of so many
+        layers. Raises InputError where not even the smallest model fits."""
         most, in_file = read_size(size)
         if in_file and self.type in ROUNDED_TYPES:
             raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
-        taken = self.sizes(source) if in_file else lambda cut: (parameters(cut), "")
+        taken = self.size_function(source) if in_file else lambda cut: (parameters(cut), "")
         parameters, last = models.sizes_of(source).parameters, "the smallest is larger"
         for number in range(source.num_layers):
             try:
@@ -213,7 +211,7 @@ class Output:
                     return cut
             except NotMeasuredError:
                 raise
-            except InputError as error:  # a number of layers that this rule or format can't drop
+            except InputError as error:  # the rule or the format can't drop so many layers
                 last = error
         raise InputError(f"no cut of {source.name} fits into {size} ({last}): give a larger size or type")
 
@@ -228,48 +226,48 @@ def prune_checkpoint(
     name: str | None = None,
     **opening,
 ) -> Path:
-    """Write what was described of a model, in a folder with a card of what results say and the command; its path."""
+    """Write a pruned model as described, and return its path. A folder's model card has the scores and the command."""
     from deeper_layers import export  # slow
 
     cut, out = described.cut, output.path
-    how: dict = {"adapter": adapter, "overwrite": output.overwrite}
+    options: dict = {"adapter": adapter, "overwrite": output.overwrite}
     if output.is_gguf:
-        return export.slice_gguf(model, cut, out, type=output.type, **how)
-    added = export.read_adapter(adapter) if adapter else None
-    # the command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine
-    place = ["--start", str(cut.start), "--drop", str(cut.size)] if cut.is_block else typed_lists(cut)
+        return export.slice_gguf(model, cut, out, type=output.type, **options)
+    adapters = export.read_adapter(adapter) if adapter else None
+    # the command as others can type it: with the cut or the rule, and without paths of this machine
+    cut_words = ["--start", str(cut.start), "--drop", str(cut.size)] if cut.is_block else layer_options(cut)
     if changed:
-        place = ["--drop", str(cut.size), "--rule", changed.words.partition(":")[0]]
-    words = ["deeper-layers", "prune", described.model, out.name, *place, *["--silence"] * output.silence]
-    words += ["--adapter", added.folder.name] if added else []
-    words += ["--dtype", output.dtype] if output.dtype != "auto" else []
-    words += ["--without-mtp"] * (not output.mtp)
-    how |= {"dtype": output.dtype, "mtp": output.mtp, "silence": output.silence, "changed": changed}
-    told = {"card": described.card(added), "command": shlex.join(words), "name": name or out.name}
-    return export.slice_checkpoint(model, cut, out, **how, **told, **opening)
+        cut_words = ["--drop", str(cut.size), "--rule", changed.words.partition(":")[0]]
+    command = ["deeper-layers", "prune", described.model, out.name, *cut_words, *["--silence"] * output.silence]
+    command += ["--adapter", adapters.folder.name] if adapters else []
+    command += ["--dtype", output.dtype] if output.dtype != "auto" else []
+    command += ["--without-mtp"] * (not output.mtp)
+    options |= {"dtype": output.dtype, "mtp": output.mtp, "silence": output.silence, "changed": changed}
+    card_options = {"card": described.card(adapters), "command": shlex.join(command), "name": name or out.name}
+    return export.slice_checkpoint(model, cut, out, **options, **card_options, **opening)
 
 
 def read_size(text: str) -> tuple[float, bool]:
-    """A size as "400MB" or "1.5 GiB", in bytes, or as "300M" or "1.1B", in parameters; and whether it is in bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
-    number, unit = (float(found[1]), found[2].upper()) if found else (0, "")
-    if not number or unit not in BYTES | PARAMETERS:
+    """A size like "400MB" or "1.5 GiB" in bytes, or like "300M" or "1.1B" in parameters; and whether it is in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
+    number, unit = (float(match[1]), match[2].upper()) if match else (0, "")
+    if not number or unit not in BYTE_UNITS | PARAMETER_UNITS:
         raise InputError(f"the size is {text!r:.40}, expected bytes as 400MB or 1.5GB, or parameters as 300M or 1.1B")
-    return number * (BYTES | PARAMETERS)[unit], unit in BYTES
+    return number * (BYTE_UNITS | PARAMETER_UNITS)[unit], unit in BYTE_UNITS
 
 
 def is_gguf_model(model: str) -> bool:
-    """Whether a model is a GGUF file, given or packaged."""
+    """Whether a model is a GGUF file, by its path or as a packaged model."""
     return model in models.PACKAGED or is_gguf(model)
 
 
 def cut_as_json(cut: Cut) -> dict:
-    """A cut as scripts read it: a block by its place, any other with what it drops."""
+    """A cut for scripts: a block by start and size, any other cut also by its layers and sublayers."""
     return {"start": cut.start, "size": cut.size} | ({} if cut.is_block else cut.parts)
 
 
-def typed_lists(cut: Cut) -> list[str]:
-    """A cut as one types it, layer by layer: ["--layers", "3,7-9", "--mlp", "12"]."""
+def layer_options(cut: Cut) -> list[str]:
+    """A cut as options of the command, layer by layer: ["--layers", "3,7-9", "--mlp", "12"]."""
     words = []
     for name, indices in cut.parts.items():
         parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in ranges(indices)]
@@ -281,8 +279,8 @@ def typed_lists(cut: Cut) -> list[str]:
 
 
 def check_repository(repository: str, *, public: bool) -> None:
-    """Raise InputError, before anything is written, where a checkpoint can't be uploaded: the name is none, there is no
-    token, the repository is public and that is not asked for, the hub does not take it or can't be reached."""
+    """Raise InputError, before anything is written, where a checkpoint can't be uploaded: the name is invalid, there is
+    no token, the repository is public without `public`, or the hub refuses or can't be reached."""
     from huggingface_hub import HfApi, get_token  # slow
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -298,7 +296,7 @@ def check_repository(repository: str, *, public: bool) -> None:
 
 
 def push(path: Path, repository: str, *, public: bool, message: str) -> str:
-    """Upload a folder or a GGUF file as one commit; its address. Raises InputError where the hub does not take it."""
+    """Upload a folder or a GGUF file as one commit, and return its address. Raises InputError where the hub refuses."""
     from huggingface_hub import HfApi  # slow
 
     api = HfApi()

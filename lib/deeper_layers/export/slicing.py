@@ -1,7 +1,7 @@
 """A checkpoint without some of its layers, written without opening the model.
 
-Safetensors files are copied tensor by tensor as bytes, whatever their data type, with the layers above the cut
-renamed (tensors.py); config_text.py says what config.json becomes. The folder appears when it is complete.
+Safetensors files are copied tensor by tensor as bytes, whatever their data type, and the layers above the cut are
+renumbered (tensors.py); config_text.py cuts config.json. The folder appears when it is complete.
 """
 
 import json
@@ -17,27 +17,27 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, telling
 from deeper_layers.export import lineage, tensors
 from deeper_layers.export.adapter_files import read_adapter
-from deeper_layers.export.config_text import cut_config, state_dtype
-from deeper_layers.export.model_card import model_card, read_facts
+from deeper_layers.export.config_text import cut_config, set_dtype
+from deeper_layers.export.model_card import read_facts, render_model_card
 from deeper_layers.export.tensors import Changed, Layout, read_layout
 from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import folder_files, local_path, read_json
 from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
 from deeper_layers.package_index import file_hash
 
-TOKENIZER = "tokenizer_config.json"
-MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
-# of a checkpoint beside config.json and weights: how it generates, tokenizer, processors, template, scales, licence
-NEEDED = re.compile(
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MOST_HASHED = 2**31  # bytes of weights in a folder up to which they are hashed: for more it would double the time
+# other files of a checkpoint: generation settings, tokenizer, processors, chat template, scales, licence
+NEEDED_FILES = re.compile(
     r"generation_config\.json|(tokenizer|vocab|merges|added_tokens|special_tokens_map|tekken)[\w.-]*\.(json|txt|bpe)|"
     r"[\w.-]*\.(model|tiktoken|jinja|spm)|chat_template[\w.-]*|((pre|video_pre)?processor|image_processor)_config\.json|"
     r"(hf_)?quant(ize)?_config\.json|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*",
     re.IGNORECASE,
 )
-# written anew, or of the folder as it was fetched
+# files that are written anew, or that only belong to a download
 WRITTEN = re.compile(r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\.(safetensors|index\.json)")
-# entries of a configuration in which tools put a path
-PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
+# entries of a configuration that may hold a path
+PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
 
 
 def slice_checkpoint(
@@ -57,32 +57,32 @@ def slice_checkpoint(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Write a checkpoint without the layers of a cut: the same tensors as `drop_layers` and `save_pretrained` give.
+    """Write a checkpoint without the layers of a cut. Its tensors equal those of `drop_layers` and `save_pretrained`.
 
     Args:
         source: a folder with config.json and safetensors, a hub id, a `.gguf` file, or "embedded".
         cut: the layers to drop.
-        out: the folder to write, which must not exist. What an interrupted run of the same copied is not copied again.
+        out: the folder to write, which must not exist. After an interruption the same call keeps the files it copied.
         revision: of a hub id.
-        card: what the model card says besides source and cut.
-        adapter: a folder of adapters trained on the pruned model, as `save_adapters` or peft writes it: they are added
+        card: text of the model card, besides source and cut.
+        adapter: a folder of adapters trained on the pruned model, as `save_adapters` or peft writes it. They are added
             to the weights, as `merge_adapters` does.
-        dtype: "float32", "bfloat16" or "float16", to which real numbers are cast; "auto" leaves them as they are, and
-            writes those of a GGUF file in the smallest of these that holds every one exactly.
-        command: that the card says it was made by.
-        name: by which the card says the checkpoint is opened, where that is not the name of `out`.
-        mtp: layers for multi-token prediction, which come after the last layer, stay; else they are left out.
-        silence: of layers that lose their attention or MLP, write zeros where that ends: as `silence_sublayers`, it
-            gives the same numbers and saves no memory. Else such a cut is refused.
-        changed: what a rule made of the layers that stay; see `deeper_layers.rules.changing`.
-        overwrite: `out` may be a folder that was written here, and that nobody changed since.
-        trust_remote_code: code that comes with the checkpoint is copied too; it is not run here.
+        dtype: "float32", "bfloat16" or "float16", to which real numbers are cast; "auto" keeps their data types, and
+            writes a GGUF file's numbers in the smallest of these that holds all of them exactly.
+        command: the command that the card names.
+        name: the name by which the card opens the checkpoint, if it is not that of `out`.
+        mtp: keep layers for multi-token prediction, which come after the last layer; else they are left out.
+        silence: write zeros into the last matrices of attentions or MLPs that the cut drops alone. As with
+            `silence_sublayers`, numbers are the same and no memory is saved. Without it such a cut is refused.
+        changed: how a rule changed the layers that stay; see `deeper_layers.rules.changing`.
+        overwrite: replace `out` if it is a folder that was written here and not changed since.
+        trust_remote_code: also copy code that comes with the checkpoint; it is not run here.
 
     Raises:
-        InputError: the source is no such checkpoint (a shard is missing, damaged or pickled, or it is not what its
-            configuration asks for), the cut does not fit it, it is not understood which of its tensors are layers, the
-            adapters are of another model or cut, `out` exists, overlaps with what is read or is being written, a data
-            type is to be changed of quantized weights or is too small for a number, or the disk is full.
+        InputError: the source is no such checkpoint (a shard is missing, damaged or pickled, or does not match the
+            configuration), the cut does not fit it, its layers can't be told from its other tensors, the adapters are
+            of another model or cut, `out` exists, overlaps with what is read or is being written, the data type of
+            quantized weights is to be changed or is too small for a number, or the disk is full.
 
     Returns:
         The folder `out`, complete: it opens in plain transformers, with a model card that says what was dropped.
@@ -101,22 +101,22 @@ def slice_checkpoint(
     folder = checkpoint_folder(source, revision)
     lineage.check_no_overlap(out, folder, *([] if adapter is None else [Path(adapter)]))
     layout = read_layout(folder, mtp=mtp)
-    stamps = _stamps(layout)
+    stamps = _file_stamps(layout)
     large = local_path(source).is_dir() and sum(size for size, _ in stamps.values()) > MOST_HASHED
-    added = None if adapter is None else read_adapter(adapter)
-    others, facts = _files_beside(folder, trust_remote_code), read_facts(source, folder)
-    whole = Cut.of(cut.dropped) if silence else cut
-    config, entries = cut_config(layout, whole), layout.entries(whole)
+    adapters = None if adapter is None else read_adapter(adapter)
+    other_files, facts = _select_other_files(folder, trust_remote_code), read_facts(source, folder)
+    layer_cut = Cut.of(cut.dropped) if silence else cut
+    config, entries = cut_config(layout, layer_cut), layout.entries(layer_cut)
     if silence:
         tensors.zero_sublayers(entries, layout, cut)
     if changed:
         tensors.replace_tensors(entries, layout, changed)
-    if added:
-        if added.base:  # else peft wrote it, and does not say of what
-            added.check(model_key(source, folder), cut)
-        tensors.add_adapter(entries, layout, added)
+    if adapters:
+        if adapters.base:  # else peft wrote the folder, and the base is not recorded
+            adapters.check(model_key(source, folder), cut)
+        tensors.add_adapter(entries, layout, adapters)
     if cast := tensors.cast_entries(entries, layout, dtype, bool(facts.quantized)):
-        state_dtype(config, cast)
+        set_dtype(config, cast)
 
     step = lineage.Step(
         model=model_name(source),
@@ -126,84 +126,87 @@ def slice_checkpoint(
         attention=[*cut.attention],
         mlp=[*cut.mlp],
         changed=changed.words if changed else None,
-        adapter=added.fingerprint if added else None,
+        adapter=adapters.fingerprint if adapters else None,
         dtype=cast,
         command=command,
     )
-    history, files = lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub), tensors.as_files(entries)
-    commit = folder.name if folder.parent.name == "snapshots" else revision  # of the hub's cache
-    about = {"name": name or out.name, "config": config, "scores": card}
-    about["predicting"] = "kept" if layout.mtp else "" if mtp else "left out"
-    card = model_card(source, history, facts, commit, added, **about)
-    texts = tensors.index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
-    of = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
-    mend = "mend that and run this again, it goes on from there"
-    with telling(f"can't write {out}", mend, OSError), atomic_dir(out, check, None if changed else of) as made:
-        hashes = tensors.write_tensors(files, made, out)
-        for file, path in others.items():
-            shutil.copyfile(path, made / file)
+    history, files = (
+        lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub),
+        tensors.group_by_file(entries),
+    )
+    commit = folder.name if folder.parent.name == "snapshots" else revision  # a folder in the hub's cache
+    context = {"name": name or out.name, "config": config, "scores": card}
+    context["predicting"] = "kept" if layout.mtp else "" if mtp else "left out"
+    card = render_model_card(source, history, facts, commit, adapters, **context)
+    texts = tensors.format_index(files) | {"config.json": _dump(config), "README.md": card} | _fix_tokenizer(folder)
+    key = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
+    advice = "mend that and run this again, it goes on from there"
+    with telling(f"can't write {out}", advice, OSError), atomic_dir(out, check, None if changed else key) as partial:
+        hashes = tensors.write_tensors(files, partial, out)
+        for file, path in other_files.items():
+            shutil.copyfile(path, partial / file)
         for file, text in texts.items():
-            (made / file).write_text(text, encoding="utf-8", newline="")
-        hashes |= {file: file_hash(made / file) for file in (*texts, *others)}
-        (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
-        if _stamps(layout) != stamps:
+            (partial / file).write_text(text, encoding="utf-8", newline="")
+        hashes |= {file: file_hash(partial / file) for file in (*texts, *other_files)}
+        (partial / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
+        if _file_stamps(layout) != stamps:
             raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     return out
 
 
-def weights_written(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -> Callable[[Cut], tuple[int, str]]:
-    """What says of a cut how many bytes `slice_checkpoint` will write, and in which type; of a checkpoint that was made
-    of a GGUF file, where it is `dequantized`."""
+def build_size_function(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -> Callable[[Cut], tuple[int, str]]:
+    """A function from a cut to the bytes that `slice_checkpoint` would write, and their type. `dequantized`: the
+    checkpoint in the folder was made of a GGUF file."""
     layout = read_layout(folder, mtp=mtp)
     cast = tensors.cast_entries(layout.entries(UNPRUNED), layout, dtype, dequantized)
 
-    def written(cut: Cut) -> tuple[int, str]:
+    def count_bytes(cut: Cut) -> tuple[int, str]:
         entries = layout.entries(Cut.of(cut.dropped))
         tensors.cast_entries(entries, layout, cast or "auto", False)
-        types = "+".join(sorted({tensors.TORCH.get(entry.dtype, entry.dtype) for entry in entries.values()}))
-        return sum(map(tensors.file_bytes, tensors.as_files(entries).values())), types
+        types = "+".join(sorted({tensors.TORCH_NAMES.get(entry.dtype, entry.dtype) for entry in entries.values()}))
+        return sum(map(tensors.count_file_bytes, tensors.group_by_file(entries).values())), types
 
-    return written
+    return count_bytes
 
 
-def _files_beside(folder: Path, trust_remote_code: bool) -> dict[str, Path]:
-    """What a checkpoint needs beside its configuration and weights, which is copied as it is, by name. A warning names
-    whatever else lies in the folder: it may be anybody's."""
+def _select_other_files(folder: Path, trust_remote_code: bool) -> dict[str, Path]:
+    """The files that a checkpoint needs besides configuration and weights, by name; they are copied unchanged. A
+    warning names all other files in the folder, which may not belong to the model."""
     code = ".py" if trust_remote_code else ()
-    found = {path.name: path for path in folder_files(folder)}
-    needed = {name: path for name, path in found.items() if NEEDED.fullmatch(name) or name.endswith(code)}
-    if left := sorted({path.name for path in folder.iterdir() if not WRITTEN.fullmatch(path.name)} - needed.keys()):
-        said = f"left in {folder}, as no part of a checkpoint (--trust-remote-code takes code along): {', '.join(left)}"
-        warnings.warn(said, stacklevel=3)
+    files = {path.name: path for path in folder_files(folder)}
+    needed = {name: path for name, path in files.items() if NEEDED_FILES.fullmatch(name) or name.endswith(code)}
+    if rest := sorted({path.name for path in folder.iterdir() if not WRITTEN.fullmatch(path.name)} - needed.keys()):
+        text = f"left in {folder}, as no part of a checkpoint (--trust-remote-code takes code along): {', '.join(rest)}"
+        warnings.warn(text, stacklevel=3)
     return needed
 
 
-def _stamps(layout: Layout) -> dict[str, list[int]]:
-    """What changes when a file of weights does, by its path: its size and time."""
-    found = {path: path.stat() for path in {tensor.path for tensor in layout.tensors}}
-    return {str(path.resolve()): [stat.st_size, stat.st_mtime_ns] for path, stat in found.items()}
+def _file_stamps(layout: Layout) -> dict[str, list[int]]:
+    """Size and modification time of each file of weights, by path: they show whether it was changed."""
+    stats = {path: path.stat() for path in {tensor.path for tensor in layout.tensors}}
+    return {str(path.resolve()): [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
 
 
-def _tokenizer(folder: Path) -> dict[str, str]:
-    """The tokenizer's configuration by its name, where older versions of transformers need other words there."""
-    if not (folder / TOKENIZER).is_file():
+def _fix_tokenizer(folder: Path) -> dict[str, str]:
+    """The tokenizer's configuration by its file name, if older versions of transformers need other entries in it."""
+    if not (folder / TOKENIZER_CONFIG).is_file():
         return {}
-    before = read_json(folder / TOKENIZER)
-    words = dict(before)
-    if words.get("tokenizer_class") == "TokenizersBackend":  # a name that older versions don't know
-        words["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(words.get("extra_special_tokens"), list):  # older versions expect names for these
-        words["additional_special_tokens"] = words.pop("extra_special_tokens")
-    text = _json(words)
-    return {} if json.loads(text) == before else {TOKENIZER: text}
+    old = read_json(folder / TOKENIZER_CONFIG)
+    new = dict(old)
+    if new.get("tokenizer_class") == "TokenizersBackend":  # a name that older versions don't know
+        new["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(new.get("extra_special_tokens"), list):  # older versions expect names for these
+        new["additional_special_tokens"] = new.pop("extra_special_tokens")
+    text = _dump(new)
+    return {} if json.loads(text) == old else {TOKENIZER_CONFIG: text}
 
 
-def _json(content: dict) -> str:
-    """A configuration as text that says nothing of where files lay on a machine: nobody else has that."""
+def _dump(content: dict) -> str:
+    """A configuration as JSON without paths of files on this machine, which nobody else has."""
 
     def is_path(name: str, value) -> bool:
-        named = name in PLACES and isinstance(value, str)
-        return named and (os.path.isabs(value) or os.path.exists(local_path(value)))
+        is_entry = name in PATH_KEYS and isinstance(value, str)
+        return is_entry and (os.path.isabs(value) or os.path.exists(local_path(value)))
 
     def without_paths(part: dict) -> dict:
         return {name: value for name, value in part.items() if not is_path(name, value)}

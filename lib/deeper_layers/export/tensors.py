@@ -1,8 +1,8 @@
-"""The tensors of a checkpoint: which are which layer's, what is done to those that stay, and how they are written.
+"""The tensors of a checkpoint: which layer they belong to, how those that stay are edited, and how they are written.
 
-For a model of transformers an empty one is built, which says whether the tensors are all there. Code that comes with a
-checkpoint is not run: then config.json and the names of the tensors have to say it themselves. What only gets another
-name is copied as bytes; all else is worked out for one tensor at a time.
+For a model class of transformers an empty model is built, to check that all tensors are there. Code that comes with a
+checkpoint is not run: its layers follow from config.json and the tensors' names. Tensors that are only renamed are
+copied as bytes; others are edited one at a time.
 """
 
 import json
@@ -28,15 +28,15 @@ from deeper_layers.models.decoder import ends_sublayer, layers_path
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.package_index import file_hash
 
-# what configurations call the number of layers for multi-token prediction, whose tensors come after the last layer's
-PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
-MTP = "mtp."  # where these tensors have a name of their own, it begins so
-TORCH = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # types of all real numbers
+# names in configurations for the number of layers for multi-token prediction; their tensors follow the last layer's
+MTP_ENTRIES = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
+MTP_PREFIX = "mtp."  # of these tensors' names where they are not numbered like layers
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # all types of real numbers
 
 
 @dataclass
 class Entry:
-    """A tensor to write: what it is now, the type that it will have, and what is done to it before, in order."""
+    """A tensor to write: its source, the data type to write it in, and the edits to apply, in order."""
 
     tensor: Tensor
     dtype: str
@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """In bytes, where it is written."""
+        """Bytes of the tensor as it is written."""
         bits = re.search(r"\d+", self.dtype)
         return math.prod(self.tensor.shape) * (int(bits[0]) if bits else 8) // 8
 
@@ -53,12 +53,12 @@ class Entry:
             return file.get_tensor(self.tensor.name)
 
     def content(self, name: str) -> memoryview:
-        """What is written under a name. Raises InputError where that is not finite, and it was."""
+        """The bytes to write. Raises InputError, with the name, where edits or casting made a number not finite."""
         old = new = self.read()
         for edit in self.edits:
             new = edit(new)
-        if self.dtype in TORCH:
-            new = new.to(getattr(torch, TORCH[self.dtype]))
+        if self.dtype in TORCH_NAMES:
+            new = new.to(getattr(torch, TORCH_NAMES[self.dtype]))
         if new is not old and not new.isfinite().all() and old.isfinite().all():
             raise InputError(
                 f"{name} would hold numbers that are not finite, or too large for {new.dtype}: give a dtype of a "
@@ -75,39 +75,39 @@ class Layout:
     """Which tensors of a checkpoint belong to which of its layers."""
 
     folder: Path
-    config: dict  # what config.json holds
+    config: dict  # the content of config.json
     tensors: list[Tensor]  # of all files
-    model: PreTrainedModel | None  # an empty one; None where its code comes with it
+    model: PreTrainedModel | None  # without weights; None where the checkpoint comes with its own code
     layers: int  # L
-    prefix: str  # before the number of a layer in the names of tensors, as in "model.layers."
-    module: str  # the same in the names of modules, which can be longer
-    mtp: int | None  # layers for multi-token prediction, which most number after the others; None: left out
+    prefix: str  # of tensor names, before the number of a layer: "model.layers."
+    module: str  # the same prefix in names of modules, which can be longer
+    mtp: int | None  # number of layers for multi-token prediction, mostly numbered after the others; None: left out
 
-    def numbers(self, cut: Cut) -> dict[int, int]:
-        """The new number of everything that is numbered like a layer and stays, by its old one."""
+    def new_numbers(self, cut: Cut) -> dict[int, int]:
+        """The new number of each layer that stays, layers for multi-token prediction included, by its old number."""
         kept = [*cut.kept(self.layers), *range(self.layers, self.layers + (self.mtp or 0))]
         return {old: new for new, old in enumerate(kept)}
 
     def entries(self, cut: Cut) -> Entries:
         """The tensors that stay, by their new names."""
-        new, found = self.numbers(cut), {}
+        new_numbers, entries = self.new_numbers(cut), {}
         for tensor in self.tensors:
-            name, number = tensor.name, _number(tensor.name, self.prefix)
-            if number in new:
-                name = name.replace(f"{self.prefix}{number}.", f"{self.prefix}{new[number]}.", 1)
-            elif number is not None or self.mtp is None and name.startswith(MTP):
+            name, number = tensor.name, _layer_number(tensor.name, self.prefix)
+            if number in new_numbers:
+                name = name.replace(f"{self.prefix}{number}.", f"{self.prefix}{new_numbers[number]}.", 1)
+            elif number is not None or self.mtp is None and name.startswith(MTP_PREFIX):
                 continue
-            found[name] = Entry(tensor, tensor.dtype)
-        return found
+            entries[name] = Entry(tensor, tensor.dtype)
+        return entries
 
 
 @dataclass(frozen=True)
 class Changed:
-    """What a rule made of the layers that stay.
+    """The tensors that a rule changed in the layers that stay.
 
     Attributes:
-        tensors: by "number of the layer in what is left.name in it".
-        words: which rule, and what it did.
+        tensors: by "NUMBER.NAME": the layer's number in the pruned model, and the tensor's name in that layer.
+        words: which rule changed them, and how.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -115,9 +115,9 @@ class Changed:
 
 
 def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
-    """The layout of the checkpoint in a folder. `mtp`: layers for multi-token prediction stay where there are any.
+    """The layout of the checkpoint in a folder. `mtp`: layers for multi-token prediction stay, if there are any.
 
-    Raises InputError where tensors are not what the configuration says, or it is not sure which of them are layers.
+    Raises InputError where tensors do not match the configuration, or it is not sure which of them are layers.
     """
     tensors, config = checkpoint_files.read_tensors(folder), checkpoint_files.read_json(folder / "config.json")
     shapes = {tensor.name: tuple(tensor.shape) for tensor in tensors}
@@ -128,71 +128,71 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
         "",
     )
     configuration.check_configuration(config, folder)
-    if not isinstance(config.get("auto_map"), dict):  # else its code comes with it
-        known = configuration.read_config(folder)
-        layers, model = configuration.layers_of(known), configuration.built_empty(known, folder)
+    if not isinstance(config.get("auto_map"), dict):  # else the checkpoint comes with its own code
+        parsed = configuration.read_config(folder)
+        layers, model = configuration.layers_of(parsed), configuration.built_empty(parsed, folder)
         configuration.check_tensors(model, folder, shapes)
         module = f"{layers_path(model)}."
-    chosen = [prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))]
-    if model is not None and len(chosen) > 1:  # one that sees images has layers for these too
-        filled = {prefix: configuration.unread_without(model, shapes, prefix) for prefix in chosen}
-        chosen = [p for p in chosen if filled[p] and all(name.startswith(module) for name in filled[p])]
-    if len(chosen) != 1:
+    fitting = [prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))]
+    if model is not None and len(fitting) > 1:  # a model that sees images has layers for these, too
+        unread = {prefix: configuration.unread_without(model, shapes, prefix) for prefix in fitting}
+        fitting = [p for p in fitting if unread[p] and all(name.startswith(module) for name in unread[p])]
+    if len(fitting) != 1:
         raise InputError(
-            f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers, expected exactly one: which"
-            " are layers is not guessed"
+            f"{folder} has {len(fitting)} groups of tensors that can be its {layers} layers, expected exactly one: "
+            "which are layers is not guessed"
         )
-    prefix, last = chosen[0], layers + max(predicting(config).values(), default=0)
-    odd = [name for name in shapes if name.startswith(prefix) and _number(name, prefix) not in range(last)]
-    if model is None:  # else transformers says what it reads of the others, and that is the same after the cut
-        odd += [name for name in shapes if NUMBERED.match(name) and not name.startswith((prefix, MTP))]
-    if odd:
+    prefix, end = fitting[0], layers + max(read_mtp_counts(config).values(), default=0)
+    stray = [name for name in shapes if name.startswith(prefix) and _layer_number(name, prefix) not in range(end)]
+    if model is None:  # else transformers knows the other numbered tensors, and a cut does not change them
+        stray += [name for name in shapes if NUMBERED.match(name) and not name.startswith((prefix, MTP_PREFIX))]
+    if stray:
         raise InputError(
-            f"{folder} holds {len(odd)} tensors that may belong to layers beside its {layers} ({min(odd)}, ...): what "
-            "becomes of them after a cut is not guessed; leave them out"
+            f"{folder} holds {len(stray)} tensors that may belong to layers beside its {layers} ({min(stray)}, ...): "
+            "what becomes of them after a cut is not guessed; leave them out"
         )
-    beyond = {number for number in groups[prefix] if number >= layers} or groups.get(f"{MTP}layers.", ())
-    return Layout(folder, config, tensors, model, layers, prefix, module or prefix, len(beyond) if mtp else None)
+    mtp_layers = {number for number in groups[prefix] if number >= layers} or groups.get(f"{MTP_PREFIX}layers.", ())
+    return Layout(folder, config, tensors, model, layers, prefix, module or prefix, len(mtp_layers) if mtp else None)
 
 
-def predicting(config: dict) -> dict[str, int]:
-    """What a configuration says of its number of layers for multi-token prediction, under whatever name."""
+def read_mtp_counts(config: dict) -> dict[str, int]:
+    """The numbers of layers for multi-token prediction that a configuration states, by entry."""
     text = configuration.text_part(config)
-    return {key: text[key] for key in PREDICTING if type(text.get(key)) is int}
+    return {key: text[key] for key in MTP_ENTRIES if type(text.get(key)) is int}
 
 
-def _number(name: str, prefix: str) -> int | None:
-    """Of the layer that a tensor is of; None where it is of none."""
-    found = NUMBERED.match(name)
-    return int(found["number"]) if found and found["prefix"] == prefix else None
+def _layer_number(name: str, prefix: str) -> int | None:
+    """The number of a tensor's layer; None where it belongs to no layer."""
+    match = NUMBERED.match(name)
+    return int(match["number"]) if match and match["prefix"] == prefix else None
 
 
-# ---- what is done to them ----------------------------------------------------------------------------------------
+# ---- edits -------------------------------------------------------------------------------------------------------
 
 
 def zero_sublayers(entries: Entries, layout: Layout, cut: Cut) -> None:
-    """Zeros in the tensors by which the sublayers of a cut write into the residual."""
+    """Set the tensors to zero by which a cut's sublayers write into the residual."""
     _check_plain(entries, layout, "written as zeros: zero the sublayers of what it was made of")
-    new = layout.numbers(cut)
+    new_numbers = layout.new_numbers(cut)
     for part, layers in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for layer in layers:
-            begin = f"{layout.prefix}{new[layer]}."
-            ends = [n for n in entries if n.startswith(begin) and ends_sublayer(n.removeprefix(begin), part)]
-            if not ends:
-                said = f"no tensor of a known name that ends the {part} of its layer {layer}"
-                raise InputError(f"{layout.folder} has {said}: drop whole layers")
-            for name in ends:
+            prefix = f"{layout.prefix}{new_numbers[layer]}."
+            outputs = [n for n in entries if n.startswith(prefix) and ends_sublayer(n.removeprefix(prefix), part)]
+            if not outputs:
+                problem = f"no tensor of a known name that ends the {part} of its layer {layer}"
+                raise InputError(f"{layout.folder} has {problem}: drop whole layers")
+            for name in outputs:
                 entries[name].edits.append(torch.zeros_like)
 
 
 def replace_tensors(entries: Entries, layout: Layout, changed: Changed) -> None:
-    """The values of a rule in place of the source's own, in the type of these."""
-    for inside, tensor in changed.tensors.items():
-        _edit(entries, f"{layout.prefix}{inside}", list(tensor.shape), "the rule", tensor.to)
+    """Replace the source's values by those of a rule, in the source's data type."""
+    for path, tensor in changed.tensors.items():
+        _add_edit(entries, f"{layout.prefix}{path}", list(tensor.shape), "the rule", tensor.to)
 
 
 def add_adapter(entries: Entries, layout: Layout, adapter: Adapter) -> None:
-    """Low-rank updates added to the weights as `merge_adapters` does, then rounded to the type that was there."""
+    """Add low-rank updates to the weights, as `merge_adapters` does, and round to the source's data type."""
     for module, (a, b) in adapter.factors.items():
         name = f"{layout.prefix}{module.removeprefix(layout.module)}" if module.startswith(layout.module) else module
         shape = [len(b), a.shape[1]][:: -1 if adapter.settings.get("fan_in_fan_out") else 1]
@@ -200,23 +200,23 @@ def add_adapter(entries: Entries, layout: Layout, adapter: Adapter) -> None:
         def add(old, module=module):
             return (old.float() + adapter.change(module)).to(old.dtype)
 
-        _edit(entries, f"{name}.weight", shape, f"the adapters in {adapter.folder}", add)
+        _add_edit(entries, f"{name}.weight", shape, f"the adapters in {adapter.folder}", add)
 
 
-def _edit(entries: Entries, name: str, shape: list[int], what: str, edit: Callable) -> None:
-    """Have a tensor edited. Raises InputError where there is none of that name and shape, or it is quantized."""
+def _add_edit(entries: Entries, name: str, shape: list[int], cause: str, edit: Callable) -> None:
+    """Add an edit to a tensor. Raises InputError where no tensor has this name and shape, or it is quantized."""
     entry = entries.get(name)
-    if entry is None or entry.tensor.shape != shape or entry.dtype not in TORCH:
-        there = "no such tensor" if entry is None else f"one of shape {entry.tensor.shape} in {entry.dtype}"
+    if entry is None or entry.tensor.shape != shape or entry.dtype not in TORCH_NAMES:
+        present = "no such tensor" if entry is None else f"one of shape {entry.tensor.shape} in {entry.dtype}"
         raise InputError(
-            f"{what} changes {name} of shape {shape}, and the checkpoint without these layers has {there}: give what "
-            f"was made of this model after this cut, and weights in one of {', '.join(TORCH)}"
+            f"{cause} changes {name} of shape {shape}, and the checkpoint without these layers has {present}: give "
+            f"what was made of this model after this cut, and weights in one of {', '.join(TORCH_NAMES)}"
         )
     entry.edits.append(edit)
 
 
 def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool) -> str | None:
-    """Have real numbers written in a data type, see `slice_checkpoint`; which it is, None where they stay as they are.
+    """Have real numbers written in a data type, see `slice_checkpoint`. Returns that type; None where types stay.
     `dequantized`: the checkpoint was made of a GGUF file."""
     if dtype not in ("auto", *DTYPES):
         raise InputError(f"dtype is {dtype!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
@@ -225,14 +225,14 @@ def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool
     _check_plain(entries, layout, "cast: leave dtype out, and they are copied")
     dtype = smallest_dtype(entries) if dtype == "auto" else dtype
     for entry in entries.values():
-        if entry.dtype in TORCH:
-            entry.dtype = next(name for name, of in TORCH.items() if of == dtype)
+        if entry.dtype in TORCH_NAMES:
+            entry.dtype = next(name for name, torch_name in TORCH_NAMES.items() if torch_name == dtype)
     return dtype
 
 
 def smallest_dtype(entries: Entries) -> str:
-    """The smallest data type that holds every number of a checkpoint in float32 exactly. Of what had fewer than 16 bits
-    that is float32: it is products of a scale and small whole numbers."""
+    """The smallest data type that holds every float32 number of a checkpoint exactly. For weights that had fewer than
+    16 bits it is float32, as they are products of a scale and small whole numbers."""
     fitting = [torch.bfloat16, torch.float16]
     for values in (entry.read() for entry in entries.values() if entry.dtype == "F32"):
         fitting = [dtype for dtype in fitting if torch.equal(values.to(dtype).float(), values)]
@@ -240,66 +240,66 @@ def smallest_dtype(entries: Entries) -> str:
 
 
 def _check_plain(entries: Entries, layout: Layout, what: str) -> None:
-    """Raise InputError for a quantized checkpoint, whose numbers mean nothing without their scales."""
+    """Raise InputError for a quantized checkpoint, whose numbers have no meaning without their scales."""
     types = {entry.dtype[:2] for entry in entries.values()}
     if "quantization_config" in layout.config | configuration.text_part(layout.config) or types & {"F8", "F6", "F4"}:
         raise InputError(f"{layout.folder} holds quantized weights, which can't be {what}")
 
 
-# ---- written -----------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------------
 
 
-def as_files(entries: Entries) -> dict[str, Entries]:
-    """The files to write, by name: as the tensors are divided in the source."""
+def group_by_file(entries: Entries) -> dict[str, Entries]:
+    """The entries of each file to write, by file name: tensors are divided into files as in the source."""
     groups: dict[Path, Entries] = {}
     for name, entry in entries.items():
         groups.setdefault(entry.tensor.path, {})[name] = entry
     if len(groups) == 1:
         return {SINGLE: entries}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": some for i, some in enumerate(groups.values(), 1)}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups.values(), 1)}
 
 
-def index_text(files: dict[str, Entries]) -> dict[str, str]:
-    """The index of these files, by its name, where they are several."""
+def format_index(files: dict[str, Entries]) -> dict[str, str]:
+    """The index of several files, as text by its file name; nothing for a single file."""
     weight_map = {name: file for file, entries in files.items() for name in entries}
     total = sum(entry.size for entries in files.values() for entry in entries.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     return {INDEX: json.dumps(index, indent=2)} if len(files) > 1 else {}
 
 
-def file_bytes(entries: Entries) -> int:
+def count_file_bytes(entries: Entries) -> int:
     """Bytes of a safetensors file of these tensors, its header included."""
-    return len(_head(entries)) + sum(entry.size for entry in entries.values())
+    return len(_format_header(entries)) + sum(entry.size for entry in entries.values())
 
 
 def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[str, str]:
-    """Write files for what will be at `out`; their SHA-256. Each is hashed while the next one is written.
+    """Write the files into `folder`, which will become `out`, and return the SHA-256 of each.
 
-    One that is there is whole, from an interrupted run of the same.
+    A file is hashed while the next one is written. A file that exists is complete, from an interrupted run of the same.
     """
     hashes = {}
     missing = {file: entries for file, entries in files.items() if not (folder / file).exists()}
-    with writing(sum(map(file_bytes, missing.values())), folder, out) as bar, ThreadPoolExecutor(1) as beside:
+    with writing(sum(map(count_file_bytes, missing.values())), folder, out) as bar, ThreadPoolExecutor(1) as executor:
         for file in files.keys() - missing.keys():
-            hashes[file] = beside.submit(file_hash, folder / file)
+            hashes[file] = executor.submit(file_hash, folder / file)
         for file, entries in missing.items():
-            with open(partial := folder / f".{file}.partial", "wb") as made:
-                bar.update(made.write(_head(entries)))
+            with open(partial := folder / f".{file}.partial", "wb") as stream:
+                bar.update(stream.write(_format_header(entries)))
                 for name, entry in entries.items():
-                    bar.update(made.write(entry.content(name)))
-                made.flush()
-                os.fsync(made.fileno())
+                    bar.update(stream.write(entry.content(name)))
+                stream.flush()
+                os.fsync(stream.fileno())
             os.replace(partial, folder / file)
-            hashes[file] = beside.submit(file_hash, folder / file)
+            hashes[file] = executor.submit(file_hash, folder / file)
     return {file: hashes[file].result() for file in files}
 
 
-def _head(entries: Entries) -> bytes:
-    """The beginning of a safetensors file."""
-    place, metadata = 0, next(iter(entries.values())).tensor.metadata
+def _format_header(entries: Entries) -> bytes:
+    """The header of a safetensors file."""
+    offset, metadata = 0, next(iter(entries.values())).tensor.metadata
     header: dict = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     for name, entry in entries.items():
-        offsets = [place, place := place + entry.size]
+        offsets = [offset, offset := offset + entry.size]
         header[name] = {"dtype": entry.dtype, "shape": entry.tensor.shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
