@@ -10,7 +10,7 @@ from benchmarks.engines.environments import ENGINES as TRIED
 from benchmarks.harness import MEASURED
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export.engines import ENGINES, KINDS, TABLE, find_misreadings, find_nearest_safe, safe_cuts
+from deeper_layers.export.engines import ENGINES, KINDS, TABLE, find_misreadings, find_nearest_safe, select_safe_cuts
 
 pytestmark = pytest.mark.quick
 
@@ -89,7 +89,7 @@ ODD = {"model_type": "gpt_oss", "num_hidden_layers": 3}  # where not even the wh
 )
 def test_the_nearest_safe_cut(config, cut, engines, expected):
     assert find_nearest_safe(config, cut, engines) == expected
-    assert safe_cuts(config, [cut], engines) == ([cut] if cut == expected else [])
+    assert select_safe_cuts(config, [cut], engines) == ([cut] if cut == expected else [])
 
 
 def test_what_was_measured_is_of_committed_code_and_no_engine_is_silently_wrong():

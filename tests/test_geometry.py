@@ -14,7 +14,7 @@ from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules import geometry as measures
-from deeper_layers.rules.geometry import kept_tokens, record_passes, skip_each_layer
+from deeper_layers.rules.geometry import record_passes, select_tokens, skip_each_layer
 from deeper_layers.studies import which_layers
 from tests.plain import batch, logits, parts
 from tests.tiny import FAMILIES, VOCABULARY, shared_model, tiny_model
@@ -92,7 +92,7 @@ def test_divergence_of_distributions():
 
 def test_one_pass_records_a_plain_reading_of_the_formulas():
     llama, given = shared_model("llama", LAYERS), batch(SEQUENCES)
-    rows, columns = kept_tokens(given["attention_mask"], TOKENS)
+    rows, columns = select_tokens(given["attention_mask"], TOKENS)
     assert [columns[rows == row].tolist() for row in range(len(KEPT))] == KEPT
     (found,) = record_passes(llama, [given], tokens=TOKENS)
     start = 0

@@ -13,14 +13,14 @@ from torch import nn
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.healing import distillation
-from deeper_layers.healing.adapters import ffn_modules, merge_adapters
+from deeper_layers.healing.adapters import find_ffn_modules, merge_adapters
 from deeper_layers.healing.distillation import (
     Teacher,
     check_final_states,
     divergence,
+    draw_sequences,
     keep_teacher,
     read_states,
-    sequences_to_learn,
 )
 from deeper_layers.healing.training import heal, train
 from deeper_layers.models.decoder import decoder_layers
@@ -121,10 +121,12 @@ def test_the_attention_of_first_generation_qwen_gets_no_adapter():
             nn.ModuleDict({name: nn.Linear(8, 8) for name in names.split()})
             for names in ("c_attn c_proj", "w1 w2 c_proj")
         )
-    assert ffn_modules(model) == [f"model.layers.{i}.mlp.{name}" for i in range(3) for name in ("w1", "w2", "c_proj")]
+    assert find_ffn_modules(model) == [
+        f"model.layers.{i}.mlp.{name}" for i in range(3) for name in ("w1", "w2", "c_proj")
+    ]
     model.model.layers[1].mlp = nn.Identity()
     with pytest.raises(InputError, match="layer 1 of LlamaForCausalLM has no feed-forward modules"):
-        ffn_modules(model)
+        find_ffn_modules(model)
 
 
 # ---- training --------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ def test_training_is_a_plain_loop(family, names, values, opened):
     kept = {parameter.data_ptr() for parameter in model.parameters() if not parameter.requires_grad}
     assert kept <= {parameter.data_ptr() for parameter in whole.parameters()}, "weights are there once"
     config = dataclasses.replace(SMALL, dropout=0.0, **values)
-    learnt = sequences_to_learn(opened[1], texts, config)
+    learnt = draw_sequences(opened[1], texts, config)
     assert record.distinct_tokens == sum(map(len, learnt)) and not model.training
     assert record.tokens == record.distinct_tokens * config.steps * config.batch_sequences / len(learnt)
     expected, losses = plain_loop(whole, learnt, config, names)
@@ -279,7 +281,7 @@ def test_states_kept_on_disk_teach_as_the_model_does(opened, tmp_path):
     (beside, record), (kept, after) = (healed(opened, whole=whole, **asked) for whole in (None, tmp_path))
     assert after.losses == pytest.approx(record.losses, abs=1e-4) and close(beside, kept, atol=1e-3)
     with pytest.raises(InputError, match="holds no states of the unpruned model"):
-        read_states(tmp_path, sequences_to_learn(opened[1], TEXTS, config)[0], "of another")
+        read_states(tmp_path, draw_sequences(opened[1], TEXTS, config)[0], "of another")
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match="holds no states .*keep_teacher"):

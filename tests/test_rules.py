@@ -11,7 +11,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules import changed_model
-from deeper_layers.rules.changing import bridge_cut, build_likeness, merged_model
+from deeper_layers.rules.changing import bridge_cut, build_likeness, merge_layers
 from deeper_layers.rules.choosing import REGISTERED, SEEDS, choose_merges, similarity_cut, target_layer
 from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.sweeps import text_loss
@@ -182,21 +182,21 @@ def matrix(model, layer: int) -> torch.Tensor:
 
 def test_merged_layers_are_sums_of_differences_from_the_first(model):
     _, one, two, three, four, five = (matrix(model, layer) for layer in range(LAYERS))
-    merged = merged_model(model, [0, (1, 2, 3), 4, 5])
+    merged = merge_layers(model, [0, (1, 2, 3), 4, 5])
     torch.testing.assert_close(matrix(merged, 1), one + (two - one) + (three - one))
     assert len(decoder_layers(merged)) == 4 and matrix(merged, 2).data_ptr() == four.data_ptr(), "shared"
     torch.testing.assert_close(*(decoder_layers(one)[1].input_layernorm.weight for one in (merged, model)))
     torch.testing.assert_close(matrix(model, 1), one)
     # in the authors' code each is taken from what the sum has become, and it telescopes
-    torch.testing.assert_close(matrix(merged_model(model, [0, (1, 2, 3), 4, 5], "last taken"), 1), three)
+    torch.testing.assert_close(matrix(merge_layers(model, [0, (1, 2, 3), 4, 5], "last taken"), 1), three)
     inner = three + (four - three)  # merged layers are merged again
-    again = merged_model(model, [0, 1, (2, (3, 4), 5)])
+    again = merge_layers(model, [0, 1, (2, (3, 4), 5)])
     torch.testing.assert_close(matrix(again, 2), two + (inner - two) + (five - two))
 
 
 def test_likeness_is_the_cosine_of_all_final_states(model, sequences):
     tried, tokens = [0, 1, 2, (3, 4), 5], torch.stack(sequences)
-    states = [one.model(tokens).last_hidden_state.double().flatten(1) for one in (model, merged_model(model, tried))]
+    states = [one.model(tokens).last_hidden_state.double().flatten(1) for one in (model, merge_layers(model, tried))]
     likeness = build_likeness(model, sequences)
     assert likeness(tried) == pytest.approx(torch.cosine_similarity(*states).mean().item(), abs=1e-6)
     assert likeness(list(range(LAYERS))) == pytest.approx(1, abs=1e-9)
@@ -314,7 +314,7 @@ REFUSED = [  # a function of the model and its sequences, and words of the line
     (lambda m, s: bridge_cut(m, Cut.of([2], mlp=[4]), s), "drop a block from layer 1 on"),
     (lambda m, s: bridge_cut(m, CUT, s[:1]), "there are 24 tokens to fit a map of 48 by 48 on"),
     (lambda m, s: bridge_cut(shared_model("mixtral", 4), Cut(1, 1), s), "ends in no single matrix"),
-    (lambda m, s: merged_model(shared_model("qwen3_moe", 4), [0, (1, 2), 3]), "layer 2 has other matrices than 1"),
+    (lambda m, s: merge_layers(shared_model("qwen3_moe", 4), [0, (1, 2), 3]), "layer 2 has other matrices than 1"),
 ]
 
 

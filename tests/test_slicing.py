@@ -16,7 +16,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import config_text
 from deeper_layers.export.slicing import slice_checkpoint
-from deeper_layers.export.tensors import read_layout, smallest_dtype
+from deeper_layers.export.tensors import find_smallest_dtype, read_layout
 from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.pruning import drop_layers
 from tests.faults import killed_at
@@ -87,7 +87,7 @@ def test_cast_as_torch_casts_and_up_again_nothing_is_lost(dtype, tmp_path):
     again = slice_checkpoint(out, UNPRUNED, tmp_path / "again", dtype="float32")
     for folder, expected in ((again, dtype), (tmp_path / "whole", "float32")):
         entries = read_layout(folder).entries(UNPRUNED)
-        assert {entry.dtype for entry in entries.values()} == {"F32"} and smallest_dtype(entries) == expected
+        assert {entry.dtype for entry in entries.values()} == {"F32"} and find_smallest_dtype(entries) == expected
 
 
 def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):

@@ -101,7 +101,7 @@ def read_shape(model) -> Shape:
     import torch
     from torch import nn
 
-    from deeper_layers.healing.adapters import ffn_modules
+    from deeper_layers.healing.adapters import find_ffn_modules
     from deeper_layers.models.configuration import text_config
     from deeper_layers.models.decoder import decoder_layers
     from deeper_layers.models.network import Network
@@ -117,7 +117,7 @@ def read_shape(model) -> Shape:
     head_width = entry("head_dim", config.hidden_size // max(heads, 1))
     linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     try:
-        adapted_widths = sum(sum(model.get_submodule(name).weight.shape) for name in ffn_modules(model))
+        adapted_widths = sum(sum(model.get_submodule(name).weight.shape) for name in find_ffn_modules(model))
     except InputError:
         adapted_widths = None
     return Shape(

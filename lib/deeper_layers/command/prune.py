@@ -135,7 +135,7 @@ def prune(
         export.check_repository(options.push_to_hub, public=options.public)
     parameters, changed = options.make_opening_parameters(output.is_gguf), None
     experiment = Experiment(parameters)
-    safe = functools.partial(export.safe_cuts, config, engines=split_list(options.for_))
+    safe = functools.partial(export.select_safe_cuts, config, engines=split_list(options.for_))
     sized = functools.partial(models.find_model, model, revision=options.revision, hashed=is_gguf_model(model))
 
     def chosen_cut(size: int) -> Cut:

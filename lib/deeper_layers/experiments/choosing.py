@@ -18,7 +18,7 @@ from deeper_layers.experiments.experiment import CutsByRule, Data, Experiment, n
 from deeper_layers.experiments.scoring import MEASURED, list_data, score, score_models
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
-from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, MergedLayer, choose_merges, price_in_words
+from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, MergedLayer, choose_merges, describe_price
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.export.tensors import Changed
@@ -128,7 +128,7 @@ def choose_cut_and_changes(rule: str, size: int, experiment: Experiment) -> tupl
     changed = rules.changed_model(model, rule_entry, cut, merged, _draw_sequences(experiment)[:BRIDGE_SEQUENCES])
     looked = f"{parameters.samples} sequences of {parameters.sequence_length} tokens of {parameters.corpus}"
     words = f"{rule}: {rule_entry.words} ({rule_entry.source}); it looked at {looked}"
-    return cut, export.Changed(rules.changed_tensors(model, changed, cut), words)
+    return cut, export.Changed(rules.find_changed_tensors(model, changed, cut), words)
 
 
 def _measure_inputs(rule: str, experiment: Experiment) -> Any:
@@ -151,7 +151,7 @@ def _make_loss_function(rule: str, size: int, experiment: Experiment) -> Losses:
 
     @functools.cache
     def sequences() -> list:
-        price = price_in_words(*REGISTERED[rule].price(size, experiment.source.num_layers))
+        price = describe_price(*REGISTERED[rule].price(size, experiment.source.num_layers))
         tokens = parameters.samples * parameters.sequence_length
         print(f"{rule}: {price}, over at most {tokens:,} tokens; each step is kept in results", file=sys.stderr)
         return _draw_sequences(experiment)

@@ -2,7 +2,7 @@ from .adapter_files import read_adapter as read_adapter
 from .engines import ENGINES as ENGINES
 from .engines import find_misreadings as find_misreadings
 from .engines import find_nearest_safe as find_nearest_safe
-from .engines import safe_cuts as safe_cuts
+from .engines import select_safe_cuts as select_safe_cuts
 from .gguf_files import check_our_gguf as check_our_gguf
 from .gguf_files import count_tensor_bytes as count_tensor_bytes
 from .gguf_files import find_gguf_file as find_gguf_file

@@ -97,11 +97,11 @@ class Adapter:
         """The factor of B A: alpha / rank, or alpha / sqrt(rank) where the settings say so."""
         return self.settings["lora_alpha"] / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
-    def change(self, module: str) -> "Tensor":
+    def compute_update(self, module: str) -> "Tensor":
         """The update that is added to the weight of a module."""
         a, b = self.factors[module]
-        change = b @ a * self.scale(len(a))
-        return change.T if self.settings.get("fan_in_fan_out") else change
+        update = b @ a * self.scale(len(a))
+        return update.T if self.settings.get("fan_in_fan_out") else update
 
 
 def write_identity(folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:

@@ -75,12 +75,12 @@ def cut_entries(config: dict, kept: list[int], layers: int) -> dict:
 
 def _fit_to_model(config: dict, pruned: PreTrainedConfig, path: Path) -> dict:
     """A config.json that transformers reads as `pruned`, the configuration of the cut model in memory."""
-    expected = _model_entries(pruned)
+    expected = _list_entries(pruned)
 
     def find_misread(config: dict) -> dict[tuple[str, ...], object] | None:
         """The expected values that transformers reads differently; None where it can't read the configuration."""
         try:
-            entries = _model_entries(type(pruned).from_dict(copy.deepcopy(config)))
+            entries = _list_entries(type(pruned).from_dict(copy.deepcopy(config)))
         except Exception:  # the configuration classes raise many kinds
             return None
         return {keys: value for keys, value in expected.items() if keys not in entries or entries[keys] != value}
@@ -97,7 +97,7 @@ def _fit_to_model(config: dict, pruned: PreTrainedConfig, path: Path) -> dict:
     )
 
 
-def _model_entries(config: PreTrainedConfig) -> dict[tuple[str, ...], object]:
+def _list_entries(config: PreTrainedConfig) -> dict[tuple[str, ...], object]:
     return _flatten_entries(json.loads(config.to_json_string(use_diff=False)))
 
 

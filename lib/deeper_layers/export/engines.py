@@ -90,18 +90,17 @@ def find_misreadings(config: dict, cut: Cut, engines: Collection[str] = ENGINES)
     return misreadings
 
 
-def safe_cuts(config: dict, cuts: Iterable[Cut], engines: Collection[str] = ENGINES) -> list[Cut]:
+def select_safe_cuts(config: dict, cuts: Iterable[Cut], engines: Collection[str] = ENGINES) -> list[Cut]:
     """The cuts that these engines read correctly."""
     return [cut for cut in cuts if not find_misreadings(config, cut, engines)]
 
 
 def find_nearest_safe(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> Cut | None:
-    """The block that these engines read correctly and whose ends are nearest to the cut's, of equally near blocks the
-    smallest; None where there is none."""
+    """The block that these engines read correctly with the ends nearest to the cut's; of equal ones the smallest."""
     layers = text_part(config).get("num_hidden_layers", 0)
     blocks = (Cut(start, size) for size in range(1, layers) for start in range(layers - size + 1))
 
     def distance(new: Cut) -> tuple:
         return abs(new.start - cut.start) + abs(new.stop - cut.stop), new.size, new.stop != cut.stop
 
-    return min(safe_cuts(config, blocks, engines), key=distance, default=None)
+    return min(select_safe_cuts(config, blocks, engines), key=distance, default=None)

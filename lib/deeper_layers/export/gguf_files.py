@@ -208,7 +208,7 @@ def _cut_metadata(header: Header, source: Source, kept: list[int], type: str | N
         if key == f"{architecture}.block_count":
             value = len(kept)
         elif key == "general.file_type" and type:
-            value = FILE_TYPES.get(type.upper(), 0)  # of f32
+            value = FILE_TYPES.get(type.upper(), 0)  # 0: f32
         elif isinstance(value, list) and len(value) == layers and key.startswith(f"{architecture}."):
             value = [value[index] for index in kept]
         # the writer adds the architecture itself and can't write empty lists; the size label is no longer true

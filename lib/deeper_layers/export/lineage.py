@@ -62,8 +62,7 @@ class Lineage(StrictModel):
 
 
 def extend_lineage(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
-    """The lineage with one more step, or a first step of the model with this hub id. Raises InputError where the step
-    starts with another number of layers."""
+    """The lineage with one more step, or a first one. Raises InputError for a step from another number of layers."""
     lineage = before or Lineage.model_construct(base_model=hub, steps=[], kept=[*range(step.layers)])
     if step.layers != len(lineage.kept):
         raise InputError(f"{LINEAGE} is of {len(lineage.kept)} layers, expected {step.layers}: remove that file")

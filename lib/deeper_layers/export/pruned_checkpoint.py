@@ -200,20 +200,20 @@ class Output:
     def fit_cut(self, source: Source, size: str, choose: Callable[[int], Cut]) -> Cut:
         """The smallest cut whose output fits into a size (see `read_size`); `choose` returns a rule's cut of so many
         layers. Raises InputError where not even the smallest model fits."""
-        most, in_file = read_size(size)
+        limit, in_file = read_size(size)
         if in_file and self.type in ROUNDED_TYPES:
             raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
-        taken = self.size_function(source) if in_file else lambda cut: (parameters(cut), "")
-        parameters, last = models.sizes_of(source).parameters, "the smallest is larger"
+        measure_size = self.size_function(source) if in_file else lambda cut: (parameters(cut), "")
+        parameters, reason = models.sizes_of(source).parameters, "the smallest is larger"
         for number in range(source.num_layers):
             try:
-                if taken(cut := choose(number))[0] <= most:
+                if measure_size(cut := choose(number))[0] <= limit:
                     return cut
             except NotMeasuredError:
                 raise
             except InputError as error:  # the rule or the format can't drop so many layers
-                last = error
-        raise InputError(f"no cut of {source.name} fits into {size} ({last}): give a larger size or type")
+                reason = error
+        raise InputError(f"no cut of {source.name} fits into {size} ({reason}): give a larger size or type")
 
 
 def prune_checkpoint(

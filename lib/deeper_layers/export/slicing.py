@@ -130,10 +130,7 @@ def slice_checkpoint(
         dtype=cast,
         command=command,
     )
-    history, files = (
-        lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub),
-        tensors.group_by_file(entries),
-    )
+    history, files = lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub), tensors.group_files(entries)
     commit = folder.name if folder.parent.name == "snapshots" else revision  # a folder in the hub's cache
     context = {"name": name or out.name, "config": config, "scores": card}
     context["predicting"] = "kept" if layout.mtp else "" if mtp else "left out"
@@ -155,8 +152,7 @@ def slice_checkpoint(
 
 
 def build_size_function(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -> Callable[[Cut], tuple[int, str]]:
-    """A function from a cut to the bytes that `slice_checkpoint` would write, and their type. `dequantized`: the
-    checkpoint in the folder was made of a GGUF file."""
+    """A function from a cut to the bytes that `slice_checkpoint` would write, and their type. See `cast_entries`."""
     layout = read_layout(folder, mtp=mtp)
     cast = tensors.cast_entries(layout.entries(UNPRUNED), layout, dtype, dequantized)
 
@@ -164,7 +160,7 @@ def build_size_function(folder: Path, dtype: str, *, dequantized: bool, mtp: boo
         entries = layout.entries(Cut.of(cut.dropped))
         tensors.cast_entries(entries, layout, cast or "auto", False)
         types = "+".join(sorted({tensors.TORCH_NAMES.get(entry.dtype, entry.dtype) for entry in entries.values()}))
-        return sum(map(tensors.count_file_bytes, tensors.group_by_file(entries).values())), types
+        return sum(map(tensors.count_file_bytes, tensors.group_files(entries).values())), types
 
     return count_bytes
 

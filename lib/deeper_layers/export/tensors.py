@@ -92,7 +92,7 @@ class Layout:
         """The tensors that stay, by their new names."""
         new_numbers, entries = self.new_numbers(cut), {}
         for tensor in self.tensors:
-            name, number = tensor.name, _layer_number(tensor.name, self.prefix)
+            name, number = tensor.name, _find_layer(tensor.name, self.prefix)
             if number in new_numbers:
                 name = name.replace(f"{self.prefix}{number}.", f"{self.prefix}{new_numbers[number]}.", 1)
             elif number is not None or self.mtp is None and name.startswith(MTP_PREFIX):
@@ -143,7 +143,7 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
             "which are layers is not guessed"
         )
     prefix, end = fitting[0], layers + max(read_mtp_counts(config).values(), default=0)
-    stray = [name for name in shapes if name.startswith(prefix) and _layer_number(name, prefix) not in range(end)]
+    stray = [name for name in shapes if name.startswith(prefix) and _find_layer(name, prefix) not in range(end)]
     if model is None:  # else transformers knows the other numbered tensors, and a cut does not change them
         stray += [name for name in shapes if NUMBERED.match(name) and not name.startswith((prefix, MTP_PREFIX))]
     if stray:
@@ -161,7 +161,7 @@ def read_mtp_counts(config: dict) -> dict[str, int]:
     return {key: text[key] for key in MTP_ENTRIES if type(text.get(key)) is int}
 
 
-def _layer_number(name: str, prefix: str) -> int | None:
+def _find_layer(name: str, prefix: str) -> int | None:
     """The number of a tensor's layer; None where it belongs to no layer."""
     match = NUMBERED.match(name)
     return int(match["number"]) if match and match["prefix"] == prefix else None
@@ -198,7 +198,7 @@ def add_adapter(entries: Entries, layout: Layout, adapter: Adapter) -> None:
         shape = [len(b), a.shape[1]][:: -1 if adapter.settings.get("fan_in_fan_out") else 1]
 
         def add(old, module=module):
-            return (old.float() + adapter.change(module)).to(old.dtype)
+            return (old.float() + adapter.compute_update(module)).to(old.dtype)
 
         _add_edit(entries, f"{name}.weight", shape, f"the adapters in {adapter.folder}", add)
 
@@ -223,14 +223,14 @@ def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool
     if dtype == "auto" and not dequantized:
         return None
     _check_plain(entries, layout, "cast: leave dtype out, and they are copied")
-    dtype = smallest_dtype(entries) if dtype == "auto" else dtype
+    dtype = find_smallest_dtype(entries) if dtype == "auto" else dtype
     for entry in entries.values():
         if entry.dtype in TORCH_NAMES:
             entry.dtype = next(name for name, torch_name in TORCH_NAMES.items() if torch_name == dtype)
     return dtype
 
 
-def smallest_dtype(entries: Entries) -> str:
+def find_smallest_dtype(entries: Entries) -> str:
     """The smallest data type that holds every float32 number of a checkpoint exactly. For weights that had fewer than
     16 bits it is float32, as they are products of a scale and small whole numbers."""
     fitting = [torch.bfloat16, torch.float16]
@@ -249,7 +249,7 @@ def _check_plain(entries: Entries, layout: Layout, what: str) -> None:
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def group_by_file(entries: Entries) -> dict[str, Entries]:
+def group_files(entries: Entries) -> dict[str, Entries]:
     """The entries of each file to write, by file name: tensors are divided into files as in the source."""
     groups: dict[Path, Entries] = {}
     for name, entry in entries.items():

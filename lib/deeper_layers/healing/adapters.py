@@ -28,7 +28,7 @@ from deeper_layers.models.half_precision import Widened
 from deeper_layers.pruning import drop_layers
 
 
-def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
+def find_ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     """Full names of the feed-forward modules of the decoder layers from `first_layer` (0-based) on.
 
     They are the linear modules of a layer outside of its attention and Mamba blocks, except the gates that choose
@@ -69,7 +69,7 @@ def add_adapters(
             f"adapters go on layers from {first_layer} on, and {layers} are left, 0 to {layers - 1}: put them on all "
             "layers, or drop layers below the last ones"
         )
-    names = ffn_modules(model, first_layer)
+    names = find_ffn_modules(model, first_layer)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -81,7 +81,7 @@ def add_adapters(
     with _peft_muted():
         torch.manual_seed(seed)
         healed = get_peft_model(model, config)
-    # else peft asks the hub for the model's name when adapters are saved, and a pruned model is not there
+    # a pruned model has no name on the hub, and peft would look it up there whenever adapters are saved
     healed.peft_config["default"].base_model_name_or_path = ""
     return healed
 
@@ -161,16 +161,16 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
             continue
         if isinstance(module, ParamWrapper):  # experts are parameters of one module: wrappers around wrappers
             while isinstance(module, ParamWrapper):
-                layer._parameters[module.parameter_name] = _merged_weight(module, module.get_param(), name, dtype)
+                layer._parameters[module.parameter_name] = _merge_weight(module, module.get_param(), name, dtype)
                 module = module.base_layer
         else:
-            layer = _plain_module(layer, _merged_weight(module, dequantize_module_weight(layer), name, dtype))
+            layer = _build_linear(layer, _merge_weight(module, dequantize_module_weight(layer), name, dtype))
         merged.set_submodule(name, layer)
     tied: dict = {}
     for module in merged.modules():  # new parameters where the data type changes; the others stay shared
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dtype != dtype:
-                module._parameters[name] = tied.setdefault(id(parameter), _frozen(parameter.to(dtype)))
+                module._parameters[name] = tied.setdefault(id(parameter), _freeze(parameter.to(dtype)))
     merged.config.dtype = dtype
     for entry in ("peft_config", "hf_quantizer", "quantization_method"):
         vars(merged).pop(entry, None)
@@ -180,7 +180,7 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     return merged.eval()
 
 
-def _merged_weight(module: nn.Module, weight: torch.Tensor, name: str, dtype: torch.dtype) -> nn.Parameter:
+def _merge_weight(module: nn.Module, weight: torch.Tensor, name: str, dtype: torch.dtype) -> nn.Parameter:
     """The sum, in float32, of a weight and its module's adapters, then rounded. Raises InputError for an overflow."""
     added = module.get_delta_weight(module.active_adapters[0]).float() if isinstance(module, LoraLayer) else 0
     merged = (weight.float() + added).to(dtype)
@@ -189,14 +189,14 @@ def _merged_weight(module: nn.Module, weight: torch.Tensor, name: str, dtype: to
             f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a larger "
             "range, or heal anew with a lower learning_rate"
         )
-    return _frozen(merged)
+    return _freeze(merged)
 
 
-def _frozen(tensor: torch.Tensor) -> nn.Parameter:
+def _freeze(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
 
-def _plain_module(layer: nn.Module, weight: nn.Parameter) -> nn.Module:
+def _build_linear(layer: nn.Module, weight: nn.Parameter) -> nn.Module:
     """A linear module with this weight and the layer's bias, of the layer's orientation."""
     if isinstance(layer, Conv1D):
         plain = Conv1D(weight.shape[1], weight.shape[0])
@@ -204,5 +204,5 @@ def _plain_module(layer: nn.Module, weight: nn.Parameter) -> nn.Module:
         plain = nn.Linear(*weight.shape[::-1], bias=layer.bias is not None, device="meta")
     plain.weight = weight
     if layer.bias is not None:
-        plain.bias = _frozen(layer.bias.to(weight))
+        plain.bias = _freeze(layer.bias.to(weight))
     return plain

@@ -37,7 +37,7 @@ PIECE = 2**27  # bytes of the logits, in float32, that are computed at once
 IGNORED = -100  # the label of positions that do not count in a loss
 
 
-def sequences_to_learn(tokenizer, texts: list[str], config: HealingConfig) -> list[torch.Tensor]:
+def draw_sequences(tokenizer, texts: list[str], config: HealingConfig) -> list[torch.Tensor]:
     """The sequences [T] of a healing, in the order of its seed, as many as fill whole steps.
 
     Teacher and student get the same. Raises InputError where the texts fill no step.
@@ -70,11 +70,11 @@ class Teacher:
     """
 
     def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
-        self.whole, self.temperature, self.head = whole, config.temperature, head_fingerprint(model)
+        self.whole, self.temperature, self.head = whole, config.temperature, describe_head(model)
         check_final_states(model)
         if isinstance(whole, str | Path):
             return
-        is_alike = isinstance(whole, PreTrainedModel) and head_fingerprint(whole) == self.head
+        is_alike = isinstance(whole, PreTrainedModel) and describe_head(whole) == self.head
         dropped = num_layers(whole) - num_layers(model) if is_alike else 0
         if dropped != cut.size if cut else dropped < 1:
             raise InputError(
@@ -84,24 +84,24 @@ class Teacher:
 
     def loss(self, model: PreTrainedModel, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
         """The divergence of a batch, `input_ids` and `labels` [B, T]: sum / `num_items_in_batch`, or the mean."""
-        states, logits = final_states(model, inputs)
+        states, logits = compute_final_states(model, inputs)
         target = self.states(inputs).to(states)
         # a position predicts the token after it
         scored = inputs["labels"][:, 1:] != IGNORED
-        total = _divergence_sum(states[:, :-1][scored], target[:, :-1][scored], logits, self.temperature)
+        total = _sum_divergence(states[:, :-1][scored], target[:, :-1][scored], logits, self.temperature)
         return total / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
 
     @torch.no_grad()
     def states(self, inputs: dict) -> torch.Tensor:
         """The states [B, T, D] that enter the teacher's head, which is also the student's."""
         if isinstance(self.whole, PreTrainedModel):
-            return final_states(self.whole, inputs)[0]
+            return compute_final_states(self.whole, inputs)[0]
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         pairs = zip(inputs["input_ids"], mask, strict=True)
         return pad_sequence([read_states(self.whole, ids[kept], self.head) for ids, kept in pairs], batch_first=True)
 
 
-def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
+def compute_final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
     """The states [B, T, D] that enter the head, and the model's own function from states [N, D] to logits [N, V]."""
     layers = decoder_layers(model)
     body = next(module for module in model.modules() if layers in module.children())  # the model without its head
@@ -117,17 +117,17 @@ def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Ca
 
 @torch.no_grad()
 def check_final_states(model: PreTrainedModel) -> None:
-    """Try `final_states` on a few tokens. Raises InputError where it does not give the model's own logits."""
+    """Try `compute_final_states` on a few tokens. Raises InputError where it does not give the model's own logits."""
     ids = torch.arange(1, 9, device=model.device)[None]
     unknown = f"{type(model).__name__} makes its logits in a way that is not known here, and can't be distilled"
     with telling(unknown, "heal it on text"):
         plain = model(input_ids=ids, use_cache=False).logits[0].float()
-        states, logits = final_states(model, {"input_ids": ids})
+        states, logits = compute_final_states(model, {"input_ids": ids})
         if not (logits(states[0]).float() - plain).abs().max() <= 1e-3 * plain.abs().max():
             raise ValueError("its head gives others")
 
 
-def _divergence_sum(states: torch.Tensor, target: torch.Tensor, logits: Callable, temperature: float) -> torch.Tensor:
+def _sum_divergence(states: torch.Tensor, target: torch.Tensor, logits: Callable, temperature: float) -> torch.Tensor:
     """The `divergence` of two models' states [N, D], with the logits of at most `PIECE` bytes in memory at once."""
     size = max(1, PIECE // (4 * logits(target[:1]).shape[-1]))
     total = torch.zeros((), device=states.device)
@@ -157,9 +157,9 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
         >>> keep_teacher(model, tokenizer, texts, PRESETS["distill"], "states")
         >>> healed = heal(pruned, tokenizer, texts, PRESETS["distill"], whole="states")
     """
-    learned = sequences_to_learn(tokenizer, texts, config)
+    learned = draw_sequences(tokenizer, texts, config)
     teacher = Teacher(whole, whole, config, UNPRUNED)
-    paths = {states_path(folder, tokens, teacher.head): tokens for tokens in learned}
+    paths = {find_states_path(folder, tokens, teacher.head): tokens for tokens in learned}
     missing = [(path, tokens) for path, tokens in paths.items() if not path.exists()]
     for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
         batch = missing[first : first + config.at_once]
@@ -172,17 +172,17 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
 
 def read_states(folder: Path | str, tokens: torch.Tensor, head: str) -> torch.Tensor:
     """The states [T, D] that `keep_teacher` wrote for a sequence [T] and a head. Raises InputError without them."""
-    path = states_path(folder, tokens, head)
+    path = find_states_path(folder, tokens, head)
     with telling(f"{path} holds no states of the unpruned model on this text", "write them with keep_teacher"):
         return load_file(path)["states"]
 
 
-def states_path(folder: Path | str, tokens: torch.Tensor, head: str) -> Path:
+def find_states_path(folder: Path | str, tokens: torch.Tensor, head: str) -> Path:
     """The file of a sequence's states, named after its tokens and the head: the order of sequences does not matter."""
     return Path(folder) / f"teacher-{hashlib.sha256(f'{tokens.tolist()} {head}'.encode()).hexdigest()[:16]}.safetensors"
 
 
-def head_fingerprint(model: PreTrainedModel) -> str:
+def describe_head(model: PreTrainedModel) -> str:
     """A text that tells heads apart: the shape of the weights and their first rows."""
     weights = model.get_output_embeddings().weight
     return f"{tuple(weights.shape)} {weights[:8].tolist()}"

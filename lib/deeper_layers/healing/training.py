@@ -32,7 +32,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters
-from deeper_layers.healing.distillation import IGNORED, Teacher, sequences_to_learn
+from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import replaced
 from deeper_layers.presets import HealingConfig
@@ -102,7 +102,7 @@ def train(
     folder: Path | None = None,
 ) -> tuple[PeftModel, Record]:
     """Heal a pruned model, see `heal`. Returns the model with its adapters, and a `Record`."""
-    sequences = sequences_to_learn(tokenizer, texts, config)
+    sequences = draw_sequences(tokenizer, texts, config)
     _check_variant(model, config, cut, whole)
     if isinstance(whole, PreTrainedModel):
         whole.eval()
@@ -121,7 +121,7 @@ def train(
         if folder is None:
             output = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            output = Path(folder) / _healing_name(healed, config, cut, sequences, whole)
+            output = Path(folder) / _name_healing(healed, config, cut, sequences, whole)
             check_writable(output)
         trainer = Trainer(
             model=healed,
@@ -149,7 +149,7 @@ def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Prog
     """Train from the last whole checkpoint, or from the beginning. A healing that is complete is only loaded."""
     last, state = None, TrainerState()
     for path in sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # a process was killed while it wrote it
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a process was killed while writing it
             state, last = TrainerState.load_from_json(str(path / STATE_FILE)), str(path)
     try:
         if last and state.global_step >= trainer.args.max_steps:
@@ -165,7 +165,7 @@ def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Prog
     return trainer.state
 
 
-def _healing_name(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
+def _name_healing(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
     """The name of a healing's folder: a hash of settings, cut, text, and the models' shapes and smallest tensors."""
     # a teacher's states on disk are checked when they are read
     models = (healed, whole) if isinstance(whole, PreTrainedModel) else (healed,)
@@ -214,7 +214,7 @@ def _build_forward(
             whole.base_model(**whole_inputs, use_cache=False)
         # with a count the Trainer sums the losses of a step's batches, else it takes their mean
         share = config.at_once / config.batch_sequences if count else 1.0
-        return {"loss": loss + config.auxiliary * share * _auxiliary_loss(residuals[-1], targets[-1], mask)}
+        return {"loss": loss + config.auxiliary * share * _compute_auxiliary(residuals[-1], targets[-1], mask)}
 
     return forward
 
@@ -231,7 +231,7 @@ def _recorded_residuals(model: PreTrainedModel, layer: int) -> Iterator[list[tor
         yield residuals
 
 
-def _auxiliary_loss(residual: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _compute_auxiliary(residual: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """|x - y|^2 / |y|^2: x is the residual at the cut, y the unpruned model's residual after the dropped layers."""
     x, y = (states.float() * mask[:, :, None] for states in (residual, target))
     return (x - y).square().sum() / y.square().sum()

@@ -38,13 +38,13 @@ TRAINING_EPOCHS, TRAINING_RATE = 4, 1e-4  # training over all sequences, one a s
 
 def changed_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]):
     """The pruned model of a rule that changes weights: with `merged` layers, or with a bridge over the cut, fitted on
-    sequences of tokens, each [T]. The model given stays unchanged. See `merged_model` and `bridge_cut`."""
+    sequences of tokens, each [T]. The model given stays unchanged. See `merge_layers` and `bridge_cut`."""
     if rule.changes in ("merged", "last taken"):
-        return merged_model(model, merged, rule.changes)
+        return merge_layers(model, merged, rule.changes)
     return bridge_cut(model, cut, sequences, rule.changes) if cut.size else model
 
 
-def changed_tensors(model, changed, cut: Cut) -> dict[str, torch.Tensor]:
+def find_changed_tensors(model, changed, cut: Cut) -> dict[str, torch.Tensor]:
     """The parameters of a `changed_model` that a rule replaced, by "NUMBER.NAME": the layer's number in the pruned
     model, and the parameter's name in that layer."""
     layers = decoder_layers(model)
@@ -82,19 +82,19 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
     _check_unquantized(model)
     pruned, below = drop_layers(model, cut), cut.start - 1
     if method == "trained":
-        states = _residuals_at(model, sequences, below, cut.stop)
+        states = _record_residuals(model, sequences, below, cut.stop)
         decoder_layers(pruned)[below] = _train_layer(model, below, states, sequences)
         return pruned
-    writer = _mlp_output(model, below)
+    writer = _find_mlp_output(model, below)
     if method == "scaled":
-        return _scale_layers_above(pruned, cut.start, _residuals_at(model, sequences, cut.start, cut.stop))
+        return _scale_layers_above(pruned, cut.start, _record_residuals(model, sequences, cut.start, cut.stop))
     if (count := sum(map(len, sequences))) < (width := writer.out_features):
         raise InputError(
             f"there are {count} tokens to fit a map of {width} by {width} on: give more sequences (samples)"
         )
     outputs: list[torch.Tensor] = []
     with writer.register_forward_hook(lambda _, __, output: outputs.append(output[0].double())):
-        leaving, target = torch.cat(_residuals_at(model, sequences, cut.start, cut.stop), dim=1)
+        leaving, target = torch.cat(_record_residuals(model, sequences, cut.start, cut.stop), dim=1)
     added = torch.cat(outputs)
     bridge = torch.linalg.lstsq(added, target - (leaving - added)).solution
     if method == "cosine":
@@ -106,13 +106,13 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
     return pruned
 
 
-def _residuals_at(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tensor]:
+def _record_residuals(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tensor]:
     """The residuals that enter two layers of the whole model, for each sequence [T]: [2, T, D], float64."""
     passes = residuals_of(model, watched(sequences, "bridge, residuals"))
     return [residuals[list(states)] for residuals in passes]
 
 
-def _mlp_output(model, layer: int) -> nn.Linear:
+def _find_mlp_output(model, layer: int) -> nn.Linear:
     """The last matrix of a layer's MLP. Raises InputError where the residual does not receive its output unchanged."""
     error = InputError(
         f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, or what it adds is normalized "
@@ -127,9 +127,9 @@ def _mlp_output(model, layer: int) -> nn.Linear:
     shift = torch.linspace(-1, 1, width).to(residual)
     copied, call = copy.deepcopy(decoder_layers(model)[layer]).double(), _get_call(model, torch.arange(TRIAL), layer)
     with torch.inference_mode():
-        before = call(copied, residual)
+        untouched = call(copied, residual)
         writers(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
-        moved = call(copied, residual) - before
+        moved = call(copied, residual) - untouched
     if (moved - shift).abs().max() > TOLERANCE:
         raise error
     return module
@@ -204,7 +204,7 @@ def _get_call(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype = to
 # ---- merges ------------------------------------------------------------------------------------------------------
 
 
-def merged_model(model, layers: list[MergedLayer], method: str = "merged"):
+def merge_layers(model, layers: list[MergedLayer], method: str = "merged"):
     """A model of some of its layers, and of layers that were merged into the first of them.
 
     Args:
@@ -217,16 +217,16 @@ def merged_model(model, layers: list[MergedLayer], method: str = "merged"):
     pruned = drop_layers(model, cut_of_merges(layers, num_layers(model)))
     for layer, merged in zip(decoder_layers(pruned), layers, strict=True):
         if isinstance(merged, tuple):
-            for path, matrix in _merged_matrices(model, merged, method).items():
+            for path, matrix in _merge_matrices(model, merged, method).items():
                 owner, _, name = path.rpartition(".")
                 _set_parameter(layer.get_submodule(owner), name, matrix)
     return pruned
 
 
-def _merged_matrices(model, layer: MergedLayer, method: str) -> dict[str, torch.Tensor]:
+def _merge_matrices(model, layer: MergedLayer, method: str) -> dict[str, torch.Tensor]:
     if isinstance(layer, int):
         return {name: p.detach() for name, p in decoder_layers(model)[layer].named_parameters() if p.ndim > 1}
-    base, *others = (_merged_matrices(model, part, method) for part in layer)
+    base, *others = (_merge_matrices(model, part, method) for part in layer)
     for part, other in zip(layer[1:], others, strict=True):
         if {name: m.shape for name, m in other.items()} != {name: m.shape for name, m in base.items()}:
             raise InputError(f"layer {part} has other matrices than {layer[0]}, and can't be merged into it: drop it")
@@ -244,20 +244,20 @@ def build_likeness(model, sequences: list[torch.Tensor], method: str = "merged")
     It returns the mean over sequences of the cosine of the final states, those of a sequence as one vector. Source: the
     authors' notebooks, which take the states after the final norm.
     """
-    states = [_final_states(model, sequence) for sequence in watched(sequences, "final states")]
+    states = [_compute_final_states(model, sequence) for sequence in watched(sequences, "final states")]
     progress = watched(None, "models of merged layers compared", "model")
 
     @functools.cache
     def compare(layers: tuple[MergedLayer, ...]) -> float:
         progress.update()
-        merged = merged_model(model, list(layers), method)
-        pairs = zip(states, (_final_states(merged, sequence) for sequence in sequences), strict=True)
+        merged = merge_layers(model, list(layers), method)
+        pairs = zip(states, (_compute_final_states(merged, sequence) for sequence in sequences), strict=True)
         return sum(float(nn.functional.cosine_similarity(*pair, dim=0)) for pair in pairs) / len(states)
 
     return lambda layers: compare(tuple(layers))
 
 
 @torch.inference_mode()
-def _final_states(model, sequence: torch.Tensor) -> torch.Tensor:
+def _compute_final_states(model, sequence: torch.Tensor) -> torch.Tensor:
     ids = sequence[None].to(model.get_input_embeddings().weight.device)
     return model.base_model(input_ids=ids, use_cache=False).last_hidden_state.double().flatten().cpu()

@@ -83,7 +83,7 @@ class Rule:
         return self.chooser(sizes, layers, measurement)
 
 
-def price_in_words(passes: float, heads: int) -> str:
+def describe_price(passes: float, heads: int) -> str:
     return f"at most {passes:,.1f} passes of all layers" + (f" and {heads:,} of the head" if heads else "")
 
 

@@ -109,7 +109,7 @@ def compare_logits(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Te
 # ---- one pass ------------------------------------------------------------------------------------------------
 
 
-def kept_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, ...]:
+def select_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, ...]:
     """Rows and columns [N] of the kept tokens: `tokens` of each sequence, evenly spaced, up to the last one.
 
     The mask is [B, T], padded on the right. The first token is never kept: models direct idle attention to it, and its
@@ -128,7 +128,7 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
 
     Args:
         batches: each with `input_ids` and `attention_mask`, [B, T], padded on the right.
-        tokens: how many tokens of each sequence are kept, see `kept_tokens`.
+        tokens: how many tokens of each sequence are kept, see `select_tokens`.
 
     Yields for each batch:
         residuals [L+1, N, D], float32: states 0 to L, the last one before the final norm.
@@ -145,7 +145,7 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
 
     def keep(residuals: Residuals) -> tuple:
         entering, leaving, mask = residuals.entering, residuals.leaving, residuals.batch["attention_mask"]
-        kept, lengths = kept_tokens(mask, tokens), mask.sum(dim=1)
+        kept, lengths = select_tokens(mask, tokens), mask.sum(dim=1)
         x, between, left = (hidden[kept].double() for hidden in (entering, residuals.between, leaving))
         pairs = ((between - x, x), (left - between, between), (left - x, x))
         cosines = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=-1)
@@ -201,7 +201,7 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
     for batch in batches:
         with torch.inference_mode():  # not around the yield
             ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
-            inputs, kept = network.handed(ids, attention_mask=mask), kept_tokens(mask, tokens)
+            inputs, kept = network.handed(ids, attention_mask=mask), select_tokens(mask, tokens)
             later = np.zeros((len(kept[0]), layers, layers))
             whole, without = inputs.residual, []  # without[s]: the residual of the model without layer s
             for number in network.in_turn(list(range(layers))):
