@@ -142,7 +142,7 @@ def test_a_layer_that_does_nothing_shows_in_every_measure():
     torch.nn.init.zeros_(decoder_layers(model)[2].mlp.down_proj.weight)
     batches = [batch(SEQUENCES[:2]), batch(SEQUENCES[2:])]
     passes, skips = (list(run(model, batches, tokens=TOKENS)) for run in (record_passes, skip_each_layer))
-    layers, states, pairs = measures.measure(passes, skips, neighbours=2)
+    layers, states, pairs = measures.combine_batches(passes, skips, neighbours=2)
     for name in ("norm_attention", "norm_mlp", "norm_layer", "skip"):
         assert layers[name].argmin() == 2 and layers[name][2] < 1e-3 < layers[name][1]
     for name in ("lens_divergence", "lens_overlap", "prompt_entropy", "effective_rank"):

@@ -96,7 +96,7 @@ def select_safe_cuts(config: dict, cuts: Iterable[Cut], engines: Collection[str]
 
 
 def find_nearest_safe(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> Cut | None:
-    """The block that these engines read correctly with the ends nearest to the cut's; of equal ones the smallest."""
+    """The nearest block, by its ends, that these engines read correctly, the smallest of equals; None without one."""
     layers = text_part(config).get("num_hidden_layers", 0)
     blocks = (Cut(start, size) for size in range(1, layers) for start in range(layers - size + 1))
 
