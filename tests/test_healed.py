@@ -107,11 +107,11 @@ def test_a_card_has_the_scores_before_and_after_healing():
     unit = next(unit for unit in units if cut_names(unit.key) == {"25,1"} and "c4" in unit.key["tasks"])
     config, text, cut = unit.key["healing"], unit.key["text"], Cut(25, 1)
     table, blocks = (read(results_folder(), unit.key["model"]["name"]) for read in (scores, distances))
-    rows = one_cut.healed_alike(table, cut, config, text)
+    rows = one_cut.find_healed(table, cut, config, text)
     assert set(rows["path"]) == {unit.place}
-    assert one_cut.healed_alike(table, cut, config | {"rank": 64}, text).empty, "scores of another healing"
+    assert one_cut.find_healed(table, cut, config | {"rank": 64}, text).empty, "scores of another healing"
     (loss,) = (score for score in one_cut.find_scores(table, cut, rows) if score.topic == "C4, loss")
     (expected,) = unit.rows.query("task == 'c4' and metric == 'loss'")["value"]
     assert loss.healed[0] == pytest.approx(expected, abs=1e-4) and loss.pruned[0] > loss.whole[0] > 0
-    card = one_cut.card_text(table, blocks, cut, rows)
-    assert " | ".join(map(one_cut.in_words, (loss.whole, loss.pruned, loss.healed))) in card
+    card = one_cut.write_card_text(table, blocks, cut, rows)
+    assert " | ".join(map(one_cut.format_interval, (loss.whole, loss.pruned, loss.healed))) in card

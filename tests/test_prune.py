@@ -72,8 +72,8 @@ def test_criterion_of_ruin_is_that_of_its_words():
     before = np.repeat([1.0, 0.0], [90, 10])
     for right, ruined in ((90, False), (60, False), (50, False), (40, True), (25, True), (0, True)):
         after = np.repeat([1.0, 0.0], [right, 100 - right])
-        assert one_cut.surely_ruined(before, after, 0.25) is ruined, right  # half of it is left at 0.575
-    assert not one_cut.surely_ruined(before[80:83], 0 * before[80:83], 0.25)  # of 3 items nothing is sure
+        assert one_cut.is_surely_ruined(before, after, 0.25) is ruined, right  # half of it is left at 0.575
+    assert not one_cut.is_surely_ruined(before[80:83], 0 * before[80:83], 0.25)  # of 3 items nothing is sure
 
 
 def test_engines_that_would_misread_it_are_named_and_a_cut_for_them_is_chosen(tmp_path):

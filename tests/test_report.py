@@ -13,7 +13,7 @@ import pytest
 from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.report import figures, measured, names, paper, statistics
-from deeper_layers.report.one_cut import lengths_in_words
+from deeper_layers.report.one_cut import describe_lengths
 from deeper_layers.results import frames
 from deeper_layers.studies import letters_or_words, which_layers
 
@@ -95,7 +95,7 @@ def test_lengths_tell_stopping_from_being_wrong():
     scores = made([row | {"task": "gsm8k"} for row in (whole, cut)])
     found = statistics.lengths(scores)[["value", "at_most", "ended", "of_ended", "tokens", "times"]].values.tolist()
     assert found == [[0.75, 0.75, 1, 0.75, 25, 1], [0.25, 0.75, 0.5, 0.5, 70, 2.8]]
-    (said,) = lengths_in_words(scores, Cut(6, 2))
+    (said,) = describe_lengths(scores, Cut(6, 2))
     assert "70 tokens (median), 2.8 times" in said and "50% are cut off" in said
 
 

@@ -24,9 +24,9 @@ def explored(scores: pd.DataFrame) -> list[dict]:
     Of a task: [measurement, share kept above guessing, low, high (95%), score]. Of a loss guessing is that among all
     tokens, ln V. What was not measured is absent.
     """
-    rows = pairing.best_measured(scores)
+    rows = pairing.select_best(scores)
     rows, found = rows.query("changed.isna() and engine.isna() and (start.notna() or cut == '0,0')"), []
-    for name in names.in_order(rows["model"].unique()):
+    for name in names.sort_names(rows["model"].unique()):
         of_model = rows[rows["model"] == name]
         chosen = of_model.query("rule in @RULES and cut != '0,0'").groupby("rule")
         model = {"name": names.visible(name), "layers": int(of_model["layers"].iloc[0]), "asked": [], "cuts": {}}
@@ -34,13 +34,13 @@ def explored(scores: pd.DataFrame) -> list[dict]:
         cuts: dict[str, dict] = {}
         of_part = {f"embedded_{task}" for task in of_model["task"].unique()}  # a few items of what is asked in full
         of_model = of_model[~of_model["task"].isin(of_part)]
-        for (task, *_), asked in of_model.groupby(["task", *pairing.HOW, "metric"], dropna=False):
+        for (task, *_), asked in of_model.groupby(["task", *pairing.PROMPT, "metric"], dropna=False):
             asked = asked.drop_duplicates(["cut", "subject"])
             if not (asked["cut"] == "0,0").any():
                 continue
-            order, outcomes = pairing.paired(asked)
-            number, title = len(model["asked"]), names.visible(names.topic(task))
-            told, kept = _kept(outcomes, pairing.guessing(asked), asked["metric"].iloc[0] == "loss")
+            order, outcomes = pairing.pair_outcomes(asked)
+            number, title = len(model["asked"]), names.visible(names.task_title(task))
+            told, kept = _kept(outcomes, pairing.score_guessing(asked), asked["metric"].iloc[0] == "loss")
             model["asked"].append({"task": task, "title": title, "items": outcomes.shape[1]} | told)
             numbers = np.broadcast_arrays(kept.value, kept.low, kept.high, outcomes.mean(axis=1))
             for cut, *of_cut in zip(order["cut"], *numbers, strict=True):
@@ -58,7 +58,7 @@ def _kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tuple[dict, e
     """What holds of a task, and for each cut the share kept with its interval; nan where nothing can be seen."""
     told = {"whole": _short(outcomes[0].mean()), "guessing": _short(guessing), "loss": is_loss}
     if is_loss:
-        above = guessing - estimates.means(outcomes)
+        above = guessing - estimates.resample(outcomes)
         return told | {"floor": False}, estimates.Estimate.of(above / above[:, :1])
     kept = estimates.shares_kept(outcomes, guessing)
     return told | {"floor": bool(kept.untold)}, kept

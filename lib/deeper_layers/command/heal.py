@@ -48,7 +48,7 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     if (run_and_scores := healing.heal_and_score([GIVEN if given else rule])) is None:
         raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}")
     run, scored = run_and_scores
-    from deeper_layers.report.statistics import recovered_by  # slow
+    from deeper_layers.report.statistics import find_recovery  # slow
 
     # published results come without adapters: train them here, unless nothing is to be measured
     adapters = str(healing.find_adapters()) if parameters.measure else None
@@ -59,7 +59,7 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
         f"{parameters.text} in {record['seconds']:.0f} s: adapters of rank {config.rank}, {config.steps} steps; the "
         f"training loss went from {record['losses'][0]:.3f} to {record['losses'][-1]:.3f} nats a token"
     )
-    rows, recovery = as_dicts(scored.rows), recovered_by(scored.place, results.scores(parameters.folder, name))
+    rows, recovery = as_dicts(scored.rows), find_recovery(scored.place, results.scores(parameters.folder, name))
     scores = [{key: row[key] for key in ("task", "metric", "value", "stderr", "items")} for row in rows]
     recovery_rows = as_dicts(recovery.rename(columns={"value": "recovered"})[RECOVERY_COLUMNS])
     if not recovery_rows:

@@ -135,20 +135,20 @@ def _make_tables(result: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
     import pandas as pd  # slow, as are the next
 
     from deeper_layers.report import estimates, pairing
-    from deeper_layers.report.names import say
+    from deeper_layers.report.names import format_number
     from deeper_layers.results.frames import tabulate_scores
 
     rows = tabulate_scores([result]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
     chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_by_rule.items() for cut in cuts}
     rules = pd.DataFrame(sorted(chosen), columns=["cut", "rule"])
-    for task, task_rows in pairing.by_main_metric(rows).groupby("task", sort=False):
-        table, outcomes = pairing.paired(task_rows)
+    for task, task_rows in pairing.pick_metric(rows).groupby("task", sort=False):
+        table, outcomes = pairing.pair_outcomes(task_rows)
         head = f"{task}, {task_rows['metric'].iloc[0]}: {outcomes.shape[1]} items"
-        table["score"] = [say(estimate, digits=3) for estimate in estimates.mean_of_items(outcomes)]
-        changes = estimates.Estimate.of(estimates.means(outcomes - outcomes[0]))  # the whole model is the first
-        table["change"] = ["", *(say(estimate, digits=3) for estimate in list(changes)[1:])]
+        table["score"] = [format_number(estimate, digits=3) for estimate in estimates.estimate_mean(outcomes)]
+        changes = estimates.Estimate.of(estimates.resample(outcomes - outcomes[0]))  # the whole model is the first
+        table["change"] = ["", *(format_number(estimate, digits=3) for estimate in list(changes)[1:])]
         if estimates.are_shares(outcomes):
-            guessing = pairing.guessing(task_rows)
+            guessing = pairing.score_guessing(task_rows)
             head += f", guessing {guessing:.2f}"
             if estimates.is_at_floor(outcomes[0], guessing):
                 head += "; the whole model is not surely above it: nothing can be seen here"

@@ -79,10 +79,10 @@ class PruningDescription:
 
         scores, healed = tabulate_scores(self.measured), None
         if adapter and adapter.healing:
-            healed_scores = one_cut.healed_alike(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
+            healed_scores = one_cut.find_healed(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
             healed = None if healed_scores.empty else healed_scores
         pruned_scores = self.scores if healed is None else None
-        return one_cut.card_text(scores, tabulate_distances(self.measured), self.cut, healed, pruned_scores)
+        return one_cut.write_card_text(scores, tabulate_distances(self.measured), self.cut, healed, pruned_scores)
 
     def content(self) -> dict:
         """The description as content of a JSON file."""

@@ -1,8 +1,7 @@
-"""One picture drawn twice: for print (matplotlib, styled by seaborn) and for the site (plotly), panel by panel.
+"""Draw each picture twice, panel by panel: for print (matplotlib, styled by seaborn) and for the site (plotly).
 
-The plotly half is brought to life by book/assets/plots.js, which adds what all plots share and puts panels beside each
-other where the screen is wide; the static half stands in where scripts are off. What is drawn, and in which words, is
-decided in figures.py.
+book/assets/plots.js makes the plotly plots: it adds what all plots share, and puts panels beside each other on a wide
+screen. The static picture is shown where scripts are off. figures.py decides what is drawn, and its words.
 """
 
 import base64
@@ -21,7 +20,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex, to_rgb
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from deeper_layers.report.names import as_csv, as_html, as_plotly, clipped
+from deeper_layers.report.names import as_csv, as_html, as_plotly, shorten
 from deeper_layers.results.frames import VECTORS
 
 INK, GREY = "#1a1a1a", "#8a8a8a"  # plots.js gives INK the colour of the page's text
@@ -33,88 +32,87 @@ HEAT = matplotlib.colormaps["viridis"]
 PRINT = {
     **seaborn.axes_style("whitegrid"),
     **seaborn.plotting_context("paper"),
-    "font.family": "DejaVu Sans",  # the widest of what stands in for it: letters stay letters, so that a page is light
+    "font.family": "DejaVu Sans",  # a browser's substitutes are no wider; text stays text, so that pages are light
     "figure.constrained_layout.w_pad": 0.08,  # inches: browsers set the letters a little wider
     "text.parse_math": False,  # names of models and tasks are shown as they are, dollar signs too
 }
-NOTEBOOK = "DEEPER_LAYERS_NOTEBOOK"  # environment: the name of the notebook that runs, for the command below a figure
+NOTEBOOK = "DEEPER_LAYERS_NOTEBOOK"  # environment variable: the running notebook, for the command below a figure
 
 
 class Panel:
-    """A panel of a figure: each of its elements is drawn for print, on `ax`, and for the site, as plotly's data."""
+    """A panel of a figure. Each method draws an element for print, on `ax`, and for the site, as plotly's data."""
 
     def __init__(self, ax, title: str, x: str, y: str, height: int, legend: dict):
-        ax.set_title("\n".join(map(clipped, title.split("\n"))), loc="left")
-        layout = {"title": {"text": in_lines(title)}, "height": height, "xaxis": {"title": x}, "yaxis": {"title": y}}
+        ax.set_title("\n".join(map(shorten, title.split("\n"))), loc="left")
+        layout = {"title": {"text": as_lines(title)}, "height": height, "xaxis": {"title": x}, "yaxis": {"title": y}}
         self.ax, self.legend, self.live = ax, legend, {"data": [], "layout": layout}
 
     def line(
         self, x, y, *, colour, label=None, line="solid", width=1.5, marker=None, size=4, filled=True, hover=None
     ) -> None:
-        """Points and the line through them, one of which may be None; `hover` are texts, one a point."""
+        """Draw points and the line through them, one of which may be None; `hover` has a text for each point."""
         look = {"linestyle": LINES.get(line, ""), "marker": MARKERS.get(marker, ""), "color": colour}
         look |= {"linewidth": width, "markersize": size, "markerfacecolor": colour if filled else "none"}
-        (drawn,) = self.ax.plot(x, y, **look)
+        (artist,) = self.ax.plot(x, y, **look)
         if label is not None:
-            self.legend.setdefault(label, drawn)
+            self.legend.setdefault(label, artist)
         trace = {"mode": "+".join(["lines"] * bool(line) + ["markers"] * bool(marker)), "hoverinfo": "skip"}
         trace |= {"line": {"color": colour, "width": 1.3 * width, "dash": line}} if line else {}
         if marker:
             trace["marker"] = {"color": colour, "size": size + 3, "symbol": marker + "-open" * (not filled)}
         if hover is not None:
             trace |= {
-                "text": list(map(in_lines, hover)),
+                "text": list(map(as_lines, hover)),
                 "hoverinfo": "text",
                 "hovertemplate": "%{text}<extra></extra>",
             }
-        self._trace(label, x=values_of(x), y=values_of(y), showlegend=label is not None, **trace)
+        self._add_trace(label, x=round_values(x), y=round_values(y), showlegend=label is not None, **trace)
 
     def band(self, x, low, high, *, colour, label=None) -> None:
-        """A band between two heights, in one piece for each run of them that has no gap."""
+        """Draw a band between two heights, in one piece for each run without gaps."""
         x, low, high = (np.asarray(values, dtype=float) for values in (x, low, high))
-        known = np.isfinite(low) & np.isfinite(high)
-        self.ax.fill_between(x, low, high, where=known, color=colour, alpha=0.18, linewidth=0)
-        across, up, places = [], [], np.flatnonzero(known)
+        is_known = np.isfinite(low) & np.isfinite(high)
+        self.ax.fill_between(x, low, high, where=is_known, color=colour, alpha=0.18, linewidth=0)
+        across, up, places = [], [], np.flatnonzero(is_known)
         for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
-            across += [*values_of(x[run]), *values_of(x[run][::-1]), None]
-            up += [*values_of(low[run]), *values_of(high[run][::-1]), None]
+            across += [*round_values(x[run]), *round_values(x[run][::-1]), None]
+            up += [*round_values(low[run]), *round_values(high[run][::-1]), None]
         shade = "rgba({:.0f},{:.0f},{:.0f},0.18)".format(*(255 * part for part in to_rgb(colour)))
         look = {"fill": "toself", "fillcolor": shade, "mode": "none", "hoverinfo": "skip", "showlegend": False}
-        self._trace(label, x=across, y=up, **look)
+        self._add_trace(label, x=across, y=up, **look)
 
     def heat(self, z: np.ndarray, hover: list[list[str]]) -> None:
-        """A map of values from 0 to 1, [rows from 1 on, columns from 0 on]; `hover` are texts of its shape."""
+        """Draw a map of values from 0 to 1, [rows from 1 on, columns from 0 on]; `hover` has a text for each value."""
         edges = np.arange(z.shape[1] + 1) - 0.5, np.arange(z.shape[0] + 1) + 0.5
         look = {"cmap": HEAT, "vmin": 0, "vmax": 1, "rasterized": True, "zorder": 2}
         self.ax.pcolormesh(*edges, np.ma.masked_invalid(z), **look)
         look = {"x0": 0, "y0": 1, "zmin": 0, "zmax": 1, "showscale": False, "hoverongaps": False, "text": hover}
-        look |= {"colorscale": stops_of(HEAT), "hovertemplate": "%{text}<extra></extra>"}  # of numbers alone
-        self._trace(None, type="heatmap", z=[values_of(row) for row in z], **look)
+        look |= {"colorscale": list_colour_stops(HEAT), "hovertemplate": "%{text}<extra></extra>"}  # of numbers alone
+        self._add_trace(None, type="heatmap", z=[round_values(row) for row in z], **look)
 
-    def reach(self, x: Sequence[float], y: Sequence[float], percent: str = "", rows: Sequence[str] = ()) -> None:
-        """Ranges of the axes, of which `percent` are shares; `rows` are names of the heights 0, 1, 2, ..., from the
-        top."""
+    def set_ranges(self, x: Sequence[float], y: Sequence[float], percent: str = "", rows: Sequence[str] = ()) -> None:
+        """Set the ranges of the axes; `percent` names axes of shares, `rows` the heights 0, 1, ... from the top."""
         layout = self.live["layout"]
         self.ax.set(xlim=x, ylim=y)
-        for which, axis, ends in (("x", self.ax.xaxis, x), ("y", self.ax.yaxis, y)):
-            layout[f"{which}axis"]["range"] = list(map(float, ends))
+        for axis_name, axis, ends in (("x", self.ax.xaxis, x), ("y", self.ax.yaxis, y)):
+            layout[f"{axis_name}axis"]["range"] = list(map(float, ends))
             axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 4, 5, 10]))
-            if which in percent:
+            if axis_name in percent:
                 axis.set_major_formatter(PercentFormatter(1, decimals=0))
-                layout[f"{which}axis"]["tickformat"] = ".0%"
+                layout[f"{axis_name}axis"]["tickformat"] = ".0%"
         if rows:
-            self.ax.set_yticks(range(len(rows)), list(map(clipped, rows)))
+            self.ax.set_yticks(range(len(rows)), list(map(shorten, rows)))
             layout["rows"] = list(map(as_plotly, rows))
 
-    def _trace(self, label: str | None, **trace) -> None:
+    def _add_trace(self, label: str | None, **trace) -> None:
         self.live["data"].append(trace if label is None else {"name": as_plotly(label), **trace})
 
 
 class Figure:
-    """One picture, twice. It shows itself in a notebook, with its rows and the command that makes it.
+    """One picture in both forms. A notebook shows it with its rows and the command that makes it.
 
-    `name` identifies the figure on its page and names its files: a-z, 0-9 and single hyphens; `titles`: one for each
-    panel, filled row by row; `tall`: the height of each row in pixels.
+    `name` identifies the figure on its page and names its files: a-z, 0-9 and single hyphens. `titles` has one title
+    for each panel, row by row; `tall` are the heights of the rows in pixels.
     """
 
     @matplotlib.rc_context(PRINT)
@@ -128,25 +126,25 @@ class Figure:
         for spare in axes[len(titles) :]:
             spare.remove()
         places = enumerate(zip(axes, titles))
-        self.panels = [Panel(ax, title, x, y, tall[at // columns], self.legend) for at, (ax, title) in places]
-        for at, panel in enumerate(self.panels):
-            panel.ax.set(xlabel=x if at + columns >= len(titles) else None, ylabel=None if at % columns else y)
+        self.panels = [Panel(ax, title, x, y, tall[index // columns], self.legend) for index, (ax, title) in places]
+        for index, panel in enumerate(self.panels):
+            panel.ax.set(xlabel=x if index + columns >= len(titles) else None, ylabel=None if index % columns else y)
 
     @matplotlib.rc_context(PRINT)
-    def colour_bar(self, title: str, colours=HEAT, ends: Sequence = (0, 1)) -> ScalarMappable:
-        """The scale of all colours."""
+    def add_scale(self, title: str, colours=HEAT, ends: Sequence = (0, 1)) -> ScalarMappable:
+        """Add the scale of the colours to the figure, and return it."""
         scale = ScalarMappable(Normalize(*ends), colours)
         self.static.colorbar(scale, ax=[panel.ax for panel in self.panels], label=title, ticks=list(ends))
-        self.scale = {"title": title, "stops": stops_of(colours), "ends": values_of(ends)}
+        self.scale = {"title": title, "stops": list_colour_stops(colours), "ends": round_values(ends)}
         return scale
 
     @matplotlib.rc_context(PRINT)
     def finish(self, data: pd.DataFrame, caption: str, alt: str) -> "Figure":
-        """With the rows drawn, a caption, which may hold <em> <strong> <b> <i> <code> <sub> <sup> <br>, and the picture
-        in words, for readers who do not see it."""
+        """Add the rows that were drawn, a caption, which may hold <em> <strong> <b> <i> <code> <sub> <sup> <br>, and
+        the alternative text; then lay out the figure."""
         vectors = [name for name in VECTORS if name in data and data[name].dtype == object]
         self.data, self.caption, self.alt = data.drop(columns=vectors), caption, alt
-        if names := list(map(clipped, self.legend)):
+        if names := list(map(shorten, self.legend)):
             columns = max(1, min(4, len(names), 80 // (4 + max(map(len, names)))))
             self.static.legend(self.legend.values(), names, loc="outside upper center", ncols=columns)
             wide, high = self.static.get_size_inches()
@@ -165,13 +163,12 @@ class Figure:
 
     @property
     def live(self) -> dict:
-        """The panels (plotly's data and layout of each), how many lie beside each other, and the scale of colours."""
+        """The panels (plotly's data and layout of each), the number of columns, and the scale of colours."""
         return {"panels": [panel.live for panel in self.panels], "columns": self.columns, "scale": self.scale}
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a picture that needs no script, and the live plot's data for plots.js."""
-        # In JSON "<" occurs only inside strings, so escaping all of them changes nothing, and no label can end the
-        # script; browsers reject NaN.
+        """The HTML that a notebook shows: a picture that needs no script, and the live plot's data for plots.js."""
+        # In JSON "<" occurs only inside strings. Escaped, no label can end the script. Browsers reject NaN.
         live = json.dumps(self.live, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
         caption = re.sub(r"<(?!/?(?:em|strong|b|i|code|sub|sup|br)>)", "&lt;", self.caption)
         notebook, made = os.environ.get(NOTEBOOK), ""
@@ -182,28 +179,28 @@ class Figure:
             f'<figure class="measured" id="{self.name}"><div class="plot"><img alt="{as_html(self.alt)}" '
             f'src="data:image/svg+xml;base64,{base64.b64encode(self.svg()).decode()}"></div>'
             f'<script type="application/json" class="plotly-data">{live}</script><figcaption>{caption}'
-            f'<span class="downloads">{csv_link(self.data, self.name)} '
+            f'<span class="downloads">{make_csv_link(self.data, self.name)} '
             f'<a class="picture" download="{self.name}.svg" hidden>picture (SVG)</a>{made}</span></figcaption></figure>'
         )
 
 
-def csv_link(rows: pd.DataFrame, name: str) -> str:
-    """A link that saves rows as NAME.csv; they lie in it."""
+def make_csv_link(rows: pd.DataFrame, name: str) -> str:
+    """A link that saves rows as NAME.csv; its address holds the rows."""
     content = base64.b64encode(as_csv(rows).encode(errors="backslashreplace")).decode()
     return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}">data (CSV)</a>'
 
 
-def in_lines(text: str) -> str:
-    """Text of several lines in a live plot; each may hold names of others."""
+def as_lines(text: str) -> str:
+    """Text of several lines for plotly, escaped."""
     return "<br>".join(map(as_plotly, text.split("\n")))
 
 
-def stops_of(colours) -> list:
-    """A colour map as plotly has it."""
+def list_colour_stops(colours) -> list:
+    """A colour map as plotly's list of stops."""
     return [[stop, to_hex(colours(stop))] for stop in np.linspace(0, 1, 11).round(1).tolist()]
 
 
-def values_of(values) -> list[float | int | None]:
-    """Four significant digits are more than a screen shows; JSON has no NaN, so missing is null."""
-    found = [float(f"{value:.4g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=float)]
-    return [int(value) if value is not None and value.is_integer() else value for value in found]
+def round_values(values) -> list[float | int | None]:
+    """Values for JSON: four significant digits, more than a screen shows; None where missing, as JSON has no NaN."""
+    rounded = [float(f"{value:.4g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=float)]
+    return [int(value) if value is not None and value.is_integer() else value for value in rounded]

@@ -1,9 +1,8 @@
-"""What was measured, how long it took, on what data, and what it weighs: small tables of result files.
+"""Small tables of result files: what was measured, how long it took, on which data, and the size of the weights.
 
-Energy is estimated from seconds, processors and memory, not measured with a meter. Source: Lannelongue et al. 2021
-(Green Algorithms, Advanced Science 8, 2100707): hours x (processors x watts of one + memory x watts of a GB) x what a
-data centre takes beside. The watts are that work's defaults for a processor that is not known better, all of it in use;
-of accelerators none are known here.
+Energy is estimated from seconds, processors and memory, not measured. Source: Lannelongue et al. 2021 (Green
+Algorithms, Advanced Science 8, 2100707): hours x (processors x watts of one + memory x watts of a GB) x overhead of a
+data centre. The watts are that work's defaults for an unknown processor in full use; accelerators are not included.
 """
 
 from collections.abc import Iterator
@@ -13,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers import results
-from deeper_layers.report.estimates import Estimate, means, wilson
-from deeper_layers.report.names import put_in_order, topic
-from deeper_layers.report.pairing import gives, one_rule
+from deeper_layers.report.estimates import Estimate, resample, wilson_interval
+from deeper_layers.report.names import put_in_order, task_title
+from deeper_layers.report.pairing import pick_rules, returns
 from deeper_layers.results.frames import QUESTION
 from deeper_layers.results.schema import KINDS
 
-WATTS, WATTS_OF_GB, BESIDE = 12.0, 0.3725, 1.67
-DATA = Path(__file__).with_name("data_sets.csv")  # its last column: a pattern of the tasks that are asked of it
+WATTS_OF_PROCESSOR, WATTS_OF_GB, OVERHEAD = 12.0, 0.3725, 1.67
+DATA = Path(__file__).with_name("data_sets.csv")  # its last column is a pattern of the tasks with items of a data set
 LICENCES = {
     "Qwen2.5-Coder-1.5B-Instruct": "Apache-2.0",
     "SmolLM2-135M-Instruct": "Apache-2.0",
@@ -29,107 +28,109 @@ LICENCES = {
 
 
 def runs(folder: Path | None = None) -> pd.DataFrame:
-    """Every file of results and what it took: the columns of `results.runs`, and hours, processors, processor_hours,
-    GiB, watt_hours. What a group of tasks took is that of its tasks."""
-    found = results.runs(folder)
-    found["measured"], found["commit"] = found["measured"].str[:10], found["commit"].fillna("unknown").str[:10]
-    found["hours"] = found["seconds"] / 3600
-    found["processors"] = found["device"].str.extract(r"processor.*, (\d+) threads?", expand=False).astype(float)
-    found["processor_hours"] = found["hours"] * found["processors"].fillna(0)
-    watts = found["processors"] * WATTS + found["memory"] / 1e9 * WATTS_OF_GB
-    return found.assign(watt_hours=found["hours"] * watts * BESIDE, GiB=found["memory"] / 2**30)
+    """Every file of results and its cost: the columns of `results.runs`, and hours, processors, processor_hours, GiB,
+    watt_hours. A group of tasks is one file."""
+    rows = results.runs(folder)
+    rows["measured"], rows["commit"] = rows["measured"].str[:10], rows["commit"].fillna("unknown").str[:10]
+    rows["hours"] = rows["seconds"] / 3600
+    rows["processors"] = rows["device"].str.extract(r"processor.*, (\d+) threads?", expand=False).astype(float)
+    rows["processor_hours"] = rows["hours"] * rows["processors"].fillna(0)
+    watts = rows["processors"] * WATTS_OF_PROCESSOR + rows["memory"] / 1e9 * WATTS_OF_GB
+    return rows.assign(watt_hours=rows["hours"] * watts * OVERHEAD, GiB=rows["memory"] / 2**30)
 
 
 def hours(folder: Path | None = None) -> pd.DataFrame:
-    """Runs added up: model, kind, what (in words), runs, hours, processor_hours, watt_hours, GiB (at most)."""
-    added = {name: (name, "sum") for name in ("hours", "processor_hours", "watt_hours")}
-    found = runs(folder).assign(what=lambda of: [KINDS[kind].words for kind in of["kind"]])
-    found = found.groupby(["model", "kind", "what"], sort=False)
-    return found.agg(runs=("kind", "size"), **added, GiB=("GiB", "max")).reset_index()
+    """Sums of runs: model, kind, what (in words), runs, hours, processor_hours, watt_hours, GiB (the maximum)."""
+    sums = {name: (name, "sum") for name in ("hours", "processor_hours", "watt_hours")}
+    rows = runs(folder).assign(what=lambda rows: [KINDS[kind].words for kind in rows["kind"]])
+    rows = rows.groupby(["model", "kind", "what"], sort=False)
+    return rows.agg(runs=("kind", "size"), **sums, GiB=("GiB", "max")).reset_index()
 
 
 def written_answers(folder: Path | None = None) -> pd.DataFrame:
-    """How long answers took to write, all pruned models of a file together: model, dtype, topic, models, answers (of
-    each), tokens (an answer, mean), seconds_an_answer, tokens_a_second, device."""
+    """The time to write answers, by all pruned models of a file together: model, dtype, topic, models, answers (of each
+    model), tokens (mean of an answer), seconds_an_answer, tokens_a_second, device."""
     rows = results.scores(folder).query("outcome.notna()").drop_duplicates(["path", "task", "cut"])
-    own = rows[rows["written"].notna().groupby(rows["path"]).transform("all")]
-    own = own.assign(sum=own["written"].map(np.sum), topic=own["task"].map(topic))
-    added = {"models": ("cut", "nunique"), "answers": ("items", "max"), "all": ("items", "sum"), "sum": ("sum", "sum")}
-    found = own.groupby(["path", "topic"], sort=False).agg(**added).reset_index()
-    found = found.merge(results.runs(folder), on="path")
-    found = found.assign(tokens=found["sum"] / found["all"], seconds_an_answer=found["seconds"] / found["all"])
-    found["tokens_a_second"] = found["sum"] / found["seconds"]
+    written = rows[rows["written"].notna().groupby(rows["path"]).transform("all")]
+    written = written.assign(sum=written["written"].map(np.sum), topic=written["task"].map(task_title))
+    sums = {"models": ("cut", "nunique"), "answers": ("items", "max"), "all": ("items", "sum"), "sum": ("sum", "sum")}
+    times = written.groupby(["path", "topic"], sort=False).agg(**sums).reset_index()
+    times = times.merge(results.runs(folder), on="path")
+    times = times.assign(tokens=times["sum"] / times["all"], seconds_an_answer=times["seconds"] / times["all"])
+    times["tokens_a_second"] = times["sum"] / times["seconds"]
     names = ["model", "dtype", "topic", "models", "answers", "tokens", "seconds_an_answer", "tokens_a_second", "device"]
-    return put_in_order(found)[names]
+    return put_in_order(times)[names]
 
 
-@gives("trainer version model dropped steps first last")
+@returns("trainer version model dropped steps first last")
 def trained_elsewhere(content: dict) -> Iterator[dict]:
-    """What benchmarks/measured/training.json holds; first and last are the mean loss of five steps."""
-    for name, one in content["trainers"].items():
-        ends = {"first": np.mean(one["losses"][:5]), "last": np.mean(one["losses"][-5:])}
-        yield content | ends | {"trainer": name, "version": one["versions"][name], "steps": len(one["losses"])}
+    """The content of benchmarks/measured/training.json; first and last are mean losses of five steps."""
+    for name, record in content["trainers"].items():
+        ends = {"first": np.mean(record["losses"][:5]), "last": np.mean(record["losses"][-5:])}
+        yield content | ends | {"trainer": name, "version": record["versions"][name], "steps": len(record["losses"])}
 
 
 def data(scores: pd.DataFrame) -> pd.DataFrame:
-    """Data sets: data, source, licence, splits, asked (most items or sequences that were asked of any model)."""
-    own = scores.drop_duplicates(["model", "task", "subject", "items"])
-    by_subject = own.groupby(["model", "task", "subject"], dropna=False)["items"].max()
-    asked, sets = by_subject.groupby(["model", "task"]).sum().groupby("task").max(), pd.read_csv(DATA)
-    most = [asked[asked.index.str.fullmatch(tasks)].max() for tasks in sets["tasks"]]
-    return sets.drop(columns="tasks").assign(asked=pd.Series(most).fillna(0).astype(int))
+    """The data sets: data, source, licence, splits, asked (the most items or sequences measured with one model)."""
+    distinct = scores.drop_duplicates(["model", "task", "subject", "items"])
+    by_subject = distinct.groupby(["model", "task", "subject"], dropna=False)["items"].max()
+    items_by_task, sets = by_subject.groupby(["model", "task"]).sum().groupby("task").max(), pd.read_csv(DATA)
+    items = [items_by_task[items_by_task.index.str.fullmatch(tasks)].max() for tasks in sets["tasks"]]
+    return sets.drop(columns="tasks").assign(asked=pd.Series(items).fillna(0).astype(int))
 
 
 def models(folder: Path | None = None) -> pd.DataFrame:
-    """The models: model, layers, weights (how they are published), hash, dtype, vocabulary (tokens), licence."""
+    """The models: model, layers, weights (type in which they are published), hash, dtype, vocabulary, licence."""
     names = ["layers", "weights", "hash", "dtype", "vocabulary"]
-    every = results.runs(folder).query("kind == 'scores'")
-    of_most = every.sort_values("dtype", key=lambda of: -of.map(of.value_counts()), kind="stable")  # the usual type
-    found = of_most.groupby("model")[names].first().reset_index()
-    return found.assign(hash=found["hash"].str[:23], licence=found["model"].map(LICENCES).fillna(""))
+    all_runs = results.runs(folder).query("kind == 'scores'")
+    ranked = all_runs.sort_values("dtype", key=lambda col: -col.map(col.value_counts()), kind="stable")  # usual first
+    table = ranked.groupby("model")[names].first().reset_index()
+    return table.assign(hash=table["hash"].str[:23], licence=table["model"].map(LICENCES).fillna(""))
 
 
-@gives("model task topic cut size shots items answers differ turned value low high")
+@returns("model task topic cut size shots items answers differ turned value low high")
 def asked_twice(scores: pd.DataFrame) -> Iterator[dict]:
-    """Same models, same items, asked twice: differ (answers chosen otherwise), turned (right in one of them only),
-    value (accuracy the second time less the first)."""
-    own = one_rule(scores.query("chosen.notna() and outcome.notna() and metric == 'acc' and repeat <= 1"))
+    """Repeated measurements of the same models and items: differ (other choices), turned (items right in only one of
+    them), value (accuracy of the second minus the first)."""
+    rows = pick_rules(scores.query("chosen.notna() and outcome.notna() and metric == 'acc' and repeat <= 1"))
     key = [*QUESTION, "cut", "changed"]
-    own = own.drop_duplicates([*key, "repeat"])
-    own = own[own.groupby(key, dropna=False)["repeat"].transform("nunique") == 2]
-    asked = ["model", "task", "cut", "size", "shots", "limit", "order", "dtype", "bits", "healing"]
-    for place, found in own.sort_values("subject", kind="stable").groupby(asked, dropna=False, sort=False):
-        first, second = found.query("repeat == 1"), found.query("repeat == 0")
-        chosen, right = ([np.concatenate(list(of[name])) for of in (first, second)] for name in ("chosen", "outcome"))
-        row = dict(zip(asked, place, strict=True)) | {"topic": topic(place[1])}
-        row |= dict.fromkeys(("items", "answers"), len(right[0])) | Estimate.of(means(right[1] - right[0])).columns()
+    rows = rows.drop_duplicates([*key, "repeat"])
+    rows = rows[rows.groupby(key, dropna=False)["repeat"].transform("nunique") == 2]
+    columns = ["model", "task", "cut", "size", "shots", "limit", "order", "dtype", "bits", "healing"]
+    for place, both in rows.sort_values("subject", kind="stable").groupby(columns, dropna=False, sort=False):
+        first, second = both.query("repeat == 1"), both.query("repeat == 0")
+        chosen, right = ([np.concatenate(list(run[name])) for run in (first, second)] for name in ("chosen", "outcome"))
+        row = dict(zip(columns, place, strict=True)) | {"topic": task_title(place[1])}
+        row |= dict.fromkeys(("items", "answers"), len(right[0])) | Estimate.of(resample(right[1] - right[0])).columns()
         yield row | {"differ": (chosen[0] != chosen[1]).sum(), "turned": (right[0] != right[1]).sum()}
 
 
 def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Published scores beside the same measured now: model, task, topic, size, start, items, published with
-    published_low and published_high (Wilson's), again, within (that interval)."""
+    """Published scores beside those of a new measurement: model, task, topic, size, start, items, published with
+    published_low and published_high (Wilson's), again, within (whether it lies in that interval)."""
     key = ["model", "task", "subject", "metric", "cut", "shots", "limit"]
     old, new = (
-        one.query("outcome.notna() and metric != 'loss'").drop_duplicates(key)
-        for one in (published.query("repeat == 0 and healing.isna() and bits.isna()"), again)
+        scores.query("outcome.notna() and metric != 'loss'").drop_duplicates(key)
+        for scores in (published.query("repeat == 0 and healing.isna() and bits.isna()"), again)
     )
-    known = with_wilson(new.rename(columns={"value": "again"}).merge(old[[*key, "value"]], on=key))
-    known = known.assign(within=known["again"].between(known["low"], known["high"]), topic=known["task"].map(topic))
-    known = known.rename(columns={"value": "published", "low": "published_low", "high": "published_high"})
-    return known["model task topic size start items published published_low published_high again within".split()]
+    rows = with_wilson(new.rename(columns={"value": "again"}).merge(old[[*key, "value"]], on=key))
+    rows = rows.assign(within=rows["again"].between(rows["low"], rows["high"]), topic=rows["task"].map(task_title))
+    rows = rows.rename(columns={"value": "published", "low": "published_low", "high": "published_high"})
+    return rows["model task topic size start items published published_low published_high again within".split()]
 
 
 def sizes(scores: pd.DataFrame) -> pd.DataFrame:
-    """Weights and answers by type: model, bits, size, share, bytes, MB, task, topic, items, value with low and high."""
-    own = scores.query("bytes.notna() and metric == 'acc' and healing.isna() and repeat == 0")
-    own = with_wilson(own.drop_duplicates(["model", "bits", "cut", "task", "subject"]))
-    own = own.assign(bits=own["bits"].fillna("as published"), topic=own["task"].map(topic), MB=own["bytes"] / 1e6)
+    """Bytes and scores by type of weights: model, bits, size, share, bytes, MB, task, topic, items, value low, high."""
+    rows = scores.query("bytes.notna() and metric == 'acc' and healing.isna() and repeat == 0")
+    rows = with_wilson(rows.drop_duplicates(["model", "bits", "cut", "task", "subject"]))
+    rows = rows.assign(
+        bits=rows["bits"].fillna("as published"), topic=rows["task"].map(task_title), MB=rows["bytes"] / 1e6
+    )
     names = ["model", "bits", "size", "share", "bytes", "MB", "task", "topic", "items", "value", "low", "high"]
-    return put_in_order(own[names].sort_values(["bits", "size", "task"]))
+    return put_in_order(rows[names].sort_values(["bits", "size", "task"]))
 
 
 def with_wilson(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of shares of items that are right, with low and high."""
-    low, high = wilson(rows["value"] * rows["items"], rows["items"])
+    """Rows of accuracies, with low and high."""
+    low, high = wilson_interval(rows["value"] * rows["items"], rows["items"])
     return rows.assign(low=low, high=high)

@@ -1,6 +1,6 @@
-"""Which rows of the table of all results belong together: of one measurement, and outcomes of the same items.
+"""Find rows of the table of all results that belong together: one measurement, and outcomes of the same items.
 
-A measurement is what was asked of one model and task under the cuts of one rule. Letters in shapes as in estimates.py.
+A measurement is one model on one task under the cuts of one rule. Letters in shapes as in estimates.py.
 """
 
 import functools
@@ -12,162 +12,160 @@ import pandas as pd
 from jaxtyping import Float
 
 from deeper_layers.report.estimates import are_shares
-from deeper_layers.report.names import topic
+from deeper_layers.report.names import task_title
 
 PLACE = ["model", "task", "rule"]
-HOW = ["dtype", "shots", "order", "limit", "length", "engine"]
-RUN = ["model", "dtype", "bits", "task", "shots", "length", "metric"]
-Vectors = dict[str, np.ndarray]  # outcomes by subject, "" where there is none
+PROMPT = ["dtype", "shots", "order", "limit", "length", "engine"]
+RUN_COLUMNS = ["model", "dtype", "bits", "task", "shots", "length", "metric"]
+Vectors = dict[str, np.ndarray]  # outcomes by subject; "" for a task without subjects
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """One measurement of one model, task and rule."""
 
-    place: tuple  # its model, task, rule and what else tells it apart
-    # a row for each cut, by size and start, with all of `place`, topic, layers, metric, items, guessing (its score, or
-    # the loss of it) and whole (the score of the whole model)
+    place: tuple  # its model, task, rule, and values of further columns
+    # a row for each cut, by size and start, with all of `place`, topic, layers, metric, items, guessing (the score or
+    # loss of guessing) and whole (the score of the whole model)
     cuts: pd.DataFrame
-    outcomes: Float[np.ndarray, "C I"]  # what came out of each cut
-    rows: pd.DataFrame  # of the table of all results
+    outcomes: Float[np.ndarray, "C I"]
+    rows: pd.DataFrame  # its rows of the table of all results
     layers: int
     guessing: float
 
     @property
     def has_whole(self) -> bool:
-        """Whether items are right or wrong, and the whole model was asked them too."""
+        """Whether items are right or wrong, and the whole model was measured, too."""
         return self.cuts["size"].iloc[0] == 0 and are_shares(self.outcomes)
 
 
-def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None) -> Iterator[Measured]:
-    """Of each model, task and rule, and of each value of the columns `also`, the one measurement that counts.
+def find_measurements(
+    scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None
+) -> Iterator[Measurement]:
+    """Yield the measurement that counts for each model, task and rule, and each value of the columns `also`.
 
-    What guessing scores is looked up in `of`, where `scores` are only some of the rows that tell what is right.
+    The score of guessing is computed from the rows `of`, or else `scores`: more rows know more right answers.
     """
-    every, levels = scores if of is None else of, {}
-    best = best_measured(scores, also)
+    all_rows, levels = scores if of is None else of, {}
+    best = select_best(scores, also)
     for place, rows in best[best["outcome"].notna()].groupby([*PLACE, *also], dropna=False, sort=False):
-        cuts, outcomes = paired(rows)
+        cuts, outcomes = pair_outcomes(rows)
         if cuts["size"].isna().any():
             continue
-        task, metric, limit, layers = asked = tuple(rows[["task", "metric", "limit", "layers"]].iloc[0])
+        task, metric, limit, layers = question = tuple(rows[["task", "metric", "limit", "layers"]].iloc[0])
         if metric == "loss":
-            levels[asked] = float(rows["chance"].max())
-        elif asked not in levels:  # it is the same for every rule
-            alike = every[(every["task"] == task) & (every["metric"] == metric)]
-            levels[asked] = guessing(alike if pd.isna(limit) else alike[alike["limit"].eq(limit).fillna(False)])
-        known = dict(zip([*PLACE, *also], place, strict=True)) | {"topic": topic(task), "layers": layers}
-        known |= {"metric": metric, "items": outcomes.shape[1], "guessing": levels[asked]}
+            levels[question] = float(rows["chance"].max())
+        elif question not in levels:  # every rule has the same
+            pool = all_rows[(all_rows["task"] == task) & (all_rows["metric"] == metric)]
+            levels[question] = score_guessing(pool if pd.isna(limit) else pool[pool["limit"].eq(limit).fillna(False)])
+        shared = dict(zip([*PLACE, *also], place, strict=True)) | {"topic": task_title(task), "layers": layers}
+        shared |= {"metric": metric, "items": outcomes.shape[1], "guessing": levels[question]}
         whole = outcomes[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
-        yield Measured(place, cuts.assign(**known, whole=whole), outcomes, rows, int(layers), levels[asked])
+        yield Measurement(place, cuts.assign(**shared, whole=whole), outcomes, rows, int(layers), levels[question])
 
 
-def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of `results.scores` that a curve is drawn of: of each model, task, rule and value of `also` the one
-    measurement with most items, then most cuts.
-
-    By the metric that the task is scored by; healed or rounded only where `also` names "healing" or "bits".
-    """
-    rows = by_main_metric(scores[(scores["repeat"] == 0) & scores[[*{"healing", "bits"} - {*also}]].isna().all(axis=1)])
-    place, how = [*PLACE, *also], [name for name in HOW if name not in also]
-    extent = rows.groupby([*place, *how], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
+def select_best(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of `results.scores` for curves: for each model, task, rule and value of `also` those of the measurement
+    with most items, then most cuts. Only the main metric; healed or rounded models only if `also` names "healing" or
+    "bits"."""
+    rows = pick_metric(scores[(scores["repeat"] == 0) & scores[[*{"healing", "bits"} - {*also}]].isna().all(axis=1)])
+    place, prompt = [*PLACE, *also], [name for name in PROMPT if name not in also]
+    extent = rows.groupby([*place, *prompt], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
     extent["items"] /= extent["cuts"]
     best = extent.sort_values(["items", "cuts"]).reset_index().drop_duplicates(place, keep="last")
-    return rows.merge(best[[*place, *how]], on=[*place, *how])
+    return rows.merge(best[[*place, *prompt]], on=[*place, *prompt])
 
 
-def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
-    """The cuts of one measurement, by size and start, and what came out item by item, subjects by name.
-
-    All cuts are of the same items, and none is there twice: filter the rows first.
-    """
+def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
+    """The cuts of one measurement, by size and start, and their outcomes item by item, subjects by name. All cuts must
+    have the same items, and each cut one row for each subject: filter the rows first."""
     rows = rows.sort_values("subject", na_position="first", kind="stable")
     cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
-    vectors = {cut: np.concatenate(list(found)) for cut, found in rows.groupby("cut")["outcome"]}
-    return cuts.reset_index(drop=True), np.stack([vectors[cut] for cut in cuts["cut"]])
+    outcomes_by_cut = {cut: np.concatenate(list(vectors)) for cut, vectors in rows.groupby("cut")["outcome"]}
+    return cuts.reset_index(drop=True), np.stack([outcomes_by_cut[cut] for cut in cuts["cut"]])
 
 
-def guessing(rows: pd.DataFrame) -> float:
-    """What the better way to guess scores on the items of one task or group: at random, or always naming one choice.
+def score_guessing(rows: pd.DataFrame) -> float:
+    """The score of the better way to guess on one task or group: at random, or always the same choice.
 
-    `rows` are of that task, of any model and cut; of several limits the widest counts. Which choices of a group are
-    right is known as far as a model here chose them. What is written is never right by chance.
+    `rows` are those of the task for any models and cuts; of several limits the largest counts. A right choice of a
+    group is known where a model chose it. Written answers are never right by chance.
     """
     widest = rows[rows["items"] == rows.groupby("subject", dropna=False)["items"].transform("max")]
     commonest = widest["commonest"].max()
     if rows["subject"].notna().any():
-        right = np.concatenate([_right_choices(of_subject) for _, of_subject in widest.groupby("subject")])
+        right = np.concatenate([_find_right_choices(of_subject) for _, of_subject in widest.groupby("subject")])
         commonest = np.bincount(right[right >= 0], minlength=1).max() / len(right)
     return float(np.nanmax([0.0, widest["chance"].max(), commonest]))
 
 
-def _right_choices(rows: pd.DataFrame) -> np.ndarray:
-    """The number of the right choice of each item of one task, -1 where no row tells it."""
+def _find_right_choices(rows: pd.DataFrame) -> np.ndarray:
+    """The index of the right choice of each item of one task, -1 where it is not known."""
     if (targets := rows["target"].dropna()).size:
         return targets.iloc[0].astype(int)
-    found = np.full(int(rows["items"].iloc[0]), -1)
+    right = np.full(int(rows["items"].iloc[0]), -1)
     for row in rows.dropna(subset=["chosen", "outcome"]).itertuples():
-        found[row.outcome == 1] = row.chosen[row.outcome == 1]
-    return found
+        right[row.outcome == 1] = row.chosen[row.outcome == 1]
+    return right
 
 
-def by_main_metric(scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows by the metric that each task is scored by: acc, or what it counts instead."""
-    found = {task: list(of.unique()) for task, of in scores.groupby("task")["metric"]}
-    main = {task: min(of, key=lambda one: (one != "acc", not one.startswith("exact"))) for task, of in found.items()}
+def pick_metric(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the main metric of each task: acc, or another one if the task has no acc."""
+    metrics = {task: list(names.unique()) for task, names in scores.groupby("task")["metric"]}
+    main = {task: min(names, key=lambda m: (m != "acc", not m.startswith("exact"))) for task, names in metrics.items()}
     return scores[scores["metric"] == scores["task"].map(main).astype(str)]
 
 
-def one_rule(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of cuts that a rule chose, one block a size: those of maps of every block are left out."""
-    return scores[scores["rule"].notna() & ~of_maps(scores)]
+def pick_rules(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose cut a rule chose, one for each size, without the maps of every block."""
+    return scores[scores["rule"].notna() & ~is_map_row(scores)]
 
 
-def of_maps(scores: pd.DataFrame) -> pd.Series:
-    """Whether rows are of every block of a size."""
+def is_map_row(scores: pd.DataFrame) -> pd.Series:
+    """Whether each row belongs to a map of every block of a size."""
     return scores["rule"].str.startswith("blocks of", na=False)
 
 
 # ---- some models of the same items ----------------------------------------------------------------------------------
 
 
-def with_runs(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows with outcomes, and the number of their run: those alike in RUN are of the same items."""
-    found = scores[scores["outcome"].notna()]
-    return found.assign(run=found.groupby(RUN, dropna=False).ngroup())
+def add_runs(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows with outcomes, and the number of their run: rows that agree in RUN_COLUMNS have the same items."""
+    rows = scores[scores["outcome"].notna()]
+    return rows.assign(run=rows.groupby(RUN_COLUMNS, dropna=False).ngroup())
 
 
-def vectors(rows: pd.DataFrame) -> dict[str, Vectors]:
-    """The outcomes of rows of one run, by cut and subject."""
-    subjects = rows[::-1].assign(subject=rows["subject"].fillna(""))  # of two the first one counts
-    return {cut: dict(zip(own["subject"], own["outcome"])) for cut, own in subjects.groupby("cut", sort=False)}
+def get_outcomes(rows: pd.DataFrame) -> dict[str, Vectors]:
+    """The outcomes of the rows of one run, by cut and subject."""
+    subjects = rows[::-1].assign(subject=rows["subject"].fillna(""))  # reversed, as the first of two rows counts
+    return {cut: dict(zip(group["subject"], group["outcome"])) for cut, group in subjects.groupby("cut", sort=False)}
 
 
-def asked_alike(run: dict[str, Vectors], cuts: Sequence[str], own: Vectors) -> list[Float[np.ndarray, " I"]]:
-    """The outcomes under some cuts of a run of the items of `own`: of each subject the first ones, as others may have
-    been asked after them; nothing where some are not there."""
-    nothing, items = np.empty(0), sum(map(len, own.values()))
-    found = [
-        np.concatenate([run.get(cut, {}).get(subject, nothing)[: len(own[subject])] for subject in sorted(own)])
+def align(run: dict[str, Vectors], cuts: Sequence[str], wanted: Vectors) -> list[Float[np.ndarray, " I"]]:
+    """The outcomes of some cuts of a run on the items of `wanted`: the first ones of each subject, as a run may have
+    more items; [] if the run lacks some."""
+    nothing, items = np.empty(0), sum(map(len, wanted.values()))
+    outcomes = [
+        np.concatenate([run.get(cut, {}).get(subject, nothing)[: len(wanted[subject])] for subject in sorted(wanted)])
         for cut in cuts
     ]
-    return found if all(len(one) == items for one in found) else []
+    return outcomes if all(len(vector) == items for vector in outcomes) else []
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def table_of(names: Sequence[str], parts: Iterable[pd.DataFrame | dict]) -> pd.DataFrame:
-    """Rows, or tables of them, below each other, with columns of these names, also where there is none."""
-    found: list = list(parts)
-    if found and isinstance(found[0], pd.DataFrame):
-        return pd.concat(found, ignore_index=True)[list(names)]
-    return pd.DataFrame(found, columns=list(names))
+def make_table(names: Sequence[str], parts: Iterable[pd.DataFrame | dict]) -> pd.DataFrame:
+    """Rows, or tables, below each other, with columns of these names, even without any rows."""
+    rows: list = list(parts)
+    if rows and isinstance(rows[0], pd.DataFrame):
+        return pd.concat(rows, ignore_index=True)[list(names)]
+    return pd.DataFrame(rows, columns=list(names))
 
 
-def gives(names: str) -> Callable[[Callable[..., Iterable]], Callable[..., pd.DataFrame]]:
-    """What a function yields, rows or tables of them, becomes one table with columns of these names."""
+def returns(names: str) -> Callable[[Callable[..., Iterable]], Callable[..., pd.DataFrame]]:
+    """A decorator: the rows or tables that a function yields are returned as one table with these columns."""
 
-    def as_one_table(function: Callable[..., Iterable]) -> Callable[..., pd.DataFrame]:
-        return functools.wraps(function)(lambda *of, **named: table_of(names.split(), function(*of, **named)))
+    def decorate(function: Callable[..., Iterable]) -> Callable[..., pd.DataFrame]:
+        return functools.wraps(function)(lambda *args, **kwargs: make_table(names.split(), function(*args, **kwargs)))
 
-    return as_one_table
+    return decorate

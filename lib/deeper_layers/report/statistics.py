@@ -1,8 +1,8 @@
-"""From the table of all results to tidy tables: what figures draw, pages show and claims are judged by.
+"""From the table of all results to tidy tables, for figures, pages and claims.
 
-Every number comes with `low` and `high`, its 95% interval (see estimates.py), and with `untold`: why there is none, or
-"". Each function takes frames of `results.scores` or `results.distances`, filtered as one likes, and picks of each
-model, task and rule the one measurement that counts (`pairing.measurements`).
+Every number comes with `low` and `high`, its 95% interval (see estimates.py), and with `untold`: the reason if there is
+no number, else "". Each function takes frames of `results.scores` or `results.distances`, filtered in any way, and uses
+for each model, task and rule the one measurement that counts (`pairing.find_measurements`).
 """
 
 import json
@@ -14,226 +14,226 @@ import pandas as pd
 
 from deeper_layers import results
 from deeper_layers.report import estimates, pairing
-from deeper_layers.report.estimates import Estimate, mean_of_items, means
-from deeper_layers.report.names import topic
-from deeper_layers.report.pairing import Measured, asked_alike, gives, measurements, one_rule, vectors
+from deeper_layers.report.estimates import Estimate, estimate_mean, resample
+from deeper_layers.report.names import task_title
+from deeper_layers.report.pairing import Measurement, align, find_measurements, get_outcomes, pick_rules, returns
 
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
 WHOLE = "0,0"
-SIZE = 4  # layers of a block that the published scans of tasks drop
+SIZE = 4  # layers in a block of the published scans of tasks
 RULES = ("similarity", "simple")  # the paper's
-AT_MOST = "at most"  # the whole model was not healed alike: of a loss only `high` is told, of a score nothing
+AT_MOST = "at most"  # the whole model was not healed in the same way: a loss has only `high`, a score nothing
 NO_WHOLE = "whole model not healed alike"
 KEPT = ["kept", "kept_low", "kept_high", "untold"]
 
 
 def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
-    """Score against layers dropped: a row for each model, task, rule and size, of the best measurement of each, and for
-    each value of `also`, columns of `results.scores` such as "shots", "order", "bits" or "healing".
+    """Score against layers dropped: a row for each model, task, rule and size, from the best measurement, and for each
+    value of the columns `also` of `results.scores`, such as "shots", "order", "bits" or "healing".
 
-    value with low and high (Wilson's of an accuracy, drawn of a loss), guessing, whole (the value of the whole model),
-    kept with kept_low and kept_high (share of what the whole model scores above guessing; missing at floor and of
-    losses), untold ("at floor" where nothing can be seen, else "").
+    Columns: value with low and high (by Wilson for an accuracy, by the bootstrap for a loss), guessing, whole (the
+    value of the whole model), kept with kept_low and kept_high (share of the whole model's score above guessing;
+    missing at floor and for losses), untold ("at floor" or "").
     """
-    return _by_cut(measurements(one_rule(scores), also, scores), also)
+    return _tabulate_by_cut(find_measurements(pick_rules(scores), also, scores), also)
 
 
 def kept_by_place(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
-    """Share kept above guessing by the place of the dropped block: the columns of `curves`, with middle (of the block,
-    in layers) and depth (middle / layers), of the headline's tasks where every block of `size` layers was tried."""
-    found = _by_cut(scans(scores, HEADLINE, size)).query("size > 0")
-    middle = found["start"] + (size - 1) / 2
-    return in_order_of_models(found.assign(middle=middle, depth=(middle + 0.5) / found["layers"]), HEADLINE)
+    """The share kept above guessing by the place of the dropped block, for headline tasks with every block of `size`
+    layers: the columns of `curves`, middle (of the block, in layers) and depth (middle / layers)."""
+    rows = _tabulate_by_cut(find_scans(scores, HEADLINE, size)).query("size > 0")
+    middle = rows["start"] + (size - 1) / 2
+    return sort_by_model(rows.assign(middle=middle, depth=(middle + 0.5) / rows["layers"]), HEADLINE)
 
 
-def in_order_of_models(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """Models in the order in which they come, of each the tasks in a given one, of each the blocks by their place."""
+def sort_by_model(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """Rows sorted by model, in the order of their first rows, then by task in the order of `tasks`, then by block."""
     order = [*rows["model"].unique(), *tasks]
     by = ["model", "task", "size", "start"]
-    return rows.sort_values(by, key=lambda of: of.map(order.index) if of.name in by[:2] else of, ignore_index=True)
+    return rows.sort_values(by, key=lambda col: col.map(order.index) if col.name in by[:2] else col, ignore_index=True)
 
 
-def scans(scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE) -> Iterator[Measured]:
-    """The measurements of the whole model and every block of `size` layers."""
-    own = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(list(tasks))]
-    return (one for one in _answers(own, scores) if len(one.cuts) == one.layers - size + 2)
+def find_scans(scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE) -> Iterator[Measurement]:
+    """The measurements that have the whole model and every block of `size` layers."""
+    rows = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(list(tasks))]
+    return (scan for scan in _find_answers(rows, scores) if len(scan.cuts) == scan.layers - size + 2)
 
 
-def _answers(own: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Measured]:
-    """The measurements of what is right or wrong, of the whole model and others."""
-    every = measurements(own.query("metric != 'loss'"), of=scores)
-    return (one for one in every if one.has_whole and len(one.cuts) > 1)
+def _find_answers(rows: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Measurement]:
+    """The measurements whose items are right or wrong, with the whole model and at least one other."""
+    found = find_measurements(rows.query("metric != 'loss'"), of=scores)
+    return (curve for curve in found if curve.has_whole and len(curve.cuts) > 1)
 
 
-def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame:
+def _tabulate_by_cut(measured: Iterable[Measurement], also: Sequence[str] = ()) -> pd.DataFrame:
     names = ["model", "task", "rule", "topic", *also, "layers", "cut", "size", "start", "share", "metric", "items"]
     names += ["value", "low", "high", "guessing", "whole", *KEPT]
     tables = []
-    for one in found:
-        kept = estimates.shares_kept(one.outcomes, one.guessing) if one.has_whole else Estimate(untold="")
-        tables.append(one.cuts.assign(**mean_of_items(one.outcomes).columns() | kept.columns("kept")))
-    return pairing.table_of(names, tables)
+    for curve in measured:
+        kept = estimates.shares_kept(curve.outcomes, curve.guessing) if curve.has_whole else Estimate(untold="")
+        tables.append(curve.cuts.assign(**estimate_mean(curve.outcomes).columns() | kept.columns("kept")))
+    return pairing.make_table(names, tables)
 
 
-@gives("model task rule topic layers items guessing whole largest value low high share share_low share_high untold")
+@returns("model task rule topic layers items guessing whole largest value low high share share_low share_high untold")
 def half_gone_table(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Where half is gone: largest (size that was tried), value (layers dropped; infinite where half is never gone),
-    share (value / layers)."""
-    for one in _answers(one_rule(scores), scores):
-        if one.cuts["size"].is_unique:
-            half = estimates.half_gone(one.outcomes, one.cuts["size"], one.guessing)
-            share = Estimate.combined(lambda numbers, layers=one.layers: numbers / layers, half)
-            told = half.columns() | share.columns("share")
-            yield one.cuts.tail(1).rename(columns={"size": "largest"}).assign(**told)
+    """Where half is gone: value (layers dropped; infinite if half is never gone), share (value / layers), and largest,
+    the largest size that was measured."""
+    for curve in _find_answers(pick_rules(scores), scores):
+        if curve.cuts["size"].is_unique:
+            half = estimates.half_gone(curve.outcomes, curve.cuts["size"], curve.guessing)
+            share = Estimate.combine(lambda numbers, layers=curve.layers: numbers / layers, half)
+            columns = half.columns() | share.columns("share")
+            yield curve.cuts.tail(1).rename(columns={"size": "largest"}).assign(**columns)
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
     """Loss on text against layers dropped, healed and not: the columns of `curves` without kept and untold, and healed
-    ("not healed", or the healing in words), line (the same, shorter), relative (value over guessing). Values are nats a
-    token, guessing is ln V."""
-    own = scores.query("metric == 'loss'")
-    own = own.assign(healed=healed_in_words(own["healing"], own["bits"]))
-    found = curves(own, also=["healing", "bits", "healed"]).drop(columns=KEPT)
-    settings = {how: json.loads(how) for how in found["healing"].dropna().unique()}
-    words = "healed at {learning_rate:g}, rank {rank}, {tokens:,} tokens"
-    lines = {how: words.format(**of) for how, of in settings.items()}
-    line = [lines.get(how, "not healed") for how in found["healing"]]
-    return found.assign(line=line, relative=found["value"] / found["guessing"])
+    ("not healed", or the healing in words), line (a shorter form), relative (value / guessing). Values are in nats a
+    token; guessing is ln V."""
+    rows = scores.query("metric == 'loss'")
+    rows = rows.assign(healed=describe_healings(rows["healing"], rows["bits"]))
+    table = curves(rows, also=["healing", "bits", "healed"]).drop(columns=KEPT)
+    settings = {healing: json.loads(healing) for healing in table["healing"].dropna().unique()}
+    template = "healed at {learning_rate:g}, rank {rank}, {tokens:,} tokens"
+    lines = {healing: template.format(**setting) for healing, setting in settings.items()}
+    line = [lines.get(healing, "not healed") for healing in table["healing"]]
+    return table.assign(line=line, relative=table["value"] / table["guessing"])
 
 
-@gives(
+@returns(
     "model rule layers cut size start share bits healing distillation auxiliary task topic metric items whole pruned "
     "healed healed_low healed_high whole_healed value low high untold rank seed learning_rate tokens text adapters"
 )
 def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
-    """What each healing (in words, and its settings) recovers: value, the share of the gap closed.
+    """The recovery of each healing, with its settings: value is the share of the gap that it closes.
 
-    The gap after healing is that to the whole model healed alike (whole_healed, missing where it was not). Without one
-    a score has no recovery; of a loss only `high` is told, and untold is "at most": compare such healings by `healed`.
+    The gap after healing is that to the whole model healed in the same way (whole_healed, missing if there is none).
+    Without one a score has no recovery; a loss has only `high`, and untold is "at most": compare these by `healed`.
     """
-    scores = pairing.with_runs(scores)
+    scores = pairing.add_runs(scores)
     kept, unhealed = scores.query("repeat == 0"), scores.query("healing.isna()")
-    known = kept.query("metric == 'loss'").groupby("model")["chance"].max()
-    for (healing, run), rows in pairing.by_main_metric(kept).groupby(["healing", "run"], sort=False):
-        mended, firsts = vectors(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
+    chance = kept.query("metric == 'loss'").groupby("model")["chance"].max()
+    for (healing, run), rows in pairing.pick_metric(kept).groupby(["healing", "run"], sort=False):
+        after, first_rows = get_outcomes(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
         files = unhealed.query(f"run == {run}").groupby("path", sort=False)
-        runs = sorted((vectors(of_file) for _, of_file in files), key=len, reverse=True)  # that with most cuts first
-        for cut in sorted(mended.keys() - {WHOLE}):
-            pairs = (asked_alike(of_file, (WHOLE, cut), mended[cut]) for of_file in runs)
+        runs = sorted((get_outcomes(file_rows) for _, file_rows in files), key=len, reverse=True)  # most cuts first
+        for cut in sorted(after.keys() - {WHOLE}):
+            pairs = (align(file_rows, (WHOLE, cut), after[cut]) for file_rows in runs)
             if not (pair := next(filter(None, pairs), None)):
                 continue
-            first, (healed,) = firsts.loc[cut].to_dict(), asked_alike(mended, [cut], mended[cut])
-            (aim,), is_loss = asked_alike(mended, [WHOLE], mended[cut]) or [None], first["metric"] == "loss"
-            estimate = estimates.recovery(*pair, healed, aim, guessing=known[first["model"]] if is_loss else np.inf)
+            first, (healed,) = first_rows.loc[cut].to_dict(), align(after, [cut], after[cut])
+            (aim,), is_loss = align(after, [WHOLE], after[cut]) or [None], first["metric"] == "loss"
+            estimate = estimates.recovery(*pair, healed, aim, guessing=chance[first["model"]] if is_loss else np.inf)
             if aim is None and not estimate.untold:
-                most = Estimate(high=estimate.high, untold=AT_MOST)
-                estimate = most if is_loss else Estimate(untold=NO_WHOLE)
-            row = first | settings_of(healing) | {"topic": topic(first["task"]), "items": len(healed)}
-            row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | mean_of_items(healed).columns("healed")
+                at_most = Estimate(high=estimate.high, untold=AT_MOST)
+                estimate = at_most if is_loss else Estimate(untold=NO_WHOLE)
+            row = first | parse_healing(healing) | {"topic": task_title(first["task"]), "items": len(healed)}
+            row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | estimate_mean(healed).columns("healed")
             yield row | {"whole_healed": np.nan if aim is None else aim.mean()} | estimate.columns()
 
 
-def recovered_by(place: str, scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `recovery_table` for the healing whose scores lie at `place` in results, losses last; `scores` are
-    all of its model."""
-    own = scores["path"] == place
-    alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == WHOLE)
-    asked = scores.assign(repeat=scores["repeat"].mask(own, 0))  # whatever else was measured of the same
-    back = recovery_table(asked[own | alike | scores["healing"].isna()])
-    back = back[back["cut"].isin(scores.loc[own, "cut"].iloc[:1])]
-    return back.sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
+def find_recovery(place: str, scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `recovery_table` for the healing whose scores are in the file `place` of results, losses last;
+    `scores` are all rows of its model."""
+    is_own = scores["path"] == place
+    is_alike = scores["healing"].isin(scores.loc[is_own, "healing"]) & (scores["cut"] == WHOLE)
+    counted = scores.assign(repeat=scores["repeat"].mask(is_own, 0))  # its rows count, even if others were to
+    table = recovery_table(counted[is_own | is_alike | scores["healing"].isna()])
+    table = table[table["cut"].isin(scores.loc[is_own, "cut"].iloc[:1])]
+    return table.sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
 
 
-@gives("model task rule topic cut size start share items value low high lost gained changed p p_holm")
+@returns("model task rule topic cut size start share items value low high lost gained changed p p_holm")
 def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Answers that change: value (accuracy less that of the whole model), lost, gained (items), changed (share of items
-    with another choice, missing where none was kept), p (McNemar's, exact), p_holm (over the sizes of a curve)."""
-    for one in _answers(one_rule(scores), scores):
-        whole, others = one.outcomes[0], one.outcomes[1:]
+    """Answers that change: value (accuracy minus that of the whole model), lost, gained (items), changed (share of
+    items with another choice, if choices were kept), p (McNemar's, exact), p_holm (over the sizes of a curve)."""
+    for curve in _find_answers(pick_rules(scores), scores):
+        whole, others = curve.outcomes[0], curve.outcomes[1:]
         counts = {"lost": (whole > others).sum(axis=1), "gained": (whole < others).sum(axis=1), "changed": np.nan}
-        if one.rows["chosen"].notna().all():
-            choices = pairing.paired(one.rows.assign(outcome=one.rows["chosen"]))[1]
+        if curve.rows["chosen"].notna().all():
+            choices = pairing.pair_outcomes(curve.rows.assign(outcome=curve.rows["chosen"]))[1]
             counts["changed"] = (choices[0] != choices[1:]).mean(axis=1)
-        p = [estimates.mcnemar(whole, other) for other in others]
-        changes = Estimate.of(means(others - whole)).columns()
-        yield one.cuts[1:].assign(**changes, **counts, p=p, p_holm=estimates.holm(p))
+        p = [estimates.mcnemar_p_value(whole, pruned) for pruned in others]
+        changes = Estimate.of(resample(others - whole)).columns()
+        yield curve.cuts[1:].assign(**changes, **counts, p=p, p_holm=estimates.correct_by_holm(p))
 
 
-@gives("model task topic size share items value low high")
+@returns("model task topic size share items value low high")
 def rules_compared(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Similarity-informed less simple heuristic, at sizes at which they drop other layers."""
-    found = {one.place: one for one in measurements(scores.query("rule in @RULES"), of=scores)}
-    for model, task in dict.fromkeys(place[:2] for place in found):
-        one, other = (found.get((model, task, rule)) for rule in RULES)
-        if one and other and one.outcomes.shape[1] == other.outcomes.shape[1]:
-            both = one.cuts.reset_index().merge(other.cuts.reset_index(), on="size", suffixes=("", "_simple"))
-            if len(both := both.query("cut != cut_simple")):
-                apart = one.outcomes[both["index"]] - other.outcomes[both["index_simple"]]
-                yield both.assign(**Estimate.of(means(apart)).columns())
+    """Similarity-informed minus simple heuristic, at the sizes at which they drop different layers."""
+    measured = {first.place: first for first in find_measurements(scores.query("rule in @RULES"), of=scores)}
+    for model, task in dict.fromkeys(place[:2] for place in measured):
+        first, second = (measured.get((model, task, rule)) for rule in RULES)
+        if first and second and first.outcomes.shape[1] == second.outcomes.shape[1]:
+            common = first.cuts.reset_index().merge(second.cuts.reset_index(), on="size", suffixes=("", "_simple"))
+            if len(common := common.query("cut != cut_simple")):
+                differences = first.outcomes[common["index"]] - second.outcomes[common["index_simple"]]
+                yield common.assign(**Estimate.of(resample(differences)).columns())
 
 
-@gives("model task topic rule cut size items value at_most ended of_ended of_ended_low of_ended_high tokens times")
+@returns("model task topic rule cut size items value at_most ended of_ended of_ended_low of_ended_high tokens times")
 def lengths(scores: pd.DataFrame) -> Iterator[dict]:
-    """Written answers by cut: value (share right), at_most (if all that was cut off were right), ended (share that
-    ended by itself), of_ended (share right of these), tokens (median), times (median over that of the whole model)."""
-    own = scores.query("written.notna() and healing.isna() and bits.isna() and repeat == 0")
-    asked = ["model", "task", "dtype", "shots", "limit"]
-    own = pairing.by_main_metric(own).sort_values([*asked, "rule", "size"], na_position="first")
-    own = own.assign(topic=own["task"].map(topic), tokens=own["written"].map(np.median).astype(float))
-    for _, alike in own.groupby(asked, dropna=False):
-        whole = alike.query("cut == @WHOLE")["tokens"]
-        for row in alike.to_dict("records"):
+    """Written answers by cut: value (share right), at_most (the same if all cut-off answers were right), ended (share
+    not cut off), of_ended (share right among these), tokens (median), times (median over that of the whole model)."""
+    rows = scores.query("written.notna() and healing.isna() and bits.isna() and repeat == 0")
+    question = ["model", "task", "dtype", "shots", "limit"]
+    rows = pairing.pick_metric(rows).sort_values([*question, "rule", "size"], na_position="first")
+    rows = rows.assign(topic=rows["task"].map(task_title), tokens=rows["written"].map(np.median).astype(float))
+    for _, same_question in rows.groupby(question, dropna=False):
+        whole = same_question.query("cut == @WHOLE")["tokens"]
+        for row in same_question.to_dict("records"):
             right, ended = row["outcome"] == 1, row["ended"] == 1
-            told = mean_of_items(right[ended]) if ended.any() else Estimate(untold=estimates.NOT_TESTED)
-            row |= {"at_most": (right | ~ended).mean(), "ended": ended.mean()} | told.columns("of_ended")
+            estimate = estimate_mean(right[ended]) if ended.any() else Estimate(untold=estimates.NOT_TESTED)
+            row |= {"at_most": (right | ~ended).mean(), "ended": ended.mean()} | estimate.columns("of_ended")
             yield row | {"times": row["tokens"] / whole.iloc[0] if len(whole) else np.nan}
 
 
 # ---- distances and healings -----------------------------------------------------------------------------------------
 
 
-def kept_distances(distances: pd.DataFrame) -> pd.DataFrame:
-    """One measurement of each model, text and block: not rounded, with the distances of sequences, the latest."""
-    own = distances.query("bits.isna()").assign(kept=distances["by_sequence"].notna())
-    own = own.sort_values(["kept", "samples", "measured"], kind="stable")
-    return own.drop_duplicates(["model", "corpus", "size", "start"], keep="last").drop(columns="kept").sort_index()
+def select_distances(distances: pd.DataFrame) -> pd.DataFrame:
+    """One measurement of each model, text and block, not quantized: with distances by sequence if any, the latest."""
+    rows = distances.query("bits.isna()").assign(kept=distances["by_sequence"].notna())
+    rows = rows.sort_values(["kept", "samples", "measured"], kind="stable")
+    return rows.drop_duplicates(["model", "corpus", "size", "start"], keep="last").drop(columns="kept").sort_index()
 
 
-@gives("model corpus layers size start share distance stderr samples low high agrees")
+@returns("model corpus layers size start share distance stderr samples low high agrees")
 def nearest(distances: pd.DataFrame) -> Iterator[dict]:
-    """The most similar block of each size, l*(n), among those that keep the last layer: low and high are of its start,
-    where the sequences are drawn anew, agrees is the share of these draws that choose the same."""
-    inner = kept_distances(distances).query("start + size < layers")
-    for _, of in inner.groupby(["model", "corpus", "size"], sort=False):
-        row = of.loc[of["distance"].idxmin()].to_dict()
-        if of["by_sequence"].notna().all():
-            starts = of["start"].to_numpy(dtype=float)[means(np.stack(list(of["by_sequence"]))).argmin(axis=1)]
+    """The most similar block of each size, l*(n), among those that keep the last layer. low and high are the interval
+    of its start over draws of the sequences; agrees is the share of draws that choose the same start."""
+    inner = select_distances(distances).query("start + size < layers")
+    for _, rows in inner.groupby(["model", "corpus", "size"], sort=False):
+        row = rows.loc[rows["distance"].idxmin()].to_dict()
+        if rows["by_sequence"].notna().all():
+            starts = rows["start"].to_numpy(dtype=float)[resample(np.stack(list(rows["by_sequence"]))).argmin(axis=1)]
             row |= Estimate.of(starts).columns() | {"agrees": (starts[1:] == starts[0]).mean()}
         yield row
 
 
-def sequences_by_size(distances: pd.DataFrame) -> pd.Series:
-    """Of each size the distances of every sequence, block by block from the first layer on."""
+def group_sequences(distances: pd.DataFrame) -> pd.Series:
+    """For each size the distances of every sequence, block by block from the first layer on."""
     return distances.sort_values("start").groupby("size")["by_sequence"].agg(list)
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:
-    """Loss while healing, by step: the columns of `results.healing`, and healing is in words."""
-    found = results.healing(folder)
-    return found.assign(healing=healed_in_words(found["healing"], found["bits"]))
+    """The training loss by step: the columns of `results.healing`, with healing in words."""
+    table = results.healing(folder)
+    return table.assign(healing=describe_healings(table["healing"], table["bits"]))
 
 
-def settings_of(healing: str) -> dict:
-    """The settings of a healing as columns, and all of them in words."""
-    how = json.loads(healing)
-    how["distillation"] = how.get("objective") == "distill"
-    said = [f"rank {how['rank']}", f"{how['tokens']:,} tokens", f"rate {how['learning_rate']:g}", f"seed {how['seed']}"]
-    said += ["distilled"] * how["distillation"] + [f"auxiliary loss {how['auxiliary']:g}"] * bool(how["auxiliary"])
-    said += [f"adapters {how['adapters']}"] * (how["adapters"] != "all") + [f"on {how['text']}"] * (how["text"] != "c4")
-    said += [f"in {how['quantization']}"] * bool(how["quantization"])
-    return how | {"healing": ", ".join(said)}
+def parse_healing(healing: str) -> dict:
+    """The settings of a healing as columns; the column healing has them in words."""
+    run = json.loads(healing)
+    run["distillation"] = run.get("objective") == "distill"
+    tags = [f"rank {run['rank']}", f"{run['tokens']:,} tokens", f"rate {run['learning_rate']:g}", f"seed {run['seed']}"]
+    tags += ["distilled"] * run["distillation"] + [f"auxiliary loss {run['auxiliary']:g}"] * bool(run["auxiliary"])
+    tags += [f"adapters {run['adapters']}"] * (run["adapters"] != "all") + [f"on {run['text']}"] * (run["text"] != "c4")
+    tags += [f"in {run['quantization']}"] * bool(run["quantization"])
+    return run | {"healing": ", ".join(tags)}
 
 
-def healed_in_words(healing: pd.Series, bits: pd.Series) -> list[str]:
-    said = {how: settings_of(how)["healing"] for how in healing.dropna().unique()}
-    return [said.get(how, f"not healed{'' if pd.isna(form) else f', in {form}'}") for how, form in zip(healing, bits)]
+def describe_healings(healing: pd.Series, bits: pd.Series) -> list[str]:
+    words = {run: parse_healing(run)["healing"] for run in healing.dropna().unique()}
+    return [words.get(run, f"not healed{'' if pd.isna(kind) else f', in {kind}'}") for run, kind in zip(healing, bits)]

@@ -31,8 +31,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report.estimates import NOT_TESTED, Estimate, mean_of, mean_of_items, means, shares_kept
-from deeper_layers.report.pairing import Measured, gives, measurements
+from deeper_layers.report.estimates import NOT_TESTED, Estimate, estimate_mean, mean_of, resample, shares_kept
+from deeper_layers.report.pairing import Measurement, find_measurements, returns
 
 SIZES = range(1, 9)
 PLACES = {"reverse": "late", "similarity": "similar"}  # by rule
@@ -47,11 +47,11 @@ LEAST = {"X": 0.50, "Y": 0.10}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
-def answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measured, np.ndarray]]:
+def answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, np.ndarray]]:
     """Form and place of what the prediction is judged by, what was measured in full, and the answers without the
     question [C, I], 0 where nothing can be guessed."""
     asked = scores.query("task in @tasks and rule in @PLACES", local_dict={"tasks": [*FORM_OF, *UNASKED.values()]})
-    found = {one.place: one for one in measurements(asked)}
+    found = {one.place: one for one in find_measurements(asked)}
     for (model, task, rule), one in found.items():
         form = FORM_OF.get(task)
         unasked = found.get((model, UNASKED.get(form), rule))
@@ -59,12 +59,12 @@ def answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measured, np.ndarr
             yield form, PLACES[rule], one, unasked.outcomes if unasked else np.zeros_like(one.outcomes)
 
 
-def share_kept(one: Measured, guessed: np.ndarray) -> Estimate:
+def share_kept(one: Measurement, guessed: np.ndarray) -> Estimate:
     """k, the mean over sizes: what is kept above guessing without the question."""
     if not set(SIZES) <= set(one.cuts["size"]):
         return Estimate(untold=NOT_TESTED)
-    kept = shares_kept(one.outcomes, means(guessed))
-    return Estimate.combined(lambda numbers: numbers[:, one.cuts["size"].isin(SIZES)].mean(axis=1), kept)
+    kept = shares_kept(one.outcomes, resample(guessed))
+    return Estimate.combine(lambda numbers: numbers[:, one.cuts["size"].isin(SIZES)].mean(axis=1), kept)
 
 
 def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
@@ -77,7 +77,7 @@ def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
     }
 
 
-@gives("model layers place asked prompt size items value low high")
+@returns("model layers place asked prompt size items value low high")
 def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Accuracy by size, and that without the question."""
     for form, place, one, guessed in answers(scores):
@@ -86,11 +86,11 @@ def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         if is_question and form in UNASKED:  # asked once for both prompts
             kinds[f"{form}, without the question"] = guessed
         for asked, outcomes in kinds.items():
-            found = mean_of_items(outcomes).columns() | {"asked": asked, "prompt": prompt, "place": PLACE_NAMES[place]}
+            found = estimate_mean(outcomes).columns() | {"asked": asked, "prompt": prompt, "place": PLACE_NAMES[place]}
             yield one.cuts.assign(**found)
 
 
-@gives("model asked place whole unasked constant value low high untold")
+@returns("model asked place whole unasked constant value low high untold")
 def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
     """These means as a table, a row for each model, form and place: value with low and high, and untold.
 
@@ -107,7 +107,7 @@ def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
         yield row | {"model": model, "asked": form, "place": PLACE_NAMES[place]}
 
 
-@gives("model number value low high limit verdict")
+@returns("model number value low high limit verdict")
 def judge_prediction(scores: pd.DataFrame) -> Iterator[dict]:
     """The criterion's numbers, "X" and "Y", of each model."""
     kept = means_kept(scores)
@@ -116,7 +116,7 @@ def judge_prediction(scores: pd.DataFrame) -> Iterator[dict]:
         written = kept[model, "written", "similar"] - kept[model, "written", "late"]
         for number, found in {"X": late - similar, "Y": written}.items():
             row = {"model": model, "number": number, "limit": LEAST[number]} | found.columns()
-            yield row | {"verdict": found.beyond(LEAST[number])}
+            yield row | {"verdict": found.judge_beyond(LEAST[number])}
 
 
 def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:

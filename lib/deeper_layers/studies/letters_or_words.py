@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report.estimates import Estimate, holm, means, shares_kept
-from deeper_layers.report.names import topic
-from deeper_layers.report.pairing import best_measured, gives
-from deeper_layers.report.statistics import SIZE, scans
+from deeper_layers.report.estimates import Estimate, correct_by_holm, resample, shares_kept
+from deeper_layers.report.names import task_title
+from deeper_layers.report.pairing import returns, select_best
+from deeper_layers.report.statistics import SIZE, find_scans
 from deeper_layers.studies.which_layers import maps
 
 LEAST = 0.10  # of what a model knows: a smaller difference is none
@@ -41,23 +41,23 @@ def places_of(starts, layers: int, size: int = SIZE) -> np.ndarray:
     return np.select([is_middle, (3 * starts >= 2 * layers) & (last < layers - 1)], [MIDDLE, LATE], "")
 
 
-@gives("model task topic form place blocks items value low high untold")
+@returns("model task topic form place blocks items value low high untold")
 def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """Mean share kept by place ("middle", "late") of the blocks of a size; form is "letters", "words" or "written"."""
     for (model, task, place), (blocks, items, kept) in _kept(scores, size).items():
-        about = {"model": model, "task": task, "topic": topic(task), "form": FORMS[task], "place": place}
+        about = {"model": model, "task": task, "topic": task_title(task), "form": FORMS[task], "place": place}
         yield about | {"blocks": blocks, "items": items} | kept.columns()
 
 
 def _kept(scores: pd.DataFrame, size: int = SIZE) -> dict[tuple[str, str, str], tuple[int, int, Estimate]]:
     """By model, task and place the number of blocks, of items, and the mean share kept."""
     found = {}
-    for one in scans(_by_words(scores), FORMS, size):
+    for one in find_scans(_by_words(scores), FORMS, size):
         places = places_of(one.cuts["start"].where(one.cuts["size"] > 0, -1), one.layers, size)
         shares = shares_kept(one.outcomes, one.guessing)
         for place in (MIDDLE, LATE) if {MIDDLE, LATE} <= set(places) else ():
             own = places == place
-            kept = Estimate.combined(lambda numbers, own=own: numbers[:, own].mean(axis=1), shares)
+            kept = Estimate.combine(lambda numbers, own=own: numbers[:, own].mean(axis=1), shares)
             found[*one.place[:2], place] = own.sum(), one.outcomes.shape[1], kept
     return found
 
@@ -73,10 +73,10 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
     model). Of losses W is that of late blocks less that of middle ones, nats a token."""
     table = _numbers(scores)
     told = table[table["p"].notna()].groupby(["model", "number"])["p"]
-    return table.assign(p_holm=told.transform(holm))
+    return table.assign(p_holm=told.transform(correct_by_holm))
 
 
-@gives("model number about place value low high limit verdict p")
+@returns("model number about place value low high limit verdict p")
 def _numbers(scores: pd.DataFrame) -> Iterator[dict]:
     kept = {place: estimate for place, (*_, estimate) in _kept(scores).items()}
     for model in dict.fromkeys(model for model, *_ in kept):
@@ -88,10 +88,10 @@ def _numbers(scores: pd.DataFrame) -> Iterator[dict]:
             if {(letters, place), (words, place)} <= of.keys()
         ]
         told = [task for task, form in FORMS.items() if form == "words" and (task, LATE) in of]
-        late = {topic(task): of[task, MIDDLE] - of[task, LATE] for task in told} | _losses(scores, model)
+        late = {task_title(task): of[task, MIDDLE] - of[task, LATE] for task in told} | _losses(scores, model)
         found += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in late.items()]
         for number, about, place, estimate, limit in found:
-            verdict = estimate.beyond(limit) if limit else estimate.against(floor=0.0)
+            verdict = estimate.judge_beyond(limit) if limit else estimate.judge(floor=0.0)
             row = {"model": model, "number": number, "about": about, "place": place, "limit": limit, "verdict": verdict}
             yield row | {"p": estimate.p_value()} | estimate.columns()
 
@@ -103,20 +103,20 @@ def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
         places = places_of(np.arange(len(losses)), len(losses) + SIZE)
         if {MIDDLE, LATE} <= set(places):
             late, middle = (losses[places == name].mean(axis=0) for name in (LATE, MIDDLE))
-            found[topic(task)] = Estimate.of(means(late - middle))
+            found[task_title(task)] = Estimate.of(resample(late - middle))
     return found
 
 
-@gives("model task topic layers start middle commonest margin items")
+@returns("model task topic layers start middle commonest margin items")
 def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """2605.07271's two phases by block of a size: commonest (share of the choice that is given most often), margin
     (nats, right choice less the best other, mean)."""
     own = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
-    for _, found in best_measured(_by_words(own)).groupby(["model", "task", "start"]):
+    for _, found in select_best(_by_words(own)).groupby(["model", "task", "start"]):
         model, task, start, layers = found[["model", "task", "start", "layers"]].iloc[0]
         chosen = np.concatenate(list(found["chosen"])).astype(int)
         margin = np.concatenate([_margin(*of) for of in zip(found["logprobs"], found["target"], strict=True)])
-        row = {"model": model, "task": task, "topic": topic(task), "layers": layers, "start": start}
+        row = {"model": model, "task": task, "topic": task_title(task), "layers": layers, "start": start}
         row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
         yield row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(chosen)}
 

@@ -16,10 +16,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from deeper_layers import results
-from deeper_layers.report.estimates import TIED, Estimate, mean_of, means
-from deeper_layers.report.names import model_title, put_in_order, rule_title, topic
-from deeper_layers.report.pairing import best_measured, gives, measurements, of_maps
-from deeper_layers.report.statistics import in_order_of_models, kept_distances, nearest, sequences_by_size
+from deeper_layers.report.estimates import TIE_TOLERANCE, Estimate, mean_of, resample
+from deeper_layers.report.names import model_title, put_in_order, rule_title, task_title
+from deeper_layers.report.pairing import find_measurements, is_map_row, returns, select_best
+from deeper_layers.report.statistics import group_sequences, nearest, select_distances, sort_by_model
 from deeper_layers.rules.choosing import REGISTERED
 
 TEXT = "c4"  # whose loss is judged
@@ -45,7 +45,7 @@ def maps(scores: pd.DataFrame) -> dict[tuple[str, str], Maps]:
     """By model and text the sizes of which every block was tried. Blocks that hold the last layer are left out, as no
     rule drops it; so are sizes with fewer than 3 blocks."""
     found: dict = {}
-    for one in measurements(_of_blocks(scores)):
+    for one in find_measurements(_of_blocks(scores)):
         model, text, rule = one.place
         size = int(rule.removeprefix("blocks of "))
         inner = one.cuts.query("size == @size and start + size < layers").index
@@ -55,7 +55,7 @@ def maps(scores: pd.DataFrame) -> dict[tuple[str, str], Maps]:
 
 
 def _of_blocks(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores[of_maps(scores)].query("metric == 'loss'")
+    return scores[is_map_row(scores)].query("metric == 'loss'")
 
 
 def sizes_of_shares(layers: int) -> list[int]:
@@ -73,14 +73,14 @@ def maps_of_text(scores: pd.DataFrame) -> Iterator[tuple[str, Maps]]:
 def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     """The map of every block: model, task (text), topic, layers, size, start, share, value (loss, nats a token),
     guessing, cost (over the whole model), place (among blocks of its size that keep the last layer, from 1)."""
-    found = best_measured(_of_blocks(scores)).drop_duplicates(["model", "task", "cut"])
+    found = select_best(_of_blocks(scores)).drop_duplicates(["model", "task", "cut"])
     found = found.rename(columns={"chance": "guessing"})
     found = found[["model", "task", "layers", "size", "start", "share", "value", "guessing"]]
     whole = found.query("size == 0").set_index(["model", "task"])["value"].rename("cost")
     found = found.query("size > 0").join(whole, on=["model", "task"], how="inner")
     inner = found.query("start + size < layers").groupby(["model", "task", "size"])["value"]
-    found = found.assign(cost=found["value"] - found["cost"], topic=found["task"].map(topic))
-    return in_order_of_models(found.assign(place=inner.rank(method="min")), sorted(found["task"].unique()))
+    found = found.assign(cost=found["value"] - found["cost"], topic=found["task"].map(task_title))
+    return sort_by_model(found.assign(place=inner.rank(method="min")), sorted(found["task"].unique()))
 
 
 # ---- regret ---------------------------------------------------------------------------------------------------------
@@ -92,10 +92,10 @@ def over_best(blocks: Float[np.ndarray, "B S"], costs: Float[np.ndarray, "K S"])
     The best block is found on one half of the sequences and judged on the other, both ways round: else it would be
     flattered by the sequences that chose it.
     """
-    found, halves = [], [means(np.concatenate([blocks, costs])[:, half::2], seed=half) for half in (0, 1)]
+    found, halves = [], [resample(np.concatenate([blocks, costs])[:, half::2], seed=half) for half in (0, 1)]
     for chosen, judged in (halves, halves[::-1]):
         of_blocks = chosen[:, : len(blocks)]
-        best = of_blocks <= of_blocks.min(axis=1, keepdims=True) + TIED
+        best = of_blocks <= of_blocks.min(axis=1, keepdims=True) + TIE_TOLERANCE
         least = (judged[:, : len(blocks)] * best).sum(axis=1, keepdims=True) / best.sum(axis=1, keepdims=True)
         found.append(judged[:, len(blocks) :] - least)
     return np.mean(found, axis=0)
@@ -106,16 +106,16 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     distances), task (the text of the losses), size, start (the pick), best, blocks, place (of the pick among them by
     loss, from 1), value with low and high, where the pick is drawn anew with its sequences. Of size 0 is the mean over
     PERCENT of the layers, where the map has all of these sizes."""
-    rows, near = [], kept_distances(distances)
+    rows, near = [], select_distances(distances)
     for (model, task), every in maps(scores).items():
         for corpus, of_text in near.query("model == @model").groupby("corpus"):
             if of_text["by_sequence"].isna().any():
                 continue
-            by_size, found = sequences_by_size(of_text), {}
+            by_size, found = group_sequences(of_text), {}
             shared = {"model": model, "corpus": corpus, "task": task}
             for size, costs in every.items():
                 # other sequences than those of the costs, so another draw
-                picks = means(np.stack(by_size[size][: len(costs)]), seed=2).argmin(axis=1)
+                picks = resample(np.stack(by_size[size][: len(costs)]), seed=2).argmin(axis=1)
                 start, average = picks[0], costs.mean(axis=1)
                 found[size] = Estimate.of(over_best(costs, costs)[np.arange(len(picks)), picks])
                 row = {"size": size, "start": start, "best": average.argmin(), "blocks": len(costs)}
@@ -126,7 +126,7 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
 
 
-@gives("model rule title sizes value low high")
+@returns("model rule title sizes value low high")
 def rules(scores: pd.DataFrame) -> Iterator[dict]:
     """Rivals: the mean regret over sizes (as text) that are PERCENT of the layers, nats a token, best first. Rules that
     lack a size are left out; random draws are one rule, their mean. The rules of others chose on Wikipedia."""
@@ -151,7 +151,7 @@ def rules(scores: pd.DataFrame) -> Iterator[dict]:
 
 def _losses(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of losses on TEXT that count; what tried every block is left out."""
-    return scores[~of_maps(scores)].query("task == @TEXT and metric == 'loss' and repeat == 0 and bits.isna()")
+    return scores[~is_map_row(scores)].query("task == @TEXT and metric == 'loss' and repeat == 0 and bits.isna()")
 
 
 def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
@@ -188,7 +188,7 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 # ---- geometry -------------------------------------------------------------------------------------------------------
 
 
-@gives("model corpus layers layer size depth measure value")
+@returns("model corpus layers layer size depth measure value")
 def geometry(folder: Path | None = None) -> Iterator[dict]:
     """Measures of every block: layer (the first), depth (its middle), measure (in words)."""
     for _, own in put_in_order(results.geometry(folder)).groupby("path", sort=False):
@@ -204,7 +204,7 @@ def geometry(folder: Path | None = None) -> Iterator[dict]:
             yield block | {"measure": measure, "value": float(OF_BLOCK[how](values[name], start, start + size))}
 
 
-@gives("model measure size start value")
+@returns("model measure size start value")
 def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """For each measure of `geometry` the regret of its pick, the block with the least of it, at PERCENT of the layers:
     nats a token, without an interval, as the map holds every block."""
