@@ -148,10 +148,8 @@ def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: P
 
 
 def check_unchanged(path: Path) -> list[str]:
-    """The hashes of all notebooks that were written into the folder of a notebook.
-
-    Raises InputError if the folder holds other files, or the notebook was changed after it was written.
-    """
+    """The hashes of all notebooks that were written into the folder of a notebook. Raises InputError if the folder
+    holds other files, or the notebook was changed after it was written."""
     try:
         hashes = files.read_json(path.with_name(MARK))["written"] if any(path.parent.glob("*")) else []
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -244,10 +244,8 @@ class ReproductionParameters(kinds.TaskParameters):
 
     def again(self) -> "pd.DataFrame":
         """Scores that are measured now, of the named model or else the embedded one, in a temporary folder.
-
         The cuts are the published ones. Empty if nothing is to be measured. Raises InputError if the model can't be
-        opened.
-        """
+        opened."""
         parameters = self.replace(model="embedded") if self.model == kinds.PUBLISHED else self
         with tempfile.TemporaryDirectory() as folder:
             if self.measure:

@@ -88,10 +88,8 @@ def healing_setting(name: str, more: str = "") -> Any:
 
 
 class Shown(BaseModel):
-    """The parameters of every notebook: which model, or all, and the folder of results.
-
-    Raises InputError, in one line, for an unknown name, a value of the wrong type, or an impossible value.
-    """
+    """The parameters of every notebook: which model, or all, and the folder of results. Raises InputError, in one line,
+    for an unknown name, a value of the wrong type, or an impossible value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     notebook: ClassVar[str] = ""  # whose parameters these are
@@ -307,9 +305,7 @@ class TaskParameters(Parameters):
 
     def list_sizes(self, num_layers: int, task: str | None = None) -> list[int]:
         """Block sizes in order, for a task or for all. They include 0, as every curve starts at the whole model.
-
-        Raises InputError for a size outside 0..L-1.
-        """
+        Raises InputError for a size outside 0..L-1."""
         sizes = parse_numbers(self.parsed_tasks[task]["sizes"] if task else self.sizes) or range(num_layers - 1)
         checks.whole_number("size", max(sizes), 0, num_layers - 1, f"the last of {num_layers} layers is never dropped")
         return sorted({0, *sizes})
@@ -349,10 +345,7 @@ class HealingParameters(TaskParameters):
         self.make_config()
 
     def make_config(self, **others) -> HealingConfig:
-        """The preset, changed by these parameters and then by `others`.
-
-        Raises InputError for an impossible setting.
-        """
+        """The preset, changed by these parameters, then by `others`. Raises InputError for an impossible setting."""
         settings, preset = self.model_dump(include=SETTINGS, exclude_none=True), PRESETS[self.preset]
         if "steps" in settings:  # the same share of warm-up
             share = preset.warmup_steps / preset.steps

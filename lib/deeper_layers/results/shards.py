@@ -32,10 +32,8 @@ class Shards:
         return sum(self._durations, 0.0)
 
     def get(self, number: int, same: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
-        """The arrays of shard `number`; None if it is missing or, with a warning, unreadable.
-
-        `same` are arrays that the shard must hold; None, without a warning, if they differ.
-        """
+        """The arrays of shard `number`; None if it is missing or, with a warning, unreadable. `same` are arrays that
+        the shard must hold; None, without a warning, if they differ."""
         path = self.folder / f"{number:06d}.npz"
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # it checks sums of all bytes

@@ -130,9 +130,7 @@ def warn_left_out(path: Path | None, error: Exception) -> None:
 
 def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | None:
     """The result for a key, with or without its "data", that has the key's cuts or more; else None.
-
-    Of several the one with the fewest cuts, then the latest. Without a folder, published results are searched, too.
-    """
+    Of several the one with the fewest cuts, then the latest. Without a folder, published results are searched, too."""
     for place in readable_folders(folder):
         path = result_path(kind, key, place)
         paths = path.parent.glob(f"{glob.escape(path.stem[:-12])}{HEX}.json")
@@ -172,10 +170,8 @@ def is_measured(task: str, folder: Path | None = None) -> bool:
 def write_result(
     kind: str, key: dict, provenance: dict, records: list[dict], details: dict, folder: Path | None = None
 ) -> Result:
-    """Write a finished measurement in one step, and return it as it will be read.
-
-    Raises InputError if it can't be written, ValueError if it is not the content of a result of its kind.
-    """
+    """Write a finished measurement in one step, and return it as it will be read. Raises InputError if it can't be
+    written, ValueError if it is not the content of a result of its kind."""
     rows = [{name: _to_json_value(value) for name, value in row.items()} for row in records]
     content = {"kind": kind, "version": KINDS[kind].version, "key": key, "provenance": provenance, "details": details}
     content = json.loads(json.dumps(content | {"rows": rows}, allow_nan=False))

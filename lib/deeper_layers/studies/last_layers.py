@@ -35,7 +35,7 @@ from deeper_layers.report.estimates import NOT_TESTED, Estimate, estimate_mean, 
 from deeper_layers.report.pairing import Measurement, find_measurements, returns
 
 SIZES = range(1, 9)
-PLACES = {"reverse": "late", "similarity": "similar"}  # by rule
+PLACES = {"reverse": "late", "similarity": "similar"}  # the place of each rule's cuts
 FORMS = {
     "letters": ("facts_by_letter", "facts_by_letter_stated"),
     "words": ("facts_in_words", "facts_in_words_stated"),
@@ -47,29 +47,32 @@ LEAST = {"X": 0.50, "Y": 0.10}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
-def answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, np.ndarray]]:
-    """Form and place of what the prediction is judged by, what was measured in full, and the answers without the
-    question [C, I], 0 where nothing can be guessed."""
-    asked = scores.query("task in @tasks and rule in @PLACES", local_dict={"tasks": [*FORM_OF, *UNASKED.values()]})
-    found = {one.place: one for one in find_measurements(asked)}
-    for (model, task, rule), one in found.items():
+def find_answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, np.ndarray]]:
+    """Yield form, place and measurement of everything that judges the prediction, and the outcomes without the
+    question, [C, I], which are 0 where nothing can be guessed."""
+    rows = scores.query("task in @tasks and rule in @PLACES", local_dict={"tasks": [*FORM_OF, *UNASKED.values()]})
+    measured = {curve.place: curve for curve in find_measurements(rows)}
+    for (model, task, rule), curve in measured.items():
         form = FORM_OF.get(task)
-        unasked = found.get((model, UNASKED.get(form), rule))
+        unasked = measured.get((model, UNASKED.get(form), rule))
         if form and (unasked or form not in UNASKED):
-            yield form, PLACES[rule], one, unasked.outcomes if unasked else np.zeros_like(one.outcomes)
+            yield form, PLACES[rule], curve, unasked.outcomes if unasked else np.zeros_like(curve.outcomes)
 
 
-def share_kept(one: Measurement, guessed: np.ndarray) -> Estimate:
-    """k, the mean over sizes: what is kept above guessing without the question."""
-    if not set(SIZES) <= set(one.cuts["size"]):
+def average_share_kept(curve: Measurement, guessed: np.ndarray) -> Estimate:
+    """k, the share kept above guessing without the question, mean over sizes."""
+    if not set(SIZES) <= set(curve.cuts["size"]):
         return Estimate(untold=NOT_TESTED)
-    kept = shares_kept(one.outcomes, resample(guessed))
-    return Estimate.combine(lambda numbers: numbers[:, one.cuts["size"].isin(SIZES)].mean(axis=1), kept)
+    kept = shares_kept(curve.outcomes, resample(guessed))
+    return Estimate.combine(lambda numbers: numbers[:, curve.cuts["size"].isin(SIZES)].mean(axis=1), kept)
 
 
-def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
-    """The mean of k over sizes and prompts by model, form and place; NOT_TESTED where a size or prompt is missing."""
-    kept = {(*one.place[:2], place): share_kept(one, guessed) for _, place, one, guessed in answers(scores)}
+def average_by_place(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
+    """The mean of k over sizes and prompts, by model, form and place; NOT_TESTED if a size or prompt is missing."""
+    kept = {
+        (*curve.place[:2], place): average_share_kept(curve, guessed)
+        for _, place, curve, guessed in find_answers(scores)
+    }
     return {
         (model, form, place): mean_of([kept.get((model, task, place), Estimate(untold=NOT_TESTED)) for task in tasks])
         for model in dict.fromkeys(model for model, *_ in kept)
@@ -79,51 +82,51 @@ def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
 
 @returns("model layers place asked prompt size items value low high")
 def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Accuracy by size, and that without the question."""
-    for form, place, one, guessed in answers(scores):
-        is_question = one.place[1] == FORMS[form][0]
-        prompt, kinds = "as a question" if is_question else "as a statement", {form: one.outcomes}
-        if is_question and form in UNASKED:  # asked once for both prompts
-            kinds[f"{form}, without the question"] = guessed
-        for asked, outcomes in kinds.items():
-            found = estimate_mean(outcomes).columns() | {"asked": asked, "prompt": prompt, "place": PLACE_NAMES[place]}
-            yield one.cuts.assign(**found)
+    """The accuracy by size, and that without the question."""
+    for form, place, curve, guessed in find_answers(scores):
+        is_question = curve.place[1] == FORMS[form][0]
+        prompt, outcomes_by_form = "as a question" if is_question else "as a statement", {form: curve.outcomes}
+        if is_question and form in UNASKED:  # measured once for both prompts
+            outcomes_by_form[f"{form}, without the question"] = guessed
+        for asked, outcomes in outcomes_by_form.items():
+            cells = estimate_mean(outcomes).columns() | {"asked": asked, "prompt": prompt, "place": PLACE_NAMES[place]}
+            yield curve.cuts.assign(**cells)
 
 
 @returns("model asked place whole unasked constant value low high untold")
 def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
-    """These means as a table, a row for each model, form and place: value with low and high, and untold.
+    """The means of k as a table, a row for each model, form and place: value with low and high, and untold.
 
-    Beside them the accuracy of the whole model (whole), without the question (unasked), and of the best constant answer
-    (constant), means over prompts.
+    Further columns are mean accuracies over prompts: of the whole model (whole), of the whole model without the
+    question (unasked), and of the best constant answer (constant).
     """
     constant, levels = scores.groupby(["model", "task"])["commonest"].max(), {}
-    for form, _, one, guessed in answers(scores):
-        of_task = (one.outcomes[0].mean(), guessed[0].mean(), constant[one.place[:2]])
-        levels.setdefault((one.place[0], form), []).append(of_task)
-    for (model, form, place), found in means_kept(scores).items():
-        of_form = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
-        row = dict(zip(("whole", "unasked", "constant"), of_form)) | found.columns()
+    for form, _, curve, guessed in find_answers(scores):
+        accuracies_of_task = (curve.outcomes[0].mean(), guessed[0].mean(), constant[curve.place[:2]])
+        levels.setdefault((curve.place[0], form), []).append(accuracies_of_task)
+    for (model, form, place), kept in average_by_place(scores).items():
+        means = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
+        row = dict(zip(("whole", "unasked", "constant"), means)) | kept.columns()
         yield row | {"model": model, "asked": form, "place": PLACE_NAMES[place]}
 
 
 @returns("model number value low high limit verdict")
 def judge_prediction(scores: pd.DataFrame) -> Iterator[dict]:
-    """The criterion's numbers, "X" and "Y", of each model."""
-    kept = means_kept(scores)
+    """The numbers of the criterion, "X" and "Y", for each model."""
+    kept = average_by_place(scores)
     for model in dict.fromkeys(model for model, *_ in kept):
         late, similar = (kept[model, "letters", place] - kept[model, "written", place] for place in PLACES.values())
         written = kept[model, "written", "similar"] - kept[model, "written", "late"]
-        for number, found in {"X": late - similar, "Y": written}.items():
-            row = {"model": model, "number": number, "limit": LEAST[number]} | found.columns()
-            yield row | {"verdict": found.judge_beyond(LEAST[number])}
+        for number, estimate in {"X": late - similar, "Y": written}.items():
+            row = {"model": model, "number": number, "limit": LEAST[number]} | estimate.columns()
+            yield row | {"verdict": estimate.judge_beyond(LEAST[number])}
 
 
 def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
-    """X or Y of each model that can show it: model, verdict, mean shares kept, as written_late and letters_similar."""
+    """The verdict on X or Y for each model that can show it, and its mean shares kept, like written_late."""
     judged = judge_prediction(scores)
-    told = judged.query("number == @number and value.notna()").set_index("model")[["verdict"]]
-    for (model, form, place), found in means_kept(scores).items():
-        if model in told.index:
-            told.loc[model, f"{form}_{place}"] = found.value
-    return told.reset_index()
+    table = judged.query("number == @number and value.notna()").set_index("model")[["verdict"]]
+    for (model, form, place), kept in average_by_place(scores).items():
+        if model in table.index:
+            table.loc[model, f"{form}_{place}"] = kept.value
+    return table.reset_index()

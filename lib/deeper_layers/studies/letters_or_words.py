@@ -15,9 +15,9 @@ from deeper_layers.report.estimates import Estimate, correct_by_holm, resample, 
 from deeper_layers.report.names import task_title
 from deeper_layers.report.pairing import returns, select_best
 from deeper_layers.report.statistics import SIZE, find_scans
-from deeper_layers.studies.which_layers import maps
+from deeper_layers.studies.which_layers import collect_maps
 
-LEAST = 0.10  # of what a model knows: a smaller difference is none
+LEAST = 0.10  # the least difference that counts, as a share of what a model knows
 FORMS = {
     "mmlu": "letters",
     "lettered_capitals": "letters",
@@ -33,8 +33,8 @@ MIDDLE, LATE = "middle", "late"
 D, W = "D, letters less words", "W, middle less late"
 
 
-def places_of(starts, layers: int, size: int = SIZE) -> np.ndarray:
-    """Whether each block lies in the middle third, in the last one (without the last layer), or else: ""."""
+def classify_places(starts, layers: int, size: int = SIZE) -> np.ndarray:
+    """The place of each block: "middle" or "late", if it lies in that third (late without the last layer), else ""."""
     starts = np.asarray(starts, dtype=int)
     last = starts + size - 1
     is_middle = (3 * starts >= layers) & (3 * last < 2 * layers)
@@ -43,86 +43,86 @@ def places_of(starts, layers: int, size: int = SIZE) -> np.ndarray:
 
 @returns("model task topic form place blocks items value low high untold")
 def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
-    """Mean share kept by place ("middle", "late") of the blocks of a size; form is "letters", "words" or "written"."""
-    for (model, task, place), (blocks, items, kept) in _kept(scores, size).items():
-        about = {"model": model, "task": task, "topic": task_title(task), "form": FORMS[task], "place": place}
-        yield about | {"blocks": blocks, "items": items} | kept.columns()
+    """The mean share kept by place ("middle", "late") of blocks of a size; form is "letters", "words" or "written"."""
+    for (model, task, place), (blocks, items, kept) in _average_kept(scores, size).items():
+        shared = {"model": model, "task": task, "topic": task_title(task), "form": FORMS[task], "place": place}
+        yield shared | {"blocks": blocks, "items": items} | kept.columns()
 
 
-def _kept(scores: pd.DataFrame, size: int = SIZE) -> dict[tuple[str, str, str], tuple[int, int, Estimate]]:
-    """By model, task and place the number of blocks, of items, and the mean share kept."""
-    found = {}
-    for one in find_scans(_by_words(scores), FORMS, size):
-        places = places_of(one.cuts["start"].where(one.cuts["size"] > 0, -1), one.layers, size)
-        shares = shares_kept(one.outcomes, one.guessing)
+def _average_kept(scores: pd.DataFrame, size: int = SIZE) -> dict[tuple[str, str, str], tuple[int, int, Estimate]]:
+    """The number of blocks, the number of items and the mean share kept, by model, task and place."""
+    kept_by_place = {}
+    for scan in find_scans(_drop_unnormalized(scores), FORMS, size):
+        places = classify_places(scan.cuts["start"].where(scan.cuts["size"] > 0, -1), scan.layers, size)
+        shares = shares_kept(scan.outcomes, scan.guessing)
         for place in (MIDDLE, LATE) if {MIDDLE, LATE} <= set(places) else ():
-            own = places == place
-            kept = Estimate.combine(lambda numbers, own=own: numbers[:, own].mean(axis=1), shares)
-            found[*one.place[:2], place] = own.sum(), one.outcomes.shape[1], kept
-    return found
+            in_place = places == place
+            kept = Estimate.combine(lambda numbers, in_place=in_place: numbers[:, in_place].mean(axis=1), shares)
+            kept_by_place[*scan.place[:2], place] = in_place.sum(), scan.outcomes.shape[1], kept
+    return kept_by_place
 
 
-def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
-    """Without the scores of MMLU in words that do not count how long each choice is, as the criterion has it."""
+def _drop_unnormalized(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows without scores of MMLU in words that are not normalized by length, as the criterion demands."""
     return scores.query("task != 'mmlu_continuation' or metric == 'acc_norm'")
 
 
 def differences(scores: pd.DataFrame) -> pd.DataFrame:
-    """The study's criterion: model, number ("D, letters less words" or "W, middle less late"), about, place, value with
-    low and high, limit, verdict, p (of the number being 0, drawn) and p_holm (corrected over those of one number and
-    model). Of losses W is that of late blocks less that of middle ones, nats a token."""
-    table = _numbers(scores)
-    told = table[table["p"].notna()].groupby(["model", "number"])["p"]
-    return table.assign(p_holm=told.transform(correct_by_holm))
+    """The numbers of the criterion: model, number ("D, letters less words" or "W, middle less late"), about, place,
+    value with low and high, limit, verdict, p (of the number being 0, by the bootstrap) and p_holm (corrected for one
+    number and model). For losses W is the loss of late blocks minus that of middle ones, nats a token."""
+    table = _compute_numbers(scores)
+    p_values = table[table["p"].notna()].groupby(["model", "number"])["p"]
+    return table.assign(p_holm=p_values.transform(correct_by_holm))
 
 
 @returns("model number about place value low high limit verdict p")
-def _numbers(scores: pd.DataFrame) -> Iterator[dict]:
-    kept = {place: estimate for place, (*_, estimate) in _kept(scores).items()}
-    for model in dict.fromkeys(model for model, *_ in kept):
-        of = {key[1:]: estimate for key, estimate in kept.items() if key[0] == model}
-        found = [
-            (D, about, place, of[letters, place] - of[words, place], limit)
+def _compute_numbers(scores: pd.DataFrame) -> Iterator[dict]:
+    kept_by_place = {place: estimate for place, (*_, estimate) in _average_kept(scores).items()}
+    for model in dict.fromkeys(model for model, *_ in kept_by_place):
+        kept = {key[1:]: estimate for key, estimate in kept_by_place.items() if key[0] == model}
+        numbers = [
+            (D, about, place, kept[letters, place] - kept[words, place], limit)
             for about, (letters, words) in PAIRS.items()
             for place, limit in ((MIDDLE, -LEAST), (LATE, LEAST))
-            if {(letters, place), (words, place)} <= of.keys()
+            if {(letters, place), (words, place)} <= kept.keys()
         ]
-        told = [task for task, form in FORMS.items() if form == "words" and (task, LATE) in of]
-        late = {task_title(task): of[task, MIDDLE] - of[task, LATE] for task in told} | _losses(scores, model)
-        found += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in late.items()]
-        for number, about, place, estimate, limit in found:
+        tasks = [task for task, form in FORMS.items() if form == "words" and (task, LATE) in kept]
+        drops = {task_title(task): kept[task, MIDDLE] - kept[task, LATE] for task in tasks} | _loss_gaps(scores, model)
+        numbers += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in drops.items()]
+        for number, about, place, estimate, limit in numbers:
             verdict = estimate.judge_beyond(limit) if limit else estimate.judge(floor=0.0)
             row = {"model": model, "number": number, "about": about, "place": place, "limit": limit, "verdict": verdict}
             yield row | {"p": estimate.p_value()} | estimate.columns()
 
 
-def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
-    found, every = {}, maps(scores)
+def _loss_gaps(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
+    estimates, all_maps = {}, collect_maps(scores)
     for task in LOSSES:
-        losses = every.get((model, task), {}).get(SIZE, np.empty(0))
-        places = places_of(np.arange(len(losses)), len(losses) + SIZE)
+        losses = all_maps.get((model, task), {}).get(SIZE, np.empty(0))
+        places = classify_places(np.arange(len(losses)), len(losses) + SIZE)
         if {MIDDLE, LATE} <= set(places):
             late, middle = (losses[places == name].mean(axis=0) for name in (LATE, MIDDLE))
-            found[task_title(task)] = Estimate.of(resample(late - middle))
-    return found
+            estimates[task_title(task)] = Estimate.of(resample(late - middle))
+    return estimates
 
 
 @returns("model task topic layers start middle commonest margin items")
 def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
-    """2605.07271's two phases by block of a size: commonest (share of the choice that is given most often), margin
-    (nats, right choice less the best other, mean)."""
-    own = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
-    for _, found in select_best(_by_words(own)).groupby(["model", "task", "start"]):
-        model, task, start, layers = found[["model", "task", "start", "layers"]].iloc[0]
-        chosen = np.concatenate(list(found["chosen"])).astype(int)
-        margin = np.concatenate([_margin(*of) for of in zip(found["logprobs"], found["target"], strict=True)])
+    """The two phases of arXiv 2605.07271 by block: commonest (share of the choice that is given most often), margin
+    (log-probability of the right choice minus that of the best other, nats, mean)."""
+    scans = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
+    for _, rows in select_best(_drop_unnormalized(scans)).groupby(["model", "task", "start"]):
+        model, task, start, layers = rows[["model", "task", "start", "layers"]].iloc[0]
+        chosen = np.concatenate(list(rows["chosen"])).astype(int)
+        margin = np.concatenate([_find_margins(*item) for item in zip(rows["logprobs"], rows["target"], strict=True)])
         row = {"model": model, "task": task, "topic": task_title(task), "layers": layers, "start": start}
         row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
         yield row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(chosen)}
 
 
-def _margin(logprobs: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """By how many nats the right choice of each item leads the best other one, [I], of log-probabilities [I, K]."""
+def _find_margins(logprobs: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The margin in nats of the right choice over the best other one, [I], from log-probabilities [I, K]."""
     is_right = np.arange(logprobs.shape[1]) == target[:, None]
     right, others = np.where(is_right, logprobs, np.nan), np.where(is_right, np.nan, logprobs)
     return np.nanmax(right, axis=1).astype(float) - np.nanmax(others, axis=1)
