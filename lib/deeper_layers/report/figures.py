@@ -316,8 +316,12 @@ def write_hover_texts(labels: str | pd.Series, line: pd.DataFrame, x: str, y: st
     texts = []
     for label, row in zip([labels] * len(line) if isinstance(labels, str) else labels, line.to_dict("records")):
         lines = [label]
-        if pd.notna(row.get("size")):
-            lines.append(f"n = {row['size']}" + (f", l = {row['start']}" if pd.notna(row.get("start")) else ""))
+        size, start = (row.get(column) for column in ("size", "start"))
+        if pd.notna(start):
+            dropped = f"layers {start:.0f} to {start + size - 1:.0f} dropped" if size else "the whole model"
+            lines.append(dropped if size != 1 else f"layer {start:.0f} dropped")
+        elif pd.notna(size) and size:
+            lines.append(f"{size} layers dropped")
         if x and x not in ("size", "share", "start", "start_share"):
             lines.append(f"{x} {format_cell(row[x])}")
         lines.append(format_number(row[y], row.get(low), row.get(high), digits=3))

@@ -114,7 +114,7 @@ def format_number(value, low=None, high=None, *, as_share: bool = False, digits:
             return "never"
         return f"{100 * value_in_words:.{max(digits - 2, 0)}f}{mark}" if as_share else f"{value_in_words:.{digits}f}"
 
-    if low is None or pd.isna(low):
+    if low is None or pd.isna(low) or math.isinf(low):
         return form(value, "%")
     return f"{form(value, '%')} ({form(low, '')} to {form(high, '%')})"
 
