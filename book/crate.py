@@ -14,14 +14,14 @@ from rocrate.rocrate import ROCrate
 from deeper_layers.errors import InputError
 from deeper_layers.files import atomic_file
 from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.results.store import all_results
+from deeper_layers.results.store import read_results
 
 PAPERS = ("README.md", "LICENSE", "CITATION.cff", "pyproject.toml", "constraints.txt")
 
 
 def crate_of(results: Path = ROOT / "results", site: Path = ROOT / "book" / "_build" / "html") -> ROCrate:
     """The crate of a folder of results. Raises InputError where it holds none."""
-    units = [unit for unit in all_results(results) if unit.path and unit.path.is_relative_to(results)]
+    units = [unit for unit in read_results(results) if unit.path and unit.path.is_relative_to(results)]
     if not units:
         raise InputError(f"{results} holds no result: measure something, or name another folder")
     cited, crate = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8")), ROCrate(version="1.2")

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from deeper_layers.command import main
 from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.results.store import all_results
+from deeper_layers.results.store import read_results
 from tests.cluster import slurm
 from tests.tiny import write_folder
 
@@ -41,7 +41,7 @@ def test_each_unit_is_a_job_and_the_site_comes_last(tmp_path):
 def rows(folder: Path) -> dict:
     """What was measured, by kind and name; a unit that is there twice fails."""
     with warnings.catch_warnings(action="error"):
-        units = all_results(folder)
+        units = read_results(folder)
     found = {(unit.key["model"]["name"], unit.kind, unit.name): unit.rows.to_dict("records") for unit in units}
     assert len(found) == len(units)
     return found

@@ -17,7 +17,7 @@ from deeper_layers.presets import PRESETS
 from deeper_layers.report import one_cut
 from deeper_layers.results import distances, scores
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.store import all_results, cut_names
+from deeper_layers.results.store import cut_names, read_results
 from tests.test_command import typed
 from tests.test_healing import SMALL
 from tests.test_slicing import tensors
@@ -103,7 +103,7 @@ def test_prune_heals_once_by_a_presets_name_and_takes_its_adapters_again(tiny_fo
 
 
 def test_a_card_has_the_scores_before_and_after_healing():
-    units = [unit for unit in all_results(results_folder(), "scores") if unit.key.get("healing")]
+    units = [unit for unit in read_results(results_folder(), "scores") if unit.key.get("healing")]
     unit = next(unit for unit in units if cut_names(unit.key) == {"25,1"} and "c4" in unit.key["tasks"])
     config, text, cut = unit.key["healing"], unit.key["text"], Cut(25, 1)
     table, blocks = (read(results_folder(), unit.key["model"]["name"]) for read in (scores, distances))

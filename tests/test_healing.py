@@ -28,7 +28,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.store import all_results
+from deeper_layers.results.store import read_results
 from tests import faults
 from tests.test_distributed import TEXTS
 from tests.tiny import ALL_FAMILIES, FOUR, shared_model, tiny_model
@@ -71,7 +71,7 @@ def test_presets_are_those_of_the_paper_and_of_published_results():
         assert (one.sequence_length, round(one.tokens / 1e6), one.learning_rate, one.rank) == expected
         common = one.steps, one.warmup_steps, one.batch_sequences, one.dropout, one.seed, one.quantization, one.adapters
         assert common == (5000, 100, 16, 0.05, 0, "nf4", "all") and one.alpha == one.rank
-    keys = [run.key["healing"] for run in all_results(results_folder(), "healing")]
+    keys = [run.key["healing"] for run in read_results(results_folder(), "healing")]
     assert PRESETS["small"].settings in keys and PRESETS["distill"].settings in keys
 
 

@@ -18,7 +18,7 @@ from deeper_layers.models.sources import EMBEDDED, QWEN, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.report import one_cut
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.store import all_results, cut_names, find_model_name, write_result
+from deeper_layers.results.store import cut_names, find_model_name, read_results, write_result
 from tests.test_command import said, typed
 from tests.test_slicing import released, tensors
 from tests.tiny import tiny_model
@@ -61,7 +61,7 @@ def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
     assert known["cut"]["start"] == 2 and f"ruins {len(known['ruins'])} of " in described.warnings()[0]
     score = scores["Capitals, words chosen"]
     assert score.largest == 2 and score.guessing > 0.25 and score.items == 120
-    units = [unit for unit in all_results(results_folder(), "scores", EMBEDDED.name) if unit.name == "capitals"]
+    units = [unit for unit in read_results(results_folder(), "scores", EMBEDDED.name) if unit.name == "capitals"]
     units = [unit for unit in units if "2,4" in cut_names(unit.key) and unit.key["dtype"] == score.how]
     rows = [unit.rows.query("metric == 'acc' and size == 4 and start == 2") for unit in units]  # letters, and words
     assert score.pruned[0] in [found["value"].iloc[0] for found in rows if len(found)]
@@ -90,7 +90,7 @@ def test_engines_that_would_misread_it_are_named_and_a_cut_for_them_is_chosen(tm
 
 
 def test_what_is_known_is_of_these_weights_whatever_they_are_called(tiny_folder, tiny_gguf, tmp_path):
-    unit, results = all_results(results_folder(), "distances", EMBEDDED.name)[0], tmp_path / "results"
+    unit, results = read_results(results_folder(), "distances", EMBEDDED.name)[0], tmp_path / "results"
     for name, sha256 in ((tiny_folder.name, "another's"), ("A name", file_hash(tiny_gguf))):
         key = unit.key | {"model": {"name": name, "weights": f"sha256:{sha256}"}}
         write_result("distances", key, unit.provenance, unit.records, unit.details, results)

@@ -19,7 +19,7 @@ from deeper_layers.models.sources import Source
 from deeper_layers.results import places
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.shards import Shards
-from deeper_layers.results.store import all_results, find_result, hash_key, read_result, result_path, serialize
+from deeper_layers.results.store import find_result, hash_key, read_result, read_results, result_path, serialize
 from deeper_layers.sweeping.planning import Requests
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
@@ -103,7 +103,7 @@ def test_found_for_more_cuts_of_its_rules(tmp_path, measure):
 def test_another_key_is_another_file(tmp_path, measure):
     others = {"dtype": "bfloat16"}, {"model": KEY["model"] | {"weights": "1"}}, {"seed": 0}, {"tasks": {"b": {}}}
     paths = [measure(KEY | other).path for other in ({}, *others)]
-    assert len(set(paths)) == measure.count == 5 and [one.path for one in all_results(tmp_path)] == sorted(paths)
+    assert len(set(paths)) == measure.count == 5 and [one.path for one in read_results(tmp_path)] == sorted(paths)
     assert hash_key(dict(reversed(KEY.items()))) == hash_key(KEY), "the order of its entries is not part of a key"
     assert results.is_measured("b", tmp_path) and not results.is_measured("c", tmp_path)
 
@@ -244,7 +244,7 @@ def test_whatever_call_of_a_measurement_fails_or_is_killed_a_plain_run_finishes_
     state = results.provenance("a processor")  # to ask git takes longer than all the rest
     monkeypatch.setattr(results, "provenance", lambda _: state)
     calls = faults.calls_of(lambda: Measure(tmp_path / "straight")(parts=3))
-    (expected,), taken_up = all_results(tmp_path / "straight"), 0
+    (expected,), taken_up = read_results(tmp_path / "straight"), 0
     for number, name in enumerate(calls):
         folder, code = tmp_path / str(number), faults.FAULTS[number % 3]
         step = functools.partial(Measure(folder), parts=3)

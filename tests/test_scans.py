@@ -20,7 +20,7 @@ from deeper_layers.experiments.scoring import plan_each, score_each
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
 from deeper_layers.results.frames import tabulate_distances, tabulate_scores
-from deeper_layers.results.store import all_results
+from deeper_layers.results.store import read_results
 from deeper_layers.sweeping.sweeps import answer_requests, request_loss, sweep
 
 LIMIT = 6
@@ -169,7 +169,7 @@ def test_what_rules_drop_is_measured_once_and_read_back(asked, tmp_path):
         bridge_sequences=2, tasks="capitals", tokens=2, neighbours=2, skip_sequences=2,
     )  # fmt: skip
     compare_rules(experiment)
-    scores = tabulate_scores(all_results(tmp_path / "results", "scores")).query("cut != @UNPRUNED.name")
+    scores = tabulate_scores(read_results(tmp_path / "results", "scores")).query("cut != @UNPRUNED.name")
     losses = scores.query("metric == 'loss'")
     assert losses.groupby("rule")["size"].agg(list).to_dict() == dict.fromkeys(experiment.parameters.rule_list, [1, 2])
     assert losses.set_index("rule")["changed"].dropna().to_dict() == {"replaceme": "bridged"}
@@ -180,5 +180,5 @@ def test_what_rules_drop_is_measured_once_and_read_back(asked, tmp_path):
 
 def test_what_is_asked_of_rules_is_what_is_published():
     usual = WhichLayersParameters()
-    assert usual.calibration in [one.key.get("calibration") for one in all_results(kind="scores")]
+    assert usual.calibration in [one.key.get("calibration") for one in read_results(kind="scores")]
     assert [usual.list_share_sizes(layers) for layers in (30, 18, 28)] == [[3, 6, 8, 10], [2, 4, 5, 6], [3, 6, 7, 9]]

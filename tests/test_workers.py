@@ -11,7 +11,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
-from deeper_layers.results.store import all_results
+from deeper_layers.results.store import read_results
 
 RESULTS, WORKERS = 20, 6
 SOURCE = Source("random", "sha256:0", num_layers=5, dtype="float32", quantized="none", folder="")
@@ -57,7 +57,7 @@ def test_six_workers_on_twenty_results_measure_each_once(measured, tmp_path):
     answers = [said.get(timeout=100) for _ in workers]
     for worker in workers:
         worker.join()
-    found = all_results(tmp_path / "results")
+    found = read_results(tmp_path / "results")
     assert answers == WORKERS * [sorted(result.path.name for result in found)]
     assert sorted(map(int, (tmp_path / "measured").read_text().split())) == list(range(RESULTS))
     left = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]

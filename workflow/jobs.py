@@ -37,7 +37,7 @@ class Asked(NamedTuple):
     @property
     def tasks(self) -> dict[str, str]:
         """Each task as it is written, by what its files are called."""
-        return {results.slug(task): task for task in split_list(self.swept.tasks)}
+        return {results.slugify(task): task for task in split_list(self.swept.tasks)}
 
     @property
     def needs_distances(self) -> bool:

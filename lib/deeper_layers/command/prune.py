@@ -116,9 +116,9 @@ def prune(
     cut, chosen, size = read_cut(drop, start, options.adapter or options.to_size, **lists), REGISTERED[rule], drop or 0
     if chosen.changes:  # a rule that opens the model, and changes the weights that stay
         exclude("rule", "heal", "adapter", "for_", "dry_run", "to_size")
-    for name, of in {"steps": "heal", "public": "push_to_hub"}.items():
-        if is_typed(name) and not is_typed(of):
-            raise click.UsageError(f"--{name} is of --{of.replace('_', '-')}: give both, or none")
+    for name, needed in {"steps": "heal", "public": "push_to_hub"}.items():
+        if is_typed(name) and not is_typed(needed):
+            raise click.UsageError(f"--{name} is of --{needed.replace('_', '-')}: give both, or none")
     model, adapter, out = options.model, options.adapter, checks.place("OUT", out)
     healed, mtp = bool(options.heal or adapter), not options.without_mtp
     output = Output(out, options.dtype, options.type, mtp, options.silence, options.overwrite, healed)
@@ -138,7 +138,7 @@ def prune(
     safe = functools.partial(export.select_safe_cuts, config, engines=split_list(options.for_))
     sized = functools.partial(models.find_model, model, revision=options.revision, hashed=is_gguf_model(model))
 
-    def chosen_cut(size: int) -> Cut:
+    def choose_cut(size: int) -> Cut:
         if options.for_:
             return choose_safe_cut(rule, size, depth, experiment, safe)
         return choose_cuts_of_rule(rule, [size], depth, experiment, any_dtype=True)[0]
@@ -146,9 +146,9 @@ def prune(
     if chosen.changes:
         cut, changed = choose_cut_and_changes(rule, size, experiment)
     elif options.to_size is not None:
-        cut = output.fit_cut(sized(), options.to_size, chosen_cut)
+        cut = output.fit_cut(sized(), options.to_size, choose_cut)
     elif cut is None:
-        cut = chosen_cut(size)
+        cut = choose_cut(size)
     opening = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     known = {"results_folder": options.folder, "known": not chosen.changes}
     described = export.describe_pruning(model, config, depth, cut, **known, **opening)
@@ -173,8 +173,8 @@ def prune(
         click.echo(f"warning: {message}", err=True)
     if isinstance(parameters, HealingParameters):
         adapter = Healing(cut, parameters.make_config(), experiment).find_adapters()
-    how = {"adapter": adapter, "changed": changed, "name": options.push_to_hub}
-    export.prune_checkpoint(model, described, output, **how, **opening)
+    changes = {"adapter": adapter, "changed": changed, "name": options.push_to_hub}
+    export.prune_checkpoint(model, described, output, **changes, **opening)
     address, message = None, f"{described.model} without {cut.size} of its {depth} layers"
     if options.push_to_hub:
         address = export.push(out, options.push_to_hub, public=options.public, message=message)

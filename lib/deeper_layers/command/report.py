@@ -75,7 +75,7 @@ def report(
     elsewhere = parameters.folder.resolve() != (root / "results").resolve()
     if cluster:
         return _run_as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
-    out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
+    out = checks.new_folder("out", out or Path("report") / results.slugify(name), writable=True)
     files.clear_all(out)
     for notebook in inputs:
         check_unchanged(out / f"{notebook}.ipynb")
@@ -84,7 +84,7 @@ def report(
     priced = [row | {"seconds": "not known" if row["unknown"] else duration(row["seconds"])} for row in rows]
     total = f"together about {total} on this machine as it is now, by arithmetic"
     print(f"{format_table(priced)}\n{total}" if priced else "nothing to measure: results hold all of it", flush=True)
-    made, failed = {}, {}
+    written, failed = {}, {}
     for number, (notebook, notebook_inputs) in enumerate(inputs.items(), 1):
         print(f"[{number}/{len(inputs)}] {notebook}", flush=True)
         path = out / f"{notebook}.ipynb"
@@ -92,7 +92,7 @@ def report(
             run = Path(folder) / path.name
             try:
                 execute_notebook(root / "notebooks" / path.name, run, notebook_inputs, Path.cwd())
-                made[notebook] = str(path)
+                written[notebook] = str(path)
             except PapermillExecutionError as error:
                 failed[notebook] = error.evalue if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
             except DeadKernelError:
@@ -100,7 +100,7 @@ def report(
             if run.exists():  # a failed notebook shows its error
                 write_notebook(path, run.read_bytes())
     site = None
-    if made and not no_site:  # from the repository's results; or from others and the published ones, below `out`
+    if written and not no_site:  # from the repository's results; or from others and the published ones, below `out`
         place, more, environment = root / "book", [], {}
         if elsewhere:
             place, environment = (out / "site").absolute(), {VARIABLE: str(parameters.folder.absolute())}
@@ -110,8 +110,8 @@ def report(
     if failed:
         errors = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
         raise InputError(f"{len(failed)} of {len(inputs)} notebooks were not made: {errors}; mend that, run this again")
-    lines = [*made.values(), *([f"site: {site}"] if site else [])]
-    return Answer({"model": name, "notebooks": made, "site": site}, ["\n".join(lines)])
+    lines = [*written.values(), *([f"site: {site}"] if site else [])]
+    return Answer({"model": name, "notebooks": written, "site": site}, ["\n".join(lines)])
 
 
 def choose_notebooks(notebooks: str) -> list[str]:
@@ -176,7 +176,7 @@ def _run_in(root: Path, *command: str | Path, **environment: str) -> None:
 def _run_as_jobs(root: Path, parameters: HealingParameters, notebooks: str, profile: str, no_site: bool) -> Answer:
     """Run the Snakefile with a configuration for one model. The configuration is kept, so that it can be run again."""
     name = models.model_name(parameters.model)
-    answers = root / "jobs" / results.slug(name)
+    answers = root / "jobs" / results.slugify(name)
     file, config = answers / "config.json", make_workflow_config(parameters, notebooks, answers, no_site)
     files.write_file(file, json.dumps(config, indent=1).encode())
     snakemake = (sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}")

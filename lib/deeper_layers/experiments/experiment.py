@@ -73,11 +73,11 @@ class Experiment:
     def source(self) -> Source:
         return self.parameters.find_source()
 
-    def replace(self, *, dtype: str | None = None, **others) -> "Experiment":
+    def replace(self, *, dtype: str | None = None, **changes) -> "Experiment":
         """The same model with other parameters, except those that say how it is opened; or with another data type, to
         read the results in it."""
         changed = copy.copy(self)
-        changed.parameters = self.parameters.replace(**others)
+        changed.parameters = self.parameters.replace(**changes)
         changed.source = dataclasses.replace(self.source, dtype=dtype or self.source.dtype)
         return changed
 

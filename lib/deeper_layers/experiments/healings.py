@@ -44,7 +44,7 @@ class Healing:
         parameters = self.experiment.parameters
         return parameters.base_settings | {"healing": self.config.settings, "text": parameters.text}
 
-    def run(self) -> Result | None:
+    def heal(self) -> Result | None:
         """The training loss by step: read from results, else healed now; None if nothing is to be measured."""
 
         def measure(_):
@@ -56,7 +56,7 @@ class Healing:
     def heal_and_score(self, rules: Sequence[str] = (GIVEN,)) -> tuple[Result, Result] | None:
         """The results of the run and of the healed model's scores and losses. `rules` are those that choose the cut.
         None if nothing is to be measured and results do not hold both."""
-        run = self.run()
+        run = self.heal()
         scores = score(
             self.experiment.parameters.task_settings,
             {rule: [self.cut] for rule in rules},

@@ -37,7 +37,7 @@ def make_planning_experiment(parameters: Parameters, source: Source | None = Non
     """An experiment that measures nothing, and collects the results that are missing. Weights are hashed only if there
     are results under the model's name."""
     if source is None:
-        model_folder = results.slug(models.model_name(parameters.model))
+        model_folder = results.slugify(models.model_name(parameters.model))
         is_known = any((folder / model_folder).is_dir() for folder in results.readable_folders(parameters.folder))
         source = parameters.find_source(hashed=is_known or is_gguf(parameters.model))
     return Experiment(parameters.replace(measure=False), source, lambda: None, missing=[])
@@ -180,8 +180,8 @@ def _plan_task(task: str, cuts_by_rule: CutsByRule, experiment: Experiment) -> d
 def _count_requests(task: str, settings: dict, experiment: Experiment) -> dict:
     """Counts of lm-eval's requests for a task, tokenized; or only "unknown", the reason why there are no counts."""
     parameters = experiment.parameters
-    how = experiment.source, parameters.datasets, parameters.trust_remote_code
-    return dict.fromkeys(REQUEST_COUNTS) | _load_and_count_requests(task, settings["shots"], settings["limit"], *how)
+    where = experiment.source, parameters.datasets, parameters.trust_remote_code
+    return dict.fromkeys(REQUEST_COUNTS) | _load_and_count_requests(task, settings["shots"], settings["limit"], *where)
 
 
 @functools.lru_cache
@@ -208,7 +208,7 @@ def _load_and_count_requests(
         "items": len({(instance.task_name, instance.doc_id) for instance in gathered.instances + gathered.generations}),
         "requests": len(gathered.requests.pairs),
         "generated": len(generations),
-        "longest": max((how.get("max_gen_toks", USUAL_ANSWER) for _, how in generations), default=None),
+        "longest": max((kwargs.get("max_gen_toks", USUAL_ANSWER) for _, kwargs in generations), default=None),
         "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in generations),  # tokens
         "tokens": tokens_of(batches),
         "length": round(statistics.mean(lengths), 1) if lengths else None,
@@ -224,12 +224,12 @@ def _read_cost(result: Result) -> dict:
 
 def _find_pace(experiment: Experiment) -> float | None:
     """Layer-steps a second of this model on this kind of device, from its measured distances; None without them."""
-    source, here = experiment.source, models.device_name()
-    distances = results.all_results(experiment.parameters.folder, "distances", source.name)
+    source, device = experiment.source, models.device_name()
+    distances = results.read_results(experiment.parameters.folder, "distances", source.name)
     paces = [
         result.details["tokens"] * source.num_layers / run["seconds"]
         for result, run in zip(distances, map(_read_cost, distances))
-        if run["seconds"] and (result.key["dtype"], run["device"]) == (source.dtype, here)
+        if run["seconds"] and (result.key["dtype"], run["device"]) == (source.dtype, device)
     ]
     return statistics.median(paces) if paces else None
 
@@ -239,9 +239,9 @@ def _predict_costs(experiment: Experiment, healed: Cut, machine: str, heal: str)
     shape, dtype, unknown = _find_shape(experiment), experiment.source.dtype, []
     target = _time_this_machine(experiment) if machine == "this" else prices.find_machine(machine)
     works = {
-        what: cost
+        work: cost
         for kind, key in experiment.missing or ()
-        for what, cost in _list_work(kind, key, experiment)
+        for work, cost in _list_work(kind, key, experiment)
         if isinstance(cost, Cost)
     }
     try:
@@ -252,9 +252,9 @@ def _predict_costs(experiment: Experiment, healed: Cut, machine: str, heal: str)
     except InputError as error:
         unknown = [{"what": "healing", "unknown": str(error)}]
     costs = [
-        {"what": what, "seconds": cost.seconds(target, dtype), "devices": cost.devices(target)}
+        {"what": work, "seconds": cost.seconds(target, dtype), "devices": cost.devices(target)}
         | {name: getattr(cost, name) for name in ("operations", "memory", "weights")}
-        for what, cost in works.items()
+        for work, cost in works.items()
     ]
     machine_facts = {name: getattr(target, name) for name in ("name", "devices", "memory", "throughput", "source")}
     return {"machine": machine_facts, "costs": costs + unknown}

@@ -83,7 +83,7 @@ def _score_variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shar
     answers = {"whole": _generate_answers(files["whole"])}  # first, as it fails where llama.cpp is not installed
     healing_experiment = Experiment(training, dataclasses.replace(source, dtype=training.dtype))
     healing = Healing(cut, training.make_config(), healing_experiment)
-    run, adapter = healing_experiment.require(healing.run(), "the healing"), healing.find_adapters()
+    run, adapter = healing_experiment.require(healing.heal(), "the healing"), healing.find_adapters()
     files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapter)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
     exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapter, type="f32")

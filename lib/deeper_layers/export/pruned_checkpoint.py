@@ -59,7 +59,7 @@ class PruningDescription:
         """A message with a line for each ruined task: surely less than half of the model's score above guessing is
         left. None where no task is ruined."""
         lines = [
-            f"  {score.asked}: whole model {score.whole[0]:.2f}, this cut {score.left[0]:.2f}, guessing "
+            f"  {score.asked}: whole model {score.whole[0]:.2f}, this cut {score.final[0]:.2f}, guessing "
             f"{score.guessing:.2f}; largest n that does not: {score.largest}"
             for score in self.scores
             if score.ruined
@@ -108,10 +108,10 @@ def describe_pruning(
     """
     misreadings, name, measured, scores = find_misreadings(config, cut), models.model_name(model), [], []
     safe = find_nearest_safe(config, cut) if misreadings and cut.is_block else None
-    if known and (is_gguf_model(model) or results.all_results(results_folder, model=name)):
+    if known and (is_gguf_model(model) or results.read_results(results_folder, model=name)):
         key = models.find_model(model, **opening).key
         key["name"] = name = results.find_model_name(key["weights"], results_folder) or name  # not that of the file
-        measured = [result for result in results.all_results(results_folder, model=name) if result.key["model"] == key]
+        measured = [result for result in results.read_results(results_folder, model=name) if result.key["model"] == key]
     if measured:
         from deeper_layers.report import one_cut  # slow
 

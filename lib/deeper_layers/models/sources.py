@@ -15,7 +15,7 @@ from deeper_layers.errors import InputError, telling
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json, read_tensors
 from deeper_layers.models.configuration import layers_of, read_config
 from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once, kept
-from deeper_layers.results.store import all_results
+from deeper_layers.results.store import read_results
 
 DTYPES = ("float32", "bfloat16", "float16")
 UNREAD = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
@@ -221,7 +221,7 @@ def model_key(model: str, checkpoint: Path) -> dict:
 
 def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
     """A model as results know it, by its name and data type there, or None: enough to show what was measured."""
-    for unit in all_results(folder, model=name):
+    for unit in read_results(folder, model=name):
         own, details = unit.key["dtype"], unit.details
         if dtype in ("auto", own) and "weights" in details:
             about = {"num_layers": details["num_layers"], "quantized": details["weights"]}

@@ -45,15 +45,15 @@ class Model(NamedTuple):
     gone: pd.DataFrame  # where half is gone, by the most similar blocks
     recovery: pd.DataFrame
 
-    def curve(self, task: str, rule: str = "similarity") -> Measurement:
+    def find_curve(self, task: str, rule: str = "similarity") -> Measurement:
         """The measurement of a task under a rule. Raises NoEstimate if there is none with the whole model."""
-        own = pick_rules(self.scores.query("task == @task and rule == @rule"))
-        for found in find_measurements(own, of=self.scores):
-            if found.cuts["size"].iloc[0] == 0:
-                return found
+        rows = pick_rules(self.scores.query("task == @task and rule == @rule"))
+        for curve in find_measurements(rows, all_scores=self.scores):
+            if curve.cuts["size"].iloc[0] == 0:
+                return curve
         raise NoEstimate(f"{task_title(task)} was not asked, {rule_title(rule)}")
 
-    def recovered(self) -> pd.DataFrame:
+    def require_recovery(self) -> pd.DataFrame:
         if self.recovery.empty:
             raise NoEstimate("no model was healed")
         return self.recovery
@@ -73,7 +73,7 @@ def _find_half_gone(model: Model, task: str, with_rest: bool = False) -> Answer:
 
 
 def _find_collapse(model: Model) -> Answer:
-    curve = model.curve("mmlu", "simple")
+    curve = model.find_curve("mmlu", "simple")
     cut = np.flatnonzero(curve.cuts["share"] >= COLLAPSE_SHARE)
     if not len(cut):
         raise NoEstimate("a tenth of the layers was not dropped")
@@ -86,11 +86,11 @@ def _find_collapse(model: Model) -> Answer:
 
 
 def _find_jump(model: Model) -> Answer:
-    answers = model.curve("mmlu")
+    answers = model.find_curve("mmlu")
     gone = estimates.half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
     if gone.untold:
         raise NoEstimate("no cliff of MMLU to be near to", gone.untold)
-    losses = model.curve("c4")
+    losses = model.find_curve("c4")
     means = resample(losses.outcomes)
     jump = estimates.find_first_size(means >= (means[:, :1] + losses.guessing) / 2, losses.cuts["size"])
     return Estimate.of((jump - gone.numbers) / model.layers), ""
@@ -134,8 +134,8 @@ def _average_over_sizes(model: Model, sizes: Sequence[int], place: Callable[[np.
 def _compare_prompts(model: Model, column: str, first_value: int, second_value: int) -> Answer:
     """The whole model's accuracy on MMLU with one number or order of examples, minus that with another."""
     fixed = "order == 0" if column == "shots" else "shots == 5"
-    asked = f"task == 'mmlu' and metric == 'acc' and repeat == 0 and rule == 'similarity' and {fixed}"
-    rows = model.scores.query(f"{asked} and order.notna() and healing.isna()")
+    condition = f"task == 'mmlu' and metric == 'acc' and repeat == 0 and rule == 'similarity' and {fixed}"
+    rows = model.scores.query(f"{condition} and order.notna() and healing.isna()")
     if not {first_value, second_value} <= set(rows[column]):
         raise NoEstimate("prompts were not varied")
     first, second = (pair_outcomes(rows.query(f"{column} == {value}"))[1][0] for value in (first_value, second_value))
@@ -146,7 +146,7 @@ def _compare_prompts(model: Model, column: str, first_value: int, second_value: 
 
 def _compare_ranks(model: Model) -> Answer:
     """The loss on C4 after healing at the lowest rank minus that at the highest, of ranks with several seeds."""
-    model.recovered()
+    model.require_recovery()
     rows = model.scores.query("healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(
         ["cut", "healing"]
     )
@@ -164,21 +164,21 @@ def _compare_ranks(model: Model) -> Answer:
 
 
 def _check_seeds(model: Model) -> Answer:
-    if model.recovered().query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
+    if model.require_recovery().query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
         raise NoEstimate("MMLU of healed models with several seeds: the whole model only guesses", AT_FLOOR)
     raise NoEstimate("MMLU was asked of one seed")
 
 
 def _describe_healed(model: Model, task: str) -> Answer:
     """Raise NoEstimate with the recoveries of our healings beside, as none has the paper's settings."""
-    every = model.recovered()
-    of_task = every.query("task == @task")
-    known, of_task = of_task.query("untold == ''").sort_values("size"), every if of_task.empty else of_task
+    table = model.require_recovery()
+    of_task = table.query("task == @task")
+    estimated, of_task = of_task.query("untold == ''").sort_values("size"), table if of_task.empty else of_task
     rate, tokens = min(zip(of_task["learning_rate"], of_task["tokens"]), key=lambda pair: (pair[0], -pair[1]))
     share, times = tokens / paper.HEALING_TOKENS, rate / paper.LEARNING_RATE
     lines = [
         f"n = {row['size']} ({row['rule']}, {row['learning_rate']:g}) {format_number(row)}"
-        for row in known.to_dict("records")
+        for row in estimated.to_dict("records")
     ]
     recovered = f"recovered of {task_title(task)} by rule and rate: {'; '.join(lines)}" if lines else ""
     raise NoEstimate(f"healed at {times:.0f}× the paper's rate, on {share:.2%} of its tokens", beside=recovered)

@@ -47,7 +47,7 @@ class Panel:
         layout = {"title": {"text": as_lines(title)}, "height": height, "xaxis": {"title": x}, "yaxis": {"title": y}}
         self.ax, self.legend, self.live = ax, legend, {"data": [], "layout": layout}
 
-    def line(
+    def draw_line(
         self, x, y, *, colour, label=None, line="solid", width=1.5, marker=None, size=4, filled=True, hover=None
     ) -> None:
         """Draw points and the line through them, one of which may be None; `hover` has a text for each point."""
@@ -68,7 +68,7 @@ class Panel:
             }
         self._add_trace(label, x=round_values(x), y=round_values(y), showlegend=label is not None, **trace)
 
-    def band(self, x, low, high, *, colour, label=None) -> None:
+    def draw_band(self, x, low, high, *, colour, label=None) -> None:
         """Draw a band between two heights, in one piece for each run without gaps."""
         x, low, high = (np.asarray(values, dtype=float) for values in (x, low, high))
         is_known = np.isfinite(low) & np.isfinite(high)
@@ -81,7 +81,7 @@ class Panel:
         look = {"fill": "toself", "fillcolor": shade, "mode": "none", "hoverinfo": "skip", "showlegend": False}
         self._add_trace(label, x=across, y=up, **look)
 
-    def heat(self, z: np.ndarray, hover: list[list[str]]) -> None:
+    def draw_map(self, z: np.ndarray, hover: list[list[str]]) -> None:
         """Draw a map of values from 0 to 1, [rows from 1 on, columns from 0 on]; `hover` has a text for each value."""
         edges = np.arange(z.shape[1] + 1) - 0.5, np.arange(z.shape[0] + 1) + 0.5
         look = {"cmap": HEAT, "vmin": 0, "vmax": 1, "rasterized": True, "zorder": 2}

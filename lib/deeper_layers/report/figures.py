@@ -81,22 +81,22 @@ def curves(
     over = pd.DataFrame(columns=["label", x, y]) if over is None else over
     hues, top = rows[hue].astype(str).unique(), min(1.03, 1.1 * rows[y].astype(float).max())
     looks = choose_looks([*hues, *over["label"].unique()])
-    keys = [(of, looks[of]) for of in hues] * (not shade)  # the legend: first what colours are, then what strokes are
-    keys += [(of, {"colour": INK, "line": strokes[of]}) for of in strokes] * (len(strokes) > 1)
+    keys = [(key, looks[key]) for key in hues] * (not shade)  # the legend: colours, then strokes
+    keys += [(key, {"colour": INK, "line": strokes[key]}) for key in strokes] * (len(strokes) > 1)
     for value, look in keys:
-        picture.panels[0].line([], [], **look, label=rule_title(str(value)))
-    for panel, (_, own) in zip(picture.panels, panels):
-        levels, beside = find_levels(own, y), select_overlay(over, own)
-        across = find_range([own[x], beside[x]], zero=x in AXES)
-        heights = find_range([*(own[end] for end in (y, low, high) if end in own), [*levels.values()], beside[y]])
+        picture.panels[0].draw_line([], [], **look, label=rule_title(str(value)))
+    for panel, (_, part) in zip(picture.panels, panels):
+        levels, overlay = find_levels(part, y), select_overlay(over, part)
+        across = find_range([part[x], overlay[x]], zero=x in AXES)
+        heights = find_range([*(part[end] for end in (y, low, high) if end in part), [*levels.values()], overlay[y]])
         heights = (
             [-0.5, 1.3] if y == "kept" else [0.0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
         )
         panel.set_ranges(across, heights, "x" * (x in PERCENT) + "y" * (y in PERCENT))
         for label, height in levels.items():
             line = "dot" if label == "guessing" else "dash"
-            panel.line(across, [height] * 2, colour=GREY, label=label, line=line, width=1)
-        for _, line in own.groupby([one for one in (hue, stroke, apart) if one], sort=False, dropna=False):
+            panel.draw_line(across, [height] * 2, colour=GREY, label=label, line=line, width=1)
+        for _, line in part.groupby([by for by in (hue, stroke, apart) if by], sort=False, dropna=False):
             line, first = line.sort_values(x), line.iloc[0]
             label = rule_title(str(first[hue]))
             look = looks[str(first[hue])] | {"label": label}
@@ -106,13 +106,13 @@ def curves(
                 look = {"width": 1, "colour": to_hex(scale.to_rgba(first[shade]))}
             if low in line:
                 ends = (line[end].astype(float).clip(*heights) for end in (low, high))
-                panel.band(line[x], *ends, colour=look["colour"], label=look.get("label"))
+                panel.draw_band(line[x], *ends, colour=look["colour"], label=look.get("label"))
             text = "\n".join([label, *(line[apart].unique().astype(str) if apart else [])])
-            panel.line(line[x], line[y], **look, hover=write_hover_texts(text, line, x, y), size=3)
-        for label, line in beside.groupby("label", sort=False):
+            panel.draw_line(line[x], line[y], **look, hover=write_hover_texts(text, line, x, y), size=3)
+        for label, line in overlay.groupby("label", sort=False):
             look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
             look = look if "model" in line else {"colour": looks[label]["colour"], "width": 1}
-            panel.line(line[x], line[y], **look, label=label, hover=write_hover_texts(label, line, x, y))
+            panel.draw_line(line[x], line[y], **look, label=label, hover=write_hover_texts(label, line, x, y))
     text = " Bands are 95% intervals." if low in rows else ""
     caption = caption or f"{title} against {along[:1].lower() + along[1:]}."
     return picture.finish(rows, caption + text, write_alt_text(panels, y, None if scale else hue, x))
@@ -165,7 +165,7 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     return _draw_map(rows, "task", marks, ("#ffffff", RED), title, "cost", "{:+.2f} nats a token", "block-map", caption)
 
 
-def _draw_map(rows, text, marks, colours, title, told, form, name, caption):
+def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
     """Maps of the column `shade`, 0 to 1, over first layer and size, a panel for each model and `text`; the hover text
     has the column `told`. `marks` are tables of blocks by label, with columns model, start and size."""
     if rows.empty:
@@ -180,17 +180,17 @@ def _draw_map(rows, text, marks, colours, title, told, form, name, caption):
     for panel, (_, part) in zip(picture.panels, panels):
         layers = int(part["layers"].iloc[0])
         blocks = {"index": range(1, layers + 1), "columns": range(layers)}
-        shade, raw = (part.pivot(index="size", columns="start", values=of).reindex(**blocks) for of in ("shade", told))
+        shade, raw = (part.pivot(index="size", columns="start", values=of).reindex(**blocks) for of in ("shade", field))
         hover = [
             [f"layers {start} to {start + size - 1} (n = {size}): {form.format(value)}" for start, value in row.items()]
             for size, row in raw.iterrows()
         ]
         panel.set_ranges([-0.5, layers - 0.5], [0.5, layers + 0.5])
-        panel.heat(shade.to_numpy(dtype=float), hover)
+        panel.draw_map(shade.to_numpy(dtype=float), hover)
         for (label, marked_rows), colour, look in zip(marks.items(), colours, MARKS):
-            if len(found := select_overlay(marked_rows, part)):
-                panel.line(found["start"], found["size"], line=None, label=label, colour=colour, **look)
-    return picture.finish(rows.drop(columns="shade"), caption, write_alt_text(panels, told))
+            if len(marked := select_overlay(marked_rows, part)):
+                panel.draw_line(marked["start"], marked["size"], line=None, label=label, colour=colour, **look)
+    return picture.finish(rows.drop(columns="shade"), caption, write_alt_text(panels, field))
 
 
 def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows"):
@@ -210,18 +210,18 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
         beyond = right + 0.03 * (right - left) * endless[panel_rows.index].any()  # room for open circles at the end
         heights = [len(panel_names) - 0.4, -0.6]
         panel.set_ranges([left, beyond], heights, "x" * (x == "share"), rows=list(map(rule_title, panel_names)))
-        panel.line([0, 0], [len(panel_names), -1], colour=GREY, width=1)
+        panel.draw_line([0, 0], [len(panel_names), -1], colour=GREY, width=1)
         of_hues = panel_rows.groupby(hues[panel_rows.index], sort=False)
         for number, (value, line) in enumerate(of_hues):
             beside = 0.16 * (number - (len(of_hues) - 1) / 2)
             line = line.assign(at=[panel_names.index(name_of_row) + beside for name_of_row in line[y].astype(str)])
             bars = line[line[ends[1]].notna()]
             bars, at = bars[ends[1:]].clip(left, right).assign(gap=np.nan).to_numpy().ravel(), bars["at"].repeat(3)
-            panel.line(bars, at, colour=looks[value]["colour"], width=1.2)
+            panel.draw_line(bars, at, colour=looks[value]["colour"], width=1.2)
             for is_endless, dots in line.groupby(endless[line.index]):
                 hover = write_hover_texts(dots[y].astype(str).map(rule_title), dots, hue or "", x)
                 look = looks[value] | {"label": rule_title(value) if hue else None, "filled": not is_endless}
-                panel.line(dots[x].clip(left, right), dots["at"], **look, line=None, hover=hover)
+                panel.draw_line(dots[x].clip(left, right), dots["at"], **look, line=None, hover=hover)
     note = " Bars are 95% intervals." if rows[ends[1:]].notna().any(axis=None) else ""
     note += " Open circles: never, as far as layers were dropped." if endless.any() else ""
     return picture.finish(rows, f"{title}.{note}", write_alt_text(panels, x))
@@ -345,8 +345,8 @@ def format_cell(value) -> str:
 def write_alt_text(panels: list[tuple[str, pd.DataFrame]], y: str, hue: str | None = None, x: str = "") -> str:
     """The panels in words: the first and the last point of each line by `hue`, else the least and the most value."""
     parts = []
-    for title, own in panels:
-        for label, line in own.groupby(own[hue].astype(str), sort=False) if hue else [("", own)]:
+    for title, panel_rows in panels:
+        for label, line in panel_rows.groupby(panel_rows[hue].astype(str), sort=False) if hue else [("", panel_rows)]:
             course = f"{line[y].min():.2g} to {line[y].max():.2g}"
             if hue:
                 (a, b), (c, d) = line.sort_values(x)[[x, y]].astype(float).iloc[[0, -1]].to_numpy()

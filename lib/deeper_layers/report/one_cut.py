@@ -39,7 +39,7 @@ class Score:
     rule: str | None = None
 
     @property
-    def left(self) -> Number:
+    def final(self) -> Number:
         """The score of the checkpoint itself."""
         return self.healed or self.pruned
 
@@ -112,7 +112,7 @@ def write_card_text(
     distances: pd.DataFrame,
     cut: Cut,
     healed: pd.DataFrame | None = None,
-    found: list[Score] | None = None,
+    cut_scores: list[Score] | None = None,
 ) -> str:
     """The text of a model card about a cut, in Markdown: its distance, its scores, the tasks that it ruins.
     `found` are the results of `find_scores`, if they are known already."""
@@ -122,16 +122,16 @@ def write_card_text(
         f"{as_markdown(block.corpus)}, {block.dtype})."
         for block in blocks.itertuples()
     ]
-    if found := found or find_scores(scores, cut, healed):
+    if cut_scores := cut_scores or find_scores(scores, cut, healed):
         heads = ["task", "whole model", *(["this one"] if healed is None else ["pruned", "healed, this one"])]
         heads += ["guessing", "items", "measured in"]
         lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-        for row in found:
+        for row in cut_scores:
             cells = [as_markdown(row.asked), *map(format_interval, filter(None, (row.whole, row.pruned, row.healed)))]
             cells += ["" if row.guessing is None else f"{row.guessing:.2f}", f"{row.items:,}", row.how]
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "With 95% intervals: accuracies with Wilson's, losses (nats a token) drawn anew over sequences."]
-        if ruined := [as_markdown(row.topic) for row in found if row.ruined]:
+        if ruined := [as_markdown(row.topic) for row in cut_scores if row.ruined]:
             text = "Surely less than half of what the whole model has above guessing is left on these:"
             lines += ["", f"{text} {'; '.join(ruined)}."]
     if healed is None and (text := describe_lengths(scores, cut)):
@@ -141,12 +141,12 @@ def write_card_text(
 
 def describe_lengths(scores: pd.DataFrame, cut: Cut) -> list[str]:
     """A sentence for each task: the length of answers without the layers of a cut, and of the whole model's."""
-    found = lengths(scores).drop_duplicates(["task", "cut"])
-    whole = found.query("cut == @WHOLE and ended >= @ENDS")
+    table = lengths(scores).drop_duplicates(["task", "cut"])
+    whole = table.query("cut == @WHOLE and ended >= @ENDS")
     return [
         f"{row.topic}: its answers have {row.tokens:.0f} tokens (median), {row.times:.1f} times those of the whole "
         f"model; {1 - row.ended:.0%} are cut off before they end."
-        for row in found[found["task"].isin(whole["task"])].query("cut == @cut.name").itertuples()
+        for row in table[table["task"].isin(whole["task"])].query("cut == @cut.name").itertuples()
     ]
 
 

@@ -61,8 +61,8 @@ def find_scans(scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE) -> 
 
 def _find_answers(rows: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Measurement]:
     """The measurements whose items are right or wrong, with the whole model and at least one other."""
-    found = find_measurements(rows.query("metric != 'loss'"), of=scores)
-    return (curve for curve in found if curve.has_whole and len(curve.cuts) > 1)
+    measured = find_measurements(rows.query("metric != 'loss'"), all_scores=scores)
+    return (curve for curve in measured if curve.has_whole and len(curve.cuts) > 1)
 
 
 def _tabulate_by_cut(measured: Iterable[Measurement], also: Sequence[str] = ()) -> pd.DataFrame:
@@ -162,7 +162,7 @@ def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
 @returns("model task topic size share items value low high")
 def rules_compared(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Similarity-informed minus simple heuristic, at the sizes at which they drop different layers."""
-    measured = {first.place: first for first in find_measurements(scores.query("rule in @RULES"), of=scores)}
+    measured = {first.place: first for first in find_measurements(scores.query("rule in @RULES"), all_scores=scores)}
     for model, task in dict.fromkeys(place[:2] for place in measured):
         first, second = (measured.get((model, task, rule)) for rule in RULES)
         if first and second and first.outcomes.shape[1] == second.outcomes.shape[1]:

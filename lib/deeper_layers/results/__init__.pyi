@@ -10,10 +10,10 @@ from .places import readable_folders as readable_folders
 from .places import repository as repository
 from .places import results_folder as results_folder
 from .store import Result as Result
-from .store import all_results as all_results
 from .store import find_model_name as find_model_name
 from .store import find_result as find_result
 from .store import is_measured as is_measured
+from .store import read_results as read_results
 from .store import result_path as result_path
-from .store import slug as slug
+from .store import slugify as slugify
 from .store import write_result as write_result

@@ -27,7 +27,7 @@ import numpy as np
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.results.packing import ITEM_BY_ITEM, unpack, unpack_halves
 from deeper_layers.results.schema import GIVEN, UNHEALED, UNROUNDED
-from deeper_layers.results.store import Result, all_results, cut_names, warn_left_out
+from deeper_layers.results.store import Result, cut_names, read_results, warn_left_out
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
@@ -97,7 +97,7 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
         >>> asked = results.scores().query("task == 'boolq' and rule == 'similarity' and healing.isna()")
         >>> curve = asked.groupby(["model", "share"])["value"].first()
     """
-    return tabulate_scores(all_results(folder, "scores", model))
+    return tabulate_scores(read_results(folder, "scores", model))
 
 
 def tabulate_scores(results: Iterable[Result]) -> "pd.DataFrame":
@@ -123,7 +123,7 @@ def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataF
     between input and output of the block, in units of pi, mean over sequences; stderr over sequences; by_sequence,
     [S], the distance of each sequence, within 0.05%.
     """
-    return tabulate_distances(all_results(folder, "distances", model))
+    return tabulate_distances(read_results(folder, "distances", model))
 
 
 def tabulate_distances(results: Iterable[Result]) -> "pd.DataFrame":
@@ -133,22 +133,22 @@ def tabulate_distances(results: Iterable[Result]) -> "pd.DataFrame":
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """The training loss of every healing by step, from 1: tokens seen so far, loss in nats a token."""
-    return _to_frame(_read_rows(_read_healing, all_results(folder, "healing", model)), "healing")
+    return _to_frame(_read_rows(_read_healing, read_results(folder, "healing", model)), "healing")
 
 
 def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """Measures `of` a "layer", or a "state", the residual that enters one; `other` is the second place of a pair."""
-    return _to_frame(_read_rows(_read_geometry, all_results(folder, "geometry", model)), "geometry")
+    return _to_frame(_read_rows(_read_geometry, read_results(folder, "geometry", model)), "geometry")
 
 
 def runs(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """One row for each result file: what was measured, when, for how long, and on which device."""
-    return _to_frame(_read_rows(_read_run, all_results(folder, model=model)), "runs")
+    return _to_frame(_read_rows(_read_run, read_results(folder, model=model)), "runs")
 
 
 def answers(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """The answers of checkpoints in llama.cpp: one row for each checkpoint and prompt."""
-    return _to_frame(_read_rows(_read_answers, all_results(folder, "scores", model)), "answers")
+    return _to_frame(_read_rows(_read_answers, read_results(folder, "scores", model)), "answers")
 
 
 def _get_question(row: dict) -> tuple:

@@ -55,7 +55,7 @@ class Result:
 
     @property
     def file_name(self) -> str:
-        return f"{self.kind}-{slug(self.name)}-{hash_key(self.key)}.json"
+        return f"{self.kind}-{slugify(self.name)}-{hash_key(self.key)}.json"
 
     @functools.cached_property
     def rows(self) -> "pd.DataFrame":
@@ -76,7 +76,7 @@ def hash_key(key: dict) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def slug(name: str) -> str:
+def slugify(name: str) -> str:
     """The name of a file or folder for any name of a model or task: never hidden, and never a folder above."""
     plain = re.sub(r"[^\w.-]", "-", name)
     if plain.startswith(".") or not plain:
@@ -88,7 +88,7 @@ def slug(name: str) -> str:
 
 def result_path(kind: str, key: dict, folder: Path | None = None) -> Path:
     """The path of a result's file. `key["model"]["name"]` names its folder."""
-    return results_folder(folder) / slug(key["model"]["name"]) / Result(kind, key, {}, [], {}).file_name
+    return results_folder(folder) / slugify(key["model"]["name"]) / Result(kind, key, {}, [], {}).file_name
 
 
 def read_result(path: Path) -> Result | None:
@@ -147,10 +147,10 @@ def _satisfies(key: dict, wanted: dict) -> bool:
     differs = any(key.get(name) != wanted.get(name) for name in (key.keys() | wanted.keys()) - ignored)
     if differs or wanted.get("by_sequence") and not key.get("by_sequence"):
         return False
-    every, cuts_by_rule = cut_names(key), key.get("cuts") or {}
+    all_cuts, cuts_by_rule = cut_names(key), key.get("cuts") or {}
     return all(
         # any rule's entry serves for the whole model, and for cuts that no rule chose
-        cut in (every if rule == GIVEN or cut == UNPRUNED.name else cuts_by_rule.get(rule, ()))
+        cut in (all_cuts if rule == GIVEN or cut == UNPRUNED.name else cuts_by_rule.get(rule, ()))
         for rule, cuts in (wanted.get("cuts") or {}).items()
         for cut in cuts
     )
@@ -163,7 +163,7 @@ def cut_names(key: dict) -> set[str]:
 
 def is_measured(task: str, folder: Path | None = None) -> bool:
     """Whether results hold this task, group or text, in a file of its own, for any model."""
-    pattern = f"*/*-{glob.escape(slug(task))}-{HEX}.json"
+    pattern = f"*/*-{glob.escape(slugify(task))}-{HEX}.json"
     return any(any(place.glob(pattern)) for place in readable_folders(folder))
 
 
@@ -201,11 +201,11 @@ def _to_json_value(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def all_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
+def read_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
     """Every readable result below a folder, sorted by path; without a folder, the published ones too."""
     paths_by_place: dict[Path, Path] = {}
     for place in reversed(readable_folders(folder)):
-        paths = place.glob(f"{slug(model) if model else '*'}/{kind or '*'}-*.json")
+        paths = place.glob(f"{slugify(model) if model else '*'}/{kind or '*'}-*.json")
         paths_by_place |= {path.relative_to(place): path for path in paths}
     results = filter(None, (read_result(paths_by_place[place]) for place in sorted(paths_by_place)))
     return [result for result in results if model in (None, result.key["model"]["name"])]
@@ -213,5 +213,5 @@ def all_results(folder: Path | None = None, kind: str | None = None, model: str 
 
 def find_model_name(weights: str, folder: Path | None = None) -> str | None:
     """The name that results have for these weights, whatever the file is called; None if they have none."""
-    models = (result.key["model"] for result in all_results(folder))
+    models = (result.key["model"] for result in read_results(folder))
     return next((model["name"] for model in models if model["weights"] == weights), None)

@@ -88,8 +88,8 @@ def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         prompt, outcomes_by_form = "as a question" if is_question else "as a statement", {form: curve.outcomes}
         if is_question and form in UNASKED:  # measured once for both prompts
             outcomes_by_form[f"{form}, without the question"] = guessed
-        for asked, outcomes in outcomes_by_form.items():
-            cells = estimate_mean(outcomes).columns() | {"asked": asked, "prompt": prompt, "place": PLACE_NAMES[place]}
+        for label, outcomes in outcomes_by_form.items():
+            cells = estimate_mean(outcomes).columns() | {"asked": label, "prompt": prompt, "place": PLACE_NAMES[place]}
             yield curve.cuts.assign(**cells)
 
 
