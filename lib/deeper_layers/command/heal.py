@@ -48,7 +48,7 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     if (run_and_scores := healing.heal_and_score([GIVEN if given else rule])) is None:
         raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}")
     run, scored = run_and_scores
-    from deeper_layers.report.statistics import find_recovery  # slow
+    from deeper_layers.report.statistics import find_recovery  # slow to import
 
     # published results come without adapters: train them here, unless nothing is to be measured
     adapters = str(healing.find_adapters()) if parameters.measure else None

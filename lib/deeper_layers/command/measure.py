@@ -41,7 +41,7 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
         for cut in best
     ]
     if by_sequence:
-        from deeper_layers.report.statistics import nearest  # slow, as is the next
+        from deeper_layers.report.statistics import nearest  # slow to import, as is the next
         from deeper_layers.results.frames import tabulate_distances
 
         for row, pick in zip(rows, nearest(tabulate_distances([result])).itertuples(), strict=False):
@@ -132,7 +132,7 @@ def _make_answer(
 
 def _make_tables(result: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
     """Yield a table for each task: scores by cut and rule, and their change from the whole model; 95% intervals."""
-    import pandas as pd  # slow, as are the next
+    import pandas as pd  # slow to import, as are the next
 
     from deeper_layers.report import estimates, pairing
     from deeper_layers.report.names import format_number

@@ -25,7 +25,7 @@ from deeper_layers.models.sources import PACKAGED
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import REGISTERED
 
-if TYPE_CHECKING:  # slow
+if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 MODEL = (

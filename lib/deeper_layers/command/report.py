@@ -63,7 +63,7 @@ def report(
             "notebooks are in the repository and not in the installed package: clone it, and run this there"
         )
     exclude("cluster", "out")
-    from nbclient.exceptions import DeadKernelError  # slow, and not installed everywhere, as is the next
+    from nbclient.exceptions import DeadKernelError  # slow to import, and not installed everywhere, as is the next
     from papermill import PapermillExecutionError
 
     values, name = parameters.model_dump(exclude_unset=True), models.model_name(parameters.model)
@@ -126,7 +126,7 @@ def choose_notebooks(notebooks: str) -> list[str]:
 
 def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: Path):
     """Run a notebook in a folder, and return it with its outputs. Raises what papermill and nbclient raise."""
-    import papermill  # slow
+    import papermill  # slow to import
     from traitlets.config import Config
 
     # prefer the kernel of this environment to one that the user installed for another interpreter

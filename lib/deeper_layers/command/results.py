@@ -27,7 +27,7 @@ def check(folder: Path) -> Answer:
     `deeper-layers report MODEL --results FOLDER` makes such a folder; CONTRIBUTING.md says where to send it.
     The exit status is 1 where a file is no whole result.
     """
-    from deeper_layers import results as stored  # slow, as is the next
+    from deeper_layers import results as stored  # slow to import, as is the next
     from deeper_layers.report import claims, measured
 
     with warnings.catch_warnings(record=True) as caught:

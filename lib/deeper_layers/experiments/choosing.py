@@ -20,14 +20,14 @@ from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, MergedLayer, choose_merges, describe_price
 
-if TYPE_CHECKING:  # torch
+if TYPE_CHECKING:  # imports torch
     from deeper_layers.export.tensors import Changed
 
 BRIDGE_SEQUENCES = 64  # a bridge is fitted on so many of the sequences of the distances
 
 
 @dataclasses.dataclass(frozen=True)
-class UnknownCut(Cut):  # ty: ignore[subclass-of-dataclass-with-order]  # they are sorted by their fields
+class UnknownCut(Cut):  # ty: ignore[subclass-of-dataclass-with-order]  # cuts are sorted by their fields
     """A placeholder in a plan, where the inputs of a rule are not measured yet. It shares no work with other cuts."""
 
     rule: str = ""

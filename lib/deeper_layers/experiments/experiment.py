@@ -106,7 +106,7 @@ class Experiment:
 
         @functools.cache
         def fingerprint_data() -> dict:
-            return {"data": ", ".join(dict.fromkeys(item.fingerprint(datasets) for item in reads))}  # each said once
+            return {"data": ", ".join(dict.fromkeys(item.fingerprint(datasets) for item in reads))}  # each once
 
         if all(data.is_at_hand(item.name, datasets) for item in reads):
             key |= fingerprint_data()

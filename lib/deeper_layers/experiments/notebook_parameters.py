@@ -20,7 +20,7 @@ from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import HealingConfig
 from deeper_layers.rules.choosing import REGISTERED
 
-if TYPE_CHECKING:  # slow
+if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 USUAL_LENGTH = 256  # tokens of a sequence on which a loss is measured

@@ -27,7 +27,7 @@ from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES
 from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
 
-if TYPE_CHECKING:  # slow
+if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 PUBLISHED = "published"  # in place of a model: show all results, measure nothing
@@ -78,7 +78,7 @@ Sizes = Annotated[str, list_of(NUMBER, "all", description='block sizes: "all" (0
 Tasks = Annotated[str, list_of(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
 TasksOfSizes = Annotated[str, list_of(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
 Layers = Annotated[str | None, list_of(NUMBER)]
-# a parameter of these that is given replaces the setting of the preset
+# parameters that replace a setting of the preset, if they are given
 SETTINGS = {"rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature"}
 
 
@@ -92,7 +92,7 @@ class Shown(BaseModel):
     for an unknown name, a value of the wrong type, or an impossible value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-    notebook: ClassVar[str] = ""  # whose parameters these are
+    notebook: ClassVar[str] = ""  # the notebook with these parameters
     _is_measured: bool = False
 
     model: str = Field(
@@ -162,7 +162,7 @@ class Shown(BaseModel):
         """Do nothing: these parameters measure nothing."""
 
     def _read_frame(self, read: "Callable[[Path], pd.DataFrame]") -> "pd.DataFrame":
-        from deeper_layers.report.names import FIRST, put_in_order  # slow
+        from deeper_layers.report.names import FIRST, put_in_order  # slow to import
 
         self.measure_missing()
         return put_in_order(read(self.folder), (models.model_name(self.model), *FIRST))
@@ -347,7 +347,7 @@ class HealingParameters(TaskParameters):
     def make_config(self, **others) -> HealingConfig:
         """The preset, changed by these parameters, then by `others`. Raises InputError for an impossible setting."""
         settings, preset = self.model_dump(include=SETTINGS, exclude_none=True), PRESETS[self.preset]
-        if "steps" in settings:  # the same share of warm-up
+        if "steps" in settings:  # keep the share of warm-up steps
             share = preset.warmup_steps / preset.steps
             settings["warmup_steps"] = round(share * min(settings["steps"], checks.MANY))
         seed = preset.seed if self.healing_seed is None else self.healing_seed

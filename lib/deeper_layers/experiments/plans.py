@@ -190,7 +190,7 @@ def _load_and_count_requests(
 ) -> dict:
     if not data.is_at_hand(task, datasets):
         return {"unknown": "its items are on the hub: name a mirror with --datasets to have them counted"}
-    from deeper_layers.sweeping import harness  # slow
+    from deeper_layers.sweeping import harness  # slow to import
     from deeper_layers.sweeping.planning import plan_batches, tokens_of
 
     try:

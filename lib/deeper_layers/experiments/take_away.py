@@ -143,7 +143,7 @@ def _generate_answers(path: Path) -> list[str]:
 def _count_equal(model, tokenizer, path: Path) -> int:
     """How many tokens of llama.cpp's answers equal those of transformers, up to the first difference in each answer."""
     equal = 0
-    model.generation_config.eos_token_id = None  # both go on to the last token
+    model.generation_config.eos_token_id = None  # so that both engines write all TOKENS
     with contextlib.closing(export.LlamaCpp(path)) as llama:
         for text in PROMPTS:
             prompt = tokenizer(text, return_tensors="pt").to(model.device)

@@ -22,7 +22,7 @@ from deeper_layers.report.names import as_html, as_table, format_number, model_t
 from deeper_layers.report.pairing import Measurement, find_measurements, pair_outcomes, pick_rules, score_guessing
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
-COLLAPSE_SHARE = 0.1  # a model that collapses keeps little from this share of dropped layers on
+COLLAPSE_SHARE = 0.1  # the share of dropped layers from which on a model that collapses keeps little
 DEFAULTS = {"floor": -math.inf, "ceiling": math.inf, "differs": "not healed", "as_share": False, "is_tested": True}
 
 

@@ -87,7 +87,7 @@ class Panel:
         look = {"cmap": HEAT, "vmin": 0, "vmax": 1, "rasterized": True, "zorder": 2}
         self.ax.pcolormesh(*edges, np.ma.masked_invalid(z), **look)
         look = {"x0": 0, "y0": 1, "zmin": 0, "zmax": 1, "showscale": False, "hoverongaps": False, "text": hover}
-        look |= {"colorscale": list_colour_stops(HEAT), "hovertemplate": "%{text}<extra></extra>"}  # of numbers alone
+        look |= {"colorscale": list_colour_stops(HEAT), "hovertemplate": "%{text}<extra></extra>"}  # numbers only
         self._add_trace(None, type="heatmap", z=[round_values(row) for row in z], **look)
 
     def set_ranges(self, x: Sequence[float], y: Sequence[float], percent: str = "", rows: Sequence[str] = ()) -> None:

@@ -29,7 +29,7 @@ LICENCES = {
 
 def runs(folder: Path | None = None) -> pd.DataFrame:
     """Every file of results and its cost: the columns of `results.runs`, and hours, processors, processor_hours, GiB,
-    watt_hours. A group of tasks is one file."""
+    watt_hours. The cost of a group is that of all its tasks."""
     rows = results.runs(folder)
     rows["measured"], rows["commit"] = rows["measured"].str[:10], rows["commit"].fillna("unknown").str[:10]
     rows["hours"] = rows["seconds"] / 3600
@@ -42,7 +42,7 @@ def runs(folder: Path | None = None) -> pd.DataFrame:
 def hours(folder: Path | None = None) -> pd.DataFrame:
     """Sums of runs: model, kind, what (in words), runs, hours, processor_hours, watt_hours, GiB (the maximum)."""
     sums = {name: (name, "sum") for name in ("hours", "processor_hours", "watt_hours")}
-    rows = runs(folder).assign(what=lambda rows: [KINDS[kind].words for kind in rows["kind"]])
+    rows = runs(folder).assign(what=lambda table: [KINDS[kind].words for kind in table["kind"]])
     rows = rows.groupby(["model", "kind", "what"], sort=False)
     return rows.agg(runs=("kind", "size"), **sums, GiB=("GiB", "max")).reset_index()
 

@@ -109,10 +109,10 @@ def format_number(value, low=None, high=None, *, as_share: bool = False, digits:
     if pd.isna(value):
         return "not measured"
 
-    def form(value_in_words: int | float, mark: str) -> str:
-        if math.isinf(value_in_words):
+    def form(number: int | float, mark: str) -> str:
+        if math.isinf(number):
             return "never"
-        return f"{100 * value_in_words:.{max(digits - 2, 0)}f}{mark}" if as_share else f"{value_in_words:.{digits}f}"
+        return f"{100 * number:.{max(digits - 2, 0)}f}{mark}" if as_share else f"{number:.{digits}f}"
 
     if low is None or pd.isna(low) or math.isinf(low):
         return form(value, "%")

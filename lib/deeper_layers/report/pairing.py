@@ -123,7 +123,7 @@ def is_map_row(scores: pd.DataFrame) -> pd.Series:
     return scores["rule"].str.startswith("blocks of", na=False)
 
 
-# ---- some models of the same items ----------------------------------------------------------------------------------
+# ---- models on the same items ---------------------------------------------------------------------------------------
 
 
 def add_runs(scores: pd.DataFrame) -> pd.DataFrame:

@@ -29,7 +29,7 @@ from deeper_layers.results.packing import ITEM_BY_ITEM, unpack, unpack_halves
 from deeper_layers.results.schema import GIVEN, UNHEALED, UNROUNDED
 from deeper_layers.results.store import Result, cut_names, read_results, warn_left_out
 
-if TYPE_CHECKING:  # slow
+if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 TABLES = {
@@ -157,7 +157,7 @@ def _get_question(row: dict) -> tuple:
 
 def _to_frame(rows: list[dict], table: str, more: str = "") -> "pd.DataFrame":
     """A table whose columns have their types even without rows or values."""
-    import pandas as pd  # slow
+    import pandas as pd  # slow to import
 
     names = f"{TABLES[table]}{more}".split()
     return pd.DataFrame(

@@ -115,7 +115,7 @@ KINDS = {
         # variant: one of UNROUNDED, or "rounded", for a checkpoint; engine: if it is not that of the key
         | dict.fromkeys(("variant", "engine"), OPTIONAL_TEXT),
         details={
-            "groups": (dict[Name, list[Name]], {}),  # the tasks of a group; a row of the group is of all items
+            "groups": (dict[Name, list[Name]], {}),  # the tasks of a group; a row of the group is over all items
             "levels": (dict[Name, dict[Literal["chance", "majority"], Share]], {}),  # by task, the scores of guessing
             "targets": (dict[Name, str], {}),  # by task, the right choices, packed
             "vocabulary": OPTIONAL_COUNT,

@@ -36,7 +36,7 @@ class Shards:
         the shard must hold; None, without a warning, if they differ."""
         path = self.folder / f"{number:06d}.npz"
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # it checks sums of all bytes
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # zip files have checksums
                 arrays = dict(content)
             seconds = float(arrays.pop("seconds"))
         except FileNotFoundError:

@@ -24,7 +24,7 @@ from deeper_layers.results.packing import ITEM_BY_ITEM
 from deeper_layers.results.places import readable_folders, results_folder
 from deeper_layers.results.schema import GIVEN, KINDS, check_content
 
-if TYPE_CHECKING:  # slow
+if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 LONGEST = 120  # bytes of a model's or task's name in the name of a file, which may have 255
@@ -149,7 +149,7 @@ def _satisfies(key: dict, wanted: dict) -> bool:
         return False
     all_cuts, cuts_by_rule = cut_names(key), key.get("cuts") or {}
     return all(
-        # any rule's entry serves for the whole model, and for cuts that no rule chose
+        # the whole model, and cuts that no rule chose, may stand under any rule of the result
         cut in (all_cuts if rule == GIVEN or cut == UNPRUNED.name else cuts_by_rule.get(rule, ()))
         for rule, cuts in (wanted.get("cuts") or {}).items()
         for cut in cuts

@@ -131,7 +131,7 @@ def rules(scores: pd.DataFrame) -> Iterator[dict]:
     chosen = _select_losses(scores).query("healing.isna() and outcome.notna() and rule not in ['similarity', 'simple']")
     for model, maps in find_maps(scores):
         sequences = next(iter(maps.values())).shape[1]
-        rows = chosen.query(f"model == @model and items == {sequences}")  # the map's
+        rows = chosen.query(f"model == @model and items == {sequences}")  # of the same sequences as the map
         by_rule = {
             str(rule): dict(zip(runs["size"], runs["outcome"])) for rule, runs in rows.groupby("rule", sort=False)
         }
