@@ -96,7 +96,7 @@
     for (const [name, trace] of known) {
       const is_key = !trace.x.length && !trace.marker; // of a stroke, which lines of several colours have
       const entry = element(is_key ? "span" : "button", "entry", legend);
-      const swatch = element("span", trace.line ? "swatch" : "swatch dots", entry);
+      const swatch = element("span", trace.line ? "swatch" : `swatch dots ${trace.marker?.symbol}`, entry);
       if (colour_of(trace) !== INK) swatch.style.color = colour_of(trace); // else that of the text
       if (trace.line) {
         const look = `stroke="currentColor" stroke-width="${trace.line.width + 1}" stroke-dasharray="${DASHES[trace.line.dash] ?? "none"}"`;
