@@ -46,9 +46,9 @@ def main() -> None:
 
     def swept(cuts):
         # from requests as they stand, as HFLM begins: tokenization is part of it
-        return loglikelihoods(TreeModel(model, cuts), tasks.encode(asked.instances, model, tokenizer))[0]
+        return loglikelihoods(TreeModel(model, cuts), tasks.encode_requests(asked.instances, model, tokenizer))[0]
 
-    loglikelihoods(TreeModel(model, [Cut(0, 0)]), tasks.encode(asked.instances[:8], model, tokenizer))
+    loglikelihoods(TreeModel(model, [Cut(0, 0)]), tasks.encode_requests(asked.instances[:8], model, tokenizer))
     longest = next(iter(cuts_of.values()))
     points = list(range(1, len(longest) + 1, max(1, len(longest) // 3)))
     ways = {name: lambda cuts=cuts: swept(cuts) for name, cuts in cuts_of.items()}

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config
 
 from deeper_layers.data import corpora, embedded
-from deeper_layers.data.tokens import sequences, text_batches
+from deeper_layers.data.tokens import text_batches, token_sequences
 from deeper_layers.errors import InputError
 from deeper_layers.results.places import AROUND as ROOT
 from tests.mirror import write_dataset
@@ -95,7 +95,7 @@ def test_too_little_text_is_one_line(tokenizer, documents, tmp_path):
     # what transformers opens for a folder that lacks the tokenizer's files, of most families
     GPT2Config(n_layer=2).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="knows no words: its files, like tokenizer.json, are missing"):
-        sequences(AutoTokenizer.from_pretrained(tmp_path), documents, length=9)
+        token_sequences(AutoTokenizer.from_pretrained(tmp_path), documents, length=9)
 
 
 # --- the hub and its mirror ------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_data_is_read_from_a_mirror_and_anew_where_it_changed(offline, c4, tmp_p
         assert corpora.texts("c4")[3:] == [f"One more, in {place.name}."]
         assert corpora.text_fingerprint("c4") != first
     with pytest.raises(InputError, match=r"can't read the data of it \(.*\): connect to the hub, or name a mirror"):
-        with corpora.reading_from(None, "it"):
+        with corpora.reading_from_mirror(None, "it"):
             datasets.load_dataset("someone/else")
     assert datasets.load_dataset is load
 

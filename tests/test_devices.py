@@ -56,12 +56,14 @@ WAYS = [(False, 0, False), (False, 5, True), (True, 5, True)]
 @pytest.mark.parametrize(("branches", "start", "scored_only"), WAYS, ids=["plain", "prefix", "branches"])
 def test_a_batch_on_two_devices(spread, branches, start, scored_only):
     network, tree, prefix = Network(spread), Tree(CUTS, LAYERS), None
-    assert [str(place) for place in network.places] == [ONE] * 3 + [OTHER] * 3
+    assert [str(place) for place in network.layer_devices] == [ONE] * 3 + [OTHER] * 3
     if start:
         tokens = Batch((), (Sequence(tuple(TOKENS[:start])),))
         run_layers([forward := Forward(network, tree, tokens, scored_only=scored_only, keeps=True)])
         prefix = forward.cache
-        assert all(prefix.kept[n.leaves][0].device == network.places[n.layer] for level in tree.levels for n in level)
+        assert all(
+            prefix.kept[n.leaves][0].device == network.layer_devices[n.layer] for level in tree.levels for n in level
+        )
     batch = batch_of(start, branches)
     run_layers([forward := Forward(network, tree, batch, prefix, scored_only=scored_only)])
     logits = network.logits(forward.states.flatten(0, 1))

@@ -23,7 +23,7 @@ SECRET, TOKEN = "a secret of the environment", "hf_abcdefghijklmnopqrstuvwxyz"
 def written_to(tmp_path, monkeypatch):
     """The folder for temporary files."""
     monkeypatch.setenv("SOME_PASSWORD", SECRET)
-    monkeypatch.delenv(errors.SHOWN, raising=False)
+    monkeypatch.delenv(errors.TRACEBACK_VARIABLE, raising=False)
     monkeypatch.setattr(sys, "argv", ["deeper-layers", "plan", "a model"])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
@@ -81,9 +81,9 @@ def test_a_fault_is_one_line_and_a_file_that_says_where(ends_with, written_to, m
     assert "command: deeper-layers plan 'a model'" in written and path.stat().st_mode & 0o077 == 0
     assert TOKEN not in said + written and SECRET not in written
     monkeypatch.setattr(tempfile, "tempdir", str(written_to / "none"))
-    assert f"{errors.SHOWN}=1 shows where" in line(ends_with(KeyError("x")))
+    assert f"{errors.TRACEBACK_VARIABLE}=1 shows where" in line(ends_with(KeyError("x")))
     # whoever works on this sees it whole
-    monkeypatch.setenv(errors.SHOWN, "1")
+    monkeypatch.setenv(errors.TRACEBACK_VARIABLE, "1")
     for kind in (KeyError, InputError):
         assert isinstance(ends_with(kind("x")).exception, kind)
 

@@ -13,7 +13,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.data import embedded as embedded_data
 from deeper_layers.errors import InputError
-from deeper_layers.models import opening, sizes_of, sources
+from deeper_layers.models import find_sizes, opening, sources
 from deeper_layers.models.half_precision import Widened
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping import harness, planning
@@ -49,7 +49,7 @@ def test_published_models_are_known_by_name_and_what_is_stated_of_them_is_true(n
     source, stated = sources.find_model(name), sources.PACKAGED[name]
     assert (source.num_layers, source.name, source.weights) == (layers, stated.name, f"sha256:{stated.sha256}")
     if stated.path.exists():
-        assert sizes_of(source).layers == sizes_of(sources.find_model(str(stated.path))).layers
+        assert find_sizes(source).layers == find_sizes(sources.find_model(str(stated.path))).layers
 
 
 def test_every_saving_is_used_in_sixteen_bits(embedded):

@@ -24,8 +24,8 @@ from deeper_layers.export import llama_cpp
 from deeper_layers.export.gguf_files import KEPT_LAYERS, ORIGIN, TYPES, count_tensor_bytes, slice_gguf
 from deeper_layers.export.llama_cpp import LlamaCpp
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
-from deeper_layers.models.gguf_reading import conversion_of, converted_gguf
-from deeper_layers.models.opening import empty_model, load_model, tokenizer_of
+from deeper_layers.models.gguf_reading import conversion_folder, convert_gguf
+from deeper_layers.models.opening import load_empty_model, load_model, load_tokenizer
 from deeper_layers.models.sources import checkpoint_folder, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.presets import PRESETS
@@ -199,19 +199,19 @@ def test_what_lies_beside_a_file_is_not_read(trusting, opened, tiny_gguf, tiny_f
     source = find_model(shutil.copy(tiny_gguf, beside / "tiny.gguf").as_posix(), trust_remote_code=trusting)
     how, expected = {"trust_remote_code": trusting}, opened[1]("capital")["input_ids"]
     model, tokenizer = load_model(source, **how)
-    for one in (tokenizer, tokenizer_of(source, **how)):
+    for one in (tokenizer, load_tokenizer(source, **how)):
         assert one("capital")["input_ids"] == expected and one.model_max_length > 7
-    assert {one.config.num_hidden_layers for one in (model, empty_model(source, **how))} == {5}
+    assert {one.config.num_hidden_layers for one in (model, load_empty_model(source, **how))} == {5}
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_is_converted_once_and_is_the_one_whose_hash_it_has(tiny_gguf, tmp_path, capsys):
     file = shutil.copy(tiny_gguf, tmp_path / f"{'x' * 250}.gguf")
     with pytest.raises(InputError, match="has SHA-256"):
-        converted_gguf(file, "0" * 64)
+        convert_gguf(file, "0" * 64)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     folder = checkpoint_folder(str(file))
-    assert checkpoint_folder(str(file)) == folder == conversion_of(file_hash(file))
+    assert checkpoint_folder(str(file)) == folder == conversion_folder(file_hash(file))
     assert capsys.readouterr().err.count("converting") == 2
     assert "xxx" not in "".join(path.read_text() for path in folder.glob("*json*"))
     shutil.rmtree(tmp_path / "cache")
@@ -231,7 +231,7 @@ def test_an_entry_that_transformers_does_not_expect(old, new, tiny_gguf, tmp_pat
     with pytest.raises(InputError, match="can't convert|lack"):
         load_model(source)
     with pytest.raises(InputError, match="can't open the"):
-        empty_model(source), tokenizer_of(source)
+        load_empty_model(source), load_tokenizer(source)
 
 
 # ---- in llama.cpp ----------------------------------------------------------------------------------------

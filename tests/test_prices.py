@@ -36,7 +36,7 @@ BOOLQ = 493_823, 6540, 151.4, "bfloat16"  # distinct tokens, scored positions, t
 @functools.cache
 def shape_of(name: str) -> prices.Shape:
     config = ROOT / "benchmarks" / "large" / f"{name}.json"
-    return prices.read_shape(models.empty_model(models.configured(config)))
+    return prices.read_shape(models.load_empty_model(models.source_of_config(config)))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -57,7 +57,7 @@ def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
 
 def test_experts_in_float32_have_a_price():
     config = MixtralConfig(num_hidden_layers=2, hidden_size=64, intermediate_size=96, vocab_size=99)
-    shape = prices.read_shape(configuration.built_empty(config, "here"))
+    shape = prices.read_shape(configuration.build_empty_model(config, "here"))
     assert shape.cache == 2 * 2 * config.num_key_value_heads * 64 / config.num_attention_heads
 
 

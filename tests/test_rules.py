@@ -13,7 +13,7 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.rules import changed_model
 from deeper_layers.rules.changing import bridge_cut, build_likeness, merge_layers
 from deeper_layers.rules.choosing import REGISTERED, SEEDS, choose_merges, similarity_cut, target_layer
-from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
+from deeper_layers.similarity import iterate_residuals, saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.sweeps import text_loss
 from deeper_layers.sweeping.tree import Tree
 from tests.plain import logits, parts
@@ -103,7 +103,7 @@ def test_prices_are_nodes_of_trees(name, least, layers):
 def test_block_influence_is_a_mean_of_cosines_over_tokens(family, sequences):
     model = tiny_model(family, layers=LAYERS)
     states, _, _ = parts(model, torch.stack(sequences))
-    found = torch.cat(list(residuals_of(model, sequences)), dim=1)
+    found = torch.cat(list(iterate_residuals(model, sequences)), dim=1)
     torch.testing.assert_close(found, states, rtol=1e-6, atol=1e-6)
     cosines = torch.cosine_similarity(states[:, None], states, dim=-1).mean(dim=-1).numpy()
     np.testing.assert_allclose(token_cosines(model, sequences), cosines, atol=1e-6)

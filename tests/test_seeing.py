@@ -11,7 +11,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.export.config_text import set_dtype
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
-from deeper_layers.models.sizes import sizes_of
+from deeper_layers.models.sizes import find_sizes
 from deeper_layers.models.sources import find_model
 from deeper_layers.pruning import drop_layers
 from tests.plain import without
@@ -89,7 +89,7 @@ def test_the_language_part_is_cut_and_the_rest_stays(family, tiny_folder, tmp_pa
     assert not any(report.values()), report
     assert all(map(torch.equal, answers(family, reloaded), expected))
     torch.testing.assert_close(answers(family, load_model(str(whole))[0]), before, atol=1e-5, rtol=0)
-    assert [len(sizes_of(find_model(str(folder))).layers) for folder in (whole, out)] == [LAYERS, LAYERS - 1]
+    assert [len(find_sizes(find_model(str(folder))).layers) for folder in (whole, out)] == [LAYERS, LAYERS - 1]
 
 
 def test_a_configuration_with_the_decoder_at_its_top_as_qwen_released_it(tmp_path):

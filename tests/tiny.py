@@ -225,9 +225,9 @@ def write_out(writer: gguf.GGUFWriter) -> None:
 def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor]) -> list:
     """The cut of each size under a rule, which looks at sequences of tokens, each [T], for what it needs to know."""
     from deeper_layers.rules.choosing import REGISTERED
-    from deeper_layers.sweeping.sweeps import known_of  # slow
+    from deeper_layers.sweeping.sweeps import measure_rule_needs  # slow
 
-    return REGISTERED[rule].choose(sizes, model.config.num_hidden_layers, known_of(model, rule, sequences))
+    return REGISTERED[rule].choose(sizes, model.config.num_hidden_layers, measure_rule_needs(model, rule, sequences))
 
 
 if __name__ == "__main__":  # python -m tests.tiny FAMILY FOLDER

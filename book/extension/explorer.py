@@ -29,7 +29,12 @@ def explored(scores: pd.DataFrame) -> list[dict]:
     for name in names.sort_names(rows["model"].unique()):
         of_model = rows[rows["model"] == name]
         chosen = of_model.query("rule in @RULES and cut != '0,0'").groupby("rule")
-        model = {"name": names.visible(name), "layers": int(of_model["layers"].iloc[0]), "asked": [], "cuts": {}}
+        model = {
+            "name": names.escape_invisible(name),
+            "layers": int(of_model["layers"].iloc[0]),
+            "asked": [],
+            "cuts": {},
+        }
         model["rules"] = {RULES[rule]: some["cut"].unique().tolist() for rule, some in chosen}
         cuts: dict[str, dict] = {}
         of_part = {f"embedded_{task}" for task in of_model["task"].unique()}  # a few items of what is asked in full
@@ -39,7 +44,7 @@ def explored(scores: pd.DataFrame) -> list[dict]:
             if not (asked["cut"] == "0,0").any():
                 continue
             order, outcomes = pairing.pair_outcomes(asked)
-            number, title = len(model["asked"]), names.visible(names.task_title(task))
+            number, title = len(model["asked"]), names.escape_invisible(names.task_title(task))
             told, kept = _kept(outcomes, pairing.score_guessing(asked), asked["metric"].iloc[0] == "loss")
             model["asked"].append({"task": task, "title": title, "items": outcomes.shape[1]} | told)
             numbers = np.broadcast_arrays(kept.value, kept.low, kept.high, outcomes.mean(axis=1))

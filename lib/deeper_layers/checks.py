@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,47 +26,47 @@ TEXT = 4096  # characters; a path can't be longer either
 ODD = re.compile("[\0\ud800-\udfff]")  # no characters of a text, or halves of one
 
 
-def whole_number(name: str, value: object, least: int, most: int, advice: str = "choose one of these") -> int:
+def check_whole_number(name: str, value: object, least: int, most: int, advice: str = "choose one of these") -> int:
     """A plain integer from `least` to `most`, also of one of numpy's or torch's. Raises InputError for all else."""
     try:
         number = operator.index(value)  # ty: ignore[invalid-argument-type]
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise InputError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}; {advice}")
+        raise InputError(f"{name} is {short_repr(value)}; expected a whole number from {least} to {most}; {advice}")
     return number
 
 
-def text(name: str, value: object) -> str:
+def check_text(name: str, value: object) -> str:
     """A text that can be a name, a list or a path. Raises InputError where it is empty, too long or no Unicode."""
     if not isinstance(value, str) or not value.strip() or len(value) > TEXT or ODD.search(value):
         raise InputError(
-            f"{name} is {shown(value)}, expected Unicode text without null characters, at most {TEXT} and not empty: "
-            "correct it, or leave it out"
+            f"{name} is {short_repr(value)}, expected Unicode text without null characters, at most {TEXT} and not "
+            "empty: correct it, or leave it out"
         )
     return value
 
 
-def place(name: str, value: str | Path) -> Path:
+def check_path(name: str, value: str | Path) -> Path:
     """The path of a file or folder, whether or not it is there. Raises InputError for what can be neither."""
-    with telling(f"{name} is {shown(str(value))}", "expected a file or a folder, name one"):
-        path = Path(text(name, str(value))).expanduser()
+    with as_input_error(f"{name} is {short_repr(str(value))}", "expected a file or a folder, name one"):
+        path = Path(check_text(name, str(value))).expanduser()
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError("a pipe or a device")
     return path
 
 
-def new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
+def check_new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
     """The path of a folder that is there, or that can be made, which is not done. Raises InputError where it can't."""
-    path = place(name, value)
+    path = check_path(name, value)
     there = next(above for above in (path, *path.absolute().parents) if above.exists())
     if not there.is_dir() or writable and not os.access(there, os.W_OK | os.X_OK):
         kind = "folder to write in" if there.is_dir() else "folder"
-        raise InputError(f"{name} is {shown(str(value))}, and {there} is no {kind}: name another place")
+        raise InputError(f"{name} is {short_repr(str(value))}, and {there} is no {kind}: name another place")
     return path
 
 
-def refused(error: "ValidationError", fields: "Mapping[str, FieldInfo]") -> InputError:
+def explain_validation_error(error: "ValidationError", fields: "Mapping[str, FieldInfo]") -> InputError:
     """What pydantic says of the first impossible value of some fields, in one line; or what a check of ours raised."""
     first = error.errors(include_url=False)[0]
     if raised := first.get("ctx", {}).get("error"):
@@ -74,11 +74,11 @@ def refused(error: "ValidationError", fields: "Mapping[str, FieldInfo]") -> Inpu
     name, said = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
     if first["type"] == "string_pattern_mismatch":
         said = f"expected {fields[name].description}"
-    given = "missing" if first["type"] == "missing" else shown(first["input"])
+    given = "missing" if first["type"] == "missing" else short_repr(first["input"])
     return InputError(f"{name} is {given}, {said}: correct the parameter")
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as Python writes it, cut where it is long."""
     try:
         words = repr(value)

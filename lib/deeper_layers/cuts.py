@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deeper_layers.checks import LAYERS, shown, whole_number
+from deeper_layers.checks import LAYERS, check_whole_number, short_repr
 from deeper_layers.errors import InputError
 
 WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # what runs of a layer: all of it, or one of its two sublayers
@@ -37,7 +37,9 @@ class Cut:
 
     def __post_init__(self):
         for name in ("start", "size"):
-            value = whole_number(name, getattr(self, name), 0, LAYERS, "Cut(start=8, size=3) drops layers 8, 9 and 10")
+            value = check_whole_number(
+                name, getattr(self, name), 0, LAYERS, "Cut(start=8, size=3) drops layers 8, 9 and 10"
+            )
             object.__setattr__(self, name, value)
         if self.size == 0:
             object.__setattr__(self, "start", 0)
@@ -59,12 +61,12 @@ class Cut:
             'drops layers 2, 7 (0-based, 2 of 9) and the MLP of layer 5, keeps [0:2], [3:7] and [8:9]'
         """
         dropped, without_attention, without_mlp = (
-            {whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
+            {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
             for name, indices in (("layers", layers), ("attention", attention), ("mlp", mlp))
         )
         block = sorted(dropped | without_attention & without_mlp)  # nothing is left of a layer without both
         attention, mlp = (tuple(sorted(part - set(block))) for part in (without_attention, without_mlp))
-        scattered = tuple(block) if len(ranges(block)) > 1 else ()
+        scattered = tuple(block) if len(find_ranges(block)) > 1 else ()
         return cls(block[0] if block else 0, len(block), scattered, attention, mlp)
 
     @classmethod
@@ -143,10 +145,10 @@ class Cut:
 
     def describe(self, num_layers: int) -> str:
         """In words: "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]". Raises what `check` does."""
-        kept = [f"[{start}:{stop}]" for start, stop in ranges(self.kept(num_layers))]
-        parts = [f"{_layers(self.dropped)} (0-based, {self.size} of {num_layers})"] if self.size else []
+        kept = [f"[{start}:{stop}]" for start, stop in find_ranges(self.kept(num_layers))]
+        parts = [f"{_describe_layers(self.dropped)} (0-based, {self.size} of {num_layers})"] if self.size else []
         sublayers = {"attention": self.attention, "MLP": self.mlp}
-        parts += [f"the {name} of {_layers(indices)}" for name, indices in sublayers.items() if indices]
+        parts += [f"the {name} of {_describe_layers(indices)}" for name, indices in sublayers.items() if indices]
         dropped = " and ".join(parts) or f"no layers (0 of {num_layers})"
         return f"drops {dropped}, keeps {' and '.join(filter(None, (', '.join(kept[:-1]), kept[-1])))}"
 
@@ -161,13 +163,13 @@ class Cut:
         Raises what `check` does, and InputError for a cut that drops sublayers, which mergekit does not.
         """
         self.check_of_layers(num_layers, "mergekit's passthrough takes whole layers; drop whole layers")
-        return mergekit_yaml(ranges(self.kept(num_layers)), model_name, revision)
+        return mergekit_yaml(find_ranges(self.kept(num_layers)), model_name, revision)
 
 
 UNPRUNED = Cut(0, 0)  # drops nothing: the whole model
 
 
-def ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
+def find_ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
     """Rising indices as ranges with an exclusive end."""
     found: list[tuple[int, int]] = []
     for index in indices:
@@ -176,9 +178,9 @@ def ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _layers(indices: Iterable[int]) -> str:
+def _describe_layers(indices: Iterable[int]) -> str:
     """Layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
-    parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in ranges(indices)]
+    parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in find_ranges(indices)]
     return f"layer {parts[0]}" if parts[0].isdigit() and len(parts) == 1 else f"layers {', '.join(parts)}"
 
 
@@ -214,15 +216,17 @@ def simple_cut(num_layers: int, size: int) -> Cut:
 
 def check_size(size: int, num_layers: int) -> None:
     """Raise InputError for a number of layers that a model of `num_layers` can't lose."""
-    whole_number("num_layers", num_layers, 1, LAYERS, "pass the depth of the whole model")
+    check_whole_number("num_layers", num_layers, 1, LAYERS, "pass the depth of the whole model")
     if size not in range(num_layers):
         raise InputError(
-            f"size is {shown(size)}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as one layer "
-            "has to stay; choose a size in that range"
+            f"size is {short_repr(size)}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as one "
+            "layer has to stay; choose a size in that range"
         )
 
 
 def check_cut(cut: object) -> None:
     """Raise InputError for what is no Cut."""
     if not isinstance(cut, Cut):
-        raise InputError(f"cut is {shown(cut)}; expected a Cut; write Cut(start=8, size=3) to drop layers 8, 9 and 10")
+        raise InputError(
+            f"cut is {short_repr(cut)}; expected a Cut; write Cut(start=8, size=3) to drop layers 8, 9 and 10"
+        )

@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 
-SHOWN = "DEEPER_LAYERS_TRACEBACK"  # set to anything, tracebacks are shown as Python shows them
-TOKEN = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and its like, wherever a library quotes one
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LONGEST = 2000  # characters of a message
+TRACEBACK_VARIABLE = "DEEPER_LAYERS_TRACEBACK"  # set to anything, tracebacks are shown as Python shows them
+SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and its like, wherever a library quotes one
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST_MESSAGE = 2000  # characters of a message
 # how torch, its libraries and the system say that memory ran out, where the class of the error does not
-NO_MEMORY = re.compile(
+OUT_OF_MEMORY = re.compile(
     "allocate memory|out of memory|not enough memory|tried to allocate|alloc_failed|map segment", re.IGNORECASE
 )
 
@@ -58,19 +58,19 @@ class NotMeasuredError(InputError):
 ERROR_NAMES = (InputError.__name__, NotMeasuredError.__name__)  # all that is known of the class of a notebook's error
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: torch has its own on an accelerator, and none on a processor."""
     of_class = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return of_class or NO_MEMORY.search(str(error)) is not None
+    return of_class or OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def disk_is_full(error: BaseException | str) -> bool:
     """Whether an error says that a disk, or what one may have of it, is full: libraries have classes of their own."""
-    return getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL)
+    return getattr(error, "errno", None) in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL)
 
 
 @contextlib.contextmanager
-def telling(what: str, advice: str = "fetch it again", kind: type[Exception] = Exception) -> Iterator[None]:
+def as_input_error(what: str, advice: str = "fetch it again", kind: type[Exception] = Exception) -> Iterator[None]:
     """Inside, a library reads what strangers wrote, and can fail at any line of its code: an error of a kind becomes an
     InputError that says `what` is wrong, why, and what to do; where memory ran out a MemoryError."""
     try:
@@ -78,17 +78,17 @@ def telling(what: str, advice: str = "fetch it again", kind: type[Exception] = E
     except InputError:
         raise
     except kind as error:
-        if ran_out(error):
+        if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error
         raise InputError(f"{what} ({first_line(error)}): {advice}") from error
 
 
-def in_bytes(number: int) -> str:
+def format_bytes(number: int) -> str:
     """Bytes as a person reads them."""
     return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"
 
 
-def visible(text: str) -> str:
+def escape_invisible(text: str) -> str:
     """A text without anything that can't be seen: line breaks, a change of direction and the like as their codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -96,8 +96,12 @@ def visible(text: str) -> str:
 def one_line(message: str) -> str:
     """A message as a terminal shows it: on one line, no character that moves its cursor, the middle left out of a long
     one. Messages quote names, values, and what other libraries say."""
-    words = visible(" ".join(message.split()))
-    return words if len(words) <= LONGEST else f"{words[: LONGEST * 2 // 3]} ... {words[-LONGEST // 4 :]}"
+    words = escape_invisible(" ".join(message.split()))
+    return (
+        words
+        if len(words) <= LONGEST_MESSAGE
+        else f"{words[: LONGEST_MESSAGE * 2 // 3]} ... {words[-LONGEST_MESSAGE // 4 :]}"
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -107,7 +111,7 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def fault_in_one_line(said: str, traceback: str) -> str:
+def write_fault_report(said: str, traceback: str) -> str:
     """What an error says that nobody foresaw, and where the rest is: traceback, versions and command line are written.
 
     Neither the environment nor the values of variables are.
@@ -117,13 +121,13 @@ def fault_in_one_line(said: str, traceback: str) -> str:
     try:
         place, path = tempfile.mkstemp(prefix="deeper-layers-fault-", suffix=".txt")
         with open(place, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(TOKEN.sub(r"\1...", "\n".join(lines)))
+            file.write(SECRET.sub(r"\1...", "\n".join(lines)))
         where = f"{path} says where, report it with that"
     except OSError:
-        where = f"{SHOWN}=1 shows where, report what it shows"
-    return one_line(TOKEN.sub(r"\1...", f"{said} (a fault of this software and not of yours: {where})"))
+        where = f"{TRACEBACK_VARIABLE}=1 shows where, report what it shows"
+    return one_line(SECRET.sub(r"\1...", f"{said} (a fault of this software and not of yours: {where})"))
 
 
 def shows_tracebacks() -> bool:
     """Whether whoever works on this wants tracebacks as they are."""
-    return bool(os.environ.get(SHOWN))
+    return bool(os.environ.get(TRACEBACK_VARIABLE))

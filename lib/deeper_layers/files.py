@@ -19,11 +19,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 
 OURS = ".deeper-layers."  # in the names of the folder and its lock, which nobody else gives
-MADE, BEFORE, OF = "made", "before", "of.json"  # what is made, what had its name until now, what it is made of
-MOST = 2**28  # bytes of a file of JSON
+MADE, REPLACED, DESCRIPTION = (
+    "made",
+    "before",
+    "of.json",
+)  # what is made, what had its name until now, what it is made of
+MAX_BYTES = 2**28  # bytes of a file of JSON
 Check = Callable[[Path], None]
 
 
@@ -46,11 +50,11 @@ def atomic_dir(
     Interrupted in the middle a folder is kept where `of` says what it is of, for JSON: the next one of the same is
     handed what is there.
     """
-    with _under_way(path, check) as folder:
+    with _locked_partial_dir(path, check) as folder:
         made = folder / MADE
-        if of is None or _made_of(folder) != of:
+        if of is None or _read_description(folder) != of:
             shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
-            (folder / OF).write_text(json.dumps(of), encoding="utf-8")
+            (folder / DESCRIPTION).write_text(json.dumps(of), encoding="utf-8")
         if is_folder:
             made.mkdir(exist_ok=True)
         yield made
@@ -60,7 +64,7 @@ def atomic_dir(
         if check is not None:
             check(path)
         if is_folder and os.path.lexists(path):
-            os.rename(path, folder / BEFORE)
+            os.rename(path, folder / REPLACED)
         os.rename(made, path)
 
 
@@ -70,8 +74,8 @@ atomic_file = functools.partial(atomic_dir, is_folder=False)
 @contextlib.contextmanager
 def passing_dir(path: Path) -> Iterator[Path]:
     """A folder beside `path` that goes when the block ends. What killed processes left there goes with the next one."""
-    clear_all(path.parent)
-    with _under_way(path.with_name(f"{path.name}-{secrets.token_hex(4)}"), check_absent) as folder:
+    remove_leftovers(path.parent)
+    with _locked_partial_dir(path.with_name(f"{path.name}-{secrets.token_hex(4)}"), check_absent) as folder:
         (folder / MADE).mkdir()
         yield folder / MADE
 
@@ -79,7 +83,7 @@ def passing_dir(path: Path) -> Iterator[Path]:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file of the library's own, like a result, whole: what has its name is replaced."""
     mend = "mend that and run this again, what is finished is kept"
-    with telling(f"can't write {path}", mend, OSError), atomic_file(path, None) as made:
+    with as_input_error(f"can't write {path}", mend, OSError), atomic_file(path, None) as made:
         made.write_bytes(content)
 
 
@@ -110,14 +114,17 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
             lock.release()
 
 
-def clear_all(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in a folder, unless the same can go on from it; what they moved comes back."""
     for name in {left.name.partition(OURS)[0] for left in folder.glob(f"*{OURS}*")}:
-        with contextlib.suppress(InputError), _under_way(folder / name, lambda _: None):  # living processes make others
+        with (
+            contextlib.suppress(InputError),
+            _locked_partial_dir(folder / name, lambda _: None),
+        ):  # living processes make others
             pass
 
 
-def read_plain(path: Path, most: int = MOST) -> bytes:
+def read_plain_file(path: Path, most: int = MAX_BYTES) -> bytes:
     """All of a file. Raises OSError or ValueError where it is no plain one, or has more than `most` bytes."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # a named pipe would be waited for
@@ -127,23 +134,23 @@ def read_plain(path: Path, most: int = MOST) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path, most: int = MOST):
+def read_json(path: Path, most: int = MAX_BYTES):
     """What a file of JSON holds. Raises OSError or ValueError."""
     try:
-        return json.loads(read_plain(path, most))
+        return json.loads(read_plain_file(path, most))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
 def check_writable(folder: Path) -> None:
     """Make a folder and try to write there; InputError where that can't be, before hours are spent on what goes in."""
-    with telling(f"can't write in {folder}", "mend that, or name another folder", OSError):
+    with as_input_error(f"can't write in {folder}", "mend that, or name another folder", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextlib.contextmanager
-def _under_way(path: Path, check: Check | None) -> Iterator[Path]:
+def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
     """The folder in which something is made, locked: it goes at the end, unless the same can go on from it."""
     folder = path.with_name(f"{path.name}{OURS}partial")
     with contextlib.ExitStack() as stack:
@@ -152,28 +159,28 @@ def _under_way(path: Path, check: Check | None) -> Iterator[Path]:
         except Timeout:
             raise InputError(f"another process writes {path}: wait until it ends, or give another name") from None
         folder.mkdir(exist_ok=True)
-        if strange := set(os.listdir(folder)) - {MADE, BEFORE, OF}:
+        if strange := set(os.listdir(folder)) - {MADE, REPLACED, DESCRIPTION}:
             raise InputError(f"{folder} holds {min(strange)}, which is not ours: move it away")
         try:
-            _put_back(folder, path)
+            _restore_replaced(folder, path)
             if check is not None:
                 check(path)
             yield folder
         finally:
-            _put_back(folder, path)
-            if _made_of(folder) is None or not any(folder.glob(f"{MADE}/*")):
+            _restore_replaced(folder, path)
+            if _read_description(folder) is None or not any(folder.glob(f"{MADE}/*")):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _put_back(folder: Path, path: Path) -> None:
+def _restore_replaced(folder: Path, path: Path) -> None:
     """What was moved out of the way, where nothing took its place."""
-    if os.path.lexists(folder / BEFORE) and not os.path.lexists(path):
-        os.rename(folder / BEFORE, path)
+    if os.path.lexists(folder / REPLACED) and not os.path.lexists(path):
+        os.rename(folder / REPLACED, path)
 
 
-def _made_of(folder: Path) -> dict | None:
+def _read_description(folder: Path) -> dict | None:
     """What a folder says that it is of; None where it says nothing, or its process was killed while it wrote this."""
     try:
-        return read_json(folder / OF)
+        return read_json(folder / DESCRIPTION)
     except (OSError, ValueError):
         return None

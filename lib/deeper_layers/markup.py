@@ -3,24 +3,24 @@
 import html
 import re
 
-from deeper_layers.errors import visible
+from deeper_layers.errors import escape_invisible
 
 MARKUP = re.compile(r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])")  # in Markdown, within a line and at its beginning
 
 
 def as_html(text: str) -> str:
     """A name in HTML, between tags or in an attribute."""
-    return html.escape(visible(text))
+    return html.escape(escape_invisible(text))
 
 
 def as_markdown(text: str) -> str:
     """A name in Markdown, in CommonMark and in the book's own."""
-    return MARKUP.sub(r"\\\1", visible(text))
+    return MARKUP.sub(r"\\\1", escape_invisible(text))
 
 
 def as_code(text: str) -> str:
     """A name in Markdown, as code."""
-    text = visible(text)
+    text = escape_invisible(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
     return f"{fence}{space}{text}{space}{fence}"

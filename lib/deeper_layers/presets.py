@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from deeper_layers.checks import MANY, SEED, TOKENS, refused
+from deeper_layers.checks import MANY, SEED, TOKENS, explain_validation_error
 from deeper_layers.errors import InputError
 
 MAX_RANK, MAX_STEPS = 2**16, 10**7  # far above all sensible values: no layer is as wide
@@ -89,7 +89,7 @@ def _raise_input_errors(init: Callable) -> Callable:
         try:
             init(self, **settings)
         except ValidationError as error:
-            raise refused(error, FIELDS) from None
+            raise explain_validation_error(error, FIELDS) from None
 
     return __init__
 

@@ -12,7 +12,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from deeper_layers.checks import shown
+from deeper_layers.checks import short_repr
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.presets import HealingConfig
@@ -57,7 +57,8 @@ def find_machine(name: str) -> Machine:
     match = re.fullmatch(rf"({'|'.join(DATA_SHEETS)})(?:x([1-9][0-9]{{0,5}}))?", name)
     if match is None:
         raise InputError(
-            f"machine is {shown(name)}, expected 'this' or one of {', '.join(DATA_SHEETS)}, and how many, like h100x8"
+            f"machine is {short_repr(name)}, expected 'this' or one of {', '.join(DATA_SHEETS)}, and how many, like "
+            "h100x8"
         )
     gigabytes, terabytes, half, single, source = DATA_SHEETS[match[1]]
     reached = {dtype: REACHED * half * 1e12 for dtype in ("bfloat16", "float16")} | {"float32": REACHED * single * 1e12}
@@ -69,11 +70,11 @@ def measure_this_machine(width: int, inner: int, dtype: str, device: str = "auto
     """This machine, tried with matrix products as wide as a model's: in float32, bfloat16 and `dtype`."""
     import psutil
 
-    from deeper_layers.models.half_precision import product_speed
+    from deeper_layers.models.half_precision import measure_product_speed
     from deeper_layers.models.opening import choose_device, device_name, free_memory
 
     target, dtypes = choose_device(device), dict.fromkeys(["float32", "bfloat16", dtype])
-    throughput = {name: PRODUCT_SHARE * product_speed(name, width, inner, target) for name in dtypes}
+    throughput = {name: PRODUCT_SHARE * measure_product_speed(name, width, inner, target) for name in dtypes}
     source = f"tried on {device_name()} at a load of {psutil.getloadavg()[0]:.1f}"
     return Machine("this", free_memory(target), 0.0, throughput, source)
 
@@ -97,7 +98,7 @@ class Shape:
 
 
 def read_shape(model) -> Shape:
-    """The shape of a model of transformers, which may have no weights (`models.empty_model`)."""
+    """The shape of a model of transformers, which may have no weights (`models.load_empty_model`)."""
     import torch
     from torch import nn
 
@@ -131,7 +132,7 @@ def read_shape(model) -> Shape:
         linear=sum(module.weight.numel() for module in linear),
         head=network.head.weight.numel(),
         attention=2 * heads * (entry("qk_head_dim", head_width) + entry("v_head_dim", head_width)) * len(layers),
-        cache=network.bytes_remembered / network.dtype.itemsize * len(layers),
+        cache=network.token_cache_bytes / network.dtype.itemsize * len(layers),
         adapted_widths=adapted_widths,
     )
 

@@ -12,8 +12,14 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut, check_cut
-from deeper_layers.errors import InputError, telling
-from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers, renumber_configs, writers
+from deeper_layers.errors import InputError, as_input_error
+from deeper_layers.models.decoder import (
+    decoder_layers,
+    find_output_parameters,
+    layers_path,
+    num_layers,
+    renumber_configs,
+)
 
 UNSTATED = "no configuration states a layer without one of its sublayers"
 
@@ -57,9 +63,9 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     kept, words = cut.kept(num_layers(model)), cut.describe(num_layers(model))
     cut.check_of_layers(num_layers(model), f"{UNSTATED}; silence_sublayers gives the same numbers and saves no memory")
     path = layers_path(model)
-    pruned = _shared_copy(model)
+    pruned = _copy_sharing_tensors(model)
     renumber_configs(pruned, kept)
-    before, after = _empty_model(model, words), _empty_model(pruned, words)
+    before, after = _build_empty_model(model, words), _build_empty_model(pruned, words)
     for one in (before, pruned):
         for index in reversed(cut.dropped):
             del one.get_submodule(path)[index]  # ty: ignore[not-subscriptable]
@@ -90,12 +96,12 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     silent, kept = drop_layers(model, Cut.of(cut.dropped)), cut.kept(num_layers(model))
     for part, indices in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for index in indices:
-            for name, module in writers(decoder_layers(silent)[kept.index(index)], part):
+            for name, module in find_output_parameters(decoder_layers(silent)[kept.index(index)], part):
                 setattr(module, name, nn.Parameter(torch.zeros_like(getattr(module, name)), requires_grad=False))
     return silent
 
 
-def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+def _copy_sharing_tensors(model: PreTrainedModel) -> PreTrainedModel:
     """The same tree of new modules and configurations, over the same parameters, buffers and all else."""
     memo, copies = {}, {}
     for module in model.modules():
@@ -112,10 +118,10 @@ def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo | copies)
 
 
-def _empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:
+def _build_empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:
     """What saving and reloading the model would build, without weights."""
     said = f"a cut that {cut} does not fit the configuration of {type(model).__name__}"
-    with telling(said, "choose another cut or model"), torch.device("meta"):
+    with as_input_error(said, "choose another cut or model"), torch.device("meta"):
         return type(model)(type(model.config).from_dict(model.config.to_dict()))
 
 

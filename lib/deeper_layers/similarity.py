@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64
 from torch import nn
 from tqdm import tqdm
 
-from deeper_layers.checks import shown
+from deeper_layers.checks import short_repr
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, is_parallel
 from deeper_layers.models.network import Network, Residuals
@@ -43,8 +43,8 @@ def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[F
 
     Entry [l, m] is of what enters layers l and m, the last one of what leaves the model's last layer.
     """
-    for of_layers in Network(model).residuals(map(_checked, batches), _at_last_token):
-        yield batch_distances(_stacked(of_layers)).numpy()
+    for of_layers in Network(model).residuals(map(_check_batch, batches), _last_token_residuals):
+        yield batch_distances(_stack_layers(of_layers)).numpy()
 
 
 def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -53,7 +53,7 @@ def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np
         raise InputError("there is no sequence to measure distances on: give at least one batch")
     every = np.concatenate(found)
     error = every.std(axis=0, ddof=1) / math.sqrt(len(every)) if len(every) > 1 else np.full(every[0].shape, np.nan)
-    return by_size(every.mean(axis=0)), by_size(error), len(every)
+    return arrange_by_size(every.mean(axis=0)), arrange_by_size(error), len(every)
 
 
 def measure_distances(model: nn.Module, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -93,17 +93,19 @@ def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.nd
     return measure_distances(model, batches)[0]
 
 
-def _checked(batch: object) -> Batch:
+def _check_batch(batch: object) -> Batch:
     """Tokens and mask of a batch. Raises InputError for what is none."""
     names = ("input_ids", "attention_mask")
     if not isinstance(batch, Mapping) or not all(isinstance(batch.get(name), torch.Tensor) for name in names):
-        raise InputError(f"a batch is {shown(batch)}; expected {' and '.join(names)}, [B, T], as tokenizers give them")
+        raise InputError(
+            f"a batch is {short_repr(batch)}; expected {' and '.join(names)}, [B, T], as tokenizers give them"
+        )
     if (batch["attention_mask"].sum(dim=1) == 0).any():
         raise InputError("a sequence is all padding: it has no last token")
     return {name: batch[name] for name in names}
 
 
-def _at_last_token(residuals: Residuals) -> list[torch.Tensor]:
+def _last_token_residuals(residuals: Residuals) -> list[torch.Tensor]:
     """[B, D] of what enters and what leaves a layer, at the last token of each row, on whichever side it is padded."""
     mask = residuals.batch["attention_mask"]
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
@@ -113,12 +115,12 @@ def _at_last_token(residuals: Residuals) -> list[torch.Tensor]:
     ]
 
 
-def _stacked(of_layers: list[list[torch.Tensor]]) -> torch.Tensor:
+def _stack_layers(of_layers: list[list[torch.Tensor]]) -> torch.Tensor:
     """[L+1, ...] of what enters every layer, and leaves the last one, from what enters and leaves each."""
     return torch.stack([entering for entering, _ in of_layers] + [of_layers[-1][1]])
 
 
-def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
+def arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
     """From [l, m], a value for every two residuals, to [n, l] with n = m - l."""
     layers = len(pairs) - 1
     matrix = np.full((layers, layers), np.nan)
@@ -127,14 +129,14 @@ def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
     return matrix
 
 
-def residuals_of(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
+def iterate_residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
     """Of each sequence [T] what enters every layer, and leaves the last one, in float64, on the device of the model."""
     batches = ({"input_ids": sequence[None]} for sequence in sequences)
     keep = lambda residuals: [residuals.entering[0], residuals.leaving[0]]  # noqa: E731
-    return (_stacked(of_layers).double() for of_layers in Network(model).residuals(batches, keep))
+    return (_stack_layers(of_layers).double() for of_layers in Network(model).residuals(batches, keep))
 
 
-def watched(things: Sequence | None, what: str, unit: str = "sequence") -> tqdm:
+def show_progress(things: Sequence | None, what: str, unit: str = "sequence") -> tqdm:
     """The same things one after another, with a bar on stderr where that takes longer than some seconds.
 
     Without any, a bar that counts as it is told to.
@@ -149,7 +151,7 @@ def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray,
     Chen et al., arXiv 2403.19135, equation 5. One pass; memory does not grow with the number of sequences, each [T].
     """
     total = np.zeros(())
-    for residuals in residuals_of(model, watched(sequences, "cosines of residuals")):
+    for residuals in iterate_residuals(model, show_progress(sequences, "cosines of residuals")):
         unit = nn.functional.normalize(residuals, dim=-1)
         total = total + torch.einsum("ltd,mtd->lm", unit, unit).cpu().numpy()
     return total / sum(map(len, sequences))
@@ -173,7 +175,7 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
         pairs = [(entering, between), of_mlp]
         return torch.stack([nn.functional.cosine_similarity(a.double(), b.double(), dim=-1).sum() for a, b in pairs])
 
-    batches = ({"input_ids": sequence[None]} for sequence in watched(sequences, "cosines of sublayers"))
+    batches = ({"input_ids": sequence[None]} for sequence in show_progress(sequences, "cosines of sublayers"))
     of_sequences = [torch.stack(of_layers, dim=1) for of_layers in Network(model).residuals(batches, cosines)]
     return (torch.stack(of_sequences).sum(dim=0) / sum(map(len, sequences))).cpu().numpy()
 
@@ -195,7 +197,7 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
         raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
     total = [torch.zeros_like(weight) for weight in numbers]
     device, targets = model.get_input_embeddings().weight.device, sum(len(sequence) - 1 for sequence in sequences)
-    for sequence in watched(sequences, "saliences"):
+    for sequence in show_progress(sequences, "saliences"):
         ids = sequence[None].to(device, torch.long)
         with torch.enable_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()

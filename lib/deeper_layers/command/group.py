@@ -14,11 +14,11 @@ from deeper_layers.command.results import results
 from deeper_layers.errors import (
     InputError,
     disk_is_full,
-    fault_in_one_line,
     first_line,
+    is_out_of_memory,
     one_line,
-    ran_out,
     shows_tracebacks,
+    write_fault_report,
 )
 
 INTERRUPTED, FAULT = 130, 70  # a shell's status of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
@@ -50,7 +50,7 @@ class Subcommands(click.Group):
                 if message := _explain_error(error):
                     raise click.ClickException(one_line(message)) from None
                 message = f"{type(error).__name__}: {first_line(error)}"
-                click.echo(f"Error: {fault_in_one_line(message, traceback.format_exc())}", err=True)
+                click.echo(f"Error: {write_fault_report(message, traceback.format_exc())}", err=True)
                 context.exit(FAULT)
 
 
@@ -64,7 +64,7 @@ def _explain_error(error: Exception) -> str | None:
         return f"can't use {error.filename} ({error.strerror}): mend that, or name another place"
     if disk_is_full(error):
         return f"can't write any more ({first_line(error)}): make room, the same command goes on where it stopped"
-    if ran_out(error):
+    if is_out_of_memory(error):
         return (
             f"out of memory ({first_line(error)}): use a machine with more, a smaller model, shorter sequences, or "
             "--quantization nf4; the same command goes on where it stopped"

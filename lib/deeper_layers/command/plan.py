@@ -40,7 +40,7 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
     if is_typed("model") == is_typed("model_config"):
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
     exclude_rules()
-    source = model_config and models.configured(model_config, parameters.dtype)
+    source = model_config and models.source_of_config(model_config, parameters.dtype)
     content = plan_sweep(make_planning_experiment(parameters, source), machine, heal)
     return Answer(content, _make_parts(content))
 

@@ -119,14 +119,17 @@ def prune(
     for name, needed in {"steps": "heal", "public": "push_to_hub"}.items():
         if is_typed(name) and not is_typed(needed):
             raise click.UsageError(f"--{name} is of --{needed.replace('_', '-')}: give both, or none")
-    model, adapter, out = options.model, options.adapter, checks.place("OUT", out)
+    model, adapter, out = options.model, options.adapter, checks.check_path("OUT", out)
     healed, mtp = bool(options.heal or adapter), not options.without_mtp
     output = Output(out, options.dtype, options.type, mtp, options.silence, options.overwrite, healed)
     output.check(model, changes=bool(chosen.changes))
     if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
         raise click.UsageError(NO_CUT)  # adapters that peft wrote do not name their cut
-    config = models.stated_config(model, options.revision)
-    depth = models.stated_layers(config) or export.read_layout(models.checkpoint_folder(model, options.revision)).layers
+    config = models.read_raw_config(model, options.revision)
+    depth = (
+        models.count_stated_layers(config)
+        or export.read_layout(models.checkpoint_folder(model, options.revision)).layers
+    )
     (cut or Cut(0, size)).check(depth)
     if not cut.is_of_layers if cut else chosen.drops_sublayers and size:
         subject = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"

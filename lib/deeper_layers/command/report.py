@@ -75,8 +75,8 @@ def report(
     elsewhere = parameters.folder.resolve() != (root / "results").resolve()
     if cluster:
         return _run_as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
-    out = checks.new_folder("out", out or Path("report") / results.slugify(name), writable=True)
-    files.clear_all(out)
+    out = checks.check_new_folder("out", out or Path("report") / results.slugify(name), writable=True)
+    files.remove_leftovers(out)
     for notebook in inputs:
         check_unchanged(out / f"{notebook}.ipynb")
     rows = plan_notebooks({notebook: cls(**inputs[notebook]) for notebook, cls in classes.items()})

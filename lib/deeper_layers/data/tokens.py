@@ -10,12 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 from deeper_layers import checks
 from deeper_layers.errors import InputError
 
-WORDS = "The quick brown fox jumps over the lazy dog, and then back again."
+SENTENCE = "The quick brown fox jumps over the lazy dog, and then back again."
 
 
 def check_tokenizer(tokenizer) -> None:
     """Raise InputError where every word is unknown: a folder without its tokenizer's files opens, with no words."""
-    if not set(tokenizer(WORDS)["input_ids"]) - set(tokenizer.all_special_ids):
+    if not set(tokenizer(SENTENCE)["input_ids"]) - set(tokenizer.all_special_ids):
         raise InputError(
             f"the tokenizer ({type(tokenizer).__name__}) knows no words: its files, like tokenizer.json, are "
             "missing from the model's folder; copy them there from where the model comes from"
@@ -29,10 +29,10 @@ def text_batches(
 
     Each batch holds `input_ids` and `attention_mask`, [B, T], padded on the right, filled up to
     `batch_tokens` and sorted by length, so that padding is rare. Documents of one token are passed over.
-    Raises InputError where there are too few documents, and as `sequences` does.
+    Raises InputError where there are too few documents, and as `token_sequences` does.
     """
-    checks.whole_number("samples", samples, 1, checks.MANY)
-    found = sequences(tokenizer, documents, length=length, tokens=samples * length, seed=seed, packed=False)
+    checks.check_whole_number("samples", samples, 1, checks.MANY)
+    found = token_sequences(tokenizer, documents, length=length, tokens=samples * length, seed=seed, packed=False)
     if len(found) < samples:
         raise InputError(f"samples is {samples}, but the corpus has {len(found)} usable documents: ask for fewer")
     found.sort(key=len, reverse=True)
@@ -45,7 +45,7 @@ def text_batches(
     return batches
 
 
-def sequences(
+def token_sequences(
     tokenizer, documents: list[str], *, length: int, tokens: int | None = None, seed: int = 0, packed: bool = True
 ) -> list[torch.Tensor]:
     """Documents as sequences of tokens, each [T] of whole numbers, in an order that the seed draws.
@@ -57,8 +57,8 @@ def sequences(
 
     Raises InputError for an impossible length or seed, and where the tokenizer knows no words.
     """
-    checks.whole_number("length", length, 2, checks.TOKENS)
-    checks.whole_number("seed", seed, 0, checks.SEED)
+    checks.check_whole_number("length", length, 2, checks.TOKENS)
+    checks.check_whole_number("seed", seed, 0, checks.SEED)
     check_tokenizer(tokenizer)
     found: list[torch.Tensor] = []
     rest: list[int] = []

@@ -135,7 +135,7 @@ def _measure_inputs(rule: str, experiment: Experiment) -> Any:
     """The inputs of a rule from one pass over the sequences of the distances: measured each time, and not kept."""
     if not experiment.parameters.measure:
         experiment.require(None, f"the {REGISTERED[rule].needs} that the rule {rule!r} needs")
-    return sweeping.known_of(experiment.open_model()[0], rule, _draw_sequences(experiment))
+    return sweeping.measure_rule_needs(experiment.open_model()[0], rule, _draw_sequences(experiment))
 
 
 def _draw_sequences(experiment: Experiment) -> list:
@@ -213,7 +213,7 @@ def measure_choice(rule: str, sizes: list[int], experiment: Experiment) -> Resul
             inputs = require_distance_matrix(experiment)
         else:
             sequences = read_calibration_sequences(parameters, opened[1], parameters.calibration_sequences)
-            inputs = sweeping.known_of(opened[0], rule, sequences)
+            inputs = sweeping.measure_rule_needs(opened[0], rule, sequences)
             if rule_entry.needs == "likeness":
                 merged = {str(size): choose_merges(size, layers, inputs) for size in sizes}
         cuts = rule_entry.choose(sizes, layers, inputs)
@@ -257,4 +257,4 @@ def read_calibration_sequences(parameters, tokenizer, sequences: int) -> list:
     """The token ids of the first `sequences` sequences of the calibration text, each [T]."""
     documents = data.texts(parameters.corpus, split="train", datasets=parameters.datasets)
     length = parameters.loss_length
-    return data.sequences(tokenizer, documents, length=length, tokens=sequences * length)
+    return data.token_sequences(tokenizer, documents, length=length, tokens=sequences * length)

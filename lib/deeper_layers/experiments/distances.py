@@ -55,7 +55,7 @@ def find_or_measure_distances(experiment: Experiment, *, by_sequence: bool = Fal
         table = distance_table(*similarity.mean_distances(distances))
         details: dict = {"tokens": _count_tokens(batches)}
         if by_sequence:
-            matrices = [similarity.by_size(sequence) for batch in distances for sequence in batch]
+            matrices = [similarity.arrange_by_size(sequence) for batch in distances for sequence in batch]
             places = table["size"] - 1, table["start"]
             details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in matrices]))
         return table.to_dict("records"), details

@@ -108,7 +108,7 @@ class Experiment:
         def fingerprint_data() -> dict:
             return {"data": ", ".join(dict.fromkeys(item.fingerprint(datasets) for item in reads))}  # each once
 
-        if all(data.is_at_hand(item.name, datasets) for item in reads):
+        if all(data.is_available_offline(item.name, datasets) for item in reads):
             key |= fingerprint_data()
         result = results.find_result(kind, key, folder)
         if self.parameters.measure:
@@ -156,7 +156,7 @@ class Experiment:
 def _remove_leftovers(path: Path) -> None:
     """Remove the shards and locks of processes that were killed after the result was written."""
     Shards(path.with_suffix(".partial")).remove()
-    files.clear_all(path.parent)
+    files.remove_leftovers(path.parent)
     if path.with_suffix(".lock").exists():
         with contextlib.suppress(Timeout), files.locked(path):
             pass

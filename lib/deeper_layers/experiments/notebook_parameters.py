@@ -114,9 +114,9 @@ class WhichLayersParameters(kinds.TaskParameters):
     def check(self) -> None:
         super().check()
         points = self.samples * self.tokens
-        checks.whole_number("samples times tokens", points, 1, POINTS, "each token is compared with each")
-        checks.whole_number("neighbours", self.neighbours, 1, points - 1, "ask for fewer")
-        checks.whole_number("skip_sequences", self.skip_sequences, 1, self.samples, "ask for fewer")
+        checks.check_whole_number("samples times tokens", points, 1, POINTS, "each token is compared with each")
+        checks.check_whole_number("neighbours", self.neighbours, 1, points - 1, "ask for fewer")
+        checks.check_whole_number("skip_sequences", self.skip_sequences, 1, self.samples, "ask for fewer")
 
     @property
     def texts(self) -> dict[str, dict]:

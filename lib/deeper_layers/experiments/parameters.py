@@ -111,7 +111,7 @@ class Shown(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise checks.refused(error, fields) from None
+            raise checks.explain_validation_error(error, fields) from None
 
     @classmethod
     def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
@@ -125,7 +125,7 @@ class Shown(BaseModel):
         # papermill turns a list with one number in it into a number
         if type(value) is int and abs(value) <= checks.SEED and cls.model_fields[info.field_name].annotation is str:
             value = str(value)
-        return checks.text(info.field_name, value) if isinstance(value, str) else value
+        return checks.check_text(info.field_name, value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _run_checks(self):
@@ -134,7 +134,7 @@ class Shown(BaseModel):
 
     def check(self) -> None:
         """Raise InputError for a value that is wrong for every model."""
-        checks.place("model", self.model)
+        checks.check_path("model", self.model)
         results.results_folder(self.results)
 
     def replace(self: Kind, **changes) -> Kind:
@@ -192,7 +192,7 @@ class Parameters(Shown):
 
     def check(self) -> None:
         super().check()
-        data.mirror(self.datasets)
+        data.find_mirror(self.datasets)
 
     def run(self, experiment: Experiment) -> None:
         """Measure what the notebook shows of one model, unless results hold it. Raises InputError where it can't."""
@@ -217,7 +217,7 @@ class Parameters(Shown):
         If nothing is to be measured, the model is taken from results where they know it. Local weights are hashed
         unless `hashed` is False.
         """
-        if not self.measure and (recorded := models.recorded_model(self.model, self.dtype, self.folder)):
+        if not self.measure and (recorded := models.find_recorded_model(self.model, self.dtype, self.folder)):
             return recorded
         options = self.model_dump(include={"revision", "dtype", "trust_remote_code"})
         source = models.find_model(self.model, hashed=hashed, **options)
@@ -264,7 +264,7 @@ class TaskParameters(Parameters):
         tasks, embedded = self.task_list if self.measure else [], data.embedded_tasks()
         for task in tasks:
             if task in embedded and (shots := self.parsed_tasks[task]["shots"]):
-                raise InputError(data.without_examples(task, shots))
+                raise InputError(data.no_examples_message(task, shots))
         # lm-eval is slow to import: it checks only names that are neither embedded tasks nor in results
         if unknown := [task for task in tasks if task not in embedded and not results.is_measured(task, self.folder)]:
             sweeping.check_names(unknown)
@@ -307,7 +307,9 @@ class TaskParameters(Parameters):
         """Block sizes in order, for a task or for all. They include 0, as every curve starts at the whole model.
         Raises InputError for a size outside 0..L-1."""
         sizes = parse_numbers(self.parsed_tasks[task]["sizes"] if task else self.sizes) or range(num_layers - 1)
-        checks.whole_number("size", max(sizes), 0, num_layers - 1, f"the last of {num_layers} layers is never dropped")
+        checks.check_whole_number(
+            "size", max(sizes), 0, num_layers - 1, f"the last of {num_layers} layers is never dropped"
+        )
         return sorted({0, *sizes})
 
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:

@@ -20,7 +20,7 @@ from deeper_layers.experiments.experiment import CutsByRule, Experiment, sort_cu
 from deeper_layers.experiments.parameters import Parameters, Shown
 from deeper_layers.experiments.scoring import score
 from deeper_layers.models.checkpoint_files import is_gguf
-from deeper_layers.models.sources import CONFIGURED, Source
+from deeper_layers.models.sources import CONFIG_ONLY, Source
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.prices import Cost, Machine, Shape
 from deeper_layers.results.schema import GIVEN
@@ -135,7 +135,7 @@ def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "
         "layers": layers,
         "dtype": source.dtype,
         "weights": source.quantized,
-        "tokenizer": models.find_model(hashed=False).name if source.weights == CONFIGURED else None,
+        "tokenizer": models.find_model(hashed=False).name if source.weights == CONFIG_ONLY else None,
         "distances": distances,
         "searches": {
             rule: {"passes": round(passes, 1), "heads": heads, "tokens_at_most": tokens}
@@ -146,7 +146,7 @@ def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "
         "tasks": tasks,
     }
     try:
-        count, dtype = models.sizes_of(source, trust_remote_code=parameters.trust_remote_code), source.dtype
+        count, dtype = models.find_sizes(source, trust_remote_code=parameters.trust_remote_code), source.dtype
         content["sizes"] = [
             {"size": cut.size, "parameters": (number := count.parameters(cut))}
             | {"bytes": number * prices.ITEMSIZE[dtype], "file_bytes": count.of_file and count.of_file.parameters(cut)}
@@ -188,16 +188,16 @@ def _count_requests(task: str, settings: dict, experiment: Experiment) -> dict:
 def _load_and_count_requests(
     task: str, shots: int | None, limit: int | None, source: Source, datasets: str | None, trust_remote_code: bool
 ) -> dict:
-    if not data.is_at_hand(task, datasets):
+    if not data.is_available_offline(task, datasets):
         return {"unknown": "its items are on the hub: name a mirror with --datasets to have them counted"}
     from deeper_layers.sweeping import harness  # slow to import
-    from deeper_layers.sweeping.planning import plan_batches, tokens_of
+    from deeper_layers.sweeping.planning import count_tokens, plan_batches
 
     try:
         loaded = harness.load_tasks([task], num_fewshot=shots, datasets=datasets)
         # a configuration alone has no tokenizer: use that of the embedded model
-        counted = models.find_model(hashed=False) if source.weights == CONFIGURED else source
-        tokenizer = models.tokenizer_of(counted, trust_remote_code=trust_remote_code)
+        counted = models.find_model(hashed=False) if source.weights == CONFIG_ONLY else source
+        tokenizer = models.load_tokenizer(counted, trust_remote_code=trust_remote_code)
         gathered = harness.collect_requests(loaded, _build_empty(counted, trust_remote_code), tokenizer, limit=limit)
     except InputError as error:
         return {"unknown": str(error)}
@@ -210,7 +210,7 @@ def _load_and_count_requests(
         "generated": len(generations),
         "longest": max((kwargs.get("max_gen_toks", USUAL_ANSWER) for _, kwargs in generations), default=None),
         "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in generations),  # tokens
-        "tokens": tokens_of(batches),
+        "tokens": count_tokens(batches),
         "length": round(statistics.mean(lengths), 1) if lengths else None,
     }
 
@@ -262,7 +262,7 @@ def _predict_costs(experiment: Experiment, healed: Cut, machine: str, heal: str)
 
 @functools.lru_cache(maxsize=2)
 def _build_empty(source: Source, trust_remote_code: bool):
-    return models.empty_model(source, trust_remote_code=trust_remote_code)
+    return models.load_empty_model(source, trust_remote_code=trust_remote_code)
 
 
 def _find_shape(experiment: Experiment) -> Shape:

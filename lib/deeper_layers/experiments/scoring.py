@@ -127,7 +127,7 @@ def make_requests(text: str, settings: dict, model, tokenizer, datasets: str | N
     if not length:
         return sweeping.answer_requests(model, tokenizer, data.solved_problems(datasets=datasets, documents=limit))
     documents = data.texts(text, split="validation", datasets=datasets)
-    sequences = data.sequences(tokenizer, documents, length=length, tokens=limit * length)
+    sequences = data.token_sequences(tokenizer, documents, length=length, tokens=limit * length)
     if len(sequences) < limit:
         raise InputError(
             f"loss_sequences is {limit}, but the corpus fills {len(sequences)} of {length} tokens: ask for fewer"

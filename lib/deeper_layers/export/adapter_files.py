@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import write_file
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.package_index import file_hash
@@ -122,7 +122,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     if (folder / IDENTITY).exists():
         identity = _read_checked(folder / IDENTITY, Identity)
         base, cut, healing = identity["base"], Cut.named(identity["cut"]), identity.get("healing")
-    with telling(f"{folder / WEIGHTS} is no whole file of low-rank adapters", "heal anew"):
+    with as_input_error(f"{folder / WEIGHTS} is no whole file of low-rank adapters", "heal anew"):
         return Adapter(folder, settings, _read_factors(folder / WEIGHTS, settings), base, cut, healing)
 
 

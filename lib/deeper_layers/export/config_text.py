@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.tensors import Layout, read_mtp_counts
-from deeper_layers.models.checkpoint_files import numbered_groups
+from deeper_layers.models.checkpoint_files import find_numbered_prefixes
 from deeper_layers.models.configuration import DEPTHS, text_part
 from deeper_layers.models.decoder import cut_entry
 from deeper_layers.pruning import UNSTATED, drop_layers
@@ -153,7 +153,10 @@ def cut_quantization(
     checkpoint, `prefixes` stand before a layer's number in names of tensors and modules: "model.layers.". Raises
     InputError where a name or pattern may belong to these layers, but not surely to one of them.
     """
-    known_lists, list_names = {*numbered_groups(tensors), *prefixes}, [prefix.split(".")[-2] for prefix in prefixes]
+    known_lists, list_names = (
+        {*find_numbered_prefixes(tensors), *prefixes},
+        [prefix.split(".")[-2] for prefix in prefixes],
+    )
 
     def renumber_name(text: str):
         """A name or pattern with the new number of its layer, or DROPPED."""

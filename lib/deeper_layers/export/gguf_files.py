@@ -19,13 +19,20 @@ from gguf.gguf_reader import ReaderTensor
 from gguf.gguf_writer import GGUFValue, WriterState
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import find_misreadings
 from deeper_layers.export.lineage import check_no_overlap, writing
 from deeper_layers.export.llama_cpp import EXACT_TYPES, FILE_TYPES, ROUNDED_TYPES, quantize
 from deeper_layers.files import atomic_file, check_absent, passing_dir
-from deeper_layers.models.gguf_reading import ARCHITECTURES, MOST_BYTES, UNIFORM, Header, placed, read_gguf
+from deeper_layers.models.gguf_reading import (
+    ARCHITECTURES,
+    MAX_HEADER_BYTES,
+    UNIFORM,
+    Header,
+    read_gguf,
+    split_tensor_name,
+)
 from deeper_layers.models.sources import PACKAGED, Source, find_model
 from deeper_layers.package_index import cache_folder, hash_once
 
@@ -83,7 +90,7 @@ def slice_gguf(
     check, path = check_our_gguf if overwrite else check_absent, find_gguf_file(source)
     check_no_overlap(out, path, Path(adapter or path))
     advice = "mend that, or name another place"
-    with telling(f"can't write {out}", advice, OSError), atomic_file(out, check) as partial:
+    with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out, check) as partial:
         if type in ROUNDED_TYPES:
             with passing_dir(cache_folder() / "rounded") as folder:
                 quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), partial, type.upper())
@@ -162,7 +169,7 @@ def check_our_gguf(out: Path) -> None:
 def _read_mark(path: Path) -> tuple[int, bytes, str]:
     """The offset of MARK's value in a file, the value, and the expected value: the SHA-256 with BLANK at the offset."""
     with open(path, "rb") as file:
-        beginning = file.read(MOST_BYTES)
+        beginning = file.read(MAX_HEADER_BYTES)
         offset = beginning.find(BEFORE_MARK) + len(BEFORE_MARK)
         end = offset + len(BLANK)
         digest = hashlib.sha256(beginning[:offset] + BLANK.encode() + beginning[end:])
@@ -173,7 +180,7 @@ def _encode_tensor(tensor: ReaderTensor, new_type: GGMLQuantizationType, update:
     """A tensor as it is written: its own bytes, or its numbers plus an adapter's update, in a new type."""
     if update is None and new_type == tensor.tensor_type:
         return tensor.data
-    with telling(f"{tensor.name} is {tensor.tensor_type.name}", "leave its type as it is", NotImplementedError):
+    with as_input_error(f"{tensor.name} is {tensor.tensor_type.name}", "leave its type as it is", NotImplementedError):
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if update:
         up, down, scale = update
@@ -190,7 +197,7 @@ def _select_tensors(header: Header, kept: list[int]) -> dict[str, ReaderTensor]:
     """The tensors that stay, by their new names."""
     tensors = {}
     for tensor in header.tensors:
-        number, name = placed(tensor.name)
+        number, name = split_tensor_name(tensor.name)
         if number is None or number in kept:
             tensors[name if number is None else f"blk.{kept.index(number)}.{name}"] = tensor
     return tensors

@@ -16,7 +16,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError, in_bytes
+from deeper_layers.errors import InputError, format_bytes
 from deeper_layers.files import read_json
 from deeper_layers.package_index import hash_once
 from deeper_layers.results.schema import Count, Name, StrictModel
@@ -112,6 +112,6 @@ def writing(needed: int, folder: Path, out: Path) -> tqdm:
     """A progress bar for `needed` bytes to be written in a folder. Raises InputError where the disk lacks space."""
     if needed > (free := shutil.disk_usage(folder).free):
         raise InputError(
-            f"{out} needs {in_bytes(needed)}, where {in_bytes(free)} are free: free some, or use another disk"
+            f"{out} needs {format_bytes(needed)}, where {format_bytes(free)} are free: free some, or use another disk"
         )
     return tqdm(total=needed, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)

@@ -6,7 +6,7 @@ It is an extra, not a dependency: `pip install 'deeper-layers[llama-cpp]'`. Noth
 from pathlib import Path
 
 from deeper_layers import files
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
 FILE_TYPES = dict(F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K_M=12, Q4_K_M=15, Q5_K_M=17, Q6_K=18)
@@ -18,7 +18,7 @@ FLOAT32, DISABLED = 0, 0  # llama.cpp's numbers for a tensor type (ggml_type), a
 
 def _load_library(path: str | Path):
     """llama.cpp's module. The GGUF file is checked first, as llama.cpp ends the process for some damaged files."""
-    with telling("llama.cpp is not installed", "pip install cyllama", ImportError):
+    with as_input_error("llama.cpp is not installed", "pip install cyllama", ImportError):
         from cyllama.llama import llama_cpp
     from deeper_layers.models.gguf_reading import read_gguf  # slow
 
@@ -32,7 +32,7 @@ class LlamaCpp:
 
     def __init__(self, path: str | Path):
         self.library = _load_library(path)
-        with telling(f"llama.cpp can't open {path}", ADVICE):
+        with as_input_error(f"llama.cpp can't open {path}", ADVICE):
             self.model = self.library.LlamaModel(str(path), self.library.LlamaModelParams())
         self.vocabulary = self.model.get_vocab()
 
@@ -78,6 +78,6 @@ def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     library, out = _load_library(source), Path(out)
     options = library.LlamaModelQuantizeParams()
     options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], 1, True
-    with files.atomic_file(out) as partial, telling(f"llama.cpp can't quantize {source}", ADVICE, RuntimeError):
+    with files.atomic_file(out) as partial, as_input_error(f"llama.cpp can't quantize {source}", ADVICE, RuntimeError):
         library.model_quantize(str(source), str(partial), options)
     return out

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader
 
-from deeper_layers.cuts import mergekit_yaml, ranges
+from deeper_layers.cuts import find_ranges, mergekit_yaml
 from deeper_layers.export.adapter_files import Adapter
 from deeper_layers.export.lineage import Lineage
-from deeper_layers.files import read_plain
-from deeper_layers.markup import as_code, as_markdown, visible
+from deeper_layers.files import read_plain_file
+from deeper_layers.markup import as_code, as_markdown, escape_invisible
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json
 from deeper_layers.models.sources import HUB_ID, PACKAGED, model_name
 
@@ -27,11 +27,11 @@ KEPT_CARD = "## The card of the source"
 FILTERS = {
     "markdown": as_markdown,
     "code": as_code,
-    "visible": visible,
+    "visible": escape_invisible,
     "one_line": lambda text: " ".join(text.split()),
     "last_name": lambda module: module.rpartition(".")[2],
     "python": lambda name: json.dumps(name) if name.isascii() else repr(name),  # JSON writes other text as surrogates
-    "shell": lambda name: shlex.quote(visible(name)),
+    "shell": lambda name: shlex.quote(escape_invisible(name)),
     "quotation": lambda text: "\n".join(f"> {line}".rstrip() for line in text.splitlines()),
 }
 
@@ -68,7 +68,7 @@ def _read_card(path: Path) -> tuple[dict, str]:
     from huggingface_hub import ModelCard  # slow
 
     try:
-        card = ModelCard(read_plain(path, LONGEST_CARD).decode("utf-8"), ignore_metadata_errors=True)
+        card = ModelCard(read_plain_file(path, LONGEST_CARD).decode("utf-8"), ignore_metadata_errors=True)
         return card.data.to_dict(), card.text.strip()
     except Exception:  # YAML of others raises many kinds, and the card is not needed
         return {}, ""
@@ -96,7 +96,7 @@ def render_model_card(
     from huggingface_hub import ModelCardData  # slow
 
     step, hub, text = lineage.steps[-1], facts.hub or lineage.base_model, facts.text
-    kept = ranges(lineage.kept)  # of the first model
+    kept = find_ranges(lineage.kept)  # of the first model
     # the hub has relations for adapters, merges, quantized and fine-tuned models: a healed model is fine-tuned
     entries: dict = facts.entries | ({"base_model_relation": "finetune"} if hub and adapter else {})
     data = ModelCardData(library_name="transformers", tags=["layer-pruning"], base_model=hub, **entries)
@@ -105,7 +105,7 @@ def render_model_card(
         where = ", of its weights before they were quantized" if facts.quantized else ""
     else:  # without a hub id mergekit needs the source in a local folder
         folder = f"./{model_name(source)}"
-        yaml = mergekit_yaml(ranges(step.cut.kept(step.layers)), folder)
+        yaml = mergekit_yaml(find_ranges(step.cut.kept(step.layers)), folder)
         where = f", run beside a folder {as_code(folder)} with the source"
     if not all(each.cut.is_of_layers for each in lineage.steps):  # mergekit copies layers as they are
         yaml = ""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers import checks, files, models, results
-from deeper_layers.cuts import Cut, ranges
-from deeper_layers.errors import InputError, NotMeasuredError, telling
+from deeper_layers.cuts import Cut, find_ranges
+from deeper_layers.errors import InputError, NotMeasuredError, as_input_error
 from deeper_layers.export.engines import Misreading, find_misreadings, find_nearest_safe
 from deeper_layers.export.llama_cpp import ROUNDED_TYPES
 from deeper_layers.models.checkpoint_files import is_gguf
@@ -103,7 +103,7 @@ def describe_pruning(
 ) -> PruningDescription:
     """Describe a model of so many layers after a cut, before it is written.
 
-    `config` is its `stated_config`, `opening` is for `find_model`. `known` asks for results; they describe a cut that
+    `config` is its `read_raw_config`, `opening` is for `find_model`. `known` asks for results; they describe a cut that
     changes no other weights. Weights are read for their hash only where results hold a model of this name.
     """
     misreadings, name, measured, scores = find_misreadings(config, cut), models.model_name(model), [], []
@@ -155,7 +155,7 @@ class Output:
                 "changes, in a --type; a folder is made of any model, in a --dtype, and llama.cpp's "
                 "convert_hf_to_gguf.py makes a GGUF file of it"
             )
-        checks.new_folder("the folder of OUT", self.path.parent, writable=True)
+        checks.check_new_folder("the folder of OUT", self.path.parent, writable=True)
         check = export.check_our_gguf if self.is_gguf else export.check_our_folder
         (check if self.overwrite else files.check_absent)(self.path)
 
@@ -186,15 +186,15 @@ class Output:
             width = BYTES_PER_WEIGHT[exact] if exact else packaged.bytes / packaged.parameters
         else:
             from deeper_layers.export.slicing import build_size_function  # slow
-            from deeper_layers.models.gguf_reading import conversion_of
+            from deeper_layers.models.gguf_reading import conversion_folder
 
-            folder = conversion_of(source.weights) if source.is_gguf else Path(source.folder)
+            folder = conversion_folder(source.weights) if source.is_gguf else Path(source.folder)
             if folder.is_dir():
                 return build_size_function(folder, self.dtype, dequantized=source.is_gguf, mtp=self.mtp)
             kind = {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, source.dtype)
             kind = kind if self.dtype == "auto" else self.dtype
             width = BYTES_PER_WEIGHT[kind]
-        sizes = models.sizes_of(source)
+        sizes = models.find_sizes(source)
         return lambda cut: (round(sizes.parameters(cut) * width), kind)
 
     def fit_cut(self, source: Source, size: str, choose: Callable[[int], Cut]) -> Cut:
@@ -204,7 +204,7 @@ class Output:
         if in_file and self.type in ROUNDED_TYPES:
             raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
         measure_size = self.size_function(source) if in_file else lambda cut: (parameters(cut), "")
-        parameters, reason = models.sizes_of(source).parameters, "the smallest is larger"
+        parameters, reason = models.find_sizes(source).parameters, "the smallest is larger"
         for number in range(source.num_layers):
             try:
                 if measure_size(cut := choose(number))[0] <= limit:
@@ -270,7 +270,7 @@ def layer_options(cut: Cut) -> list[str]:
     """A cut as options of the command, layer by layer: ["--layers", "3,7-9", "--mlp", "12"]."""
     words = []
     for name, indices in cut.parts.items():
-        parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in ranges(indices)]
+        parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in find_ranges(indices)]
         words += [f"--{name}", ",".join(parts)] if parts else []
     return words
 
@@ -285,10 +285,10 @@ def check_repository(repository: str, *, public: bool) -> None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise InputError(f"--push-to-hub is {checks.shown(repository)}, expected USER/NAME or ORGANISATION/NAME")
+        raise InputError(f"--push-to-hub is {checks.short_repr(repository)}, expected USER/NAME or ORGANISATION/NAME")
     if get_token() is None:
         raise InputError("--push-to-hub needs a token of the hub that may write: run `hf auth login`, or set HF_TOKEN")
-    with telling(f"can't upload to {repository}", ADVICE):
+    with as_input_error(f"can't upload to {repository}", ADVICE):
         HfApi().whoami()
         with contextlib.suppress(RepositoryNotFoundError):
             if not HfApi().repo_info(repository).private and not public:
@@ -300,7 +300,7 @@ def push(path: Path, repository: str, *, public: bool, message: str) -> str:
     from huggingface_hub import HfApi  # slow
 
     api = HfApi()
-    with telling(f"can't upload to {repository}", f"{ADVICE}; {path} is complete, and stays"):
+    with as_input_error(f"can't upload to {repository}", f"{ADVICE}; {path} is complete, and stays"):
         api.create_repo(repository, private=not public, exist_ok=True)
         if path.is_file():
             api.upload_file(repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message)

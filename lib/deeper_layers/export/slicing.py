@@ -14,14 +14,14 @@ from pathlib import Path
 
 from deeper_layers import checks
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.export import lineage, tensors
 from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.config_text import cut_config, set_dtype
 from deeper_layers.export.model_card import read_facts, render_model_card
 from deeper_layers.export.tensors import Changed, Layout, read_layout
 from deeper_layers.files import atomic_dir, check_absent
-from deeper_layers.models.checkpoint_files import folder_files, local_path, read_json
+from deeper_layers.models.checkpoint_files import list_plain_files, local_path, read_json
 from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
 from deeper_layers.package_index import file_hash
 
@@ -95,7 +95,7 @@ def slice_checkpoint(
         ...     sorted(path.name for path in out.glob("*.json"))[:2]
         ['config.json', 'generation_config.json']
     """
-    out, source = checks.place("out", out), str(source)
+    out, source = checks.check_path("out", out), str(source)
     check = lineage.check_our_folder if overwrite else check_absent
     check(out)
     folder = checkpoint_folder(source, revision)
@@ -138,7 +138,10 @@ def slice_checkpoint(
     texts = tensors.format_index(files) | {"config.json": _dump(config), "README.md": card} | _fix_tokenizer(folder)
     key = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
     advice = "mend that and run this again, it goes on from there"
-    with telling(f"can't write {out}", advice, OSError), atomic_dir(out, check, None if changed else key) as partial:
+    with (
+        as_input_error(f"can't write {out}", advice, OSError),
+        atomic_dir(out, check, None if changed else key) as partial,
+    ):
         hashes = tensors.write_tensors(files, partial, out)
         for file, path in other_files.items():
             shutil.copyfile(path, partial / file)
@@ -169,7 +172,7 @@ def _select_other_files(folder: Path, trust_remote_code: bool) -> dict[str, Path
     """The files that a checkpoint needs besides configuration and weights, by name; they are copied unchanged. A
     warning names all other files in the folder, which may not belong to the model."""
     code = ".py" if trust_remote_code else ()
-    files = {path.name: path for path in folder_files(folder)}
+    files = {path.name: path for path in list_plain_files(folder)}
     needed = {name: path for name, path in files.items() if NEEDED_FILES.fullmatch(name) or name.endswith(code)}
     if rest := sorted({path.name for path in folder.iterdir() if not WRITTEN.fullmatch(path.name)} - needed.keys()):
         text = f"left in {folder}, as no part of a checkpoint (--trust-remote-code takes code along): {', '.join(rest)}"

@@ -24,7 +24,7 @@ from deeper_layers.export.adapter_files import Adapter
 from deeper_layers.export.lineage import writing
 from deeper_layers.models import checkpoint_files, configuration
 from deeper_layers.models.checkpoint_files import INDEX, NUMBERED, SINGLE, Tensor
-from deeper_layers.models.decoder import ends_sublayer, layers_path
+from deeper_layers.models.decoder import is_output_parameter, layers_path
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.package_index import file_hash
 
@@ -119,23 +119,23 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
 
     Raises InputError where tensors do not match the configuration, or it is not sure which of them are layers.
     """
-    tensors, config = checkpoint_files.read_tensors(folder), checkpoint_files.read_json(folder / "config.json")
+    tensors, config = checkpoint_files.list_tensors(folder), checkpoint_files.read_json(folder / "config.json")
     shapes = {tensor.name: tuple(tensor.shape) for tensor in tensors}
     groups, layers, model, module = (
-        checkpoint_files.numbered_groups(shapes),
-        configuration.stated_layers(config) or 0,
+        checkpoint_files.find_numbered_prefixes(shapes),
+        configuration.count_stated_layers(config) or 0,
         None,
         "",
     )
     configuration.check_configuration(config, folder)
     if not isinstance(config.get("auto_map"), dict):  # else the checkpoint comes with its own code
         parsed = configuration.read_config(folder)
-        layers, model = configuration.layers_of(parsed), configuration.built_empty(parsed, folder)
+        layers, model = configuration.count_layers(parsed), configuration.build_empty_model(parsed, folder)
         configuration.check_tensors(model, folder, shapes)
         module = f"{layers_path(model)}."
     fitting = [prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))]
     if model is not None and len(fitting) > 1:  # a model that sees images has layers for these, too
-        unread = {prefix: configuration.unread_without(model, shapes, prefix) for prefix in fitting}
+        unread = {prefix: configuration.find_weights_filled_by(model, shapes, prefix) for prefix in fitting}
         fitting = [p for p in fitting if unread[p] and all(name.startswith(module) for name in unread[p])]
     if len(fitting) != 1:
         raise InputError(
@@ -177,7 +177,7 @@ def zero_sublayers(entries: Entries, layout: Layout, cut: Cut) -> None:
     for part, layers in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for layer in layers:
             prefix = f"{layout.prefix}{new_numbers[layer]}."
-            outputs = [n for n in entries if n.startswith(prefix) and ends_sublayer(n.removeprefix(prefix), part)]
+            outputs = [n for n in entries if n.startswith(prefix) and is_output_parameter(n.removeprefix(prefix), part)]
             if not outputs:
                 problem = f"no tensor of a known name that ends the {part} of its layer {layer}"
                 raise InputError(f"{layout.folder} has {problem}: drop whole layers")

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.export.adapter_files import read_adapter, write_identity
 from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers
 from deeper_layers.models.half_precision import Widened
@@ -112,7 +112,7 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
         inference_mode=True,
     )
     advice = "give adapters that were trained on this model after this cut"
-    with telling(f"the adapters in {folder} do not fit the pruned model", advice), _peft_muted():
+    with as_input_error(f"the adapters in {folder} do not fit the pruned model", advice), _peft_muted():
         if unknown := sorted(ranks.keys() - dict(pruned.named_modules()).keys()):
             raise ValueError(f"it has no {unknown[0]}")
         return PeftModel.from_pretrained(pruned, adapter.folder, config=config).eval()

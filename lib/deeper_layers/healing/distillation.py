@@ -24,13 +24,13 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from deeper_layers.checks import shown
+from deeper_layers.checks import short_repr
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.data.tokens import sequences
-from deeper_layers.errors import InputError, telling
+from deeper_layers.data.tokens import token_sequences
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import write_file
 from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.network import replaced
+from deeper_layers.models.network import replacing_forward
 from deeper_layers.presets import HealingConfig
 
 PIECE = 2**27  # bytes of the logits, in float32, that are computed at once
@@ -43,11 +43,13 @@ def draw_sequences(tokenizer, texts: list[str], config: HealingConfig) -> list[t
     Teacher and student get the same. Raises InputError where the texts fill no step.
     """
     if not isinstance(config, HealingConfig):
-        raise InputError(f"config is {shown(config)}, expected a HealingConfig: PRESETS['small'] is one")
+        raise InputError(f"config is {short_repr(config)}, expected a HealingConfig: PRESETS['small'] is one")
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
+        raise InputError(f"texts is {short_repr(texts)}, expected a list of documents: put them into one")
     length, batch = config.sequence_length, config.batch_sequences
-    drawn = sequences(tokenizer, texts, length=length, seed=config.seed, packed=config.packed, tokens=config.tokens)
+    drawn = token_sequences(
+        tokenizer, texts, length=length, seed=config.seed, packed=config.packed, tokens=config.tokens
+    )
     if len(drawn) < batch:
         raise InputError(
             f"the texts fill {len(drawn)} sequences ({sum(map(len, drawn)):,} tokens), and one step needs {batch} of "
@@ -109,7 +111,7 @@ def compute_final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Te
 
     def logits(states: torch.Tensor) -> torch.Tensor:
         replacement = dataclasses.replace(output, last_hidden_state=states[None])
-        with replaced(body, lambda *_, **__: replacement):
+        with replacing_forward(body, lambda *_, **__: replacement):
             return model(input_ids=inputs["input_ids"].new_zeros(1, len(states)), use_cache=False).logits[0]
 
     return output.last_hidden_state, logits
@@ -120,7 +122,7 @@ def check_final_states(model: PreTrainedModel) -> None:
     """Try `compute_final_states` on a few tokens. Raises InputError where it does not give the model's own logits."""
     ids = torch.arange(1, 9, device=model.device)[None]
     unknown = f"{type(model).__name__} makes its logits in a way that is not known here, and can't be distilled"
-    with telling(unknown, "heal it on text"):
+    with as_input_error(unknown, "heal it on text"):
         plain = model(input_ids=ids, use_cache=False).logits[0].float()
         states, logits = compute_final_states(model, {"input_ids": ids})
         if not (logits(states[0]).float() - plain).abs().max() <= 1e-3 * plain.abs().max():
@@ -173,7 +175,7 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
 def read_states(folder: Path | str, tokens: torch.Tensor, head: str) -> torch.Tensor:
     """The states [T, D] that `keep_teacher` wrote for a sequence [T] and a head. Raises InputError without them."""
     path = find_states_path(folder, tokens, head)
-    with telling(f"{path} holds no states of the unpruned model on this text", "write them with keep_teacher"):
+    with as_input_error(f"{path} holds no states of the unpruned model on this text", "write them with keep_teacher"):
         return load_file(path)["states"]
 
 

@@ -34,7 +34,7 @@ from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
 from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.network import replaced
+from deeper_layers.models.network import replacing_forward
 from deeper_layers.presets import HealingConfig
 
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
@@ -132,7 +132,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
-        stack.enter_context(replaced(healed, _build_forward(healed, config, cut, whole, teacher)))
+        stack.enter_context(replacing_forward(healed, _build_forward(healed, config, cut, whole, teacher)))
         state = _train_from_last_checkpoint(trainer, output, progress)
     steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(

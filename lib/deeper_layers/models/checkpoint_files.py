@@ -14,13 +14,13 @@ from typing import NamedTuple
 from safetensors import safe_open
 
 from deeper_layers import files
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTERS = "adapter_config.json"  # for transformers the folder is then adapters of another model, which it opens
-LARGEST = 100_000_000  # bytes of a header, by the format; no other JSON of a checkpoint is larger
+MAX_HEADER_BYTES = 100_000_000  # bytes of a header, by the format; no other JSON of a checkpoint is larger
 NUMBERED = re.compile(r"^(?P<prefix>(?:[^.\d]\w*\.)+)(?P<number>0|[1-9][0-9]{0,8})\.(?P<rest>.+)$")
-AGAIN = "give a checkpoint saved by save_pretrained"
+ADVICE = "give a checkpoint saved by save_pretrained"
 
 
 class Tensor(NamedTuple):
@@ -45,18 +45,18 @@ def is_gguf(path: str | Path) -> bool:
 
 def read_json(path: Path) -> dict:
     """A JSON file of a checkpoint, which holds an object. Raises InputError where it does not, or can't be read."""
-    with telling(f"{path} is no JSON that holds an object", AGAIN):
-        if not isinstance(content := files.read_json(path, LARGEST), dict):
+    with as_input_error(f"{path} is no JSON that holds an object", ADVICE):
+        if not isinstance(content := files.read_json(path, MAX_HEADER_BYTES), dict):
             raise ValueError(f"it holds a {type(content).__name__}")
         return content
 
 
-def folder_files(folder: Path) -> list[Path]:
+def list_plain_files(folder: Path) -> list[Path]:
     """The files of a checkpoint's folder, sorted; in the hub's cache they lead to the blobs beside. Raises InputError
     where one leads elsewhere or is no regular file."""
     home = Path(os.path.realpath(folder))
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    with telling(f"{folder} is no folder of plain files", AGAIN):
+    with as_input_error(f"{folder} is no folder of plain files", ADVICE):
         found = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
         for path in found:
             if not path.is_file() or not any(Path(os.path.realpath(path)).is_relative_to(one) for one in homes):
@@ -64,27 +64,27 @@ def folder_files(folder: Path) -> list[Path]:
         return found
 
 
-def read_tensors(folder: Path) -> list[Tensor]:
+def list_tensors(folder: Path) -> list[Tensor]:
     """All tensors that transformers reads of a folder: by file, in the order of its index, and as they lie in these.
 
     Raises InputError where there are none, the folder is one of adapters, or files and index do not agree.
     """
-    held, weight_map = {path.name: path for path in folder_files(folder)}, {}
+    held, weight_map = {path.name: path for path in list_plain_files(folder)}, {}
     if ADAPTERS in held:
         raise InputError(f"{folder} holds {ADAPTERS}, adapters of another model: merge them into it, and give that")
     if SINGLE not in held:
         if INDEX not in held:
             raise InputError(
-                f"{folder} has no safetensors (neither {SINGLE} nor {INDEX}): {AGAIN}; pickled weights (.bin, .pt) are "
-                "not opened, as they can run code: save them again where you trust them"
+                f"{folder} has no safetensors (neither {SINGLE} nor {INDEX}): {ADVICE}; pickled weights (.bin, .pt) "
+                "are not opened, as they can run code: save them again where you trust them"
             )
         index = read_json(held[INDEX])
         weight_map = index.get("weight_map")
         # transformers opens none without metadata
         if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
-            raise InputError(f"{held[INDEX]} has no weight_map from tensors to files beside its metadata: {AGAIN}")
+            raise InputError(f"{held[INDEX]} has no weight_map from tensors to files beside its metadata: {ADVICE}")
         if strange := [name for name in weight_map.values() if not isinstance(name, str) or name not in held]:
-            raise InputError(f"{held[INDEX]} names {strange[0]!r:.60}, which is no file beside it: {AGAIN}")
+            raise InputError(f"{held[INDEX]} names {strange[0]!r:.60}, which is no file beside it: {ADVICE}")
     names = dict.fromkeys(weight_map.values() or [SINGLE])
     tensors = [tensor for name in names for tensor in _read_header(held[name])]
     count = Counter(tensor.name for tensor in tensors)
@@ -97,13 +97,17 @@ def _read_header(path: Path) -> list[Tensor]:
     """What one safetensors file holds, in the order of its bytes. Raises InputError where it is damaged, or none."""
     # the library checks names, types, shapes and places, and that no byte is left over; of a file that may not be
     # read it says that there is none, so that it is opened here first
-    with telling(f"{path} is not a whole safetensors file"), open(path, "rb"), safe_open(path, framework="np") as file:
+    with (
+        as_input_error(f"{path} is not a whole safetensors file"),
+        open(path, "rb"),
+        safe_open(path, framework="np") as file,
+    ):
         parts = {name: file.get_slice(name) for name in file.offset_keys()}
         about = path, file.metadata()
         return [Tensor(name, part.get_dtype(), part.get_shape(), *about) for name, part in parts.items()]
 
 
-def numbered_groups(names: Iterable[str]) -> dict[str, set[int]]:
+def find_numbered_prefixes(names: Iterable[str]) -> dict[str, set[int]]:
     """Outermost numbered prefixes among tensor names, with their numbers: "model.layers." and {0, 1, ...}."""
     groups: dict[str, set[int]] = {}
     for found in filter(None, map(NUMBERED.match, names)):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers.checks import LAYERS
-from deeper_layers.errors import InputError, telling
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.checkpoint_files import read_json
 
 if TYPE_CHECKING:  # slow: much of a folder can be refused without it
@@ -26,7 +26,7 @@ def text_part(config: dict) -> dict:
     return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
 
 
-def stated_layers(config: dict) -> int | None:
+def count_stated_layers(config: dict) -> int | None:
     """Number of layers that a config.json states in plain words; None where only its code knows."""
     text = text_part(config)
     return next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
@@ -51,7 +51,7 @@ def read_config(place: Path, *, trust_remote_code: bool = False) -> "PreTrainedC
 
     file = place / "config.json" if place.is_dir() else place
     check_configuration(read_json(file), file)
-    with telling(f"can't read the model's {file}", "repair it"):
+    with as_input_error(f"can't read the model's {file}", "repair it"):
         return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
 
 
@@ -62,7 +62,7 @@ def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     return config.get_text_config(decoder=True)
 
 
-def layers_of(config: "PreTrainedConfig") -> int:
+def count_layers(config: "PreTrainedConfig") -> int:
     """Number of decoder layers L that a configuration states. Raises InputError where it is no decoder's."""
     layers = getattr(text_config(config), "num_hidden_layers", None)
     if type(layers) is not int or layers < 1:
@@ -72,7 +72,7 @@ def layers_of(config: "PreTrainedConfig") -> int:
     return layers
 
 
-def auto_class(config: "PreTrainedConfig"):
+def choose_auto_class(config: "PreTrainedConfig"):
     """What opens a model of transformers: one that sees images too goes by another name than one that only reads."""
     import transformers
 
@@ -83,12 +83,14 @@ def auto_class(config: "PreTrainedConfig"):
     return transformers.AutoModelForCausalLM
 
 
-def built_empty(config: "PreTrainedConfig", place: Path | str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def build_empty_model(
+    config: "PreTrainedConfig", place: Path | str, *, trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """A model on the device "meta". Raises InputError where none can be built."""
     import torch
 
-    with telling(f"can't build an empty model from {place}", "repair its configuration"), torch.device("meta"):
-        return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+    with as_input_error(f"can't build an empty model from {place}", "repair its configuration"), torch.device("meta"):
+        return choose_auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> None:
@@ -100,11 +102,13 @@ def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> Non
         inside = f"{model.base_model_prefix}.".lstrip(".")
         if any(name.startswith(inside) for name in shapes):
             inside = ""  # else the model without its head was saved
-        with telling(f"the weights in {folder} are not what its config.json asks for", TOGETHER):  # joined ones raise
-            check_whole(_loaded(model, shapes, shapes), folder, inside)
+        with as_input_error(
+            f"the weights in {folder} are not what its config.json asks for", TOGETHER
+        ):  # joined ones raise
+            check_loading_report(_load_without_contents(model, shapes, shapes), folder, inside)
 
 
-def check_whole(report: dict, place: Path | str, inside: str = "") -> None:
+def check_loading_report(report: dict, place: Path | str, inside: str = "") -> None:
     """Raise InputError where a checkpoint lacks weights whose names begin so, which would be random, or has others."""
     wrong = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(inside)]
     for name, found, expected in report["mismatched_keys"]:
@@ -114,17 +118,19 @@ def check_whole(report: dict, place: Path | str, inside: str = "") -> None:
         raise InputError(f"the weights in {place} are not what its configuration asks for ({said}): {TOGETHER}")
 
 
-def unread_without(model: "PreTrainedModel", shapes: Shapes, prefix: str) -> set[str]:
+def find_weights_filled_by(model: "PreTrainedModel", shapes: Shapes, prefix: str) -> set[str]:
     """What of an empty model only tensors whose names begin so fill: what they are of, in the model's own words."""
     try:
         others = [name for name in shapes if not name.startswith(prefix)]
-        all_missing, missing = (set(_loaded(model, shapes, names)["missing_keys"]) for names in (shapes, others))
+        all_missing, missing = (
+            set(_load_without_contents(model, shapes, names)["missing_keys"]) for names in (shapes, others)
+        )
     except Exception:  # as above
         return set()
     return missing - all_missing
 
 
-def _loaded(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str]) -> dict:
+def _load_without_contents(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str]) -> dict:
     """What transformers reports of tensors without contents, loaded into a model without contents."""
     import torch
     from transformers.utils import logging

@@ -14,15 +14,15 @@ from transformers import GPTNeoConfig, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP
 from deeper_layers.errors import InputError
-from deeper_layers.models.configuration import layers_of, text_config
+from deeper_layers.models.configuration import count_layers, text_config
 
 # what families call them
-NAMES = {
+SUBLAYER_NAMES = {
     ATTENTION: ("self_attn", "attention", "attn", "self_attention"),
     MLP: ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
 }
 # the matrix that ends a sublayer and writes into the residual
-WRITERS = tuple("o_proj out_proj c_proj dense dense_4h_to_h down_proj fc_out fc2 w2 linear_v wo".split())
+OUTPUT_MATRICES = tuple("o_proj out_proj c_proj dense dense_4h_to_h down_proj fc_out fc2 w2 linear_v wo".split())
 # configuration entries that are a boundary between layers: all layers below it are of one kind
 BOUNDARIES = ("max_window_layers", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 
@@ -33,7 +33,7 @@ def num_layers(model: nn.Module) -> int:
         raise InputError(
             f"the model is a {type(model).__name__}, expected one of transformers: open it with load_model"
         )
-    return layers_of(config)
+    return count_layers(config)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -84,7 +84,7 @@ def layers_path(model: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is layers)
 
 
-def kinds_of_layers(model: nn.Module) -> list[int]:
+def first_layer_of_each_kind(model: nn.Module) -> list[int]:
     """The first layer of each kind: made of the same modules, and called the same by the configuration."""
     layers = decoder_layers(model)
     names = getattr(text_config(model.config), "layer_types", None) or [""] * len(layers)  # ty: ignore[invalid-argument-type]
@@ -95,36 +95,36 @@ def kinds_of_layers(model: nn.Module) -> list[int]:
 # ---- attention and MLP -------------------------------------------------------------------------------------------
 
 
-def sublayer(layer: nn.Module, part: str) -> nn.Module:
+def find_sublayer(layer: nn.Module, part: str) -> nn.Module:
     """The attention or the MLP of a layer. Raises InputError where it is not found."""
-    found = [child for name, child in layer.named_children() if name in NAMES[part]]
+    found = [child for name, child in layer.named_children() if name in SUBLAYER_NAMES[part]]
     if len(found) != 1:
-        known = ", ".join(NAMES[part])
+        known = ", ".join(SUBLAYER_NAMES[part])
         raise InputError(f"{type(layer).__name__} has no {part} of a known name ({known}): drop whole layers")
     return found[0]
 
 
-def writers(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
+def find_output_parameters(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
     """Parameters (name, and the module that has it) whose zeros make a sublayer add nothing."""
-    sublayer(layer, part)
-    found = [name.rpartition(".") for name, _ in layer.named_parameters() if ends_sublayer(name, part)]
+    find_sublayer(layer, part)
+    found = [name.rpartition(".") for name, _ in layer.named_parameters() if is_output_parameter(name, part)]
     if not found:
         raise InputError(f"the {part} of {type(layer).__name__} ends with no matrix of a known name: drop whole layers")
     return [(name, layer.get_submodule(path)) for path, _, name in found]
 
 
-def ends_sublayer(name: str, part: str) -> bool:
-    """Whether a tensor of a layer, by its name in it like "mlp.down_proj.weight", is one of a sublayer's `writers`."""
+def is_output_parameter(name: str, part: str) -> bool:
+    """Whether a tensor of a layer, by its name in it like "mlp.down_proj.weight", is an output parameter."""
     first, *rest = name.split(".")
     # the module's name, or of experts that hold their matrices together the parameter's own
     ends = [*rest[-2:-1], *(word.removesuffix("_bias") for word in rest[-1:])]
-    return first in NAMES[part] and any(word in WRITERS for word in ends)
+    return first in SUBLAYER_NAMES[part] and any(word in OUTPUT_MATRICES for word in ends)
 
 
-def only(layer: nn.Module, part: str) -> contextlib.AbstractContextManager:
+def running_only(layer: nn.Module, part: str) -> contextlib.AbstractContextManager:
     """While it lasts, a layer runs its attention or its MLP alone."""
-    return sublayer(layer, MLP if part == ATTENTION else ATTENTION).register_forward_hook(
-        _nothing_added, with_kwargs=True
+    return find_sublayer(layer, MLP if part == ATTENTION else ATTENTION).register_forward_hook(
+        _add_nothing, with_kwargs=True
     )
 
 
@@ -135,14 +135,14 @@ def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> boo
     def keep(module, arguments, named):
         given.append(next(iter([*arguments, *named.values()])))
 
-    with sublayer(layer, MLP).register_forward_pre_hook(keep, with_kwargs=True):
+    with find_sublayer(layer, MLP).register_forward_pre_hook(keep, with_kwargs=True):
         call(layer.forward, residual)
-        with only(layer, MLP):
+        with running_only(layer, MLP):
             call(layer.forward, residual)
     return torch.equal(*given)
 
 
-def _nothing_added(module, arguments, named, output):
+def _add_nothing(module, arguments, named, output):
     """A sublayer's output where it adds nothing: zeros, or the residual itself where it is the sublayer that adds."""
     given = inspect.signature(module.forward).bind(*arguments, **named).arguments
     residual = output[0] if isinstance(output, tuple) else output

@@ -19,20 +19,20 @@ import numpy as np
 from gguf import GGUFValueType as Kind
 from gguf.gguf_writer import GGUFValue
 
-from deeper_layers.errors import telling
+from deeper_layers.errors import as_input_error
 from deeper_layers.files import atomic_dir, locked
-from deeper_layers.package_index import cache_folder, check_hash, keeping
+from deeper_layers.package_index import cache_folder, check_hash, writing_to_cache
 
-MOST_BYTES = 2**26  # of a header: four times that of a vocabulary of 262,000 tokens
-BEYOND = "it ends too early, has a longer header than any model, or is in the byte order of other processors"
-LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
+MAX_HEADER_BYTES = 2**26  # of a header: four times that of a vocabulary of 262,000 tokens
+OUT_OF_BOUNDS = "it ends too early, has a longer header than any model, or is in the byte order of other processors"
+LAYER_PREFIX = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
 # architectures whose layers all have the same tensors in llama.cpp
 UNIFORM = frozenset(
     "bloom cohere2 command-r falcon falcon-h1 gemma gemma2 gemma3 gpt-oss gpt2 gptneox granite llama nemotron olmo "
     "olmo2 phi2 qwen2 qwen2moe qwen3 qwen3moe smollm3 stablelm starcoder starcoder2".split()
 )
-ALONE = "model.gguf"  # the name of the file in a folder of its own
+ISOLATED_NAME = "model.gguf"  # the name of the file in a folder of its own
 
 
 class Header(gguf.GGUFReader):
@@ -68,9 +68,9 @@ class Header(gguf.GGUFReader):
         return self.entries[key].value if key in self.entries else default
 
     def _get(self, offset, dtype, count=1, override_order=None):
-        most = len(self.data) if self.data_offset else min(len(self.data), MOST_BYTES)
+        most = len(self.data) if self.data_offset else min(len(self.data), MAX_HEADER_BYTES)
         if offset + np.dtype(dtype).itemsize * int(count) > most or self.byte_order == "S":
-            raise ValueError(BEYOND)
+            raise ValueError(OUT_OF_BOUNDS)
         return super()._get(offset, dtype, count, override_order)
 
     def _get_field_parts(self, orig_offs, raw_type):
@@ -82,28 +82,28 @@ class Header(gguf.GGUFReader):
         if inner != Kind.STRING:
             values = self._get(place, self.gguf_scalar_to_np[inner], length)
             return 12 + values.nbytes, [values], [0], [Kind.ARRAY, inner]
-        content, texts = self.data[:MOST_BYTES].data, []
+        content, texts = self.data[:MAX_HEADER_BYTES].data, []
         for _ in range(length):
             start = place + 8
             place = start + int.from_bytes(content[place:start], "little")
             if place > len(content):
-                raise ValueError(BEYOND)
+                raise ValueError(OUT_OF_BOUNDS)
             texts.append(str(content[start:place], "utf-8"))
         return place - orig_offs, [texts], [0], [Kind.ARRAY, inner]
 
 
 def read_gguf(path: Path) -> Header:
     """The header of a GGUF file, checked. Raises InputError where it is not a whole file of one model."""
-    with telling(f"{path} is not a whole GGUF file"):
+    with as_input_error(f"{path} is not a whole GGUF file"):
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("there is no such file")
         _check_model(header := Header(path))
     return header
 
 
-def placed(name: str) -> tuple[int | None, str]:
+def split_tensor_name(name: str) -> tuple[int | None, str]:
     """The layer that a tensor is of, None where it is of none, and its name in that."""
-    found = LAYER.match(name)
+    found = LAYER_PREFIX.match(name)
     return (int(found[1]), name[found.end() :]) if found else (None, name)
 
 
@@ -120,7 +120,7 @@ def _check_model(header: Header) -> None:
         if not 1 <= len(tensor.shape) <= 4 or not tensor.n_elements or tensor.data_offset != end:
             raise ValueError(f"its tensor {tensor.name!r} has no numbers, or lies elsewhere")
         end += tensor.n_bytes + -tensor.n_bytes % header.alignment
-        number, name = placed(tensor.name)
+        number, name = split_tensor_name(tensor.name)
         parts.setdefault(number, {})[name] = tensor.shape.tolist()
     if len(header.data) > end:
         raise ValueError("it has bytes after the last tensor")
@@ -144,23 +144,23 @@ def _check_model(header: Header) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[Path]:
+def isolated(path: Path) -> Iterator[Path]:
     """A folder for the moment that holds a GGUF file as ALONE, and nothing else."""
     with tempfile.TemporaryDirectory(prefix="deeper-layers-") as folder:
-        os.symlink(path.absolute(), Path(folder) / ALONE)
+        os.symlink(path.absolute(), Path(folder) / ISOLATED_NAME)
         yield Path(folder)
 
 
-def conversion_of(weights: str) -> Path:
+def conversion_folder(weights: str) -> Path:
     """The folder of the conversion of a GGUF file, by its hash, whether or not it is there."""
     return cache_folder() / "models" / weights.removeprefix("sha256:") / "checkpoint"
 
 
-def converted_gguf(path: Path, sha256: str) -> Path:
+def convert_gguf(path: Path, sha256: str) -> Path:
     """The folder of a GGUF file of this hash converted to float32 safetensors, made once and kept in the cache."""
-    target, wait = conversion_of(sha256), f"waiting for another process, which converts {path.name}"
+    target, wait = conversion_folder(sha256), f"waiting for another process, which converts {path.name}"
     if not target.is_dir():
-        with keeping(f"the conversion of {path}", target), locked(target, wait):
+        with writing_to_cache(f"the conversion of {path}", target), locked(target, wait):
             if not target.is_dir():
                 print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
                 with atomic_dir(target, None) as made:
@@ -173,17 +173,17 @@ def _convert(path: Path, out: Path) -> None:
     import torch  # slow: see the head of sources.py
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from deeper_layers.models.configuration import check_whole
+    from deeper_layers.models.configuration import check_loading_report
 
     read_gguf(path)
-    how: dict = {"gguf_file": ALONE, "trust_remote_code": False}
+    how: dict = {"gguf_file": ISOLATED_NAME, "trust_remote_code": False}
     numbers = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     advice = "give a GGUF file of a model that it knows, and room for it in the cache"
-    with telling(f"transformers can't convert {path}", advice), alone(path) as folder:
+    with as_input_error(f"transformers can't convert {path}", advice), isolated(path) as folder:
         model, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
             folder, output_loading_info=True, **numbers, **how
         )
-        check_whole(report, path.name)
+        check_loading_report(report, path.name)
         # the weights are plain from here on: a quantization entry would make the next reader look for more
         vars(model.config).pop("quantization_config", None)
         model.is_quantized = False

@@ -25,10 +25,10 @@ def widen(network: torch.nn.Module) -> None:
     AttentionInterface.register("sdpa", attend)  # which serves all networks: elsewhere it is what it was
     for module in network.modules():
         if type(module) is torch.nn.Linear or hasattr(getattr(module, "weight", None), "quant_state"):
-            module.__class__ = _kind(type(module))
+            module.__class__ = _widened_class(type(module))
 
 
-def product_speed(dtype: str, width: int = 1024, inner: int = 1024, device: str = "cpu") -> float:
+def measure_product_speed(dtype: str, width: int = 1024, inner: int = 1024, device: str = "cpu") -> float:
     """Operations a second of products [ROWS_TRIED, width] x [width, inner]: the median in a tenth of a second."""
     layer = torch.nn.Linear(width, inner, bias=False).requires_grad_(False).to(device, getattr(torch, dtype))
     if device == "cpu" and not multiplies_sixteen_bits():
@@ -47,7 +47,7 @@ class Widened:
         if input.element_size() != 2 or not pays:
             return super().forward(input)
         learns = torch.is_grad_enabled() and self.weight.requires_grad
-        found = linear(input.float(), self.wide()) if learns else _Product.apply(input.float(), self)
+        found = linear(input.float(), self.wide()) if learns else _WidenedProduct.apply(input.float(), self)
         return (found if self.bias is None else found + self.bias.float()).to(input.dtype)
 
     def wide(self) -> torch.Tensor:
@@ -59,7 +59,7 @@ class Widened:
         return dequantize_4bit(self.weight.data, self.weight.quant_state).float()
 
 
-class _Product(torch.autograd.Function):
+class _WidenedProduct(torch.autograd.Function):
     """A product with weights that don't learn, widened anew on the way back: none is kept."""
 
     @staticmethod
@@ -73,7 +73,7 @@ class _Product(torch.autograd.Function):
 
 
 @functools.cache
-def _kind(kind: type) -> type:
+def _widened_class(kind: type) -> type:
     return type(f"Widened{kind.__name__}", (Widened, kind), {})
 
 

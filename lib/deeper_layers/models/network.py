@@ -20,14 +20,14 @@ from transformers import DynamicCache
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import text_config
-from deeper_layers.models.decoder import decoder_layers, layers_path, only
+from deeper_layers.models.decoder import decoder_layers, layers_path, running_only
 
 MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
 Batch = dict[str, torch.Tensor]
 Kept = TypeVar("Kept")
 
 
-class Collected(Exception):
+class StopForward(Exception):
     """What was wanted of a forward pass is there: the rest need not run."""
 
 
@@ -43,7 +43,7 @@ class Call(NamedTuple):
         return output[0] if isinstance(output, tuple) else output
 
 
-class Handed(NamedTuple):
+class LayerInputs(NamedTuple):
     """What the layers of a model are handed for a batch, and the residual that enters the first."""
 
     residual: torch.Tensor
@@ -63,7 +63,7 @@ class Residuals(NamedTuple):
     @property
     def between(self) -> torch.Tensor:
         """What lies between attention and MLP: the layer runs once more for it, without its MLP."""
-        with only(self.layer, ATTENTION):
+        with running_only(self.layer, ATTENTION):
             return self.call(self.layer.forward, self.entering)
 
 
@@ -80,7 +80,7 @@ class Network:
         self._tuples = False  # whether the model expects a tuple of its layers
 
     @cached_property
-    def bytes_remembered(self) -> float:
+    def token_cache_bytes(self) -> float:
         """Bytes of keys and values, a token and layer; states that recur count as if each were of 8 tokens."""
         config = text_config(self.model.config)
         if is_streamed(self.model) and self.device.type != "meta":  # of a model without weights all layers run
@@ -103,17 +103,17 @@ class Network:
         return sum(p.nbytes for p in self.layers.parameters()) / len(self.layers)
 
     @cached_property
-    def places(self) -> list[torch.device]:
+    def layer_devices(self) -> list[torch.device]:
         """Where each layer runs: accelerate may have spread them over devices (`device_map`)."""
         stored = [next((p.device for p in layer.parameters()), self.device) for layer in self.layers]
         return [
             self.device if place.type == "meta" else place for place in stored
         ]  # what is on disk runs with the rest
 
-    def in_turn(self, layers: list[int]) -> Iterator[int]:
+    def load_in_turn(self, layers: list[int]) -> Iterator[int]:
         """The numbers of some layers; of each the weights are there until the next is asked for."""
         for number in layers:
-            with reading(self.layers[number]):
+            with holding_weights(self.layers[number]):
                 yield number
 
     def residuals(self, batches: Iterable[Batch], keep: Callable[[Residuals], Kept]) -> Iterator[list[Kept]]:
@@ -132,34 +132,34 @@ class Network:
         """
         width = text_config(self.model.config).hidden_size * self.dtype.itemsize
         cost = lambda group: width * sum(batch["input_ids"].numel() for batch in group)  # noqa: E731
-        for group in groups_within(batches, cost, MEMORY if is_streamed(self.model) else 0):
+        for group in group_by_cost(batches, cost, MEMORY if is_streamed(self.model) else 0):
             yield from self._residuals(group, keep)
 
     @torch.inference_mode()  # not around the yield: whoever takes them may want gradients
     def _residuals(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:
         """The same of some batches, all of which go through a layer before any goes through the next."""
         group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
-        given = [self.handed(**batch) for batch in group]
+        given = [self.layer_inputs(**batch) for batch in group]
         states, kept = [one.residual for one in given], [[] for _ in group]
         if states[0].ndim != 3:
             raise InputError(
                 f"{type(self.layers[0]).__name__} hands on a residual of shape {tuple(states[0].shape)}; expected "
                 "[sequences, tokens, width]: choose another model"
             )
-        for number in self.in_turn(list(range(len(self.layers)))):
+        for number in self.load_in_turn(list(range(len(self.layers)))):
             for place, batch in enumerate(group):
                 layer, call, entering = self.layers[number], given[place].calls[number], states[place]
                 states[place] = call(layer, entering)
                 kept[place].append(keep(Residuals(batch, number, layer, call, entering, states[place])))
         return kept
 
-    def handed(self, input_ids: torch.Tensor, **options) -> Handed:
+    def layer_inputs(self, input_ids: torch.Tensor, **options) -> LayerInputs:
         """What the layers get for tokens [B, T] and options of the model's forward. Raises InputError where that does
         more between its layers than to hand on the residual."""
         for _ in range(2):
             entered, calls = self._written_down(input_ids, options)
             if len(calls) == len(self.layers) and entered[-1] is entered[0]:
-                return Handed(entered[0], calls)
+                return LayerInputs(entered[0], calls)
             self._tuples = not self._tuples
         raise InputError(
             f"{type(self.model).__name__} does more between its layers than to hand on the residual: choose a model "
@@ -175,10 +175,10 @@ class Network:
             entered.append(arguments[0] if arguments else named.pop("hidden_states"))
             calls.append(Call(arguments[1:], named))
             if entered[-1] is not entered[0] or len(calls) == len(self.layers):
-                raise Collected
+                raise StopForward
             return self._as_output(entered[-1])
 
-        with self._standing_in(write_down), contextlib.suppress(Collected):
+        with self._standing_in(write_down), contextlib.suppress(StopForward):
             self.model(input_ids=ids, **{"use_cache": False} | options)
         return entered, calls
 
@@ -196,7 +196,7 @@ class Network:
     def _standing_in(self, forward: Callable) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
-                stack.enter_context(replaced(layer, forward))
+                stack.enter_context(replacing_forward(layer, forward))
             yield
 
 
@@ -211,7 +211,7 @@ def cache_argument(module) -> str:
 # here it is read once and held for as long as it is used
 
 
-def on_disk(empty: torch.nn.Module, where: str) -> dict[str, str]:
+def build_device_map(empty: torch.nn.Module, where: str) -> dict[str, str]:
     """The device map that leaves the layers of a model, given without weights, on disk, and puts all else `where`."""
     layers = layers_path(empty)
     others = [path for path, module in empty.named_modules() if module._parameters or module._buffers]
@@ -224,18 +224,20 @@ def is_streamed(model: torch.nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def reading(layer: torch.nn.Module) -> Iterator[None]:
+def holding_weights(layer: torch.nn.Module) -> Iterator[None]:
     """While it lasts, a layer has its weights; one that has them already is left alone."""
     waits = any(parameter.is_meta for parameter in layer.parameters())
     with contextlib.ExitStack() as stack:
         for part in list(filter(has_offloaded_params, layer.modules())) if waits else ():
             stack.enter_context(align_module_device(part))
-            stack.enter_context(replaced(part, vars(part)["_old_forward"]))  # its hook would read it at each call
+            stack.enter_context(
+                replacing_forward(part, vars(part)["_old_forward"])
+            )  # its hook would read it at each call
         yield
 
 
 @contextlib.contextmanager
-def replaced(module, forward: Callable) -> Iterator[None]:
+def replacing_forward(module, forward: Callable) -> Iterator[None]:
     """While it lasts, a module's forward is this one."""
     before = vars(module).get("forward")
     module.forward = forward
@@ -247,7 +249,7 @@ def replaced(module, forward: Callable) -> Iterator[None]:
             module.forward = before
 
 
-def groups_within(items: Iterable, cost: Callable[[list], float], most: int) -> Iterator[list]:
+def group_by_cost(items: Iterable, cost: Callable[[list], float], most: int) -> Iterator[list]:
     """Items in as few groups as they come in, each of a `cost` of at most `most`, or of one item."""
     group: list = []
     for item in items:

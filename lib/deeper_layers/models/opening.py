@@ -12,21 +12,21 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hub_logging
 
-from deeper_layers.checks import shown, text
-from deeper_layers.errors import InputError, telling
+from deeper_layers.checks import check_text, short_repr
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import passing_dir
-from deeper_layers.models.checkpoint_files import read_tensors
-from deeper_layers.models.configuration import auto_class, built_empty, check_whole, read_config
+from deeper_layers.models.checkpoint_files import list_tensors
+from deeper_layers.models.configuration import build_empty_model, check_loading_report, choose_auto_class, read_config
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.models.gguf_reading import ALONE, alone, conversion_of
+from deeper_layers.models.gguf_reading import ISOLATED_NAME, conversion_folder, isolated
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
-from deeper_layers.models.network import on_disk
-from deeper_layers.models.sources import PACKAGED, WORDS, Source, checkpoint_folder, fetched, find_model
+from deeper_layers.models.network import build_device_map
+from deeper_layers.models.sources import CONFIG_PATTERNS, PACKAGED, Source, checkpoint_folder, fetch_files, find_model
 from deeper_layers.package_index import cache_folder
 
-MEND = "mend that, or give a whole model with its tokenizer, as save_pretrained writes them"
+ADVICE = "mend that, or give a whole model with its tokenizer, as save_pretrained writes them"
 QUANTIZED = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}
-OF_MEMORY = 0.7  # of what is free, that weights may take in it
+MEMORY_SHARE = 0.7  # of what is free, that weights may take in it
 
 
 def load_model(
@@ -67,7 +67,7 @@ def load_model(
         (30, torch.float32)
     """
     if stream not in (True, False, "auto"):
-        raise InputError(f"stream is {shown(stream)}, expected 'auto', True or False")
+        raise InputError(f"stream is {short_repr(stream)}, expected 'auto', True or False")
     if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:
         streamed = " with stream, where layers are read as stored" * (stream is True)
         raise InputError(f"quantization is {quantization!r}{streamed}, expected None, 'nf4' or 'int8'")
@@ -79,20 +79,23 @@ def load_model(
         how["quantization_config"] = BitsAndBytesConfig(**QUANTIZED[quantization], bnb_4bit_compute_dtype=number_type)
     hub_logging.disable_progress_bar()
     folder = checkpoint_folder(source.folder, source.revision)
-    numbers = sum(math.prod(tensor.shape) for tensor in read_tensors(folder))
-    large = numbers * number_type.itemsize > OF_MEMORY * free_memory(where)
+    numbers = sum(math.prod(tensor.shape) for tensor in list_tensors(folder))
+    large = numbers * number_type.itemsize > MEMORY_SHARE * free_memory(where)
     config = read_config(folder, **trust)
-    with contextlib.ExitStack() as stack, telling(f"can't open the model {source.name!r}", MEND):
+    with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
         if stream is True or stream == "auto" and quantization is None and large:
             # of mixtures whose experts are stored one by one transformers writes the layers anew, as it runs them
             anew = stack.enter_context(passing_dir(cache_folder() / "offloaded"))
-            how |= {"device_map": on_disk(built_empty(config, folder, **trust), where), "offload_folder": str(anew)}
+            how |= {
+                "device_map": build_device_map(build_empty_model(config, folder, **trust), where),
+                "offload_folder": str(anew),
+            }
         tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
-        network, report = auto_class(config).from_pretrained(
+        network, report = choose_auto_class(config).from_pretrained(
             folder, output_loading_info=True, dtype=number_type, use_safetensors=True, **how
         )
         weakref.finalize(network, stack.pop_all().close)
-    check_whole(report, source.name)
+    check_loading_report(report, source.name)
     decoder_layers(network)  # refuses what can't be pruned, before anything is measured
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -104,27 +107,27 @@ def load_model(
     return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
 
 
-def empty_model(source: Source, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_empty_model(source: Source, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model of the same shape without weights, on the device "meta"."""
-    config = _read(AutoConfig, source, trust_remote_code)
-    return built_empty(config, source.folder, trust_remote_code=trust_remote_code)
+    config = _open_without_weights(AutoConfig, source, trust_remote_code)
+    return build_empty_model(config, source.folder, trust_remote_code=trust_remote_code)
 
 
-def tokenizer_of(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, without the model."""
-    return _read(AutoTokenizer, source, trust_remote_code)
+    return _open_without_weights(AutoTokenizer, source, trust_remote_code)
 
 
-def _read(kind, source: Source, trust_remote_code: bool):
+def _open_without_weights(kind, source: Source, trust_remote_code: bool):
     """What transformers reads of a model, fetching and converting no weights."""
     packaged, options = PACKAGED.get(source.folder), {"trust_remote_code": trust_remote_code}
-    with contextlib.ExitStack() as stack, telling(f"can't open the model {source.name!r}", MEND):
+    with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
         if (path := packaged.path if packaged else source.gguf) is None:
-            folder = fetched(source.folder, source.revision, *WORDS)
-        elif not (folder := conversion_of(source.weights)).is_dir():
+            folder = fetch_files(source.folder, source.revision, *CONFIG_PATTERNS)
+        elif not (folder := conversion_folder(source.weights)).is_dir():
             if not path.exists():
                 raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
-            folder, options = stack.enter_context(alone(path)), {"gguf_file": ALONE}
+            folder, options = stack.enter_context(isolated(path)), {"gguf_file": ISOLATED_NAME}
         return kind.from_pretrained(folder, **options)
 
 
@@ -135,8 +138,8 @@ def choose_device(name: str) -> str:
             # of several processes started together (torchrun), each has its own
             return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    with telling(f"device is {name!r:.60}", "use 'auto', 'cpu' or an existing one"):
-        torch.empty(1, device=text("device", name)).item()  # "meta" holds no numbers
+    with as_input_error(f"device is {name!r:.60}", "use 'auto', 'cpu' or an existing one"):
+        torch.empty(1, device=check_text("device", name)).item()  # "meta" holds no numbers
     return name
 
 

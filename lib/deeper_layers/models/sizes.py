@@ -20,24 +20,24 @@ class Sizes:
         return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
 
 
-def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
+def find_sizes(source: Source, *, trust_remote_code: bool = False) -> Sizes:
     """The sizes of a model, from its header or configuration alone."""
     if packaged := PACKAGED.get(source.folder):
         layers = (packaged.layer_parameters,) * packaged.num_layers
         return Sizes(layers, packaged.parameters - sum(layers))
     if source.gguf is not None:
-        from deeper_layers.models.gguf_reading import placed, read_gguf  # slow
+        from deeper_layers.models.gguf_reading import read_gguf, split_tensor_name  # slow
 
         numbers, stored = Counter(), Counter()
         for tensor in read_gguf(source.gguf).tensors:
-            layer, _ = placed(tensor.name)
+            layer, _ = split_tensor_name(tensor.name)
             numbers[layer] += tensor.n_elements
             stored[layer] += tensor.n_bytes
         layers, in_file = (tuple(of[layer] for layer in range(source.num_layers)) for of in (numbers, stored))
         return Sizes(layers, numbers[None], Sizes(in_file, source.gguf.stat().st_size - sum(in_file)))
     from deeper_layers.models.decoder import decoder_layers  # slow, as is the next
-    from deeper_layers.models.opening import empty_model
+    from deeper_layers.models.opening import load_empty_model
 
-    model = empty_model(source, trust_remote_code=trust_remote_code)
+    model = load_empty_model(source, trust_remote_code=trust_remote_code)
     whole, *layers = (sum(p.numel() for p in module.parameters()) for module in (model, *decoder_layers(model)))
     return Sizes(tuple(layers), whole - sum(layers))

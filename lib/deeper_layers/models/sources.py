@@ -11,19 +11,19 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.errors import InputError, telling
-from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json, read_tensors
-from deeper_layers.models.configuration import layers_of, read_config
-from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once, kept
+from deeper_layers.errors import InputError, as_input_error
+from deeper_layers.models.checkpoint_files import is_gguf, list_tensors, local_path, read_json
+from deeper_layers.models.configuration import count_layers, read_config
+from deeper_layers.package_index import Wheel, cache_folder, check_hash, get_cached_file, hash_once
 from deeper_layers.results.store import read_results
 
 DTYPES = ("float32", "bfloat16", "float16")
-UNREAD = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
-CONFIGURED = "none"  # of a Source of which there is a configuration alone
+NOT_HASHED = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
+CONFIG_ONLY = "none"  # of a Source of which there is a configuration alone
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # of a checkpoint on the hub, which may hold the same weights in another form: what says how they are read, and they
-WORDS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
-WEIGHTS = ("*.safetensors", "LICENSE*")
+CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
+WEIGHT_PATTERNS = ("*.safetensors", "LICENSE*")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PackagedModel:
 
     def file(self) -> Path:
         """The GGUF file, checked by hash; put together in the cache where it is not there or damaged."""
-        return kept(f"the model {self.name}", self.path, self.sha256, self._put_together)
+        return get_cached_file(f"the model {self.name}", self.path, self.sha256, self._put_together)
 
     def _put_together(self, made: Path) -> None:
         with open(made, "wb") as file:
@@ -64,8 +64,8 @@ class PackagedModel:
 
 
 # the second and third are for the published results: fetched where they are asked for by name, and never else
-LISTED = json.loads(Path(__file__).with_name("packaged.json").read_text(encoding="utf-8"))
-EMBEDDED, GEMMA, QWEN = (PackagedModel(**model) for model in LISTED)
+PACKAGED_LIST = json.loads(Path(__file__).with_name("packaged.json").read_text(encoding="utf-8"))
+EMBEDDED, GEMMA, QWEN = (PackagedModel(**model) for model in PACKAGED_LIST)
 PACKAGED = {model.name: model for model in (EMBEDDED, GEMMA, QWEN)} | {"embedded": EMBEDDED}
 
 
@@ -113,26 +113,26 @@ def find_model(
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
     """
-    kind, path, own = kind_of(model, revision), local_path(model), None
-    if told := header_of(model, kind):
+    kind, path, own = find_kind(model, revision), local_path(model), None
+    if told := read_header(model, kind):
         layers, quantized = told.num_layers, told.quantized
         if revision is not None:
             check_hash(path, revision.removeprefix("sha256:"), "the model")
     else:
         if kind == "folder":
-            read_tensors(path)  # refuses what holds no whole weights
+            list_tensors(path)  # refuses what holds no whole weights
         else:
-            path = fetched(model, revision, "config.json", *(["*.py"] if trust_remote_code else []))
+            path = fetch_files(model, revision, "config.json", *(["*.py"] if trust_remote_code else []))
         config = read_config(path, trust_remote_code=trust_remote_code)
-        layers, own = layers_of(config), getattr(config, "dtype", None)
+        layers, own = count_layers(config), getattr(config, "dtype", None)
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
-    weights = model_key(model, path)["weights"] if hashed or kind in ("packaged", "hub") else UNREAD
+    weights = model_key(model, path)["weights"] if hashed or kind in ("packaged", "hub") else NOT_HASHED
     folder = PACKAGED[model].name if kind == "packaged" else model if kind == "hub" else str(path)
     gguf, commit = path if kind == "gguf" else None, path.name if kind == "hub" else None  # as the hub's cache has it
-    return Source(model_name(model), weights, layers, _dtype(dtype, own), quantized, folder, gguf, commit)
+    return Source(model_name(model), weights, layers, _choose_dtype(dtype, own), quantized, folder, gguf, commit)
 
 
-def kind_of(model: str, revision: str | None = None) -> str:
+def find_kind(model: str, revision: str | None = None) -> str:
     """Where a model comes from: "packaged", "gguf", "folder" or "hub". Raises InputError for none of these."""
     path = local_path(model)
     kind = "packaged" if model in PACKAGED else "folder" if os.path.isdir(path) else "gguf" if is_gguf(path) else "hub"
@@ -144,7 +144,7 @@ def kind_of(model: str, revision: str | None = None) -> str:
     return kind
 
 
-def header_of(model: str, kind: str):
+def read_header(model: str, kind: str):
     """What is known of a packaged model, and of a GGUF file by its header; None for the other kinds."""
     if kind != "gguf":
         return PACKAGED.get(model)
@@ -153,42 +153,44 @@ def header_of(model: str, kind: str):
     return read_gguf(local_path(model))
 
 
-def fetched(model: str, revision: str | None, *patterns: str) -> Path:
+def fetch_files(model: str, revision: str | None, *patterns: str) -> Path:
     """A model's own folder or file; of a hub id its files of some names, in the folder of its commit in the cache."""
     if os.path.exists(path := local_path(model)):
         return path
     from huggingface_hub import snapshot_download  # slow
 
     others = ["*/*", "consolidated*"]  # in folders of the repository, and in a form of their own
-    with telling(f"can't fetch {model!r}", "check the name and the connection"):
+    with as_input_error(f"can't fetch {model!r}", "check the name and the connection"):
         return Path(snapshot_download(model, revision=revision, allow_patterns=[*patterns], ignore_patterns=others))
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:
     """The folder that holds a model's checkpoint: fetched from the hub, or converted from GGUF, where it must be."""
-    if (kind := kind_of(model, revision)) in ("folder", "hub"):
-        return fetched(model, revision, *WORDS, *WEIGHTS)
-    from deeper_layers.models.gguf_reading import converted_gguf  # slow
+    if (kind := find_kind(model, revision)) in ("folder", "hub"):
+        return fetch_files(model, revision, *CONFIG_PATTERNS, *WEIGHT_PATTERNS)
+    from deeper_layers.models.gguf_reading import convert_gguf  # slow
 
     file = PACKAGED[model].file() if kind == "packaged" else local_path(model)
-    return converted_gguf(file, find_model(model, revision=revision).weights.removeprefix("sha256:"))
+    return convert_gguf(file, find_model(model, revision=revision).weights.removeprefix("sha256:"))
 
 
-def stated_config(model: str, revision: str | None = None) -> dict:
+def read_raw_config(model: str, revision: str | None = None) -> dict:
     """What config.json of a model holds; of a GGUF file, or a packaged model, kind and number of layers alone."""
-    if told := header_of(model, kind_of(model, revision)):
+    if told := read_header(model, find_kind(model, revision)):
         return told.config
-    return read_json(fetched(model, revision, "config.json") / "config.json")
+    return read_json(fetch_files(model, revision, "config.json") / "config.json")
 
 
-def configured(path: Path, dtype: str = "auto") -> Source:
+def source_of_config(path: Path, dtype: str = "auto") -> Source:
     """A model of which only its config.json is there: enough to plan."""
     config = read_config(path)
     name = path.stem if path.name != "config.json" else path.resolve().parent.name
-    return Source(name, CONFIGURED, layers_of(config), _dtype(dtype, getattr(config, "dtype", None)), "no", str(path))
+    return Source(
+        name, CONFIG_ONLY, count_layers(config), _choose_dtype(dtype, getattr(config, "dtype", None)), "no", str(path)
+    )
 
 
-def _dtype(asked: str, own: object) -> str:
+def _choose_dtype(asked: str, own: object) -> str:
     """In which data type a model is opened, where its own is as its configuration says."""
     found = str(own or "float32").removeprefix("torch.") if asked == "auto" else asked
     if found not in DTYPES:
@@ -219,7 +221,7 @@ def model_key(model: str, checkpoint: Path) -> dict:
     return {"name": model_name(model), "weights": weights}
 
 
-def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
+def find_recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
     """A model as results know it, by its name and data type there, or None: enough to show what was measured."""
     for unit in read_results(folder, model=name):
         own, details = unit.key["dtype"], unit.details

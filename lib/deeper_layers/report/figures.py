@@ -21,12 +21,12 @@ from deeper_layers.report.names import (
     Sentences,
     as_html,
     as_table,
+    escape_invisible,
     format_number,
     model_title,
     rule_title,
     sort_names,
     task_title,
-    visible,
 )
 from deeper_layers.report.statistics import nearest as find_nearest
 from deeper_layers.report.statistics import select_distances
@@ -267,10 +267,10 @@ def split_panels(rows: pd.DataFrame, col: str | None, row: str | None) -> list[t
     for head in sort_names(heads.unique(), tuple(TOPICS.values())):
         for value in sort_names(cols.unique(), (*sorted({*cols} - {*FIRST}), *FIRST)):  # a reader's own models first
             selected = rows[(heads == head) & (cols == value)]
-            title = visible(model_title(value) if col == "model" else value)
+            title = escape_invisible(model_title(value) if col == "model" else value)
             title += ", only guesses" if "untold" in rows and (selected["untold"] == AT_FLOOR).all() else ""
             if len(selected):
-                panels.append((f"{visible(rule_title(head))}\n{title}" if row else title, selected))
+                panels.append((f"{escape_invisible(rule_title(head))}\n{title}" if row else title, selected))
     return panels
 
 

@@ -14,7 +14,7 @@ from pandas.io.formats.style import Styler
 from deeper_layers.markup import as_code as as_code
 from deeper_layers.markup import as_html as as_html
 from deeper_layers.markup import as_markdown as as_markdown
-from deeper_layers.markup import visible as visible
+from deeper_layers.markup import escape_invisible as escape_invisible
 
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line on a wide screen
@@ -30,7 +30,7 @@ def as_plotly(text: str) -> str:
 
 def shorten(text: str) -> str:
     """A name short enough for a picture: only the beginning and the end of a long one."""
-    text = visible(text)
+    text = escape_invisible(text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 + 1 :]}"
 
 
@@ -40,7 +40,7 @@ def as_csv(rows: pd.DataFrame) -> str:
     def cell(value):
         if not isinstance(value, str):
             return value
-        text = visible(value)  # without line breaks, which not all programs read within a cell
+        text = escape_invisible(value)  # without line breaks, which not all programs read within a cell
         return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
 
     return rows.rename(columns=cell).map(cell).to_csv(index=False)
@@ -54,7 +54,7 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
     """
 
     def cell(value):
-        return html.escape(visible(value), quote=False) if isinstance(value, str) else value
+        return html.escape(escape_invisible(value), quote=False) if isinstance(value, str) else value
 
     names = {name: cell(name) for name in rows.columns}
     if isinstance(form, dict):

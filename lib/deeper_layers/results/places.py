@@ -38,7 +38,7 @@ def results_folder(named: str | Path | None = None) -> Path:
     """The folder of results: the named one, else that of VARIABLE, else `results` in the repository or the working
     directory. Raises InputError where that can be no folder."""
     default = os.environ.get(VARIABLE) or (repository() or Path()) / "results"
-    return checks.new_folder("results", default if named is None else named)
+    return checks.check_new_folder("results", default if named is None else named)
 
 
 def readable_folders(folder: Path | None = None) -> list[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeper_layers.files import clear_all, write_file
+from deeper_layers.files import remove_leftovers, write_file
 
 
 class Shards:
@@ -62,7 +62,7 @@ class Shards:
         if self.folder.is_symlink():
             return
         for folder in (*sorted(self.folder.rglob("*/"), reverse=True), self.folder):
-            clear_all(folder)
+            remove_leftovers(folder)
             for shard in folder.glob(f"{'[0-9]' * 6}.npz"):
                 with contextlib.suppress(OSError):  # a shard that stays does no harm
                     shard.unlink()

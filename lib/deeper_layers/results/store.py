@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.files import read_plain, write_file
+from deeper_layers.files import read_plain_file, write_file
 from deeper_layers.results.packing import ITEM_BY_ITEM
 from deeper_layers.results.places import readable_folders, results_folder
 from deeper_layers.results.schema import GIVEN, KINDS, check_content
@@ -105,7 +105,7 @@ def read_result(path: Path) -> Result | None:
 
 @functools.lru_cache(maxsize=4096)
 def _read_file(path: Path, *state: int) -> Result:
-    text = read_plain(path)
+    text = read_plain_file(path)
     body, _, tail = text.rpartition(END)
     if hashlib.sha256(body).hexdigest() != tail[:64].decode(errors="replace"):
         raise ValueError("its content is not that of its SHA-256")

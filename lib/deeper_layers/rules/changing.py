@@ -25,11 +25,11 @@ from torch.utils._pytree import tree_map_only
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers, num_layers, writers
+from deeper_layers.models.decoder import decoder_layers, find_output_parameters, num_layers
 from deeper_layers.models.network import Call, Network
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import Likeness, MergedLayer, Rule, cut_of_merges
-from deeper_layers.similarity import residuals_of, watched
+from deeper_layers.similarity import iterate_residuals, show_progress
 
 TOLERANCE, TRIAL = 1e-6, 8  # of the test that the residual receives the MLP's output unchanged, on TRIAL tokens
 COSINE_EPOCHS, COSINE_BATCH, COSINE_RATE = 10, 1024, 1e-4  # descent by cosine over all tokens, COSINE_BATCH a step
@@ -99,7 +99,7 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
     bridge = torch.linalg.lstsq(added, target - (leaving - added)).solution
     if method == "cosine":
         bridge = _fit_by_cosine(bridge, added, leaving - added, target)
-    (_, module), *_ = writers(decoder_layers(pruned)[below], MLP)
+    (_, module), *_ = find_output_parameters(decoder_layers(pruned)[below], MLP)
     _set_parameter(module, "weight", bridge.mT @ writer.weight.double())
     if writer.bias is not None:
         _set_parameter(module, "bias", writer.bias.double() @ bridge)
@@ -108,7 +108,7 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
 
 def _record_residuals(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tensor]:
     """The residuals that enter two layers of the whole model, for each sequence [T]: [2, T, D], float64."""
-    passes = residuals_of(model, watched(sequences, "bridge, residuals"))
+    passes = iterate_residuals(model, show_progress(sequences, "bridge, residuals"))
     return [residuals[list(states)] for residuals in passes]
 
 
@@ -118,7 +118,7 @@ def _find_mlp_output(model, layer: int) -> nn.Linear:
         f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, or what it adds is normalized "
         "or scaled on its way into the residual, so that no linear map can be folded in exactly: choose another rule"
     )
-    modules = {module for _, module in writers(decoder_layers(model)[layer], MLP)}
+    modules = {module for _, module in find_output_parameters(decoder_layers(model)[layer], MLP)}
     if len(modules) != 1 or type(module := modules.pop()) is not nn.Linear:
         raise error
     # tried in double precision on random residuals, so that rounding can't hide a difference
@@ -128,7 +128,7 @@ def _find_mlp_output(model, layer: int) -> nn.Linear:
     copied, call = copy.deepcopy(decoder_layers(model)[layer]).double(), _get_call(model, torch.arange(TRIAL), layer)
     with torch.inference_mode():
         untouched = call(copied, residual)
-        writers(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
+        find_output_parameters(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
         moved = call(copied, residual) - untouched
     if (moved - shift).abs().max() > TOLERANCE:
         raise error
@@ -145,7 +145,7 @@ def _scale_layers_above(pruned, start: int, states: list[torch.Tensor]):
     below, above = torch.stack([residuals.abs().mean(dim=1) for residuals in states], dim=1)
     ratio = float((above / below).mean())
     for layer in decoder_layers(pruned)[start:]:
-        for name, module in [*writers(layer, ATTENTION), *writers(layer, MLP)]:
+        for name, module in [*find_output_parameters(layer, ATTENTION), *find_output_parameters(layer, MLP)]:
             _set_parameter(module, name, getattr(module, name).double() / ratio)
     return pruned
 
@@ -187,7 +187,7 @@ def _minimize(
     generator = torch.Generator().manual_seed(0)
     batches = [batch for _ in range(epochs) for batch in torch.randperm(items, generator=generator).split(size)]
     with torch.enable_grad():
-        for batch in watched(batches, "bridge", "step"):
+        for batch in show_progress(batches, "bridge", "step"):
             optimizer.zero_grad()
             loss(batch).backward()
             optimizer.step()
@@ -196,7 +196,7 @@ def _minimize(
 def _get_call(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype = torch.float64) -> Call:
     """The arguments of a layer besides the residual for tokens [T], with real numbers in a data type."""
     network = Network(model)
-    call = network.handed(sequence[None].to(network.device)).calls[layer]
+    call = network.layer_inputs(sequence[None].to(network.device)).calls[layer]
     cast = functools.partial(tree_map_only, torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x)
     return Call(*cast((call.arguments, call.named)))
 
@@ -244,8 +244,8 @@ def build_likeness(model, sequences: list[torch.Tensor], method: str = "merged")
     It returns the mean over sequences of the cosine of the final states, those of a sequence as one vector. Source: the
     authors' notebooks, which take the states after the final norm.
     """
-    states = [_compute_final_states(model, sequence) for sequence in watched(sequences, "final states")]
-    progress = watched(None, "models of merged layers compared", "model")
+    states = [_compute_final_states(model, sequence) for sequence in show_progress(sequences, "final states")]
+    progress = show_progress(None, "models of merged layers compared", "model")
 
     @functools.cache
     def compare(layers: tuple[MergedLayer, ...]) -> float:

@@ -201,10 +201,10 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
     for batch in batches:
         with torch.inference_mode():  # not around the yield
             ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
-            inputs, kept = network.handed(ids, attention_mask=mask), select_tokens(mask, tokens)
+            inputs, kept = network.layer_inputs(ids, attention_mask=mask), select_tokens(mask, tokens)
             later = np.zeros((len(kept[0]), layers, layers))
             whole, without = inputs.residual, []  # without[s]: the residual of the model without layer s
-            for number in network.in_turn(list(range(layers))):
+            for number in network.load_in_turn(list(range(layers))):
                 layer, call = network.layers[number], inputs.calls[number]
                 before, whole = whole, call(layer, whole)
                 added = (whole[kept].double() - before[kept].double()).cpu()

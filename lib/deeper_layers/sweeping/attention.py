@@ -11,10 +11,10 @@ from transformers import DynamicCache
 
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import BOUNDARIES
-from deeper_layers.models.network import Call, Collected, Network, cache_argument
+from deeper_layers.models.network import Call, Network, StopForward, cache_argument
 
 MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours
-TAKEN = ("attention_mask", "position_ids", "position_embeddings")  # what is known to go by positions
+POSITIONAL = ("attention_mask", "position_ids", "position_embeddings")  # what is known to go by positions
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
@@ -93,11 +93,13 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
     """
     arguments = inspect.signature(inspect.unwrap(type(layer).forward)).parameters
     named = dict(zip(list(arguments)[2:], call.arguments)) | call.named  # after itself and the residual
-    if any(isinstance(given, torch.Tensor) and given.ndim > 1 and name not in TAKEN for name, given in named.items()):
+    if any(
+        isinstance(given, torch.Tensor) and given.ndim > 1 and name not in POSITIONAL for name, given in named.items()
+    ):
         raise NotImplementedError("the last layer is handed more that may go by positions, as biases of attention do")
     name = cache_argument(layer)
-    cache = named[name] = _Collecting(named.get(name))
-    with contextlib.suppress(Collected):
+    cache = named[name] = _CollectingCache(named.get(name))
+    with contextlib.suppress(StopForward):
         layer(residual, **named)
     if not places.shape[1]:
         return residual[:, :0]
@@ -119,7 +121,7 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
     return Call((), named)(layer, take(residual))
 
 
-class _Collecting:
+class _CollectingCache:
     """A cache that takes the keys and values of a layer, stops it there, and later gives them back."""
 
     def __init__(self, cache):
@@ -128,7 +130,7 @@ class _Collecting:
     def update(self, *states, **named):
         if self.found is None:
             self.found = states[:2] if self.cache is None else self.cache.update(*states, **named)
-            raise Collected
+            raise StopForward
         return self.found
 
     def __getattr__(self, name):

@@ -10,14 +10,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from deeper_layers.cuts import WHOLE
-from deeper_layers.models.decoder import only
+from deeper_layers.models.decoder import running_only
 from deeper_layers.models.network import Network
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks, run_scored
 from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
 from deeper_layers.sweeping.tree import Tree
 
 
-class Padded:
+class PaddedBatch:
     """A batch as tensors, padded on the right: no mask is needed, as no scored token sees what follows it.
 
     Attributes:
@@ -67,13 +67,13 @@ class Forward:
         keeps: bool = False,
     ):
         self.network, self.tree, self.tokens, self.scored_only = network, tree, batch.tokens, scored_only
-        self.batch = Padded(batch, network.device)
+        self.batch = PaddedBatch(batch, network.device)
         self.cache = PrefixCache(prefix, len(batch.prefix) + batch.width, keeps)
         options: dict = {"use_cache": True, network.cache_argument: self.cache} if prefix is not None or keeps else {}
         if self.batch.branches:
             masks = attention_masks(network, *self.batch.branches)
             options |= {"position_ids": self.batch.branches[0], "attention_mask": masks}
-        handed = network.handed(self.batch.ids, **options)
+        handed = network.layer_inputs(self.batch.ids, **options)
         self.calls, self.residuals = handed.calls, {0: handed.residual}
         *streams, _, _, width = handed.residual.shape  # some families hand on several residuals
         self.states = handed.residual.new_empty(*streams, len(tree.cuts), batch.scored, width)
@@ -81,11 +81,11 @@ class Forward:
     def step(self, layer: int) -> None:
         """Run all nodes of a layer."""
         batch, call, module = self.batch, self.calls[layer], self.network.layers[layer]
-        here = self.network.places[layer]
+        here = self.network.layer_devices[layer]
         rows, slots, places = (tensor.to(here) for tensor in (batch.rows, batch.slots, batch.places))
         for node in self.tree.levels[layer]:
             self.cache.node, residual = node.leaves, self.residuals[node.enters].to(here)
-            with running(module, node.part):
+            with running_part(module, node.part):
                 if self.scored_only and node.ends and node.part == WHOLE:
                     left, ending = run_scored(module, call, residual, places), slots
                 else:
@@ -100,7 +100,7 @@ class Forward:
 def run_layers(forwards: list[Forward], progress: Callable[[float], object] = lambda steps: None) -> None:
     """Take batches through the layers of their tree, one layer after another; `progress` is told of the layer-steps."""
     network, levels = forwards[0].network, forwards[0].tree.levels
-    for layer in network.in_turn([layer for layer, level in enumerate(levels) if level]):
+    for layer in network.load_in_turn([layer for layer, level in enumerate(levels) if level]):
         for forward in forwards:
             forward.step(layer)
             progress(forward.tokens * len(levels[layer]))
@@ -111,6 +111,6 @@ def logits_in_parts(network: Network, states: torch.Tensor) -> Iterator[torch.Te
     return map(network.logits, states.split(max(1, HEAD_ELEMENTS // network.head.weight.shape[0]), dim=-2))
 
 
-def running(module, part: str) -> contextlib.AbstractContextManager:
+def running_part(module, part: str) -> contextlib.AbstractContextManager:
     """While it lasts, a layer runs its attention or its MLP alone, or all of it."""
-    return contextlib.nullcontext() if part == WHOLE else only(module, part)
+    return contextlib.nullcontext() if part == WHOLE else running_only(module, part)

@@ -20,13 +20,13 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn import functional
 
 from deeper_layers.cuts import Cut
-from deeper_layers.models.network import Handed
+from deeper_layers.models.network import LayerInputs
 from deeper_layers.pruning import silence_sublayers
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
-from deeper_layers.sweeping.forward import logits_in_parts, running
-from deeper_layers.sweeping.harness import Answer, Asking, quiet
+from deeper_layers.sweeping.forward import logits_in_parts, running_part
+from deeper_layers.sweeping.harness import Answer, RequestRecorder, quiet
 from deeper_layers.sweeping.parts import FIRST_WRITTEN, Parts, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
 from deeper_layers.sweeping.tree import Tree
@@ -37,7 +37,7 @@ FOLLOWED = set(
     "bos_token_id eos_token_id pad_token_id temperature top_k top_p use_cache max_length max_new_tokens do_sample "
     "transformers_version _from_model_config".split()
 )
-AreOver = Callable[[list[list[int]]], list[bool]]  # which answers are finished
+AreFinished = Callable[[list[list[int]]], list[bool]]  # which answers are finished
 
 
 def generate(
@@ -57,26 +57,26 @@ def generate(
     if not instances:
         return [[] for _ in model.cuts]
     whole = model.network.model
-    asking = Asking(whole, tokenizer)
+    asking = RequestRecorder(whole, tokenizer)
     prompts = [asking.prompt(instance) for instance in instances]
     asked = {name for name, value in whole.generation_config.to_diff_dict().items() if value not in (None, False)}
     if model.sharing < Sharing.MASKS or asked - FOLLOWED or not all(prompt.greedy for prompt in prompts):
-        return generate_apart(whole, tokenizer, model.cuts, instances, shards=shards, what=what)
+        return generate_one_by_one(whole, tokenizer, model.cuts, instances, shards=shards, what=what)
     written = np.empty((len(model.cuts), len(prompts)), dtype=object)
     with Parts(shards, what, written.size, "answer", FIRST_WRITTEN) as parts:
         for kind in dict.fromkeys(prompt[:2] for prompt in prompts):
             alike = [n for n, prompt in enumerate(prompts) if prompt[:2] == kind]
             alike.sort(key=lambda n: -len(prompts[n].tokens))
-            asked_alike, are_over = [prompts[n].tokens for n in alike], _end_of_answers(whole, tokenizer, kind[1])
-            written[:, alike] = _write(model, asked_alike, kind[0], are_over, memory, parts)
+            asked_alike, are_over = [prompts[n].tokens for n in alike], _make_end_check(whole, tokenizer, kind[1])
+            written[:, alike] = _write_answers(model, asked_alike, kind[0], are_over, memory, parts)
     return [
         [Answer(asking.text(asked, tokens), len(tokens), ended) for asked, (tokens, ended) in zip(instances, of_cut)]
         for of_cut in written
     ]
 
 
-def _write(
-    model: TreeModel, prompts: list[list[int]], most: int, are_over: AreOver, memory: int, parts: Parts
+def _write_answers(
+    model: TreeModel, prompts: list[list[int]], most: int, are_over: AreFinished, memory: int, parts: Parts
 ) -> np.ndarray:
     """[C, B] pairs: new tokens, at most so many, and whether they ended; of finished parts, else written."""
 
@@ -97,7 +97,7 @@ def _write(
     return run_in_halves(write, prompts, model.cuts, fits)
 
 
-def _end_of_answers(model, tokenizer, stop: tuple[str, ...]) -> AreOver:
+def _make_end_check(model, tokenizer, stop: tuple[str, ...]) -> AreFinished:
     """What says which answers are finished: by an end-of-sequence token, or a stop string among the last tokens."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
@@ -112,7 +112,7 @@ def _end_of_answers(model, tokenizer, stop: tuple[str, ...]) -> AreOver:
     return are_over
 
 
-def generate_apart(
+def generate_one_by_one(
     model,
     tokenizer,
     cuts: list[Cut],
@@ -142,7 +142,7 @@ def generate_apart(
 
 
 @dataclass
-class Stop:
+class LayerRun:
     """What of a layer runs for which models, and the keys and values of their lanes [lanes, heads, K, head width]."""
 
     layer: int
@@ -183,7 +183,7 @@ class Decoding:
                 leaves = {number: node.leaves for node in level if node.part == part for number in node.cuts}
                 pairs = zip(*(cache.kept[residual] for residual in leaves.values()), strict=True)
                 buffers = [functional.pad(torch.cat(kind), (0, 0, 0, most)) for kind in pairs]
-                self.stops.append(Stop(layer, part, tuple(leaves), buffers))
+                self.stops.append(LayerRun(layer, part, tuple(leaves), buffers))
         lanes = torch.arange(len(model.cuts) * len(prompts), device=self.network.device).view(-1, len(prompts))
         together = {self.everyone, *(stop.models for stop in self.stops)}
         self.rows = {models: lanes[list(models)].flatten() for models in together}  # of the lanes that are left
@@ -197,7 +197,9 @@ class Decoding:
         return forward.cache
 
     @torch.inference_mode()
-    def write(self, are_over: AreOver, progress: Callable[[int, int], object] = lambda answers, token: None) -> list:
+    def write(
+        self, are_over: AreFinished, progress: Callable[[int, int], object] = lambda answers, token: None
+    ) -> list:
         """[C][B] the new tokens of each prompt under each cut.
 
         `are_over` says of some lanes' new tokens which are finished; `progress` is told of how many answers this is
@@ -231,20 +233,20 @@ class Decoding:
         places = torch.cat([before, lengths + torch.arange(written + 1, device=device)], dim=1)
         real = torch.cat([before < lengths, torch.ones_like(places[:, self.held :], dtype=torch.bool)], dim=1)
 
-        def hand(rows: torch.Tensor) -> Handed:
+        def hand(rows: torch.Tensor) -> LayerInputs:
             """What layers are handed for some lanes."""
             positions = places[rows, -1:]
             masks = attention_masks(network, positions, places[rows], real[rows, None])
             options = {"position_ids": positions, "attention_mask": masks, network.cache_argument: cache}
-            return network.handed(tokens[rows, None], use_cache=True, **options)
+            return network.layer_inputs(tokens[rows, None], use_cache=True, **options)
 
         handed = {models: hand(rows) for models, rows in self.rows.items() if len(rows)}
         residuals = handed[self.everyone].residual.clone()  # [lanes, 1, D]
-        for layer, stop in zip(network.in_turn([stop.layer for stop in self.stops]), self.stops):
+        for layer, stop in zip(network.load_in_turn([stop.layer for stop in self.stops]), self.stops):
             if stop.models in handed:
                 cache.buffers, rows, module = stop.buffers, self.rows[stop.models], network.layers[layer]
-                with running(module, stop.part):
-                    left = handed[stop.models].calls[layer](module, residuals[rows].to(network.places[layer]))
+                with running_part(module, stop.part):
+                    left = handed[stop.models].calls[layer](module, residuals[rows].to(network.layer_devices[layer]))
                 residuals[rows] = left.to(residuals.device)
         return torch.cat([logits.argmax(dim=-1) for logits in logits_in_parts(network, residuals[..., 0, :])])
 

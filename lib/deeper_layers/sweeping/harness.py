@@ -68,7 +68,7 @@ class Prompt(NamedTuple):
     greedy: bool
 
 
-class Asking(HFLM):
+class RequestRecorder(HFLM):
     """lm-eval's HFLM, which runs nothing: it says what it would ask of a model, and makes text of what one wrote."""
 
     def __init__(self, model, tokenizer):
@@ -96,7 +96,7 @@ class Asking(HFLM):
         return torch.cat([context, context.new_tensor([self.answer])], dim=1)
 
 
-class _Answered(LM):
+class _AnsweredModel(LM):
     """A model that has already answered: what it did lies in the requests."""
 
     def loglikelihood(self, requests):
@@ -124,7 +124,7 @@ def quiet() -> Iterator[None]:
 
 
 @functools.cache
-def _all_tasks() -> TaskManager:
+def _load_task_manager() -> TaskManager:
     return TaskManager(include_path=str(embedded.TASKS))
 
 
@@ -139,23 +139,23 @@ def load_tasks(
     """
     manager = check_names(names)
     if num_fewshot is not None:
-        checks.whole_number("num_fewshot", num_fewshot, 0, checks.SHOTS)
-    checks.whole_number("fewshot_order", fewshot_order, 0, checks.SEED)
-    with quiet(), corpora.reading_from(datasets, ", ".join(names)):
+        checks.check_whole_number("num_fewshot", num_fewshot, 0, checks.SHOTS)
+    checks.check_whole_number("fewshot_order", fewshot_order, 0, checks.SEED)
+    with quiet(), corpora.reading_from_mirror(datasets, ", ".join(names)):
         loaded = manager.load(list(names))
     for name, task in loaded["tasks"].items():
         _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
         own = task.get_config("num_fewshot")
         if num_fewshot and own == 0:  # lm-eval would ask without any, and say so in a line of its log
-            raise InputError(embedded.without_examples(name, num_fewshot))
+            raise InputError(embedded.no_examples_message(name, num_fewshot))
         task.set_config(key="num_fewshot", value=(own or 0) if num_fewshot is None else num_fewshot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
         if fewshot_order and (sampler := getattr(task, "sampler", None)) is not None:
-            sampler.sample = functools.partial(_shuffled, sampler.sample, fewshot_order)
+            sampler.sample = functools.partial(_sample_shuffled, sampler.sample, fewshot_order)
     return dict(loaded)
 
 
-def _shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
+def _sample_shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
     """The same examples in another order, which is the same for every prompt with as many."""
     examples = list(sample(*arguments, **named))
     random.Random(seed).shuffle(examples)
@@ -168,10 +168,10 @@ def check_names(names: list[str]) -> TaskManager:
     The register is only read (some seconds) where a name is not one of ours. No data are read.
     """
     if isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"tasks is {checks.shown(names)}, expected a list of names like ['capitals']: give some")
+        raise InputError(f"tasks is {checks.short_repr(names)}, expected a list of names like ['capitals']: give some")
     if set(names) <= set(embedded.embedded_tasks()):
         return TaskManager(include_path=str(embedded.TASKS), include_defaults=False)
-    manager = _all_tasks()
+    manager = _load_task_manager()
     if unknown := sorted(set(names) - set(manager.all_tasks)):
         near = difflib.get_close_matches(unknown[0], manager.all_tasks)
         raise InputError(
@@ -204,15 +204,15 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
         for task in loaded["tasks"].values():
             task.build_all_requests(limit=limit, rank=0, world_size=1)
             kinds[task.OUTPUT_TYPE == GENERATED] += task.instances
-    return Tasks(loaded, kinds[False], encode(kinds[False], model, tokenizer), kinds[True], limit)
+    return Tasks(loaded, kinds[False], encode_requests(kinds[False], model, tokenizer), kinds[True], limit)
 
 
-def encode(instances: list[Instance], model, tokenizer) -> Requests:
+def encode_requests(instances: list[Instance], model, tokenizer) -> Requests:
     """Requests in tokens, as lm-eval's HFLM makes them.
 
     Raises InputError for what it does not let in: nothing before or after, or more to score than the model reads.
     """
-    asking = Asking(model, tokenizer)
+    asking = RequestRecorder(model, tokenizer)
     with quiet():
         pairs, most = asking.loglikelihood(instances), asking.max_length
     for instance, (context, scored) in zip(instances, pairs, strict=True):
@@ -234,7 +234,7 @@ def data_fingerprint(task: str, datasets: str | None = None) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def score(tasks: Tasks, answers: list[tuple[float, bool]], written: list[Answer]) -> tuple[list[dict], dict]:
+def score_answers(tasks: Tasks, answers: list[tuple[float, bool]], written: list[Answer]) -> tuple[list[dict], dict]:
     """One model's answers, scored by lm-eval.
 
     `answers` are the log-probability of each request's continuation, in nats, and whether greedy decoding would give
@@ -250,19 +250,19 @@ def score(tasks: Tasks, answers: list[tuple[float, bool]], written: list[Answer]
     for task in tasks.loaded["tasks"].values():
         task.build_all_requests = lambda **_: None
     with quiet():
-        result = evaluate(_Answered(), tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
+        result = evaluate(_AnsweredModel(), tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
     rows, outcomes = [], {}
     for task, found in result["results"].items():
         samples = result["samples"].get(task, [])
         items = len({s["doc_id"] for s in samples}) or found.get("sample_len")
-        rows += [{"task": task, **row, "items": items} for row in _metrics(found)]
+        rows += [{"task": task, **row, "items": items} for row in _read_metrics(found)]
         if samples:
             of_task = {i.doc_id: answer for i, answer in zip(tasks.generations, written) if i.task_name == task}
-            outcomes[task] = _outcomes(samples) | _lengths([of_task[item] for item in sorted(of_task)])
+            outcomes[task] = _pack_outcomes(samples) | _pack_lengths([of_task[item] for item in sorted(of_task)])
     return rows, outcomes
 
 
-def accuracy(tasks: Tasks, names: Container[str], answers: list[tuple[float, bool]]) -> float:
+def mean_accuracy(tasks: Tasks, names: Container[str], answers: list[tuple[float, bool]]) -> float:
     """The mean accuracy of some tasks, by one model's answers as `score` takes them."""
     right = collections.defaultdict(list)
     pairs = zip(tasks.instances, answers, strict=True)
@@ -273,29 +273,29 @@ def accuracy(tasks: Tasks, names: Container[str], answers: list[tuple[float, boo
     return statistics.fmean(map(statistics.fmean, right.values()))
 
 
-def _metrics(found: dict) -> Iterator[dict]:
+def _read_metrics(found: dict) -> Iterator[dict]:
     """metric, value and stderr of all that lm-eval found for a task or a group."""
     for key, value in found.items():
         metric, _, rule = str(key).partition(",")
         if rule and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = found.get(f"{metric}_stderr,{rule}")  # "N/A" where it is unknown
             error = float(error) if isinstance(error, int | float) else math.nan
-            yield {"metric": _named(metric, rule), "value": value, "stderr": error}
+            yield {"metric": _metric_name(metric, rule), "value": value, "stderr": error}
 
 
-def _named(metric: str, rule: str) -> str:
+def _metric_name(metric: str, rule: str) -> str:
     """A metric with the filter of answers that it goes by, where a task has one."""
     return metric if rule == "none" else f"{metric},{rule}"
 
 
-def _outcomes(samples: list[dict]) -> dict[str, str]:
+def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
     packed = {}
     for rule in dict.fromkeys(s["filter"] for s in samples):
         of_rule = sorted((s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"])
         for metric in of_rule[0]["metrics"]:
             values = [s[metric] for s in of_rule]
             if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
-                packed[_named(metric, rule)] = pack(np.array(values))
+                packed[_metric_name(metric, rule)] = pack(np.array(values))
         if all(len(s["resps"]) > 1 for s in of_rule):
             # as many columns as the most choices have: of fewer the rest is missing
             logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in of_rule]).to_numpy(float)
@@ -306,7 +306,7 @@ def _outcomes(samples: list[dict]) -> dict[str, str]:
     return packed
 
 
-def _lengths(written: list[Answer]) -> dict[str, str]:
+def _pack_lengths(written: list[Answer]) -> dict[str, str]:
     """How many tokens answers have, and which ended; nothing where that is not known."""
     if not written or any(answer.tokens is None for answer in written):
         return {}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from deeper_layers.errors import InputError, ran_out
+from deeper_layers.errors import InputError, is_out_of_memory
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.network import Network
 from deeper_layers.results.shards import Shards
@@ -22,7 +22,7 @@ FIRST_WRITTEN = 500_000  # shards of log-likelihoods are numbered from 0, those 
 LEAST_ROWS = 8  # that run together: rather than fewer of them, fewer models do, though these share what they run
 
 
-class Estimate:
+class MemoryEstimate:
     """Bytes that a model is estimated to need beside its weights, at most.
 
     A token has a residual at each node that lives. While a layer runs, a token makes some tensors as wide as the
@@ -43,7 +43,7 @@ class Estimate:
     def scoring(self, tree: Tree, batches: list[Batch]) -> int:
         """For batches that go through the layers of a tree together."""
         prefixes = {batch.prefix for batch in batches if batch.prefix}
-        waiting, running = sum(map(len, prefixes)) * tree.nodes * self.network.bytes_remembered, 0
+        waiting, running = sum(map(len, prefixes)) * tree.nodes * self.network.token_cache_bytes, 0
         for batch in [*(Batch((), (planning.Sequence(prefix),)) for prefix in prefixes), *batches]:
             rows, width, states = len(batch.sequences), batch.width, batch.scored * len(tree.cuts)
             waiting += (tree.alive * rows * width + states) * self.residual
@@ -52,7 +52,7 @@ class Estimate:
 
     def writing(self, tree: Tree, rows: int, longest: int, most: int) -> int:
         """For so many prompts of at most `longest` tokens, answered by `most` tokens of each pruned model."""
-        lanes, room, remembered = rows * len(tree.cuts), longest + most, self.network.bytes_remembered
+        lanes, room, remembered = rows * len(tree.cuts), longest + most, self.network.token_cache_bytes
         buffers = rows * room * sum(len(node.cuts) for level in tree.levels for node in level) * remembered
         prompts = rows * longest * (tree.nodes * remembered + tree.alive * self.residual)
         reading = prompts + self._running(rows, longest, longest, 0)
@@ -60,7 +60,7 @@ class Estimate:
 
     def _running(self, rows: int, width: int, keys: int, scored: int) -> float:
         """For a layer, and then logits at scored positions, their logarithms and what these are computed in."""
-        of_keys = rows * keys * self.copies * self.network.bytes_remembered
+        of_keys = rows * keys * self.copies * self.network.token_cache_bytes
         of_head = 12 * min(scored * self.vocabulary, max(HEAD_ELEMENTS, self.vocabulary))
         return rows * width * (self.of_token + keys * self.scores) + of_keys + of_head
 
@@ -82,7 +82,7 @@ def run_in_halves(
         try:
             return run(rows, cuts)
         except (MemoryError, RuntimeError) as error:  # of torch too
-            if not ran_out(error):
+            if not is_out_of_memory(error):
                 raise
             if len(rows) == len(cuts) == 1:
                 raise InputError(

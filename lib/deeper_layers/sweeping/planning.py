@@ -113,7 +113,7 @@ class Batch:
         return [number for s in self.sequences for number, _, _ in s.requests]
 
 
-def tokens_of(batches: list[Batch]) -> int:
+def count_tokens(batches: list[Batch]) -> int:
     """Distinct tokens of some batches, each prefix counted once."""
     return sum(batch.tokens for batch in batches) + sum(map(len, {batch.prefix for batch in batches}))
 
@@ -168,10 +168,10 @@ def plan_batches(asked: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sha
         length = min(len(os.path.commonprefix([s.tokens for s in group])), *(s.scored[0] for s in group))
         is_shared = sharing >= Sharing.PREFIXES and beginning and len(group) >= SHARED_BY
         by_prefix[group[0].tokens[:length] if is_shared else ()] += group
-    return [batch for prefix, group in by_prefix.items() for batch in _fill(prefix, group, batch_tokens)]
+    return [batch for prefix, group in by_prefix.items() for batch in _fill_batches(prefix, group, batch_tokens)]
 
 
-def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Batch]:
+def _fill_batches(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Batch]:
     """Batches filled by tokens, longest first so that memory runs out early or never.
 
     Those with branches, which need a mask, apart from those without.

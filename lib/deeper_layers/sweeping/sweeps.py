@@ -17,19 +17,19 @@ import torch
 from jaxtyping import Bool, Float64
 from lm_eval.api.instance import Instance
 
-from deeper_layers.checks import MANY, whole_number
+from deeper_layers.checks import MANY, check_whole_number
 from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
-from deeper_layers.models.network import groups_within
+from deeper_layers.models.network import group_by_cost
 from deeper_layers.results.shards import Shards
 from deeper_layers.rules.changing import build_likeness
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.similarity import saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping import harness, vllm_engine
-from deeper_layers.sweeping.generation import generate, generate_apart
+from deeper_layers.sweeping.generation import generate, generate_one_by_one
 from deeper_layers.sweeping.parts import Parts
-from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Batch, Plan, Requests, plan_batches, tokens_of
+from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Batch, Plan, Requests, count_tokens, plan_batches
 from deeper_layers.sweeping.tree_model import ANSWER, TreeModel
 
 MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences": saliences}
@@ -91,7 +91,7 @@ def sweep(
     if engine is not None:
         vllm_engine.check_installed(engine)
     prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order, "datasets": datasets}
-    asked = _tasks_asked(model, tokenizer, tasks, cuts, limit, **prompts)
+    asked = _collect_requests(model, tokenizer, tasks, cuts, limit, **prompts)
     distinct, how = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
     answers = np.full((len(distinct), len(asked.requests.pairs)), np.array((np.nan, False), ANSWER))
     if engine is None:
@@ -99,15 +99,15 @@ def sweep(
         try:
             loglikelihoods(family, asked.requests, batch_tokens=batch_tokens, memory=memory, into=answers, **how)
         except KeyboardInterrupt:
-            _say_so_far(asked, distinct, answers, how["what"])
+            _print_finished_tasks(asked, distinct, answers, how["what"])
             raise
         written = generate(family, tokenizer, asked.generations, memory=memory, **how)
     else:
         vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
-        written = generate_apart(model, tokenizer, distinct, asked.generations, engine=engine, **how)
+        written = generate_one_by_one(model, tokenizer, distinct, asked.generations, engine=engine, **how)
     rows, outcomes = [], {}
     for cut, *of_cut in zip(distinct, answers.tolist(), written, strict=True):
-        found, outcomes[cut.name] = harness.score(asked, *of_cut)
+        found, outcomes[cut.name] = harness.score_answers(asked, *of_cut)
         rows += [row | {"start": cut.start, "size": cut.size, "cut": cut.name} for row in found]
     name = [] if all(cut.is_block for cut in distinct) else ["cut"]
     table = pd.DataFrame(rows, columns=["task", "metric", "start", "size", *name, "value", "stderr", "items"])
@@ -115,7 +115,7 @@ def sweep(
     return table
 
 
-def _say_so_far(asked: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
+def _print_finished_tasks(asked: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
     """Of a group that is interrupted: by cut the mean of the tasks that are finished."""
     names = {name for name, task in asked.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
     missing = np.isnan(answers["logprob"]).any(axis=0)
@@ -123,7 +123,9 @@ def _say_so_far(asked: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what
     if done:
         print(f"\n{what}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
         for cut, of_cut in zip(cuts, answers.tolist()):
-            print(f"  n = {cut.size}, l = {cut.start}: {harness.accuracy(asked, done, of_cut):.3f}", file=sys.stderr)
+            print(
+                f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(asked, done, of_cut):.3f}", file=sys.stderr
+            )
 
 
 def plan(
@@ -159,16 +161,18 @@ def plan(
         >>> planned.requests, planned.layers
         (16, 30)
     """
-    asked = _tasks_asked(model, tokenizer, tasks, cuts, limit, num_fewshot=num_fewshot, datasets=datasets)
+    asked = _collect_requests(model, tokenizer, tasks, cuts, limit, num_fewshot=num_fewshot, datasets=datasets)
     found = plan_requests(TreeModel(model, cuts), asked.requests, batch_tokens, memory)
     return dataclasses.replace(found, generated=len(asked.generations))
 
 
-def _tasks_asked(model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, **prompts) -> harness.Tasks:
+def _collect_requests(
+    model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, **prompts
+) -> harness.Tasks:
     """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
     check_cuts(model, cuts)
     if limit is not None:
-        whole_number("limit", limit, 1, MANY, "None is all items")
+        check_whole_number("limit", limit, 1, MANY, "None is all items")
     return harness.collect_requests(harness.load_tasks(tasks, **prompts), model, tokenizer, limit=limit)
 
 
@@ -208,7 +212,7 @@ def loglikelihoods(
             def run(batches=batches) -> list:
                 found = family.answer(batches, parts.update, memory)
                 if (bad := np.isnan(found["logprob"]).any(axis=1)).any():  # before it is kept, or counts as a choice
-                    raise overflowed("a log-probability", family.network.model, family.cuts[bad.argmax()])
+                    raise overflow_error("a log-probability", family.network.model, family.cuts[bad.argmax()])
                 return [found["logprob"].tolist(), found["greedy"].tolist()]
 
             steps = family.layer_steps * sum(batch.tokens for batch in batches)
@@ -226,13 +230,13 @@ def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_
     """
     batches = plan_batches(asked, batch_tokens, family.sharing)
     # of layers that are on disk as many batches as memory holds
-    parts = list(groups_within(batches, family.bytes_needed, memory if family.is_streamed else 0))
-    steps = tokens_of(batches) * family.layer_steps
+    parts = list(group_by_cost(batches, family.bytes_needed, memory if family.is_streamed else 0))
+    steps = count_tokens(batches) * family.layer_steps
     return Plan(
         cuts=family.cuts,
         parts=parts,
         layers=family.tree.layers,
-        tokens=tokens_of(batches),
+        tokens=count_tokens(batches),
         layer_steps=steps,
         bytes=min(memory, max(map(family.bytes_needed, parts), default=0)),
         requests=len(asked.pairs),
@@ -241,7 +245,7 @@ def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_
     )
 
 
-def overflowed(what: str, model, cut: Cut) -> InputError:
+def overflow_error(what: str, model, cut: Cut) -> InputError:
     """What to raise where a pruned model gives no numbers: somewhere they were too large for its data type."""
     return InputError(
         f"{what} is not a finite number in {str(model.dtype).removeprefix('torch.')} of the model that "
@@ -282,7 +286,7 @@ def text_requests(sequences: list[torch.Tensor]) -> Requests:
 def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Requests:
     """Pairs of a prompt, which is given, and its answer, which is predicted, in tokens as lm-eval makes them."""
     asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(answers)]
-    return harness.encode(asked, model, tokenizer)
+    return harness.encode_requests(asked, model, tokenizer)
 
 
 def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **how) -> Losses:
@@ -311,7 +315,7 @@ def request_loss(
     rows, of_sequences = [], {}
     for cut in cuts:
         if not np.isfinite(by_cut[cut]).all():
-            raise overflowed("a loss", model, cut)
+            raise overflow_error("a loss", model, cut)
         losses = by_cut[cut] / lengths
         error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
         mean = by_cut[cut].sum() / lengths.sum()  # a token counts once, however long its sequence
@@ -320,7 +324,7 @@ def request_loss(
     return pd.DataFrame(rows, columns=["metric", "start", "size", "value", "stderr", "items"]), of_sequences
 
 
-def known_of(model, rule: str, sequences: list[torch.Tensor]) -> Any:
+def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor]) -> Any:
     """What a rule needs to know of a model, measured on sequences of tokens, each [T]; None where it needs nothing."""
     needs = REGISTERED[rule].needs
     if needs == "losses":  # in nats a token, for each of some cuts

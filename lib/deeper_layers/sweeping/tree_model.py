@@ -26,12 +26,12 @@ import torch
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import kinds_of_layers, num_layers
-from deeper_layers.models.network import Network, is_streamed, reading
+from deeper_layers.models.decoder import first_layer_of_each_kind, num_layers
+from deeper_layers.models.network import Network, holding_weights, is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
-from deeper_layers.sweeping.forward import Forward, Padded, logits_in_parts, run_layers
-from deeper_layers.sweeping.parts import LEAST_ROWS, Estimate, run_in_halves
+from deeper_layers.sweeping.forward import Forward, PaddedBatch, logits_in_parts, run_layers
+from deeper_layers.sweeping.parts import LEAST_ROWS, MemoryEstimate, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
@@ -53,7 +53,7 @@ class TreeModel:
     def __init__(self, model, cuts: list[Cut], sharing: Sharing | None = None):
         self.network, self.is_streamed = Network(model), is_streamed(model)
         self.sharing = try_sharing(model, cuts) if sharing is None else sharing
-        self.estimate = Estimate(self.network)
+        self.estimate = MemoryEstimate(self.network)
         self.cuts = list(dict.fromkeys(cuts))
         self.tree = Tree(self.cuts, len(self.network.layers))
         self._prefixes: dict[tuple[int, ...], PrefixCache] = {}
@@ -113,7 +113,7 @@ class TreeModel:
             else:
                 logits = (run_alone(self.network.model, cut, batch) for cut in self.cuts)
                 progress(self.layer_steps * batch.tokens)
-            found.append(_score(batch, len(self.cuts), logits))
+            found.append(_score_requests(batch, len(self.cuts), logits))
         return np.concatenate(found, axis=1)
 
     def run(self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False) -> list[Forward]:
@@ -132,7 +132,7 @@ class TreeModel:
 def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
     """[N, V] logits at the scored positions of a batch without branches, of a pruned model through its own forward."""
     pruned = model if cut == UNPRUNED else silence_sublayers(model, cut)
-    padded = Padded(batch, pruned.get_input_embeddings().weight.device)
+    padded = PaddedBatch(batch, pruned.get_input_embeddings().weight.device)
 
     def scored(_, arguments):
         return (arguments[0][padded.rows, padded.places[padded.rows, padded.slots]].unsqueeze(0), *arguments[1:])
@@ -141,7 +141,7 @@ def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
         return pruned(input_ids=padded.ids, use_cache=False).logits[0]
 
 
-def _score(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
+def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
     """[C, R] of ANSWER: the log-probability of each request's tokens, summed, from all logits [C * N, V] in parts."""
     at, wanted, starts, scored = [], [], [], 0  # of each token its row in the logits of a model
     for s in batch.sequences:
@@ -170,14 +170,14 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
 
     Raises InputError where the configuration can't state one of those that are tried.
     """
-    tried, some = _shallow(model, cuts)
+    tried, some = _shrink_for_trial(model, cuts)
     known = TRIED.setdefault(model, {})
     if tuple(some) not in known:
-        known[tuple(some)] = _most_shared(tried, some)
+        known[tuple(some)] = _find_sharing(tried, some)
     return known[tuple(some)]
 
 
-def _most_shared(tried, some: list[Cut]) -> Sharing:
+def _find_sharing(tried, some: list[Cut]) -> Sharing:
     """What `try_sharing` finds of these cuts of what is tried."""
     network = Network(tried)
     tokens = [(7919 * i + 13) % network.head.weight.shape[0] for i in range(38)]
@@ -195,7 +195,7 @@ def _most_shared(tried, some: list[Cut]) -> Sharing:
 
     with contextlib.ExitStack() as stack:
         for layer in network.layers:  # those on disk are read once for all trials
-            stack.enter_context(reading(layer))
+            stack.enter_context(holding_weights(layer))
         plain = answers(Sharing.NOTHING)
         # rounding moves them a little; a wrong mask or position as much as they differ among themselves
         allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
@@ -207,14 +207,14 @@ def _most_shared(tried, some: list[Cut]) -> Sharing:
     return Sharing.NOTHING
 
 
-def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
+def _shrink_for_trial(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     """What is tried: layers of every kind out of a model, and cuts of them; else the model, and two of its own cuts.
 
     A trial on all layers takes long, and rounding to 16 bits grows with them until it is as large as a fault.
     """
     count = num_layers(model)
     places = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
-    dropped = set(range(count)) - places - {*kinds_of_layers(model)}
+    dropped = set(range(count)) - places - {*first_layer_of_each_kind(model)}
     with contextlib.suppress(InputError):  # a configuration may state a cut of the model, and none of what is left here
         few = drop_layers(model, Cut.of(dropped)) if dropped else model
         some = [Cut(1, 1), Cut.of([0, num_layers(few) - 1])]

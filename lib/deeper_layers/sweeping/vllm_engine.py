@@ -8,20 +8,20 @@ import importlib.util
 import os
 import re
 
-from deeper_layers.checks import shown
-from deeper_layers.errors import InputError, telling
+from deeper_layers.checks import short_repr
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import passing_dir
 from deeper_layers.package_index import cache_folder
 
 ENGINES = ("vllm",)
 # in this process, which so has its memory back when a model goes, and silent
-HOW = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 def check_installed(engine: str | None) -> None:
     """Raise InputError for an engine that is not known, or not installed."""
     if engine not in ENGINES:
-        raise InputError(f"engine is {shown(engine)}, expected None or one of {', '.join(map(repr, ENGINES))}")
+        raise InputError(f"engine is {short_repr(engine)}, expected None or one of {', '.join(map(repr, ENGINES))}")
     if importlib.util.find_spec(engine) is None:
         raise InputError(f"engine is {engine!r}, which is not installed: pip install vllm, or leave it out")
 
@@ -41,12 +41,12 @@ def check_engine(engine: str, model, tasks: list[str]) -> None:
 
 def generate(pruned, tokenizer, instances: list) -> list[str]:
     """Answers of a pruned model by lm-eval's VLLM. Raises InputError where vLLM can't open or run it."""
-    for name, value in HOW.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with passing_dir(cache_folder() / "pruned") as folder:
         for part in (pruned, tokenizer):
             part.save_pretrained(folder)
-        with telling("vLLM can't generate from this model", "leave it out"):
+        with as_input_error("vLLM can't generate from this model", "leave it out"):
             from lm_eval.models.vllm_causallms import VLLM  # which is only there with vLLM
 
             lm = VLLM(pretrained=str(folder), dtype=str(pruned.dtype).removeprefix("torch."))

@@ -8,13 +8,13 @@ import datasets
 from deeper_layers.data import embedded
 
 
-def _read(items: Callable[..., list[dict]], *how) -> Callable[..., dict[str, datasets.Dataset]]:
+def _dataset_loader(items: Callable[..., list[dict]], *how) -> Callable[..., dict[str, datasets.Dataset]]:
     return lambda **_: {"test": datasets.Dataset.from_list(items(*how))}
 
 
-boolq, mmlu_sample, piqa = map(_read, (embedded.boolq, embedded.mmlu_sample, embedded.piqa))
-capitals, facts, written_facts = map(_read, (embedded.capitals, embedded.facts, embedded.written_facts))
-sums_one_digit, sums_two_digits = _read(embedded.sums, 1), _read(embedded.sums, 2)
+boolq, mmlu_sample, piqa = map(_dataset_loader, (embedded.boolq, embedded.mmlu_sample, embedded.piqa))
+capitals, facts, written_facts = map(_dataset_loader, (embedded.capitals, embedded.facts, embedded.written_facts))
+sums_one_digit, sums_two_digits = _dataset_loader(embedded.sums, 1), _dataset_loader(embedded.sums, 2)
 
 
 def begins_with_the_answer(item: dict, written: list[str]) -> dict[str, float]:
