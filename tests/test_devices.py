@@ -27,7 +27,7 @@ ONE, OTHER = "cpu:0", "cpu:1"
 def batch_of(start: int, branches: bool = False) -> Batch:
     """Of unequal lengths, the same up to `start`."""
     answers = [(0, [7, 8, 9]), (1, [5, 6, 4])][: 1 + branches]
-    sequences = [Sequence.joined([*TOKENS[:start], *TOKENS[n : n + 9 + 2 * n]], answers) for n in range(3)]
+    sequences = [Sequence.join([*TOKENS[:start], *TOKENS[n : n + 9 + 2 * n]], answers) for n in range(3)]
     return Batch(tuple(TOKENS[:start]), tuple(sequences))
 
 

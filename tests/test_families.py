@@ -127,7 +127,7 @@ def check_answers(together, pruned, tokens):
     """Generated together is generated alone."""
     cuts = [cut for cut in (SHAPES[2], *SHAPES[-2:]) if cut in pruned]
     rows = [tokens[0].tolist(), tokens[1, :9].tolist(), tokens[0, 5:22].tolist()]
-    written = Decoding(together.part(cuts), rows, NEW_TOKENS).write(never)
+    written = Decoding(together.for_cuts(cuts), rows, NEW_TOKENS).write(never)
     for cut, found in zip(cuts, written, strict=True):
         for row, new in zip(rows, found, strict=True):
             assert row + new == generate(pruned[cut], torch.tensor([row]), use_cache=False)[0].tolist()

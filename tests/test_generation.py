@@ -48,7 +48,7 @@ def written(monkeypatch):
     found, write = [], Decoding.write
 
     def counted(self, *how):
-        found.append((len(self.everyone), len(self.prompts)))
+        found.append((len(self.all_models), len(self.prompts)))
         return write(self, *how)
 
     monkeypatch.setattr(Decoding, "write", counted)

@@ -113,7 +113,7 @@ def test_answers_take_no_more_than_is_estimated(llama):
     model, prompts = TreeModel(llama, CUTS), [list(range(1, 60 + 3 * n)) for n in range(1, 7)]
     with allocated() as taken:
         Decoding(model, prompts, 12).write(never)
-    stated = model.estimate.writing(model.tree, len(prompts), max(map(len, prompts)), 12)
+    stated = model.estimate.writing_bytes(model.tree, len(prompts), max(map(len, prompts)), 12)
     assert stated / 5 < taken[0] <= stated
 
 

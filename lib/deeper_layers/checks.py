@@ -26,14 +26,18 @@ TEXT = 4096  # characters; a path can't be longer either
 ODD = re.compile("[\0\ud800-\udfff]")  # no characters of a text, or halves of one
 
 
-def check_whole_number(name: str, value: object, least: int, most: int, advice: str = "choose one of these") -> int:
+def check_whole_number(
+    name: str, value: object, minimum: int, maximum: int, advice: str = "choose one of these"
+) -> int:
     """A plain integer from `least` to `most`, also of one of numpy's or torch's. Raises InputError for all else."""
     try:
         number = operator.index(value)  # ty: ignore[invalid-argument-type]
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise InputError(f"{name} is {short_repr(value)}; expected a whole number from {least} to {most}; {advice}")
+    if number is None or isinstance(value, bool) or not minimum <= number <= maximum:
+        raise InputError(
+            f"{name} is {short_repr(value)}; expected a whole number from {minimum} to {maximum}; {advice}"
+        )
     return number
 
 
@@ -59,10 +63,10 @@ def check_path(name: str, value: str | Path) -> Path:
 def check_new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
     """The path of a folder that is there, or that can be made, which is not done. Raises InputError where it can't."""
     path = check_path(name, value)
-    there = next(above for above in (path, *path.absolute().parents) if above.exists())
-    if not there.is_dir() or writable and not os.access(there, os.W_OK | os.X_OK):
-        kind = "folder to write in" if there.is_dir() else "folder"
-        raise InputError(f"{name} is {short_repr(str(value))}, and {there} is no {kind}: name another place")
+    ancestor = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not ancestor.is_dir() or writable and not os.access(ancestor, os.W_OK | os.X_OK):
+        kind = "folder to write in" if ancestor.is_dir() else "folder"
+        raise InputError(f"{name} is {short_repr(str(value))}, and {ancestor} is no {kind}: name another place")
     return path
 
 
@@ -71,11 +75,11 @@ def explain_validation_error(error: "ValidationError", fields: "Mapping[str, Fie
     first = error.errors(include_url=False)[0]
     if raised := first.get("ctx", {}).get("error"):
         return InputError(str(raised))
-    name, said = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
+    name, message = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
     if first["type"] == "string_pattern_mismatch":
-        said = f"expected {fields[name].description}"
-    given = "missing" if first["type"] == "missing" else short_repr(first["input"])
-    return InputError(f"{name} is {given}, {said}: correct the parameter")
+        message = f"expected {fields[name].description}"
+    value = "missing" if first["type"] == "missing" else short_repr(first["input"])
+    return InputError(f"{name} is {value}, {message}: correct the parameter")
 
 
 def short_repr(value: object) -> str:

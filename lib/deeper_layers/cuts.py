@@ -45,8 +45,8 @@ class Cut:
             object.__setattr__(self, "start", 0)
 
     def __repr__(self) -> str:
-        said = [f"{name}={value}" for name, value in vars(self).items() if value or name in ("start", "size")]
-        return f"Cut({', '.join(said)})"
+        fields = [f"{name}={value}" for name, value in vars(self).items() if value or name in ("start", "size")]
+        return f"Cut({', '.join(fields)})"
 
     @classmethod
     def of(cls, layers: Iterable[int] = (), attention: Iterable[int] = (), mlp: Iterable[int] = ()) -> "Cut":
@@ -79,13 +79,13 @@ class Cut:
         """
         if isinstance(name, list) or "," in name:
             start, size = map(int, name.split(",") if isinstance(name, str) else name)
-            found = cls(start, size)
+            cut = cls(start, size)
         else:
             parts = dict(part.split(" ", 1) for part in name.split("; "))
-            found = cls.of(**{part: map(int, indices.split()) for part, indices in parts.items()})
-        if name not in (found.name, found.key):
-            raise ValueError(f"{name!r} is no name of a cut, expected {found.name!r}")
-        return found
+            cut = cls.of(**{part: map(int, indices.split()) for part, indices in parts.items()})
+        if name not in (cut.name, cut.key):
+            raise ValueError(f"{name!r} is no name of a cut, expected {cut.name!r}")
+        return cut
 
     @property
     def is_block(self) -> bool:
@@ -171,11 +171,11 @@ UNPRUNED = Cut(0, 0)  # drops nothing: the whole model
 
 def find_ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
     """Rising indices as ranges with an exclusive end."""
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for index in indices:
-        start = found.pop()[0] if found and found[-1][1] == index else index
-        found.append((start, index + 1))
-    return found
+        start = ranges.pop()[0] if ranges and ranges[-1][1] == index else index
+        ranges.append((start, index + 1))
+    return ranges
 
 
 def _describe_layers(indices: Iterable[int]) -> str:
@@ -187,9 +187,9 @@ def _describe_layers(indices: Iterable[int]) -> str:
 def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: str | None = None) -> str:
     """The layers of some ranges, in their order, as a passthrough configuration for mergekit."""
     # in a plain name mergekit takes what stands after + for an adapter, and after @ for a revision
-    odd = revision is not None or set("+@") & set(model_name)
-    place = {"path": model_name} | ({"revision": revision} if revision is not None else {})
-    model, lines = {"model": place} if odd else model_name, ["slices:"]
+    needs_mapping = revision is not None or set("+@") & set(model_name)
+    location = {"path": model_name} | ({"revision": revision} if revision is not None else {})
+    model, lines = {"model": location} if needs_mapping else model_name, ["slices:"]
     for start, stop in ranges:
         # JSON is YAML too, whatever characters the name holds
         lines += ["  - sources:", f"      - model: {json.dumps(model)}", f"        layer_range: [{start}, {stop}]"]

@@ -70,7 +70,7 @@ def disk_is_full(error: BaseException | str) -> bool:
 
 
 @contextlib.contextmanager
-def as_input_error(what: str, advice: str = "fetch it again", kind: type[Exception] = Exception) -> Iterator[None]:
+def as_input_error(problem: str, advice: str = "fetch it again", kind: type[Exception] = Exception) -> Iterator[None]:
     """Inside, a library reads what strangers wrote, and can fail at any line of its code: an error of a kind becomes an
     InputError that says `what` is wrong, why, and what to do; where memory ran out a MemoryError."""
     try:
@@ -80,7 +80,7 @@ def as_input_error(what: str, advice: str = "fetch it again", kind: type[Excepti
     except kind as error:
         if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error
-        raise InputError(f"{what} ({first_line(error)}): {advice}") from error
+        raise InputError(f"{problem} ({first_line(error)}): {advice}") from error
 
 
 def format_bytes(number: int) -> str:
@@ -111,7 +111,7 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def write_fault_report(said: str, traceback: str) -> str:
+def write_fault_report(message: str, traceback: str) -> str:
     """What an error says that nobody foresaw, and where the rest is: traceback, versions and command line are written.
 
     Neither the environment nor the values of variables are.
@@ -119,13 +119,13 @@ def write_fault_report(said: str, traceback: str) -> str:
     versions = sorted(f"{package.name} {package.version}" for package in metadata.distributions())
     lines = [f"command: {shlex.join(sys.argv)}", f"python {sys.version} on {sys.platform}", *versions, traceback]
     try:
-        place, path = tempfile.mkstemp(prefix="deeper-layers-fault-", suffix=".txt")
-        with open(place, "w", encoding="utf-8", errors="backslashreplace") as file:
+        descriptor, path = tempfile.mkstemp(prefix="deeper-layers-fault-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(SECRET.sub(r"\1...", "\n".join(lines)))
-        where = f"{path} says where, report it with that"
+        location = f"{path} says where, report it with that"
     except OSError:
-        where = f"{TRACEBACK_VARIABLE}=1 shows where, report what it shows"
-    return one_line(SECRET.sub(r"\1...", f"{said} (a fault of this software and not of yours: {where})"))
+        location = f"{TRACEBACK_VARIABLE}=1 shows where, report what it shows"
+    return one_line(SECRET.sub(r"\1...", f"{message} (a fault of this software and not of yours: {location})"))
 
 
 def shows_tracebacks() -> bool:

@@ -39,7 +39,7 @@ def check_absent(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_dir(
-    path: Path, check: Check | None = check_absent, of: dict | None = None, *, is_folder: bool = True
+    path: Path, check: Check | None = check_absent, description: dict | None = None, *, is_folder: bool = True
 ) -> Iterator[Path]:
     """A folder to fill, which gets its name when the block ends without an error; `atomic_file`: a file to write.
 
@@ -51,21 +51,21 @@ def atomic_dir(
     handed what is there.
     """
     with _locked_partial_dir(path, check) as folder:
-        made = folder / MADE
-        if of is None or _read_description(folder) != of:
-            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
-            (folder / DESCRIPTION).write_text(json.dumps(of), encoding="utf-8")
+        content = folder / MADE
+        if description is None or _read_description(folder) != description:
+            shutil.rmtree(content) if content.is_dir() else content.unlink(missing_ok=True)
+            (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
         if is_folder:
-            made.mkdir(exist_ok=True)
-        yield made
-        for file in filter(Path.is_file, (made, *made.rglob("*"))):
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
+            content.mkdir(exist_ok=True)
+        yield content
+        for file in filter(Path.is_file, (content, *content.rglob("*"))):
+            with open(file, "rb") as descriptor:
+                os.fsync(descriptor.fileno())
         if check is not None:
             check(path)
         if is_folder and os.path.lexists(path):
             os.rename(path, folder / REPLACED)
-        os.rename(made, path)
+        os.rename(content, path)
 
 
 atomic_file = functools.partial(atomic_dir, is_folder=False)
@@ -82,9 +82,9 @@ def passing_dir(path: Path) -> Iterator[Path]:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file of the library's own, like a result, whole: what has its name is replaced."""
-    mend = "mend that and run this again, what is finished is kept"
-    with as_input_error(f"can't write {path}", mend, OSError), atomic_file(path, None) as made:
-        made.write_bytes(content)
+    advice = "mend that and run this again, what is finished is kept"
+    with as_input_error(f"can't write {path}", advice, OSError), atomic_file(path, None) as target:
+        target.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -93,9 +93,9 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
 
     The end of another is waited for, and `wait` said once on stderr; without that, Timeout is raised.
     """
-    place = path.with_suffix(".lock")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place)
+    lock_path = path.with_suffix(".lock")
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -110,13 +110,13 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
     finally:
         if lock.is_locked:
             with contextlib.suppress(OSError):
-                place.unlink()  # while it is held: who waits for it finds out, and makes a new one
+                lock_path.unlink()  # while it is held: who waits for it finds out, and makes a new one
             lock.release()
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in a folder, unless the same can go on from it; what they moved comes back."""
-    for name in {left.name.partition(OURS)[0] for left in folder.glob(f"*{OURS}*")}:
+    for name in {leftover.name.partition(OURS)[0] for leftover in folder.glob(f"*{OURS}*")}:
         with (
             contextlib.suppress(InputError),
             _locked_partial_dir(folder / name, lambda _: None),
@@ -124,20 +124,20 @@ def remove_leftovers(folder: Path) -> None:
             pass
 
 
-def read_plain_file(path: Path, most: int = MAX_BYTES) -> bytes:
+def read_plain_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """All of a file. Raises OSError or ValueError where it is no plain one, or has more than `most` bytes."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # a named pipe would be waited for
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for
         raise ValueError("it is no plain file")
-    if found.st_size > most:
-        raise ValueError(f"it has {found.st_size:,} bytes, expected at most {most:,}")
+    if status.st_size > max_bytes:
+        raise ValueError(f"it has {status.st_size:,} bytes, expected at most {max_bytes:,}")
     return path.read_bytes()
 
 
-def read_json(path: Path, most: int = MAX_BYTES):
+def read_json(path: Path, max_bytes: int = MAX_BYTES):
     """What a file of JSON holds. Raises OSError or ValueError."""
     try:
-        return json.loads(read_plain_file(path, most))
+        return json.loads(read_plain_file(path, max_bytes))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -159,8 +159,8 @@ def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
         except Timeout:
             raise InputError(f"another process writes {path}: wait until it ends, or give another name") from None
         folder.mkdir(exist_ok=True)
-        if strange := set(os.listdir(folder)) - {MADE, REPLACED, DESCRIPTION}:
-            raise InputError(f"{folder} holds {min(strange)}, which is not ours: move it away")
+        if foreign := set(os.listdir(folder)) - {MADE, REPLACED, DESCRIPTION}:
+            raise InputError(f"{folder} holds {min(foreign)}, which is not ours: move it away")
         try:
             _restore_replaced(folder, path)
             if check is not None:

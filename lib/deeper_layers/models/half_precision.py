@@ -33,8 +33,8 @@ def measure_product_speed(dtype: str, width: int = 1024, inner: int = 1024, devi
     layer = torch.nn.Linear(width, inner, bias=False).requires_grad_(False).to(device, getattr(torch, dtype))
     if device == "cpu" and not multiplies_sixteen_bits():
         widen(layer)
-    given = {"layer": layer, "rows": torch.rand(ROWS_TRIED, width).to(layer.weight)}
-    timer = Timer("layer(rows)", globals=given, num_threads=torch.get_num_threads())
+    variables = {"layer": layer, "rows": torch.rand(ROWS_TRIED, width).to(layer.weight)}
+    timer = Timer("layer(rows)", globals=variables, num_threads=torch.get_num_threads())
     return 2 * ROWS_TRIED * width * inner / timer.blocked_autorange(min_run_time=0.1).median
 
 
@@ -46,11 +46,13 @@ class Widened:
         pays = input.requires_grad or input.numel() >= ROWS * input.shape[-1]
         if input.element_size() != 2 or not pays:
             return super().forward(input)
-        learns = torch.is_grad_enabled() and self.weight.requires_grad
-        found = linear(input.float(), self.wide()) if learns else _WidenedProduct.apply(input.float(), self)
-        return (found if self.bias is None else found + self.bias.float()).to(input.dtype)
+        is_trained = torch.is_grad_enabled() and self.weight.requires_grad
+        product = (
+            linear(input.float(), self.widen_weight()) if is_trained else _WidenedProduct.apply(input.float(), self)
+        )
+        return (product if self.bias is None else product + self.bias.float()).to(input.dtype)
 
-    def wide(self) -> torch.Tensor:
+    def widen_weight(self) -> torch.Tensor:
         """The weights in float32, also those that are kept in four bits."""
         if not hasattr(self.weight, "quant_state"):
             return self.weight.float()
@@ -65,22 +67,22 @@ class _WidenedProduct(torch.autograd.Function):
     @staticmethod
     def forward(context, input: torch.Tensor, layer: Widened) -> torch.Tensor:
         context.layer = layer
-        return linear(input, layer.wide())
+        return linear(input, layer.widen_weight())
 
     @staticmethod
     def backward(context, gradient: torch.Tensor) -> tuple:
-        return gradient @ context.layer.wide(), None
+        return gradient @ context.layer.widen_weight(), None
 
 
 @functools.cache
-def _widened_class(kind: type) -> type:
-    return type(f"Widened{kind.__name__}", (Widened, kind), {})
+def _widened_class(module_class: type) -> type:
+    return type(f"Widened{module_class.__name__}", (Widened, module_class), {})
 
 
 def attend(module, query, key, value, attention_mask, **options):
     """Attention of transformers ("sdpa"), in float32 where gradients of 16 bits go back through it on a processor."""
-    given, dtype = [query, key, value, attention_mask], query.dtype
+    inputs, dtype = [query, key, value, attention_mask], query.dtype
     if query.device.type == "cpu" and dtype.itemsize == 2 and query.requires_grad:
-        given = [one if one is None or not one.is_floating_point() else one.float() for one in given]
-    attended, weights = sdpa_attention_forward(module, *given, **options)
+        inputs = [tensor if tensor is None or not tensor.is_floating_point() else tensor.float() for tensor in inputs]
+    attended, weights = sdpa_attention_forward(module, *inputs, **options)
     return attended.to(dtype), weights

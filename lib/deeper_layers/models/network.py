@@ -77,7 +77,7 @@ class Network:
         self.head = model.get_output_embeddings()
         self.dtype = next(model.parameters()).dtype
         self.device = model.get_input_embeddings().weight.device
-        self._tuples = False  # whether the model expects a tuple of its layers
+        self._expects_tuples = False  # whether the model expects a tuple of its layers
 
     @cached_property
     def token_cache_bytes(self) -> float:
@@ -85,9 +85,9 @@ class Network:
         config = text_config(self.model.config)
         if is_streamed(self.model) and self.device.type != "meta":  # of a model without weights all layers run
             # not all layers are read for a number: those of usual attention have this many
-            stated = config.to_dict()  # where transformers refuses to say it of all layers, of most
-            heads = stated.get("num_key_value_heads") or config.num_attention_heads
-            width = stated.get("head_dim") or config.hidden_size // config.num_attention_heads
+            entries = config.to_dict()  # where transformers refuses to say it of all layers, of most
+            heads = entries.get("num_key_value_heads") or config.num_attention_heads
+            width = entries.get("head_dim") or config.hidden_size // config.num_attention_heads
             return 2.0 * heads * width * self.dtype.itemsize
         cache = DynamicCache(config=config)  # the configuration says which layers recur
         with torch.inference_mode():
@@ -107,7 +107,7 @@ class Network:
         """Where each layer runs: accelerate may have spread them over devices (`device_map`)."""
         stored = [next((p.device for p in layer.parameters()), self.device) for layer in self.layers]
         return [
-            self.device if place.type == "meta" else place for place in stored
+            self.device if device.type == "meta" else device for device in stored
         ]  # what is on disk runs with the rest
 
     def load_in_turn(self, layers: list[int]) -> Iterator[int]:
@@ -139,61 +139,61 @@ class Network:
     def _residuals(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:
         """The same of some batches, all of which go through a layer before any goes through the next."""
         group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
-        given = [self.layer_inputs(**batch) for batch in group]
-        states, kept = [one.residual for one in given], [[] for _ in group]
+        layer_inputs = [self.layer_inputs(**batch) for batch in group]
+        states, kept = [inputs.residual for inputs in layer_inputs], [[] for _ in group]
         if states[0].ndim != 3:
             raise InputError(
                 f"{type(self.layers[0]).__name__} hands on a residual of shape {tuple(states[0].shape)}; expected "
                 "[sequences, tokens, width]: choose another model"
             )
         for number in self.load_in_turn(list(range(len(self.layers)))):
-            for place, batch in enumerate(group):
-                layer, call, entering = self.layers[number], given[place].calls[number], states[place]
-                states[place] = call(layer, entering)
-                kept[place].append(keep(Residuals(batch, number, layer, call, entering, states[place])))
+            for index, batch in enumerate(group):
+                layer, call, entering = self.layers[number], layer_inputs[index].calls[number], states[index]
+                states[index] = call(layer, entering)
+                kept[index].append(keep(Residuals(batch, number, layer, call, entering, states[index])))
         return kept
 
     def layer_inputs(self, input_ids: torch.Tensor, **options) -> LayerInputs:
         """What the layers get for tokens [B, T] and options of the model's forward. Raises InputError where that does
         more between its layers than to hand on the residual."""
         for _ in range(2):
-            entered, calls = self._written_down(input_ids, options)
+            entered, calls = self._record_calls(input_ids, options)
             if len(calls) == len(self.layers) and entered[-1] is entered[0]:
                 return LayerInputs(entered[0], calls)
-            self._tuples = not self._tuples
+            self._expects_tuples = not self._expects_tuples
         raise InputError(
             f"{type(self.model).__name__} does more between its layers than to hand on the residual: choose a model "
             "whose layers run one by one, or what needs whole layers alone"
         )
 
-    def _written_down(self, ids: torch.Tensor, options: dict) -> tuple[list[torch.Tensor], list[Call]]:
+    def _record_calls(self, ids: torch.Tensor, options: dict) -> tuple[list[torch.Tensor], list[Call]]:
         """What enters each layer where none does anything, up to the first that another residual enters."""
         entered: list[torch.Tensor] = []
         calls: list[Call] = []
 
-        def write_down(*arguments, **named):
+        def record(*arguments, **named):
             entered.append(arguments[0] if arguments else named.pop("hidden_states"))
             calls.append(Call(arguments[1:], named))
             if entered[-1] is not entered[0] or len(calls) == len(self.layers):
                 raise StopForward
             return self._as_output(entered[-1])
 
-        with self._standing_in(write_down), contextlib.suppress(StopForward):
+        with self._replacing_layers(record), contextlib.suppress(StopForward):
             self.model(input_ids=ids, **{"use_cache": False} | options)
         return entered, calls
 
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
         """[N, V] logits of residuals [..., N, D] that leave the last layer, by the model's own norm and head."""
         residual = residual.unsqueeze(-2)  # sequences of one token
-        with self._standing_in(lambda *_, **__: self._as_output(residual)):
+        with self._replacing_layers(lambda *_, **__: self._as_output(residual)):
             ids = torch.zeros(residual.shape[-3], 1, dtype=torch.long, device=self.device)
             return self.model(input_ids=ids, use_cache=False).logits[:, 0]
 
     def _as_output(self, residual: torch.Tensor) -> tuple | torch.Tensor:
-        return (residual, None, None) if self._tuples else residual
+        return (residual, None, None) if self._expects_tuples else residual
 
     @contextlib.contextmanager
-    def _standing_in(self, forward: Callable) -> Iterator[None]:
+    def _replacing_layers(self, forward: Callable) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
                 stack.enter_context(replacing_forward(layer, forward))
@@ -211,11 +211,11 @@ def cache_argument(module) -> str:
 # here it is read once and held for as long as it is used
 
 
-def build_device_map(empty: torch.nn.Module, where: str) -> dict[str, str]:
+def build_device_map(empty: torch.nn.Module, device: str) -> dict[str, str]:
     """The device map that leaves the layers of a model, given without weights, on disk, and puts all else `where`."""
     layers = layers_path(empty)
     others = [path for path, module in empty.named_modules() if module._parameters or module._buffers]
-    return {path: where for path in others if not path.startswith(f"{layers}.")} | {layers: "disk"}
+    return {path: device for path in others if not path.startswith(f"{layers}.")} | {layers: "disk"}
 
 
 def is_streamed(model: torch.nn.Module) -> bool:
@@ -226,9 +226,9 @@ def is_streamed(model: torch.nn.Module) -> bool:
 @contextlib.contextmanager
 def holding_weights(layer: torch.nn.Module) -> Iterator[None]:
     """While it lasts, a layer has its weights; one that has them already is left alone."""
-    waits = any(parameter.is_meta for parameter in layer.parameters())
+    is_offloaded = any(parameter.is_meta for parameter in layer.parameters())
     with contextlib.ExitStack() as stack:
-        for part in list(filter(has_offloaded_params, layer.modules())) if waits else ():
+        for part in list(filter(has_offloaded_params, layer.modules())) if is_offloaded else ():
             stack.enter_context(align_module_device(part))
             stack.enter_context(
                 replacing_forward(part, vars(part)["_old_forward"])
@@ -239,21 +239,21 @@ def holding_weights(layer: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing_forward(module, forward: Callable) -> Iterator[None]:
     """While it lasts, a module's forward is this one."""
-    before = vars(module).get("forward")
+    previous = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
-        if before is not None:
-            module.forward = before
+        if previous is not None:
+            module.forward = previous
 
 
-def group_by_cost(items: Iterable, cost: Callable[[list], float], most: int) -> Iterator[list]:
+def group_by_cost(items: Iterable, cost: Callable[[list], float], limit: int) -> Iterator[list]:
     """Items in as few groups as they come in, each of a `cost` of at most `most`, or of one item."""
     group: list = []
     for item in items:
-        if group and cost([*group, item]) > most:
+        if group and cost([*group, item]) > limit:
             yield group
             group = []
         group.append(item)

@@ -69,30 +69,32 @@ def load_model(
     if stream not in (True, False, "auto"):
         raise InputError(f"stream is {short_repr(stream)}, expected 'auto', True or False")
     if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:
-        streamed = " with stream, where layers are read as stored" * (stream is True)
-        raise InputError(f"quantization is {quantization!r}{streamed}, expected None, 'nf4' or 'int8'")
+        addition = " with stream, where layers are read as stored" * (stream is True)
+        raise InputError(f"quantization is {quantization!r}{addition}, expected None, 'nf4' or 'int8'")
     trust: dict = {"trust_remote_code": trust_remote_code}
     source = model if isinstance(model, Source) else find_model(model, revision=revision, dtype=dtype, **trust)
-    where, number_type = choose_device(device), getattr(torch, source.dtype)
-    how: dict = {"device_map": where, **trust}
+    place, number_type = choose_device(device), getattr(torch, source.dtype)
+    options: dict = {"device_map": place, **trust}
     if quantization is not None:
-        how["quantization_config"] = BitsAndBytesConfig(**QUANTIZED[quantization], bnb_4bit_compute_dtype=number_type)
+        options["quantization_config"] = BitsAndBytesConfig(
+            **QUANTIZED[quantization], bnb_4bit_compute_dtype=number_type
+        )
     hub_logging.disable_progress_bar()
     folder = checkpoint_folder(source.folder, source.revision)
-    numbers = sum(math.prod(tensor.shape) for tensor in list_tensors(folder))
-    large = numbers * number_type.itemsize > MEMORY_SHARE * free_memory(where)
+    parameters = sum(math.prod(tensor.shape) for tensor in list_tensors(folder))
+    is_large = parameters * number_type.itemsize > MEMORY_SHARE * free_memory(place)
     config = read_config(folder, **trust)
     with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
-        if stream is True or stream == "auto" and quantization is None and large:
+        if stream is True or stream == "auto" and quantization is None and is_large:
             # of mixtures whose experts are stored one by one transformers writes the layers anew, as it runs them
-            anew = stack.enter_context(passing_dir(cache_folder() / "offloaded"))
-            how |= {
-                "device_map": build_device_map(build_empty_model(config, folder, **trust), where),
-                "offload_folder": str(anew),
+            offload_folder = stack.enter_context(passing_dir(cache_folder() / "offloaded"))
+            options |= {
+                "device_map": build_device_map(build_empty_model(config, folder, **trust), place),
+                "offload_folder": str(offload_folder),
             }
         tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
         network, report = choose_auto_class(config).from_pretrained(
-            folder, output_loading_info=True, dtype=number_type, use_safetensors=True, **how
+            folder, output_loading_info=True, dtype=number_type, use_safetensors=True, **options
         )
         weakref.finalize(network, stack.pop_all().close)
     check_loading_report(report, source.name)
@@ -102,7 +104,7 @@ def load_model(
             # bitsandbytes would repack weights of four bits at the first answer, on some processors: their scales are
             # rounded then, and no gradient goes through them any more
             module.support_avx512bf16_for_cpu = False
-    if where == "cpu" and not multiplies_sixteen_bits():
+    if place == "cpu" and not multiplies_sixteen_bits():
         widen(network)
     return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
 
@@ -118,7 +120,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
     return _open_without_weights(AutoTokenizer, source, trust_remote_code)
 
 
-def _open_without_weights(kind, source: Source, trust_remote_code: bool):
+def _open_without_weights(auto_class, source: Source, trust_remote_code: bool):
     """What transformers reads of a model, fetching and converting no weights."""
     packaged, options = PACKAGED.get(source.folder), {"trust_remote_code": trust_remote_code}
     with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
@@ -128,7 +130,7 @@ def _open_without_weights(kind, source: Source, trust_remote_code: bool):
             if not path.exists():
                 raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
             folder, options = stack.enter_context(isolated(path)), {"gguf_file": ISOLATED_NAME}
-        return kind.from_pretrained(folder, **options)
+        return auto_class.from_pretrained(folder, **options)
 
 
 def choose_device(name: str) -> str:

@@ -13,7 +13,7 @@ class Sizes:
 
     layers: tuple[int, ...]
     rest: int
-    of_file: "Sizes | None" = None  # bytes in the place of parameters
+    file_bytes: "Sizes | None" = None  # bytes in the place of parameters
 
     def parameters(self, cut: Cut) -> int:
         """Of the model without the layers of a cut. Raises InputError where it does not fit."""
@@ -28,13 +28,15 @@ def find_sizes(source: Source, *, trust_remote_code: bool = False) -> Sizes:
     if source.gguf is not None:
         from deeper_layers.models.gguf_reading import read_gguf, split_tensor_name  # slow
 
-        numbers, stored = Counter(), Counter()
+        parameters, stored_bytes = Counter(), Counter()
         for tensor in read_gguf(source.gguf).tensors:
             layer, _ = split_tensor_name(tensor.name)
-            numbers[layer] += tensor.n_elements
-            stored[layer] += tensor.n_bytes
-        layers, in_file = (tuple(of[layer] for layer in range(source.num_layers)) for of in (numbers, stored))
-        return Sizes(layers, numbers[None], Sizes(in_file, source.gguf.stat().st_size - sum(in_file)))
+            parameters[layer] += tensor.n_elements
+            stored_bytes[layer] += tensor.n_bytes
+        layers, file_bytes = (
+            tuple(counts[layer] for layer in range(source.num_layers)) for counts in (parameters, stored_bytes)
+        )
+        return Sizes(layers, parameters[None], Sizes(file_bytes, source.gguf.stat().st_size - sum(file_bytes)))
     from deeper_layers.models.decoder import decoder_layers  # slow, as is the next
     from deeper_layers.models.opening import load_empty_model
 

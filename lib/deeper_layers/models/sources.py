@@ -55,10 +55,10 @@ class PackagedModel:
 
     def file(self) -> Path:
         """The GGUF file, checked by hash; put together in the cache where it is not there or damaged."""
-        return get_cached_file(f"the model {self.name}", self.path, self.sha256, self._put_together)
+        return get_cached_file(f"the model {self.name}", self.path, self.sha256, self._assemble)
 
-    def _put_together(self, made: Path) -> None:
-        with open(made, "wb") as file:
+    def _assemble(self, target: Path) -> None:
+        with open(target, "wb") as file:
             for *wheel, member in self.parts:
                 file.write(Wheel(*wheel).read(member))
 
@@ -92,7 +92,7 @@ class Source:
         """Whether it is a GGUF file, given or packaged."""
         return self.gguf is not None or self.folder in PACKAGED
 
-    def described(self, quantization: str | None) -> str:
+    def describe(self, quantization: str | None) -> str:
         """Name, depth, how the weights are kept, how they are opened, and in what the model computes."""
         opened = f"opened in {quantization}, " if quantization else ""
         return f"{self.name}, {self.num_layers} layers, {self.quantized} weights, {opened}computed in {self.dtype}"
@@ -113,9 +113,9 @@ def find_model(
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
     """
-    kind, path, own = find_kind(model, revision), local_path(model), None
-    if told := read_header(model, kind):
-        layers, quantized = told.num_layers, told.quantized
+    kind, path, own_dtype = find_kind(model, revision), local_path(model), None
+    if header := read_header(model, kind):
+        layers, quantized = header.num_layers, header.quantized
         if revision is not None:
             check_hash(path, revision.removeprefix("sha256:"), "the model")
     else:
@@ -124,12 +124,12 @@ def find_model(
         else:
             path = fetch_files(model, revision, "config.json", *(["*.py"] if trust_remote_code else []))
         config = read_config(path, trust_remote_code=trust_remote_code)
-        layers, own = count_layers(config), getattr(config, "dtype", None)
+        layers, own_dtype = count_layers(config), getattr(config, "dtype", None)
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
     weights = model_key(model, path)["weights"] if hashed or kind in ("packaged", "hub") else NOT_HASHED
     folder = PACKAGED[model].name if kind == "packaged" else model if kind == "hub" else str(path)
     gguf, commit = path if kind == "gguf" else None, path.name if kind == "hub" else None  # as the hub's cache has it
-    return Source(model_name(model), weights, layers, _choose_dtype(dtype, own), quantized, folder, gguf, commit)
+    return Source(model_name(model), weights, layers, _choose_dtype(dtype, own_dtype), quantized, folder, gguf, commit)
 
 
 def find_kind(model: str, revision: str | None = None) -> str:
@@ -176,8 +176,8 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
 
 def read_raw_config(model: str, revision: str | None = None) -> dict:
     """What config.json of a model holds; of a GGUF file, or a packaged model, kind and number of layers alone."""
-    if told := read_header(model, find_kind(model, revision)):
-        return told.config
+    if header := read_header(model, find_kind(model, revision)):
+        return header.config
     return read_json(fetch_files(model, revision, "config.json") / "config.json")
 
 
@@ -190,12 +190,12 @@ def source_of_config(path: Path, dtype: str = "auto") -> Source:
     )
 
 
-def _choose_dtype(asked: str, own: object) -> str:
+def _choose_dtype(requested: str, own_dtype: object) -> str:
     """In which data type a model is opened, where its own is as its configuration says."""
-    found = str(own or "float32").removeprefix("torch.") if asked == "auto" else asked
-    if found not in DTYPES:
-        raise InputError(f"dtype is {found!r:.40}, expected one of {', '.join(map(repr, ('auto', *DTYPES)))}")
-    return found
+    dtype = str(own_dtype or "float32").removeprefix("torch.") if requested == "auto" else requested
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r:.40}, expected one of {', '.join(map(repr, ('auto', *DTYPES)))}")
+    return dtype
 
 
 def model_name(model: str) -> str:
@@ -223,9 +223,9 @@ def model_key(model: str, checkpoint: Path) -> dict:
 
 def find_recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
     """A model as results know it, by its name and data type there, or None: enough to show what was measured."""
-    for unit in read_results(folder, model=name):
-        own, details = unit.key["dtype"], unit.details
-        if dtype in ("auto", own) and "weights" in details:
-            about = {"num_layers": details["num_layers"], "quantized": details["weights"]}
-            return Source(**unit.key["model"], **about, dtype=own, folder=name)
+    for result in read_results(folder, model=name):
+        own_dtype, details = result.key["dtype"], result.details
+        if dtype in ("auto", own_dtype) and "weights" in details:
+            description = {"num_layers": details["num_layers"], "quantized": details["weights"]}
+            return Source(**result.key["model"], **description, dtype=own_dtype, folder=name)
     return None

@@ -29,8 +29,8 @@ def attention_masks(network: Network, positions, key_positions, visible):
     config, dtype = text_config(network.model.config), network.dtype
 
     def mask(window: int | None) -> torch.Tensor:
-        seen = visible & (positions[:, :, None] - key_positions[:, None, :] < window) if window else visible
-        return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+        allowed = visible & (positions[:, :, None] - key_positions[:, None, :] < window) if window else visible
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     windows = {"full_attention": None, "sliding_attention": window}
@@ -43,9 +43,9 @@ def takes_masks(config) -> bool:
     A trial on a few tokens would not show a window.
     """
     config = text_config(config)
-    known = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
-    found = [value for name, value in vars(config).items() if "window" in name and name not in known]
-    return config._attn_implementation in MASKABLE and not any(type(value) is int and value > 0 for value in found)
+    understood = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
+    windows = [value for name, value in vars(config).items() if "window" in name and name not in understood]
+    return config._attn_implementation in MASKABLE and not any(type(value) is int and value > 0 for value in windows)
 
 
 class PrefixCache(DynamicCache):
@@ -70,18 +70,18 @@ class PrefixCache(DynamicCache):
         return self.get_seq_length() + query_length, 0
 
     def update(self, key_states, value_states, layer_idx=0, *_, **__):
-        found = key_states, value_states
+        states = key_states, value_states
         if self.prefix is not None:
-            found = behind(self.prefix.kept[self.node], found)
+            states = behind(self.prefix.kept[self.node], states)
         if self.keeps:
-            self.kept[self.node] = found
-        return found
+            self.kept[self.node] = states
+        return states
 
 
-def behind(prefix: Pair, own: Pair) -> Pair:
+def behind(prefix: Pair, suffix: Pair) -> Pair:
     """Keys and values of sequences [B, heads, T, head width] behind those of the prefix [1, heads, P, head width]."""
-    both = zip(prefix, own, strict=True)
-    keys, values = (torch.cat([shared.expand(len(added), -1, -1, -1), added], dim=2) for shared, added in both)
+    pairs = zip(prefix, suffix, strict=True)
+    keys, values = (torch.cat([shared.expand(len(added), -1, -1, -1), added], dim=2) for shared, added in pairs)
     return keys, values
 
 
@@ -94,7 +94,7 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
     arguments = inspect.signature(inspect.unwrap(type(layer).forward)).parameters
     named = dict(zip(list(arguments)[2:], call.arguments)) | call.named  # after itself and the residual
     if any(
-        isinstance(given, torch.Tensor) and given.ndim > 1 and name not in POSITIONAL for name, given in named.items()
+        isinstance(value, torch.Tensor) and value.ndim > 1 and name not in POSITIONAL for name, value in named.items()
     ):
         raise NotImplementedError("the last layer is handed more that may go by positions, as biases of attention do")
     name = cache_argument(layer)

@@ -41,11 +41,13 @@ class PaddedBatch:
         self.branches = None
         if any(s.is_branched for s in sequences):
             depths, numbers = padded([s.depths[prefix:] for s in sequences]).unbind(dim=2)
-            own, seen = numbers[:, :, None], numbers[:, None, :]
-            visible = torch.ones_like(own == seen).tril() & ((seen == 0) | (seen == own))
-            before = torch.arange(prefix, device=device).expand(len(depths), -1)
+            query_branch, key_branch = numbers[:, :, None], numbers[:, None, :]
+            visible = torch.ones_like(query_branch == key_branch).tril() & (
+                (key_branch == 0) | (key_branch == query_branch)
+            )
+            prefix_places = torch.arange(prefix, device=device).expand(len(depths), -1)
             visible = torch.nn.functional.pad(visible, (prefix, 0), value=True)
-            self.branches = depths, torch.cat([before, depths], dim=1), visible
+            self.branches = depths, torch.cat([prefix_places, depths], dim=1), visible
 
 
 class Forward:
@@ -73,27 +75,27 @@ class Forward:
         if self.batch.branches:
             masks = attention_masks(network, *self.batch.branches)
             options |= {"position_ids": self.batch.branches[0], "attention_mask": masks}
-        handed = network.layer_inputs(self.batch.ids, **options)
-        self.calls, self.residuals = handed.calls, {0: handed.residual}
-        *streams, _, _, width = handed.residual.shape  # some families hand on several residuals
-        self.states = handed.residual.new_empty(*streams, len(tree.cuts), batch.scored, width)
+        inputs = network.layer_inputs(self.batch.ids, **options)
+        self.calls, self.residuals = inputs.calls, {0: inputs.residual}
+        *streams, _, _, width = inputs.residual.shape  # some families hand on several residuals
+        self.states = inputs.residual.new_empty(*streams, len(tree.cuts), batch.scored, width)
 
     def step(self, layer: int) -> None:
         """Run all nodes of a layer."""
         batch, call, module = self.batch, self.calls[layer], self.network.layers[layer]
-        here = self.network.layer_devices[layer]
-        rows, slots, places = (tensor.to(here) for tensor in (batch.rows, batch.slots, batch.places))
+        device = self.network.layer_devices[layer]
+        rows, slots, places = (tensor.to(device) for tensor in (batch.rows, batch.slots, batch.places))
         for node in self.tree.levels[layer]:
-            self.cache.node, residual = node.leaves, self.residuals[node.enters].to(here)
+            self.cache.node, residual = node.leaves, self.residuals[node.enters].to(device)
             with running_part(module, node.part):
                 if self.scored_only and node.ends and node.part == WHOLE:
-                    left, ending = run_scored(module, call, residual, places), slots
+                    output, columns = run_scored(module, call, residual, places), slots
                 else:
-                    left, ending = call(module, residual), places[rows, slots]
+                    output, columns = call(module, residual), places[rows, slots]
             for number in node.last_of:
-                self.states[..., number, :, :] = left[..., rows, ending, :].to(self.states.device)
+                self.states[..., number, :, :] = output[..., rows, columns, :].to(self.states.device)
             if not node.ends:
-                self.residuals[node.leaves] = left
+                self.residuals[node.leaves] = output
         self.residuals = {number: self.residuals[number] for number in self.tree.needed[layer]}
 
 

@@ -56,58 +56,66 @@ def generate(
     """
     if not instances:
         return [[] for _ in model.cuts]
-    whole = model.network.model
-    asking = RequestRecorder(whole, tokenizer)
-    prompts = [asking.prompt(instance) for instance in instances]
-    asked = {name for name, value in whole.generation_config.to_diff_dict().items() if value not in (None, False)}
-    if model.sharing < Sharing.MASKS or asked - FOLLOWED or not all(prompt.greedy for prompt in prompts):
-        return generate_one_by_one(whole, tokenizer, model.cuts, instances, shards=shards, what=what)
+    network = model.network.model
+    recorder = RequestRecorder(network, tokenizer)
+    prompts = [recorder.prompt(instance) for instance in instances]
+    settings_in_use = {
+        name for name, value in network.generation_config.to_diff_dict().items() if value not in (None, False)
+    }
+    if model.sharing < Sharing.MASKS or settings_in_use - FOLLOWED or not all(prompt.greedy for prompt in prompts):
+        return generate_one_by_one(network, tokenizer, model.cuts, instances, shards=shards, what=what)
     written = np.empty((len(model.cuts), len(prompts)), dtype=object)
     with Parts(shards, what, written.size, "answer", FIRST_WRITTEN) as parts:
-        for kind in dict.fromkeys(prompt[:2] for prompt in prompts):
-            alike = [n for n, prompt in enumerate(prompts) if prompt[:2] == kind]
-            alike.sort(key=lambda n: -len(prompts[n].tokens))
-            asked_alike, are_over = [prompts[n].tokens for n in alike], _make_end_check(whole, tokenizer, kind[1])
-            written[:, alike] = _write_answers(model, asked_alike, kind[0], are_over, memory, parts)
+        for settings in dict.fromkeys(prompt[:2] for prompt in prompts):
+            group = [n for n, prompt in enumerate(prompts) if prompt[:2] == settings]
+            group.sort(key=lambda n: -len(prompts[n].tokens))
+            group_prompts, are_over = (
+                [prompts[n].tokens for n in group],
+                _make_end_check(network, tokenizer, settings[1]),
+            )
+            written[:, group] = _write_answers(model, group_prompts, settings[0], are_over, memory, parts)
     return [
-        [Answer(asking.text(asked, tokens), len(tokens), ended) for asked, (tokens, ended) in zip(instances, of_cut)]
-        for of_cut in written
+        [
+            Answer(recorder.text(instance, tokens), len(tokens), ended)
+            for instance, (tokens, ended) in zip(instances, cut_answers)
+        ]
+        for cut_answers in written
     ]
 
 
 def _write_answers(
-    model: TreeModel, prompts: list[list[int]], most: int, are_over: AreFinished, memory: int, parts: Parts
+    model: TreeModel, prompts: list[list[int]], max_tokens: int, are_over: AreFinished, memory: int, parts: Parts
 ) -> np.ndarray:
     """[C, B] pairs: new tokens, at most so many, and whether they ended; of finished parts, else written."""
 
-    def fits(some: list[list[int]], cuts: list[Cut]) -> bool:
-        needed = model.estimate.writing(Tree(cuts, model.tree.layers), len(some), max(map(len, some)), most)
-        return len(some) <= ROWS and needed <= memory
+    def fits(rows: list[list[int]], cuts: list[Cut]) -> bool:
+        needed = model.estimate.writing_bytes(Tree(cuts, model.tree.layers), len(rows), max(map(len, rows)), max_tokens)
+        return len(rows) <= ROWS and needed <= memory
 
     def progress(answers: int, token: int) -> None:
         # answers may take minutes to end, so that the bar shows the token that is written
-        parts.set_postfix_str(f"token {token} of at most {most}", refresh=False)
+        parts.set_postfix_str(f"token {token} of at most {max_tokens}", refresh=False)
         parts.update(answers)
 
-    def write(some: list[list[int]], cuts: list[Cut]) -> np.ndarray:
-        run = lambda: Decoding(model.part(cuts), some, most).write(are_over, progress)  # noqa: E731
-        found = list(itertools.chain(*parts.finished((cuts, some), len(cuts) * len(some), run)))
-        return np.fromiter(zip(found, are_over(found)), dtype=object).reshape(len(cuts), -1)
+    def write(rows: list[list[int]], cuts: list[Cut]) -> np.ndarray:
+        run = lambda: Decoding(model.for_cuts(cuts), rows, max_tokens).write(are_over, progress)  # noqa: E731
+        token_lists = list(itertools.chain(*parts.finished((cuts, rows), len(cuts) * len(rows), run)))
+        return np.fromiter(zip(token_lists, are_over(token_lists)), dtype=object).reshape(len(cuts), -1)
 
     return run_in_halves(write, prompts, model.cuts, fits)
 
 
 def _make_end_check(model, tokenizer, stop: tuple[str, ...]) -> AreFinished:
     """What says which answers are finished: by an end-of-sequence token, or a stop string among the last tokens."""
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    end_tokens = model.generation_config.eos_token_id
+    end_tokens = end_tokens if isinstance(end_tokens, list) else [end_tokens]
     stop = tuple(filter(None, stop))
     # two more than it takes to write one, since a string has several tokenizations: so far HFLM looks back
-    back = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in stop), default=0)
+    lookback = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in stop), default=0)
 
     def are_over(rows: list[list[int]]) -> list[bool]:
-        texts = tokenizer.batch_decode([row[-back:] for row in rows])
-        return [row[-1] in ends or any(s in text for s in stop) for row, text in zip(rows, texts, strict=True)]
+        texts = tokenizer.batch_decode([row[-lookback:] for row in rows])
+        return [row[-1] in end_tokens or any(s in text for s in stop) for row, text in zip(rows, texts, strict=True)]
 
     return are_over
 
@@ -137,8 +145,8 @@ def generate_one_by_one(
 
     args = [instance.args for instance in instances]
     with Parts(shards, what, len(cuts), "pruned model", FIRST_WRITTEN) as parts:
-        found = [parts.finished((engine, cut, args), 1, functools.partial(run, cut)) for cut in cuts]
-    return [list(map(Answer, texts)) for texts in found]
+        answers = [parts.finished((engine, cut, args), 1, functools.partial(run, cut)) for cut in cuts]
+    return [list(map(Answer, texts)) for texts in answers]
 
 
 @dataclass
@@ -173,22 +181,22 @@ class Decoding:
     """The prompts of a batch, run for all pruned models; all tokens but the last, which `write` begins with."""
 
     @torch.inference_mode()
-    def __init__(self, model: TreeModel, prompts: list[list[int]], most: int):
-        self.network, self.prompts, self.most = model.network, prompts, most
+    def __init__(self, model: TreeModel, prompts: list[list[int]], max_tokens: int):
+        self.network, self.prompts, self.max_tokens = model.network, prompts, max_tokens
         self.held = max(1, max(map(len, prompts)) - 1)  # places in a buffer before the first token that is written
-        self.everyone = tuple(range(len(model.cuts)))
-        cache, self.stops = self._read(model), []
+        self.all_models = tuple(range(len(model.cuts)))
+        cache, self.layer_runs = self._read_prompts(model), []
         for layer, level in enumerate(model.tree.levels):
             for part in dict.fromkeys(node.part for node in level):
                 leaves = {number: node.leaves for node in level if node.part == part for number in node.cuts}
                 pairs = zip(*(cache.kept[residual] for residual in leaves.values()), strict=True)
-                buffers = [functional.pad(torch.cat(kind), (0, 0, 0, most)) for kind in pairs]
-                self.stops.append(LayerRun(layer, part, tuple(leaves), buffers))
+                buffers = [functional.pad(torch.cat(tensors), (0, 0, 0, max_tokens)) for tensors in pairs]
+                self.layer_runs.append(LayerRun(layer, part, tuple(leaves), buffers))
         lanes = torch.arange(len(model.cuts) * len(prompts), device=self.network.device).view(-1, len(prompts))
-        together = {self.everyone, *(stop.models for stop in self.stops)}
-        self.rows = {models: lanes[list(models)].flatten() for models in together}  # of the lanes that are left
+        groups = {self.all_models, *(stop.models for stop in self.layer_runs)}
+        self.rows = {models: lanes[list(models)].flatten() for models in groups}  # of the lanes that are left
 
-    def _read(self, model: TreeModel) -> PrefixCache:
+    def _read_prompts(self, model: TreeModel) -> PrefixCache:
         """Keys and values of the prompts; what they begin with alike is run once."""
         rows = [tuple(prompt[:-1]) or (0,) for prompt in self.prompts]
         prefix = os.path.commonprefix(rows)[: min(map(len, rows)) - 1]
@@ -205,55 +213,59 @@ class Decoding:
         `are_over` says of some lanes' new tokens which are finished; `progress` is told of how many answers this is
         so, and how many tokens the longest has.
         """
-        device, cuts = self.network.device, len(self.everyone)
-        new: list[list[int]] = [[] for _ in self.prompts * cuts]
+        device, cuts = self.network.device, len(self.all_models)
+        new_tokens: list[list[int]] = [[] for _ in self.prompts * cuts]
         tokens = torch.tensor([prompt[-1] for prompt in self.prompts] * cuts, device=device)
         lengths = torch.tensor([[len(prompt) - 1] for prompt in self.prompts] * cuts, device=device)
-        lanes = torch.arange(len(new), device=device)
-        for written in range(self.most):
-            tokens = self._next(written, tokens, lengths[lanes])
-            answers = [new[lane] for lane in lanes.tolist()]
+        lanes = torch.arange(len(new_tokens), device=device)
+        for written in range(self.max_tokens):
+            tokens = self._next_tokens(written, tokens, lengths[lanes])
+            answers = [new_tokens[lane] for lane in lanes.tolist()]
             for answer, token in zip(answers, tokens.tolist(), strict=True):
                 answer.append(token)
-            going = ~torch.tensor(are_over(answers), device=device)
-            progress(int((~going).sum()), written + 1)
-            if not going.any():
+            unfinished = ~torch.tensor(are_over(answers), device=device)
+            progress(int((~unfinished).sum()), written + 1)
+            if not unfinished.any():
                 break
-            if not going.all():
-                self._keep(going)
-                lanes, tokens = lanes[going], tokens[going]
+            if not unfinished.all():
+                self._keep_lanes(unfinished)
+                lanes, tokens = lanes[unfinished], tokens[unfinished]
         else:
-            progress(len(lanes), self.most)
-        return [new[first : first + len(self.prompts)] for first in range(0, len(new), len(self.prompts))]
+            progress(len(lanes), self.max_tokens)
+        return [new_tokens[first : first + len(self.prompts)] for first in range(0, len(new_tokens), len(self.prompts))]
 
-    def _next(self, written: int, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _next_tokens(self, written: int, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """[lanes] the token that follows the last one of each lane, after so many that it wrote."""
         network, cache, device = self.network, BufferCache(self.held + written), tokens.device
-        before = torch.arange(self.held, device=device).expand(len(tokens), -1)
-        places = torch.cat([before, lengths + torch.arange(written + 1, device=device)], dim=1)
-        real = torch.cat([before < lengths, torch.ones_like(places[:, self.held :], dtype=torch.bool)], dim=1)
+        held_places = torch.arange(self.held, device=device).expand(len(tokens), -1)
+        places = torch.cat([held_places, lengths + torch.arange(written + 1, device=device)], dim=1)
+        is_real = torch.cat([held_places < lengths, torch.ones_like(places[:, self.held :], dtype=torch.bool)], dim=1)
 
-        def hand(rows: torch.Tensor) -> LayerInputs:
+        def find_inputs(rows: torch.Tensor) -> LayerInputs:
             """What layers are handed for some lanes."""
             positions = places[rows, -1:]
-            masks = attention_masks(network, positions, places[rows], real[rows, None])
+            masks = attention_masks(network, positions, places[rows], is_real[rows, None])
             options = {"position_ids": positions, "attention_mask": masks, network.cache_argument: cache}
             return network.layer_inputs(tokens[rows, None], use_cache=True, **options)
 
-        handed = {models: hand(rows) for models, rows in self.rows.items() if len(rows)}
-        residuals = handed[self.everyone].residual.clone()  # [lanes, 1, D]
-        for layer, stop in zip(network.load_in_turn([stop.layer for stop in self.stops]), self.stops):
-            if stop.models in handed:
-                cache.buffers, rows, module = stop.buffers, self.rows[stop.models], network.layers[layer]
-                with running_part(module, stop.part):
-                    left = handed[stop.models].calls[layer](module, residuals[rows].to(network.layer_devices[layer]))
-                residuals[rows] = left.to(residuals.device)
+        inputs = {models: find_inputs(rows) for models, rows in self.rows.items() if len(rows)}
+        residuals = inputs[self.all_models].residual.clone()  # [lanes, 1, D]
+        for layer, layer_run in zip(
+            network.load_in_turn([layer_run.layer for layer_run in self.layer_runs]), self.layer_runs
+        ):
+            if layer_run.models in inputs:
+                cache.buffers, rows, module = layer_run.buffers, self.rows[layer_run.models], network.layers[layer]
+                with running_part(module, layer_run.part):
+                    output = inputs[layer_run.models].calls[layer](
+                        module, residuals[rows].to(network.layer_devices[layer])
+                    )
+                residuals[rows] = output.to(residuals.device)
         return torch.cat([logits.argmax(dim=-1) for logits in logits_in_parts(network, residuals[..., 0, :])])
 
-    def _keep(self, kept: torch.Tensor) -> None:
+    def _keep_lanes(self, kept: torch.Tensor) -> None:
         """Leave out some of the lanes that are left [lanes]."""
-        for stop in self.stops:
-            here = kept[self.rows[stop.models]]
-            stop.buffers = [buffer[here.to(buffer.device)] for buffer in stop.buffers]
-        number = kept.cumsum(0) - 1
-        self.rows = {models: number[rows[kept[rows]]] for models, rows in self.rows.items()}
+        for layer_run in self.layer_runs:
+            kept_rows = kept[self.rows[layer_run.models]]
+            layer_run.buffers = [buffer[kept_rows.to(buffer.device)] for buffer in layer_run.buffers]
+        new_rows = kept.cumsum(0) - 1
+        self.rows = {models: new_rows[rows[kept[rows]]] for models, rows in self.rows.items()}

@@ -79,7 +79,7 @@ class RequestRecorder(HFLM):
 
     def prompt(self, instance: Instance) -> Prompt:
         self.text(instance, [])
-        return self.asked
+        return self.last_prompt
 
     def text(self, instance: Instance, answer: list[int]) -> str:
         """The answer to an instance, of these tokens."""
@@ -92,7 +92,7 @@ class RequestRecorder(HFLM):
     def _model_generate(self, context, max_length, stop, **options):
         greedy = not options.get("do_sample") and not set(options) - {"do_sample", "temperature", "attention_mask"}
         tokens = context[0][options["attention_mask"][0].bool()].tolist()
-        self.asked = Prompt(max_length - context.shape[1], tuple(stop), tokens, greedy)
+        self.last_prompt = Prompt(max_length - context.shape[1], tuple(stop), tokens, greedy)
         return torch.cat([context, context.new_tensor([self.answer])], dim=1)
 
 
@@ -145,10 +145,10 @@ def load_tasks(
         loaded = manager.load(list(names))
     for name, task in loaded["tasks"].items():
         _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
-        own = task.get_config("num_fewshot")
-        if num_fewshot and own == 0:  # lm-eval would ask without any, and say so in a line of its log
+        own_fewshot = task.get_config("num_fewshot")
+        if num_fewshot and own_fewshot == 0:  # lm-eval would ask without any, and say so in a line of its log
             raise InputError(embedded.no_examples_message(name, num_fewshot))
-        task.set_config(key="num_fewshot", value=(own or 0) if num_fewshot is None else num_fewshot)
+        task.set_config(key="num_fewshot", value=(own_fewshot or 0) if num_fewshot is None else num_fewshot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
         if fewshot_order and (sampler := getattr(task, "sampler", None)) is not None:
             sampler.sample = functools.partial(_sample_shuffled, sampler.sample, fewshot_order)
@@ -173,10 +173,10 @@ def check_names(names: list[str]) -> TaskManager:
         return TaskManager(include_path=str(embedded.TASKS), include_defaults=False)
     manager = _load_task_manager()
     if unknown := sorted(set(names) - set(manager.all_tasks)):
-        near = difflib.get_close_matches(unknown[0], manager.all_tasks)
+        similar = difflib.get_close_matches(unknown[0], manager.all_tasks)
         raise InputError(
             f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
-            f"{', '.join(embedded.embedded_tasks())}" + (f" (did you mean {', '.join(near)}?)" if near else "")
+            f"{', '.join(embedded.embedded_tasks())}" + (f" (did you mean {', '.join(similar)}?)" if similar else "")
         )
     for name in names:  # those of a group, and those written in Python, are looked at when they are loaded
         entry = manager.task_index[name]
@@ -212,16 +212,16 @@ def encode_requests(instances: list[Instance], model, tokenizer) -> Requests:
 
     Raises InputError for what it does not let in: nothing before or after, or more to score than the model reads.
     """
-    asking = RequestRecorder(model, tokenizer)
+    recorder = RequestRecorder(model, tokenizer)
     with quiet():
-        pairs, most = asking.loglikelihood(instances), asking.max_length
+        pairs, max_length = recorder.loglikelihood(instances), recorder.max_length
     for instance, (context, scored) in zip(instances, pairs, strict=True):
-        if not context or not 1 <= len(scored) <= most:
+        if not context or not 1 <= len(scored) <= max_length:
             raise InputError(
                 f"task {instance.task_name!r} has an answer of {len(scored)} tokens after {len(context)}, expected 1 "
-                f"to {most}, what the model reads at once, after at least 1: choose another task or model"
+                f"to {max_length}, what the model reads at once, after at least 1: choose another task or model"
             )
-    return Requests(pairs, most)
+    return Requests(pairs, max_length)
 
 
 def data_fingerprint(task: str, datasets: str | None = None) -> str:
@@ -252,33 +252,35 @@ def score_answers(tasks: Tasks, answers: list[tuple[float, bool]], written: list
     with quiet():
         result = evaluate(_AnsweredModel(), tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
     rows, outcomes = [], {}
-    for task, found in result["results"].items():
+    for task, metrics in result["results"].items():
         samples = result["samples"].get(task, [])
-        items = len({s["doc_id"] for s in samples}) or found.get("sample_len")
-        rows += [{"task": task, **row, "items": items} for row in _read_metrics(found)]
+        items = len({s["doc_id"] for s in samples}) or metrics.get("sample_len")
+        rows += [{"task": task, **row, "items": items} for row in _read_metrics(metrics)]
         if samples:
-            of_task = {i.doc_id: answer for i, answer in zip(tasks.generations, written) if i.task_name == task}
-            outcomes[task] = _pack_outcomes(samples) | _pack_lengths([of_task[item] for item in sorted(of_task)])
+            task_answers = {i.doc_id: answer for i, answer in zip(tasks.generations, written) if i.task_name == task}
+            outcomes[task] = _pack_outcomes(samples) | _pack_lengths(
+                [task_answers[item] for item in sorted(task_answers)]
+            )
     return rows, outcomes
 
 
 def mean_accuracy(tasks: Tasks, names: Container[str], answers: list[tuple[float, bool]]) -> float:
     """The mean accuracy of some tasks, by one model's answers as `score` takes them."""
-    right = collections.defaultdict(list)
+    accuracies = collections.defaultdict(list)
     pairs = zip(tasks.instances, answers, strict=True)
-    for (name, _), of_item in itertools.groupby(pairs, key=lambda pair: (pair[0].task_name, pair[0].doc_id)):
+    for (name, _), item_pairs in itertools.groupby(pairs, key=lambda pair: (pair[0].task_name, pair[0].doc_id)):
         if name in names:
-            instances, found = zip(*of_item, strict=True)
-            right[name].append(tasks.loaded["tasks"][name].process_results(instances[0].doc, found)["acc"])
-    return statistics.fmean(map(statistics.fmean, right.values()))
+            instances, item_answers = zip(*item_pairs, strict=True)
+            accuracies[name].append(tasks.loaded["tasks"][name].process_results(instances[0].doc, item_answers)["acc"])
+    return statistics.fmean(map(statistics.fmean, accuracies.values()))
 
 
-def _read_metrics(found: dict) -> Iterator[dict]:
+def _read_metrics(metrics: dict) -> Iterator[dict]:
     """metric, value and stderr of all that lm-eval found for a task or a group."""
-    for key, value in found.items():
+    for key, value in metrics.items():
         metric, _, rule = str(key).partition(",")
         if rule and not metric.endswith("_stderr") and isinstance(value, int | float):
-            error = found.get(f"{metric}_stderr,{rule}")  # "N/A" where it is unknown
+            error = metrics.get(f"{metric}_stderr,{rule}")  # "N/A" where it is unknown
             error = float(error) if isinstance(error, int | float) else math.nan
             yield {"metric": _metric_name(metric, rule), "value": value, "stderr": error}
 
@@ -291,16 +293,16 @@ def _metric_name(metric: str, rule: str) -> str:
 def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
     packed = {}
     for rule in dict.fromkeys(s["filter"] for s in samples):
-        of_rule = sorted((s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"])
-        for metric in of_rule[0]["metrics"]:
-            values = [s[metric] for s in of_rule]
+        rule_samples = sorted((s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"])
+        for metric in rule_samples[0]["metrics"]:
+            values = [s[metric] for s in rule_samples]
             if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
                 packed[_metric_name(metric, rule)] = pack(np.array(values))
-        if all(len(s["resps"]) > 1 for s in of_rule):
+        if all(len(s["resps"]) > 1 for s in rule_samples):
             # as many columns as the most choices have: of fewer the rest is missing
-            logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in of_rule]).to_numpy(float)
+            logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in rule_samples]).to_numpy(float)
             packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), LOGPROBS: pack_halves(logprobs)}
-            targets = [s["target"] for s in of_rule]
+            targets = [s["target"] for s in rule_samples]
             if all(isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets):
                 packed["target"] = pack(np.array(targets))
     return packed

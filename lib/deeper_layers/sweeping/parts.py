@@ -35,34 +35,34 @@ class MemoryEstimate:
         heads = getattr(config, "num_attention_heads", None) or 1
         inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size  # of some families one a layer
         self.network, self.vocabulary = network, network.head.weight.shape[0]
-        self.copies = 2 + heads // (getattr(config, "num_key_value_heads", None) or heads)
-        self.scores = 8 * (1 if config._attn_implementation == "sdpa" else heads)
-        self.residual = config.hidden_size * network.dtype.itemsize
-        self.of_token = 6 * self.residual + 4 * int(np.max(inner)) * network.dtype.itemsize
+        self.key_copies = 2 + heads // (getattr(config, "num_key_value_heads", None) or heads)
+        self.score_bytes = 8 * (1 if config._attn_implementation == "sdpa" else heads)
+        self.residual_bytes = config.hidden_size * network.dtype.itemsize
+        self.token_bytes = 6 * self.residual_bytes + 4 * int(np.max(inner)) * network.dtype.itemsize
 
-    def scoring(self, tree: Tree, batches: list[Batch]) -> int:
+    def scoring_bytes(self, tree: Tree, batches: list[Batch]) -> int:
         """For batches that go through the layers of a tree together."""
         prefixes = {batch.prefix for batch in batches if batch.prefix}
         waiting, running = sum(map(len, prefixes)) * tree.nodes * self.network.token_cache_bytes, 0
         for batch in [*(Batch((), (planning.Sequence(prefix),)) for prefix in prefixes), *batches]:
             rows, width, states = len(batch.sequences), batch.width, batch.scored * len(tree.cuts)
-            waiting += (tree.alive * rows * width + states) * self.residual
-            running = max(running, self._running(rows, width, len(batch.prefix) + width, states))
+            waiting += (tree.alive * rows * width + states) * self.residual_bytes
+            running = max(running, self._running_bytes(rows, width, len(batch.prefix) + width, states))
         return int(waiting + running)
 
-    def writing(self, tree: Tree, rows: int, longest: int, most: int) -> int:
+    def writing_bytes(self, tree: Tree, rows: int, longest: int, max_tokens: int) -> int:
         """For so many prompts of at most `longest` tokens, answered by `most` tokens of each pruned model."""
-        lanes, room, remembered = rows * len(tree.cuts), longest + most, self.network.token_cache_bytes
+        lanes, room, remembered = rows * len(tree.cuts), longest + max_tokens, self.network.token_cache_bytes
         buffers = rows * room * sum(len(node.cuts) for level in tree.levels for node in level) * remembered
-        prompts = rows * longest * (tree.nodes * remembered + tree.alive * self.residual)
-        reading = prompts + self._running(rows, longest, longest, 0)
-        return int(buffers + max(reading, self._running(lanes, 1, room, lanes)))
+        prompts = rows * longest * (tree.nodes * remembered + tree.alive * self.residual_bytes)
+        reading = prompts + self._running_bytes(rows, longest, longest, 0)
+        return int(buffers + max(reading, self._running_bytes(lanes, 1, room, lanes)))
 
-    def _running(self, rows: int, width: int, keys: int, scored: int) -> float:
+    def _running_bytes(self, rows: int, width: int, keys: int, scored: int) -> float:
         """For a layer, and then logits at scored positions, their logarithms and what these are computed in."""
-        of_keys = rows * keys * self.copies * self.network.token_cache_bytes
-        of_head = 12 * min(scored * self.vocabulary, max(HEAD_ELEMENTS, self.vocabulary))
-        return rows * width * (self.of_token + keys * self.scores) + of_keys + of_head
+        key_bytes = rows * keys * self.key_copies * self.network.token_cache_bytes
+        head_bytes = 12 * min(scored * self.vocabulary, max(HEAD_ELEMENTS, self.vocabulary))
+        return rows * width * (self.token_bytes + keys * self.score_bytes) + key_bytes + head_bytes
 
 
 def run_in_halves(
@@ -70,14 +70,14 @@ def run_in_halves(
     rows: Sequence,
     cuts: list,
     fits: Callable[[Sequence, list], bool],
-    least: int = LEAST_ROWS,
+    min_rows: int = LEAST_ROWS,
 ) -> np.ndarray:
     """run(rows, cuts): for each cut the answers of rows, [C, ...]; in halves where it does not fit, or memory runs out.
 
     Halves are of cuts where not even the first `least` rows fit, else of rows.
     Raises InputError where memory runs out on a single row and cut.
     """
-    fewer_cuts = len(cuts) > 1 and not fits(rows[:least], cuts)
+    fewer_cuts = len(cuts) > 1 and not fits(rows[:min_rows], cuts)
     if not fewer_cuts and (len(rows) == 1 or fits(rows, cuts)):
         try:
             return run(rows, cuts)
@@ -92,11 +92,11 @@ def run_in_halves(
         # outside, where nothing holds on to what was being run any more
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        fewer_cuts = len(cuts) > 1 and len(rows) <= least
-    halved = cuts if fewer_cuts else rows
-    halves = halved[: len(halved) // 2], halved[len(halved) // 2 :]
-    found = [run_in_halves(run, *((rows, some) if fewer_cuts else (some, cuts)), fits, least) for some in halves]
-    return np.concatenate(found, axis=0 if fewer_cuts else 1)
+        fewer_cuts = len(cuts) > 1 and len(rows) <= min_rows
+    items = cuts if fewer_cuts else rows
+    halves = items[: len(items) // 2], items[len(items) // 2 :]
+    results = [run_in_halves(run, *((rows, half) if fewer_cuts else (half, cuts)), fits, min_rows) for half in halves]
+    return np.concatenate(results, axis=0 if fewer_cuts else 1)
 
 
 class Parts(tqdm):
@@ -104,25 +104,25 @@ class Parts(tqdm):
 
     def __init__(self, shards: Shards | None, what: str, total: int, unit: str, first: int = 0):
         self.shards, self.numbers = shards, itertools.count(first)
-        how = {"unit": unit, "unit_scale": total > 10**5, "mininterval": 5, "miniters": 0, "file": sys.stderr}
-        super().__init__(desc=what, total=total, **how)
+        options = {"unit": unit, "unit_scale": total > 10**5, "mininterval": 5, "miniters": 0, "file": sys.stderr}
+        super().__init__(desc=what, total=total, **options)
 
     def update(self, n: float | int | None = 1):
         return super().update(min(n or 0, self.total - self.n))
 
-    def finished(self, asked: tuple, steps: float | int, run: Callable[[], list]) -> list:
+    def finished(self, request: tuple, steps: float | int, run: Callable[[], list]) -> list:
         """What `run` gives, as JSON has it: from the next shard where it is of what is asked, else run and kept.
 
         `steps` are those of the bar, which what is run counts itself.
         """
         if self.shards is None:
             return run()
-        number, same = next(self.numbers), {"asked": np.array(hashlib.sha256(repr(asked).encode()).hexdigest())}
-        kept = self.shards.get(number, same)
-        if kept is not None:
+        number, identity = next(self.numbers), {"asked": np.array(hashlib.sha256(repr(request).encode()).hexdigest())}
+        stored = self.shards.get(number, identity)
+        if stored is not None:
             self.initial += steps  # the time that it says is left is that of the work that is left
             self.update(steps)
-            return json.loads(kept["found"].tobytes())
-        found = run()
-        self.shards.put(number, same | {"found": np.frombuffer(json.dumps(found).encode(), dtype=np.uint8)})
-        return found
+            return json.loads(stored["found"].tobytes())
+        result = run()
+        self.shards.put(number, identity | {"found": np.frombuffer(json.dumps(result).encode(), dtype=np.uint8)})
+        return result

@@ -52,7 +52,7 @@ class Sequence:
     branches: tuple[int, ...] = ()
 
     @classmethod
-    def joined(cls, context, continuations) -> "Sequence":
+    def join(cls, context, continuations) -> "Sequence":
         """Requests (number, continuation) after one context."""
         tokens, requests = tuple(context), []
         starts: dict[tuple[int, ...], int] = {(): len(context)}
@@ -138,7 +138,7 @@ class Plan:
 
     def __str__(self) -> str:
         passes = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
-        said = (
+        phrases = (
             f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens",
             f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of the whole model)",
             f"{self.bytes / 2**20:,.0f} MiB needed",
@@ -146,23 +146,27 @@ class Plan:
             f"about {self.seconds / 60:,.1f} min" if self.seconds else "",
             f"{self.generated:,} answers to generate for each pruned model" if self.generated else "",
         )
-        return "; ".join(filter(None, said))
+        return "; ".join(filter(None, phrases))
 
 
-def plan_batches(asked: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS) -> list[Batch]:
+def plan_batches(
+    requested: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS
+) -> list[Batch]:
     """Arrange requests into sequences and batches, as far as they share; those of one prefix come one after another."""
     by_context: dict[tuple[int, ...], list] = defaultdict(list)
-    for number, (context, continuation) in enumerate(asked.pairs):
-        tokens = tuple((context + continuation)[-(asked.max_length + 1) :][:-1])
+    for number, (context, continuation) in enumerate(requested.pairs):
+        tokens = tuple((context + continuation)[-(requested.max_length + 1) :][:-1])
         by_context[tokens[: len(tokens) - len(continuation) + 1]].append((number, tuple(continuation)))
     by_beginning, by_prefix, tail = defaultdict(list), defaultdict(list), lambda request: request[1][:-1]
     for context, requests in sorted(by_context.items()):
-        found = [Sequence.joined(context, requests)]
-        few = sum(found[0].branches) <= max(JOINED, len(context)) and len(found[0].tokens) <= batch_tokens
-        if not few or sharing < Sharing.MASKS:  # what differs in nothing but its last token is one sequence in any case
+        joined = [Sequence.join(context, requests)]
+        is_small = sum(joined[0].branches) <= max(JOINED, len(context)) and len(joined[0].tokens) <= batch_tokens
+        if (
+            not is_small or sharing < Sharing.MASKS
+        ):  # what differs in nothing but its last token is one sequence in any case
             groups = itertools.groupby(sorted(requests, key=tail), tail)
-            found = [Sequence.joined(context, group) for _, group in groups]
-        for s in found:  # a scored position has to be run, not remembered
+            joined = [Sequence.join(context, group) for _, group in groups]
+        for s in joined:  # a scored position has to be run, not remembered
             by_beginning[s.tokens[:SHARED_TOKENS] if s.scored[0] >= SHARED_TOKENS else ()].append(s)
     for beginning, group in by_beginning.items():
         length = min(len(os.path.commonprefix([s.tokens for s in group])), *(s.scored[0] for s in group))
@@ -178,11 +182,11 @@ def _fill_batches(prefix: tuple[int, ...], sequences: list[Sequence], batch_toke
     """
     batches: list[Batch] = []
     for s in sorted(sequences, key=lambda s: (s.is_branched, -len(s.tokens), s.tokens)):
-        before = batches.pop() if batches else Batch(prefix, ())
-        both = Batch(prefix, (*before.sequences, s))
-        padded, is_alike = len(both.sequences) * both.width, both.sequences[0].is_branched == s.is_branched
-        if not before.sequences or is_alike and padded <= batch_tokens and both.tokens >= (1 - PADDING) * padded:
-            batches.append(both)
+        last = batches.pop() if batches else Batch(prefix, ())
+        extended = Batch(prefix, (*last.sequences, s))
+        padded, is_alike = len(extended.sequences) * extended.width, extended.sequences[0].is_branched == s.is_branched
+        if not last.sequences or is_alike and padded <= batch_tokens and extended.tokens >= (1 - PADDING) * padded:
+            batches.append(extended)
         else:
-            batches += [before, Batch(prefix, (s,))]
+            batches += [last, Batch(prefix, (s,))]
     return batches

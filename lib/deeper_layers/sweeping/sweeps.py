@@ -91,40 +91,43 @@ def sweep(
     if engine is not None:
         vllm_engine.check_installed(engine)
     prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order, "datasets": datasets}
-    asked = _collect_requests(model, tokenizer, tasks, cuts, limit, **prompts)
-    distinct, how = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
-    answers = np.full((len(distinct), len(asked.requests.pairs)), np.array((np.nan, False), ANSWER))
+    collected = _collect_requests(model, tokenizer, tasks, cuts, limit, **prompts)
+    distinct_cuts, options = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
+    answers = np.full((len(distinct_cuts), len(collected.requests.pairs)), np.array((np.nan, False), ANSWER))
     if engine is None:
-        family = family or TreeModel(model, distinct)
+        family = family or TreeModel(model, distinct_cuts)
         try:
-            loglikelihoods(family, asked.requests, batch_tokens=batch_tokens, memory=memory, into=answers, **how)
+            loglikelihoods(
+                family, collected.requests, batch_tokens=batch_tokens, memory=memory, target=answers, **options
+            )
         except KeyboardInterrupt:
-            _print_finished_tasks(asked, distinct, answers, how["what"])
+            _print_finished_tasks(collected, distinct_cuts, answers, options["what"])
             raise
-        written = generate(family, tokenizer, asked.generations, memory=memory, **how)
+        written = generate(family, tokenizer, collected.generations, memory=memory, **options)
     else:
-        vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
-        written = generate_one_by_one(model, tokenizer, distinct, asked.generations, engine=engine, **how)
+        vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in collected.instances}))
+        written = generate_one_by_one(model, tokenizer, distinct_cuts, collected.generations, engine=engine, **options)
     rows, outcomes = [], {}
-    for cut, *of_cut in zip(distinct, answers.tolist(), written, strict=True):
-        found, outcomes[cut.name] = harness.score_answers(asked, *of_cut)
-        rows += [row | {"start": cut.start, "size": cut.size, "cut": cut.name} for row in found]
-    name = [] if all(cut.is_block for cut in distinct) else ["cut"]
-    table = pd.DataFrame(rows, columns=["task", "metric", "start", "size", *name, "value", "stderr", "items"])
-    table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(asked)}
+    for cut, *cut_answers in zip(distinct_cuts, answers.tolist(), written, strict=True):
+        cut_rows, outcomes[cut.name] = harness.score_answers(collected, *cut_answers)
+        rows += [row | {"start": cut.start, "size": cut.size, "cut": cut.name} for row in cut_rows]
+    cut_column = [] if all(cut.is_block for cut in distinct_cuts) else ["cut"]
+    table = pd.DataFrame(rows, columns=["task", "metric", "start", "size", *cut_column, "value", "stderr", "items"])
+    table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(collected)}
     return table
 
 
-def _print_finished_tasks(asked: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
+def _print_finished_tasks(collected: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
     """Of a group that is interrupted: by cut the mean of the tasks that are finished."""
-    names = {name for name, task in asked.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
+    names = {name for name, task in collected.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
     missing = np.isnan(answers["logprob"]).any(axis=0)
-    done = names - {instance.task_name for instance, is_missing in zip(asked.instances, missing) if is_missing}
-    if done:
-        print(f"\n{what}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
-        for cut, of_cut in zip(cuts, answers.tolist()):
+    finished = names - {instance.task_name for instance, is_missing in zip(collected.instances, missing) if is_missing}
+    if finished:
+        print(f"\n{what}: {len(finished)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
+        for cut, cut_answers in zip(cuts, answers.tolist()):
             print(
-                f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(asked, done, of_cut):.3f}", file=sys.stderr
+                f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(collected, finished, cut_answers):.3f}",
+                file=sys.stderr,
             )
 
 
@@ -161,9 +164,9 @@ def plan(
         >>> planned.requests, planned.layers
         (16, 30)
     """
-    asked = _collect_requests(model, tokenizer, tasks, cuts, limit, num_fewshot=num_fewshot, datasets=datasets)
-    found = plan_requests(TreeModel(model, cuts), asked.requests, batch_tokens, memory)
-    return dataclasses.replace(found, generated=len(asked.generations))
+    collected = _collect_requests(model, tokenizer, tasks, cuts, limit, num_fewshot=num_fewshot, datasets=datasets)
+    planned = plan_requests(TreeModel(model, cuts), collected.requests, batch_tokens, memory)
+    return dataclasses.replace(planned, generated=len(collected.generations))
 
 
 def _collect_requests(
@@ -186,14 +189,14 @@ def check_cuts(model, cuts: list[Cut]) -> None:
 
 
 def loglikelihoods(
-    family: TreeModel,
-    asked: Requests,
+    tree_model: TreeModel,
+    requests: Requests,
     *,
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
     shards: Shards | None = None,
     what: str = "sweep",
-    into: np.ndarray | None = None,
+    target: np.ndarray | None = None,
 ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
     """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
 
@@ -201,47 +204,55 @@ def loglikelihoods(
     `plan_requests`. `into`, [C, R] of ANSWER, is filled as they come. One of minus infinity is of a token that the
     model rules out. Raises InputError for what is not a number.
     """
-    answers = np.empty((len(family.cuts), len(asked.pairs)), ANSWER) if into is None else into
-    if not asked.pairs:
+    answers = np.empty((len(tree_model.cuts), len(requests.pairs)), ANSWER) if target is None else target
+    if not requests.pairs:
         return answers["logprob"], answers["greedy"]
-    plan = plan_requests(family, asked, batch_tokens, memory)
+    plan = plan_requests(tree_model, requests, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
     with Parts(shards, what, plan.layer_steps, "layer-step") as parts:
         for batches in plan.parts:
 
             def run(batches=batches) -> list:
-                found = family.answer(batches, parts.update, memory)
-                if (bad := np.isnan(found["logprob"]).any(axis=1)).any():  # before it is kept, or counts as a choice
-                    raise overflow_error("a log-probability", family.network.model, family.cuts[bad.argmax()])
-                return [found["logprob"].tolist(), found["greedy"].tolist()]
+                results = tree_model.answer(batches, parts.update, memory)
+                if (
+                    not_numbers := np.isnan(results["logprob"]).any(axis=1)
+                ).any():  # before it is kept, or counts as a choice
+                    raise overflow_error(
+                        "a log-probability", tree_model.network.model, tree_model.cuts[not_numbers.argmax()]
+                    )
+                return [results["logprob"].tolist(), results["greedy"].tolist()]
 
-            steps = family.layer_steps * sum(batch.tokens for batch in batches)
-            found = parts.finished((family.cuts, [batch.sequences for batch in batches]), steps, run)
-            for name, values in zip(ANSWER.names, found, strict=True):
+            steps = tree_model.layer_steps * sum(batch.tokens for batch in batches)
+            results = parts.finished((tree_model.cuts, [batch.sequences for batch in batches]), steps, run)
+            for name, values in zip(ANSWER.names, results, strict=True):
                 answers[name][:, [number for batch in batches for number in batch.requests]] = values
         parts.update(parts.total - parts.n)  # prefixes of parts that were found are not run again
     return answers["logprob"], answers["greedy"]
 
 
-def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY) -> Plan:
+def plan_requests(
+    tree_model: TreeModel, requests: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY
+) -> Plan:
     """How these requests would be run, and what that costs; one small batch is run for the time.
 
     Where memory is short, a batch is run in smaller ones, and these for some of the cuts at a time.
     """
-    batches = plan_batches(asked, batch_tokens, family.sharing)
+    batches = plan_batches(requests, batch_tokens, tree_model.sharing)
     # of layers that are on disk as many batches as memory holds
-    parts = list(group_by_cost(batches, family.bytes_needed, memory if family.is_streamed else 0))
-    steps = count_tokens(batches) * family.layer_steps
+    parts = list(group_by_cost(batches, tree_model.bytes_needed, memory if tree_model.is_streamed else 0))
+    steps = count_tokens(batches) * tree_model.layer_steps
     return Plan(
-        cuts=family.cuts,
+        cuts=tree_model.cuts,
         parts=parts,
-        layers=family.tree.layers,
+        layers=tree_model.tree.layers,
         tokens=count_tokens(batches),
         layer_steps=steps,
-        bytes=min(memory, max(map(family.bytes_needed, parts), default=0)),
-        requests=len(asked.pairs),
-        reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if family.is_streamed else 0,
-        seconds=None if family.is_streamed or not steps else _predict_seconds(family, batches, steps),
+        bytes=min(memory, max(map(tree_model.bytes_needed, parts), default=0)),
+        requests=len(requests.pairs),
+        reads=int(len(parts) * tree_model.network.layer_bytes * tree_model.tree.layers)
+        if tree_model.is_streamed
+        else 0,
+        seconds=None if tree_model.is_streamed or not steps else _predict_seconds(tree_model, batches, steps),
     )
 
 
@@ -253,18 +264,18 @@ def overflow_error(what: str, model, cut: Cut) -> InputError:
     )
 
 
-def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> float:
+def _predict_seconds(tree_model: TreeModel, batches: list[Batch], steps: int) -> float:
     """Seconds on this machine, from a batch of at most 256 tokens. The head counts by its number of parameters."""
-    model, layers, begin = family.network.model, family.tree.layers, 0.0
-    ids = torch.ones(4, min(64, 1 + steps // 4), dtype=torch.long, device=family.network.device)
+    model, layers, start = tree_model.network.model, tree_model.tree.layers, 0.0
+    ids = torch.ones(4, min(64, 1 + steps // 4), dtype=torch.long, device=tree_model.network.device)
     with torch.inference_mode():
-        for some in (ids[:, :8], ids):  # the first pass of a process is slow
-            begin = time.perf_counter()
-            model.base_model(input_ids=some, use_cache=False)
+        for batch_ids in (ids[:, :8], ids):  # the first pass of a process is slow
+            start = time.perf_counter()
+            model.base_model(input_ids=batch_ids, use_cache=False)
             if ids.is_cuda:
                 torch.cuda.synchronize()
-    seconds = (time.perf_counter() - begin) / ids.numel() / layers
-    scored = sum(batch.scored for batch in batches) * len(family.cuts)
+    seconds = (time.perf_counter() - start) / ids.numel() / layers
+    scored = sum(batch.scored for batch in batches) * len(tree_model.cuts)
     head = model.get_output_embeddings().weight.numel() * layers
     return seconds * (steps + scored * head / model.base_model.num_parameters(exclude_embeddings=True))
 
@@ -285,17 +296,17 @@ def text_requests(sequences: list[torch.Tensor]) -> Requests:
 
 def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Requests:
     """Pairs of a prompt, which is given, and its answer, which is predicted, in tokens as lm-eval makes them."""
-    asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(answers)]
-    return harness.encode_requests(asked, model, tokenizer)
+    instances = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(answers)]
+    return harness.encode_requests(instances, model, tokenizer)
 
 
-def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **how) -> Losses:
+def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **options) -> Losses:
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
     Every token but the first of a sequence is predicted from those before it: see `request_loss`, also for `how`.
     Raises InputError where there is no sequence, or one of a single token, and as `request_loss` does.
     """
-    return request_loss(model, cuts, text_requests(sequences), **how)
+    return request_loss(model, cuts, text_requests(sequences), **options)
 
 
 def request_loss(
@@ -309,10 +320,13 @@ def request_loss(
     Raises InputError where there is no cut, or one that does not fit the model, and for a loss that is not finite.
     """
     check_cuts(model, cuts)
-    family, how = TreeModel(model, cuts), {"shards": shards, "what": "loss on text"}
-    logprobs, _ = loglikelihoods(family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, **how)
-    by_cut, lengths = dict(zip(family.cuts, -logprobs, strict=True)), np.array([len(ids) for _, ids in requests.pairs])
-    rows, of_sequences = [], {}
+    tree_model, options = TreeModel(model, cuts), {"shards": shards, "what": "loss on text"}
+    logprobs, _ = loglikelihoods(tree_model, requests, batch_tokens=batch_tokens or BATCH_TOKENS, **options)
+    by_cut, lengths = (
+        dict(zip(tree_model.cuts, -logprobs, strict=True)),
+        np.array([len(ids) for _, ids in requests.pairs]),
+    )
+    rows, sequence_losses = [], {}
     for cut in cuts:
         if not np.isfinite(by_cut[cut]).all():
             raise overflow_error("a loss", model, cut)
@@ -320,8 +334,8 @@ def request_loss(
         error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
         mean = by_cut[cut].sum() / lengths.sum()  # a token counts once, however long its sequence
         rows.append(("loss", cut.start, cut.size, mean, error, len(losses)))
-        of_sequences[cut.name] = losses.round(5).tolist()
-    return pd.DataFrame(rows, columns=["metric", "start", "size", "value", "stderr", "items"]), of_sequences
+        sequence_losses[cut.name] = losses.round(5).tolist()
+    return pd.DataFrame(rows, columns=["metric", "start", "size", "value", "stderr", "items"]), sequence_losses
 
 
 def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor]) -> Any:

@@ -62,19 +62,19 @@ class Tree:
         self.levels: list[list[Node]] = []
         self.needed: list[set[int]] = []
         final = [max(cut.kept(layers)) for cut in cuts]
-        at, lives = [0] * len(cuts), {0}  # the residual that each model has come to
+        current, living = [0] * len(cuts), {0}  # the residual that each model has come to
         for layer in range(layers):
-            asked: dict[tuple[int, str], list[int]] = defaultdict(list)
+            runs: dict[tuple[int, str], list[int]] = defaultdict(list)
             for number, cut in enumerate(cuts):
                 if part := cut.runs(layer):
-                    asked[at[number], part].append(number)
+                    runs[current[number], part].append(number)
             self.levels.append([])
-            for (enters, part), numbers in asked.items():
+            for (enters, part), numbers in runs.items():
                 self.nodes += 1
                 last_of = tuple(number for number in numbers if final[number] == layer)
                 self.levels[layer].append(Node(layer, part, enters, self.nodes, tuple(numbers), last_of))
                 for number in numbers:
-                    at[number] = self.nodes
-            self.needed.append({residual for residual, last in zip(at, final) if last > layer})
-            self.alive = max(self.alive, len(lives | self.needed[layer]))
-            lives = self.needed[layer]
+                    current[number] = self.nodes
+            self.needed.append({residual for residual, last in zip(current, final) if last > layer})
+            self.alive = max(self.alive, len(living | self.needed[layer]))
+            living = self.needed[layer]

@@ -57,16 +57,16 @@ class TreeModel:
         self.cuts = list(dict.fromkeys(cuts))
         self.tree = Tree(self.cuts, len(self.network.layers))
         self._prefixes: dict[tuple[int, ...], PrefixCache] = {}
-        self._part = self
+        self._selection = self
 
-    def part(self, cuts: list[Cut]) -> "TreeModel":
+    def for_cuts(self, cuts: list[Cut]) -> "TreeModel":
         """That of some of the cuts, the same one as long as others are not asked for: it has its prefixes."""
         if cuts == self.cuts:
             return self
-        if cuts != self._part.cuts:
-            self._part = copy.copy(self)
-            vars(self._part).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={}, _part=self)
-        return self._part
+        if cuts != self._selection.cuts:
+            self._selection = copy.copy(self)
+            vars(self._selection).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={}, _part=self)
+        return self._selection
 
     @property
     def layer_steps(self) -> int:
@@ -77,7 +77,7 @@ class TreeModel:
         """Memory beside the weights, at most, when batches go through the layers: together where these are on disk."""
         tree = self.tree if self.sharing else Tree(self.cuts[:1], self.tree.layers)
         groups = [batches] if self.is_streamed else [[batch] for batch in batches]
-        return max((self.estimate.scoring(tree, group) for group in groups), default=0)
+        return max((self.estimate.scoring_bytes(tree, group) for group in groups), default=0)
 
     def answer(
         self, batches: list[Batch], progress: Callable[[float], object] = lambda steps: None, memory: int = MEMORY
@@ -95,35 +95,35 @@ class TreeModel:
             )
 
         def grouped(sequences: list[tuple[Batch, Sequence]]) -> list[Batch]:
-            by_batch = itertools.groupby(sequences, key=lambda one: one[0])
-            return [Batch(batch.prefix, tuple(s for _, s in some)) for batch, some in by_batch]
+            by_batch = itertools.groupby(sequences, key=lambda pair: pair[0])
+            return [Batch(batch.prefix, tuple(s for _, s in group)) for batch, group in by_batch]
 
-        run = lambda sequences, cuts: self.part(cuts)._answer(grouped(sequences), progress)  # noqa: E731
-        fits = lambda sequences, cuts: self.part(cuts).bytes_needed(grouped(sequences)) <= memory  # noqa: E731
+        run = lambda sequences, cuts: self.for_cuts(cuts)._answer_at_once(grouped(sequences), progress)  # noqa: E731
+        fits = lambda sequences, cuts: self.for_cuts(cuts).bytes_needed(grouped(sequences)) <= memory  # noqa: E731
         sequences = [(batch, s) for batch in batches for s in batch.sequences]
         least = min(LEAST_ROWS, max(1, FEW_TOKENS // max(batch.width for batch in batches)))
         return run_in_halves(run, sequences, self.cuts, fits, least)
 
     @torch.inference_mode()
-    def _answer(self, batches: list[Batch], progress: Callable) -> np.ndarray:
-        forwards, found = self.run(batches, progress) if self.sharing else [], []
+    def _answer_at_once(self, batches: list[Batch], progress: Callable) -> np.ndarray:
+        forwards, answers = self.run(batches, progress) if self.sharing else [], []
         for forward, batch in itertools.zip_longest(forwards, batches):
             if forward is not None:
                 logits = logits_in_parts(self.network, forward.states.flatten(-3, -2))
             else:
                 logits = (run_alone(self.network.model, cut, batch) for cut in self.cuts)
                 progress(self.layer_steps * batch.tokens)
-            found.append(_score_requests(batch, len(self.cuts), logits))
-        return np.concatenate(found, axis=1)
+            answers.append(_score_requests(batch, len(self.cuts), logits))
+        return np.concatenate(answers, axis=1)
 
     def run(self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False) -> list[Forward]:
         """Batches that went through the tree together, after their prefixes, which the next ones may share."""
         start = functools.partial(Forward, self.network, self.tree, scored_only=self.sharing == Sharing.MASKS)
-        wanted = {batch.prefix for batch in batches if batch.prefix}
-        begun = {p: start(Batch((), (Sequence(p),)), keeps=True) for p in wanted - self._prefixes.keys()}
-        caches = {p: begun[p].cache if p in begun else self._prefixes[p] for p in wanted}
+        prefixes = {batch.prefix for batch in batches if batch.prefix}
+        new_prefixes = {p: start(Batch((), (Sequence(p),)), keeps=True) for p in prefixes - self._prefixes.keys()}
+        caches = {p: new_prefixes[p].cache if p in new_prefixes else self._prefixes[p] for p in prefixes}
         forwards = [start(batch, caches.get(batch.prefix), keeps=keeps) for batch in batches]
-        run_layers([*begun.values(), *forwards], progress)
+        run_layers([*new_prefixes.values(), *forwards], progress)
         self._prefixes = caches
         return forwards
 
@@ -134,35 +134,35 @@ def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
     pruned = model if cut == UNPRUNED else silence_sublayers(model, cut)
     padded = PaddedBatch(batch, pruned.get_input_embeddings().weight.device)
 
-    def scored(_, arguments):
+    def keep_scored(_, arguments):
         return (arguments[0][padded.rows, padded.places[padded.rows, padded.slots]].unsqueeze(0), *arguments[1:])
 
-    with pruned.get_output_embeddings().register_forward_pre_hook(scored):
+    with pruned.get_output_embeddings().register_forward_pre_hook(keep_scored):
         return pruned(input_ids=padded.ids, use_cache=False).logits[0]
 
 
 def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
     """[C, R] of ANSWER: the log-probability of each request's tokens, summed, from all logits [C * N, V] in parts."""
-    at, wanted, starts, scored = [], [], [], 0  # of each token its row in the logits of a model
+    token_rows, token_ids, starts, scored = [], [], [], 0  # of each token its row in the logits of a model
     for s in batch.sequences:
         for _, places, continuation in s.requests:
-            starts.append(len(at))
-            at += [scored + s.scored.index(place) for place in places]
-            wanted += continuation
+            starts.append(len(token_rows))
+            token_rows += [scored + s.scored.index(place) for place in places]
+            token_ids += continuation
         scored += len(s.scored)
-    rows = torch.arange(cuts)[:, None] * scored + torch.tensor(at)  # [C, K]
-    tokens, by_token, first = torch.tensor(wanted).expand_as(rows), np.empty(rows.shape, ANSWER), 0
-    for some in logits:
-        here = (rows >= first) & (rows < first + len(some))
-        row, token = (rows[here] - first).to(some.device), tokens[here].to(some.device)
-        logprobs = torch.log_softmax(some, dim=-1, dtype=torch.float32)[row, token]
-        by_token["logprob"][here.numpy()] = logprobs.double().cpu().numpy()
-        by_token["greedy"][here.numpy()] = (some.argmax(dim=-1)[row] == token).cpu().numpy()
-        first += len(some)
-    found = np.empty((cuts, len(starts)), ANSWER)
-    found["logprob"] = np.add.reduceat(by_token["logprob"], starts, axis=1)
-    found["greedy"] = np.logical_and.reduceat(by_token["greedy"], starts, axis=1)
-    return found
+    rows = torch.arange(cuts)[:, None] * scored + torch.tensor(token_rows)  # [C, K]
+    tokens, token_answers, first = torch.tensor(token_ids).expand_as(rows), np.empty(rows.shape, ANSWER), 0
+    for part in logits:
+        in_part = (rows >= first) & (rows < first + len(part))
+        row, token = (rows[in_part] - first).to(part.device), tokens[in_part].to(part.device)
+        logprobs = torch.log_softmax(part, dim=-1, dtype=torch.float32)[row, token]
+        token_answers["logprob"][in_part.numpy()] = logprobs.double().cpu().numpy()
+        token_answers["greedy"][in_part.numpy()] = (part.argmax(dim=-1)[row] == token).cpu().numpy()
+        first += len(part)
+    answers = np.empty((cuts, len(starts)), ANSWER)
+    answers["logprob"] = np.add.reduceat(token_answers["logprob"], starts, axis=1)
+    answers["greedy"] = np.logical_and.reduceat(token_answers["greedy"], starts, axis=1)
+    return answers
 
 
 def try_sharing(model, cuts: list[Cut]) -> Sharing:
@@ -170,28 +170,31 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
 
     Raises InputError where the configuration can't state one of those that are tried.
     """
-    tried, some = _shrink_for_trial(model, cuts)
-    known = TRIED.setdefault(model, {})
-    if tuple(some) not in known:
-        known[tuple(some)] = _find_sharing(tried, some)
-    return known[tuple(some)]
+    trial_model, trial_cuts = _shrink_for_trial(model, cuts)
+    results = TRIED.setdefault(model, {})
+    if tuple(trial_cuts) not in results:
+        results[tuple(trial_cuts)] = _find_sharing(trial_model, trial_cuts)
+    return results[tuple(trial_cuts)]
 
 
-def _find_sharing(tried, some: list[Cut]) -> Sharing:
+def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
     """What `try_sharing` finds of these cuts of what is tried."""
-    network = Network(tried)
+    network = Network(trial_model)
     tokens = [(7919 * i + 13) % network.head.weight.shape[0] for i in range(38)]
     requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
-    asked = [(tokens[:12], requests[:3]), (tokens[:8] + tokens[12:20], requests[3:])]  # two contexts that begin alike
-    apart = [Sequence.joined(context, [one]) for context, some in asked for one in some]
-    branched = [Sequence.joined(context, some) for context, some in asked]
+    contexts = [
+        (tokens[:12], requests[:3]),
+        (tokens[:8] + tokens[12:20], requests[3:]),
+    ]  # two contexts that begin alike
+    apart = [Sequence.join(context, [request]) for context, group in contexts for request in group]
+    branched = [Sequence.join(context, group) for context, group in contexts]
 
     def answers(sharing: Sharing) -> np.ndarray:
         """[C, ways, requests], apart and as branches."""
         prefix = tuple(tokens[:8]) if sharing >= Sharing.PREFIXES else ()
         ways = [apart, branched] if sharing == Sharing.MASKS else [apart]
-        found = TreeModel(tried, some, sharing).answer([Batch(prefix, tuple(way)) for way in ways])
-        return found["logprob"].reshape(len(some), -1, 6)
+        found = TreeModel(trial_model, trial_cuts, sharing).answer([Batch(prefix, tuple(way)) for way in ways])
+        return found["logprob"].reshape(len(trial_cuts), -1, 6)
 
     with contextlib.ExitStack() as stack:
         for layer in network.layers:  # those on disk are read once for all trials
@@ -201,8 +204,8 @@ def _find_sharing(tried, some: list[Cut]) -> Sharing:
         allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
         for sharing in sorted(Sharing, reverse=True)[:-1]:
             with contextlib.suppress(Exception):  # whatever a family's code raises, the plain way is left
-                alike = np.sqrt(np.square(answers(sharing) - plain).mean(axis=(1, 2))) <= allowed
-                if alike.all() and (sharing < Sharing.MASKS or takes_masks(tried.config)):
+                is_equal = np.sqrt(np.square(answers(sharing) - plain).mean(axis=(1, 2))) <= allowed
+                if is_equal.all() and (sharing < Sharing.MASKS or takes_masks(trial_model.config)):
                     return sharing
     return Sharing.NOTHING
 
@@ -213,14 +216,14 @@ def _shrink_for_trial(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut
     A trial on all layers takes long, and rounding to 16 bits grows with them until it is as large as a fault.
     """
     count = num_layers(model)
-    places = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
-    dropped = set(range(count)) - places - {*first_layer_of_each_kind(model)}
+    kept_layers = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
+    dropped = set(range(count)) - kept_layers - {*first_layer_of_each_kind(model)}
     with contextlib.suppress(InputError):  # a configuration may state a cut of the model, and none of what is left here
-        few = drop_layers(model, Cut.of(dropped)) if dropped else model
-        some = [Cut(1, 1), Cut.of([0, num_layers(few) - 1])]
-        for cut in some:
-            drop_layers(few, cut)
-        return few, some
+        small_model = drop_layers(model, Cut.of(dropped)) if dropped else model
+        trial_cuts = [Cut(1, 1), Cut.of([0, num_layers(small_model) - 1])]
+        for cut in trial_cuts:
+            drop_layers(small_model, cut)
+        return small_model, trial_cuts
     whole_layers = [Cut.of(cut.dropped) for cut in cuts]  # a sublayer's output is zero in either way
     by_start = sorted(whole_layers, key=lambda cut: cut.start)
     return model, list(dict.fromkeys([by_start[0], by_start[-1]]))

@@ -35,8 +35,10 @@ def check_engine(engine: str, model, tasks: list[str]) -> None:
 
     is_plain = getattr(model.config, "quantization_config", None) is None and not is_streamed(model)
     if tasks or not is_plain:
-        odd = f"{tasks[0]!r} is scored by log-likelihoods" if tasks else "the model is quantized, or its layers on disk"
-        raise InputError(f"engine is {engine!r}, and {odd}: leave it out")
+        reason = (
+            f"{tasks[0]!r} is scored by log-likelihoods" if tasks else "the model is quantized, or its layers on disk"
+        )
+        raise InputError(f"engine is {engine!r}, and {reason}: leave it out")
 
 
 def generate(pruned, tokenizer, instances: list) -> list[str]:
@@ -44,8 +46,8 @@ def generate(pruned, tokenizer, instances: list) -> list[str]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with passing_dir(cache_folder() / "pruned") as folder:
-        for part in (pruned, tokenizer):
-            part.save_pretrained(folder)
+        for item in (pruned, tokenizer):
+            item.save_pretrained(folder)
         with as_input_error("vLLM can't generate from this model", "leave it out"):
             from lm_eval.models.vllm_causallms import VLLM  # which is only there with vLLM
 

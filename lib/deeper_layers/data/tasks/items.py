@@ -8,8 +8,8 @@ import datasets
 from deeper_layers.data import embedded
 
 
-def _dataset_loader(items: Callable[..., list[dict]], *how) -> Callable[..., dict[str, datasets.Dataset]]:
-    return lambda **_: {"test": datasets.Dataset.from_list(items(*how))}
+def _dataset_loader(items: Callable[..., list[dict]], *arguments) -> Callable[..., dict[str, datasets.Dataset]]:
+    return lambda **_: {"test": datasets.Dataset.from_list(items(*arguments))}
 
 
 boolq, mmlu_sample, piqa = map(_dataset_loader, (embedded.boolq, embedded.mmlu_sample, embedded.piqa))
