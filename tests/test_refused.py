@@ -19,7 +19,7 @@ import deeper_layers as ours
 from deeper_layers import PRESETS, Cut, InputError
 from deeper_layers.command import main
 from deeper_layers.data import corpora
-from deeper_layers.errors import LONGEST_MESSAGE
+from deeper_layers.errors import MAX_LENGTH
 from deeper_layers.experiments import notebook_parameters as shown
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.results.places import AROUND as ROOT
@@ -124,7 +124,7 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
 
 def in_one_line(error: InputError) -> str:
     line = str(error)
-    assert "\n" not in line and len(line) <= LONGEST_MESSAGE
+    assert "\n" not in line and len(line) <= MAX_LENGTH
     return line
 
 

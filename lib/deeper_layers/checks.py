@@ -26,18 +26,14 @@ TEXT = 4096  # characters; a path can't be longer either
 ODD = re.compile("[\0\ud800-\udfff]")  # no characters of a text, or halves of one
 
 
-def check_whole_number(
-    name: str, value: object, minimum: int, maximum: int, advice: str = "choose one of these"
-) -> int:
+def check_whole_number(name: str, value: object, least: int, most: int, advice: str = "choose one of these") -> int:
     """A plain integer from `least` to `most`, also of one of numpy's or torch's. Raises InputError for all else."""
     try:
         number = operator.index(value)  # ty: ignore[invalid-argument-type]
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or not minimum <= number <= maximum:
-        raise InputError(
-            f"{name} is {short_repr(value)}; expected a whole number from {minimum} to {maximum}; {advice}"
-        )
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise InputError(f"{name} is {short_repr(value)}; expected a whole number from {least} to {most}; {advice}")
     return number
 
 

@@ -13,7 +13,7 @@ from importlib import metadata
 TRACEBACK_VARIABLE = "DEEPER_LAYERS_TRACEBACK"  # set to anything, tracebacks are shown as Python shows them
 SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and its like, wherever a library quotes one
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LONGEST_MESSAGE = 2000  # characters of a message
+MAX_LENGTH = 2000  # characters of a message
 # how torch, its libraries and the system say that memory ran out, where the class of the error does not
 OUT_OF_MEMORY = re.compile(
     "allocate memory|out of memory|not enough memory|tried to allocate|alloc_failed|map segment", re.IGNORECASE
@@ -97,11 +97,7 @@ def one_line(message: str) -> str:
     """A message as a terminal shows it: on one line, no character that moves its cursor, the middle left out of a long
     one. Messages quote names, values, and what other libraries say."""
     words = escape_invisible(" ".join(message.split()))
-    return (
-        words
-        if len(words) <= LONGEST_MESSAGE
-        else f"{words[: LONGEST_MESSAGE * 2 // 3]} ... {words[-LONGEST_MESSAGE // 4 :]}"
-    )
+    return words if len(words) <= MAX_LENGTH else f"{words[: MAX_LENGTH * 2 // 3]} ... {words[-MAX_LENGTH // 4 :]}"
 
 
 def first_line(error: Exception) -> str:

@@ -22,11 +22,8 @@ from filelock import FileLock, Timeout
 from deeper_layers.errors import InputError, as_input_error
 
 OURS = ".deeper-layers."  # in the names of the folder and its lock, which nobody else gives
-MADE, REPLACED, DESCRIPTION = (
-    "made",
-    "before",
-    "of.json",
-)  # what is made, what had its name until now, what it is made of
+# in that folder: the new content, what it replaces, and the description of what it is made of
+MADE, REPLACED, DESCRIPTION = "made", "before", "of.json"
 MAX_BYTES = 2**28  # bytes of a file of JSON
 Check = Callable[[Path], None]
 
@@ -117,10 +114,8 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left in a folder, unless the same can go on from it; what they moved comes back."""
     for name in {leftover.name.partition(OURS)[0] for leftover in folder.glob(f"*{OURS}*")}:
-        with (
-            contextlib.suppress(InputError),
-            _locked_partial_dir(folder / name, lambda _: None),
-        ):  # living processes make others
+        # InputError: a living process is at work on it
+        with contextlib.suppress(InputError), _locked_partial_dir(folder / name, lambda _: None):
             pass
 
 

@@ -13,13 +13,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut, check_cut
 from deeper_layers.errors import InputError, as_input_error
-from deeper_layers.models.decoder import (
-    decoder_layers,
-    find_output_parameters,
-    layers_path,
-    num_layers,
-    renumber_configs,
-)
+from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers, output_parameters, renumber_configs
 
 UNSTATED = "no configuration states a layer without one of its sublayers"
 
@@ -60,18 +54,18 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
             "first (adapters: model.merge_and_unload())"
         )
     check_cut(cut)
-    kept, description = cut.kept(num_layers(model)), cut.describe(num_layers(model))
+    kept, words = cut.kept(num_layers(model)), cut.describe(num_layers(model))
     cut.check_of_layers(num_layers(model), f"{UNSTATED}; silence_sublayers gives the same numbers and saves no memory")
     path = layers_path(model)
     pruned = _copy_sharing_tensors(model)
     renumber_configs(pruned, kept)
-    before, after = _build_empty_model(model, description), _build_empty_model(pruned, description)
+    before, after = _build_empty_model(model, words), _build_empty_model(pruned, words)
     for network in (before, pruned):
         for index in reversed(cut.dropped):
             del network.get_submodule(path)[index]  # ty: ignore[not-subscriptable]
     if unstated := _adopt_differences(pruned, before, after, path, kept):
         raise InputError(
-            f"a cut that {description} changes {unstated} of {type(pruned).__name__}, which depends on the depth in a "
+            f"a cut that {words} changes {unstated} of {type(pruned).__name__}, which depends on the depth in a "
             "way that its configuration cannot describe; expected layers that reload unchanged; choose another cut or "
             "model"
         )
@@ -97,7 +91,7 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     silent, kept = drop_layers(model, Cut.of(cut.dropped)), cut.kept(num_layers(model))
     for part, indices in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for index in indices:
-            for name, module in find_output_parameters(decoder_layers(silent)[kept.index(index)], part):
+            for name, module in output_parameters(decoder_layers(silent)[kept.index(index)], part):
                 setattr(module, name, nn.Parameter(torch.zeros_like(getattr(module, name)), requires_grad=False))
     return silent
 
@@ -106,12 +100,10 @@ def _copy_sharing_tensors(model: PreTrainedModel) -> PreTrainedModel:
     """The same tree of new modules and configurations, over the same parameters, buffers and all else."""
     memo, copies = {}, {}
     for module in model.modules():
-        attributes = vars(module).values()
-        entries = [
-            entry for table in attributes if isinstance(table, dict) for entry in table.values()
-        ]  # tensors and hooks
+        values = vars(module).values()
+        entries = [entry for table in values if isinstance(table, dict) for entry in table.values()]  # tensors, hooks
         # a forward that was replaced on the module, as accelerate does, is bound to it
-        shared = [value for value in attributes if not isinstance(value, dict | types.MethodType | functools.partial)]
+        shared = [value for value in values if not isinstance(value, dict | types.MethodType | functools.partial)]
         for value in [*entries, *shared]:
             if isinstance(value, PreTrainedConfig | GenerationConfig):
                 # one memo for all, as the modules of a model hold the same object or parts of it

@@ -51,13 +51,9 @@ def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np
     """Mean and standard error of d(l, n) over sequences, [n, l], and their number. InputError where there is none."""
     if not (batches := list(by_batch)):
         raise InputError("there is no sequence to measure distances on: give at least one batch")
-    distances = np.concatenate(batches)
-    error = (
-        distances.std(axis=0, ddof=1) / math.sqrt(len(distances))
-        if len(distances) > 1
-        else np.full(distances[0].shape, np.nan)
-    )
-    return arrange_by_size(distances.mean(axis=0)), arrange_by_size(error), len(distances)
+    rows = np.concatenate(batches)
+    error = rows.std(axis=0, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else np.full(rows[0].shape, np.nan)
+    return arrange_by_size(rows.mean(axis=0)), arrange_by_size(error), len(rows)
 
 
 def measure_distances(model: nn.Module, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -191,15 +187,15 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
     pass; memory for the gradients of all layers, in the model's data type. Raises InputError where weights have no
     gradient.
     """
-    layer_of_weight = {
+    layer_of = {
         weight: number
         for number, layer in enumerate(decoder_layers(model))
         for name, weight in layer.named_parameters()
         if not name.endswith("bias")
     }
-    if not all(weight.is_floating_point() and not weight.is_meta for weight in layer_of_weight):
+    if not all(weight.is_floating_point() and not weight.is_meta for weight in layer_of):
         raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
-    gradients = [torch.zeros_like(weight) for weight in layer_of_weight]
+    total = [torch.zeros_like(weight) for weight in layer_of]
     device, targets = model.get_input_embeddings().weight.device, sum(len(sequence) - 1 for sequence in sequences)
     for sequence in show_progress(sequences, "saliences"):
         ids = sequence[None].to(device, torch.long)
@@ -207,10 +203,8 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets
         # experts may not have been chosen: no gradient is zeros then
-        torch._foreach_add_(
-            gradients, torch.autograd.grad(loss, [*layer_of_weight], allow_unused=True, materialize_grads=True)
-        )
+        torch._foreach_add_(total, torch.autograd.grad(loss, [*layer_of], allow_unused=True, materialize_grads=True))
     sums = np.zeros(len(decoder_layers(model)))
-    for (weight, number), gradient in zip(layer_of_weight.items(), gradients, strict=True):
+    for (weight, number), gradient in zip(layer_of.items(), total, strict=True):
         sums[number] += float((weight.detach().double() * gradient.double()).abs().sum())
     return sums

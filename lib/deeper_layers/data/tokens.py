@@ -63,14 +63,14 @@ def token_sequences(
     sequences: list[torch.Tensor] = []
     pending: list[int] = []
     start_tokens, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    max_sequences, truncation = (
+    limit, options = (
         math.inf if tokens is None else math.ceil(tokens / length),
         {"truncation": True, "max_length": length},
     )
     for document in random.Random(seed).sample(documents, len(documents)):
-        if len(sequences) >= max_sequences:
+        if len(sequences) >= limit:
             break
-        ids = tokenizer(document, **{} if packed else truncation)["input_ids"]
+        ids = tokenizer(document, **{} if packed else options)["input_ids"]
         if packed:
             pending += ids + end
         elif len(ids) > 1:
@@ -81,4 +81,4 @@ def token_sequences(
                 pending = beginning + pending
             sequences.append(torch.tensor(pending[:length], dtype=torch.int32))
             pending = pending[length:]
-    return sequences if max_sequences == math.inf else sequences[: int(max_sequences)]
+    return sequences if limit == math.inf else sequences[: int(limit)]

@@ -54,16 +54,12 @@ def read_json(path: Path) -> dict:
 def list_plain_files(folder: Path) -> list[Path]:
     """The files of a checkpoint's folder, sorted; in the hub's cache they lead to the blobs beside. Raises InputError
     where one leads elsewhere or is no regular file."""
-    real_folder = Path(os.path.realpath(folder))
-    allowed_folders = (
-        [real_folder, real_folder.parent.parent / "blobs"] if real_folder.parent.name == "snapshots" else [real_folder]
-    )
+    root = Path(os.path.realpath(folder))
+    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     with as_input_error(f"{folder} is no folder of plain files", ADVICE):
         paths = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
         for path in paths:
-            if not path.is_file() or not any(
-                Path(os.path.realpath(path)).is_relative_to(allowed) for allowed in allowed_folders
-            ):
+            if not path.is_file() or not any(Path(os.path.realpath(path)).is_relative_to(place) for place in allowed):
                 raise ValueError(f"{path.name} is no regular file, or leads out of it")
         return paths
 

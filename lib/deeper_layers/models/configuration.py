@@ -102,10 +102,9 @@ def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> Non
         prefix = f"{model.base_model_prefix}.".lstrip(".")
         if any(name.startswith(prefix) for name in shapes):
             prefix = ""  # else the model without its head was saved
-        with as_input_error(
-            f"the weights in {folder} are not what its config.json asks for", TOGETHER
-        ):  # joined ones raise
-            check_loading_report(_load_without_contents(model, shapes, shapes), folder, prefix)
+        # weights that transformers joins raise where they do not fit
+        with as_input_error(f"the weights in {folder} are not what its config.json asks for", TOGETHER):
+            check_loading_report(_load_shapes(model, shapes, shapes), folder, prefix)
 
 
 def check_loading_report(report: dict, place: Path | str, prefix: str = "") -> None:
@@ -122,15 +121,13 @@ def find_weights_filled_by(model: "PreTrainedModel", shapes: Shapes, prefix: str
     """What of an empty model only tensors whose names begin so fill: what they are of, in the model's own words."""
     try:
         others = [name for name in shapes if not name.startswith(prefix)]
-        all_missing, missing = (
-            set(_load_without_contents(model, shapes, names)["missing_keys"]) for names in (shapes, others)
-        )
+        all_missing, missing = (set(_load_shapes(model, shapes, names)["missing_keys"]) for names in (shapes, others))
     except Exception:  # as above
         return set()
     return missing - all_missing
 
 
-def _load_without_contents(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str]) -> dict:
+def _load_shapes(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str]) -> dict:
     """What transformers reports of tensors without contents, loaded into a model without contents."""
     import torch
     from transformers.utils import logging

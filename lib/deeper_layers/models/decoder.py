@@ -104,7 +104,7 @@ def find_sublayer(layer: nn.Module, part: str) -> nn.Module:
     return modules[0]
 
 
-def find_output_parameters(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
+def output_parameters(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
     """Parameters (name, and the module that has it) whose zeros make a sublayer add nothing."""
     find_sublayer(layer, part)
     split_names = [name.rpartition(".") for name, _ in layer.named_parameters() if is_output_parameter(name, part)]
@@ -158,10 +158,8 @@ def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
     length, config_class = num_layers(pruned), type(text_config(pruned.config))
     # usually one object that all modules hold, but a module may hold a copy of its own
     configs = [vars(module).get("config") for module in pruned.modules()]
-    decoder_configs = [
-        config.get_text_config(decoder=True) for config in configs if isinstance(config, PreTrainedConfig)
-    ]
-    for config in {id(text): text for text in decoder_configs if type(text) is config_class}.values():
+    decoders = [config.get_text_config(decoder=True) for config in configs if isinstance(config, PreTrainedConfig)]
+    for config in {id(text): text for text in decoders if type(text) is config_class}.values():
         # of layers that are unlike the rest; transformers keeps these apart from the other entries
         overrides = config.to_dict().get("per_layer_config")
         for name, value in list(vars(config).items()):

@@ -58,16 +58,10 @@ class Header(gguf.GGUFReader):
     @property
     def config(self) -> dict:
         """What it says of layers as config.json would, for `find_misreadings`."""
-        window, pattern_key = f"{self.architecture}.attention.sliding_window", "attention.sliding_window_pattern"
+        key, pattern = f"{self.architecture}.attention.sliding_window", "attention.sliding_window_pattern"
         # as files of OLMo 3 name it
-        model_type = (
-            "olmo3" if self.architecture == "olmo2" and window in self.entries else self.architecture.replace("-", "_")
-        )
-        return {
-            "model_type": model_type,
-            "num_hidden_layers": self.num_layers,
-            pattern_key: self.get(f"{window}_pattern"),
-        }
+        kind = "olmo3" if self.architecture == "olmo2" and key in self.entries else self.architecture.replace("-", "_")
+        return {"model_type": kind, "num_hidden_layers": self.num_layers, pattern: self.get(f"{key}_pattern")}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key of the metadata."""

@@ -46,10 +46,8 @@ class Widened:
         pays = input.requires_grad or input.numel() >= ROWS * input.shape[-1]
         if input.element_size() != 2 or not pays:
             return super().forward(input)
-        is_trained = torch.is_grad_enabled() and self.weight.requires_grad
-        product = (
-            linear(input.float(), self.widen_weight()) if is_trained else _WidenedProduct.apply(input.float(), self)
-        )
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        product = linear(input.float(), self.widen_weight()) if trains else _WidenedProduct.apply(input.float(), self)
         return (product if self.bias is None else product + self.bias.float()).to(input.dtype)
 
     def widen_weight(self) -> torch.Tensor:

@@ -230,9 +230,8 @@ def holding_weights(layer: torch.nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for part in list(filter(has_offloaded_params, layer.modules())) if is_offloaded else ():
             stack.enter_context(align_module_device(part))
-            stack.enter_context(
-                replacing_forward(part, vars(part)["_old_forward"])
-            )  # its hook would read it at each call
+            # accelerate's hook would read the weights at each call
+            stack.enter_context(replacing_forward(part, vars(part)["_old_forward"]))
         yield
 
 

@@ -28,13 +28,13 @@ def find_sizes(source: Source, *, trust_remote_code: bool = False) -> Sizes:
     if source.gguf is not None:
         from deeper_layers.models.gguf_reading import read_gguf, split_tensor_name  # slow
 
-        parameters, stored_bytes = Counter(), Counter()
+        parameters, stored = Counter(), Counter()
         for tensor in read_gguf(source.gguf).tensors:
             layer, _ = split_tensor_name(tensor.name)
             parameters[layer] += tensor.n_elements
-            stored_bytes[layer] += tensor.n_bytes
+            stored[layer] += tensor.n_bytes
         layers, file_bytes = (
-            tuple(counts[layer] for layer in range(source.num_layers)) for counts in (parameters, stored_bytes)
+            tuple(counts[layer] for layer in range(source.num_layers)) for counts in (parameters, stored)
         )
         return Sizes(layers, parameters[None], Sizes(file_bytes, source.gguf.stat().st_size - sum(file_bytes)))
     from deeper_layers.models.decoder import decoder_layers  # slow, as is the next

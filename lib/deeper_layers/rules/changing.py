@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers, find_output_parameters, num_layers
+from deeper_layers.models.decoder import decoder_layers, num_layers, output_parameters
 from deeper_layers.models.network import Call, Network
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import Likeness, MergedLayer, Rule, cut_of_merges
@@ -99,7 +99,7 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
     bridge = torch.linalg.lstsq(added, target - (leaving - added)).solution
     if method == "cosine":
         bridge = _fit_by_cosine(bridge, added, leaving - added, target)
-    (_, module), *_ = find_output_parameters(decoder_layers(pruned)[below], MLP)
+    (_, module), *_ = output_parameters(decoder_layers(pruned)[below], MLP)
     _set_parameter(module, "weight", bridge.mT @ writer.weight.double())
     if writer.bias is not None:
         _set_parameter(module, "bias", writer.bias.double() @ bridge)
@@ -118,7 +118,7 @@ def _find_mlp_output(model, layer: int) -> nn.Linear:
         f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, or what it adds is normalized "
         "or scaled on its way into the residual, so that no linear map can be folded in exactly: choose another rule"
     )
-    modules = {module for _, module in find_output_parameters(decoder_layers(model)[layer], MLP)}
+    modules = {module for _, module in output_parameters(decoder_layers(model)[layer], MLP)}
     if len(modules) != 1 or type(module := modules.pop()) is not nn.Linear:
         raise error
     # tried in double precision on random residuals, so that rounding can't hide a difference
@@ -128,7 +128,7 @@ def _find_mlp_output(model, layer: int) -> nn.Linear:
     copied, call = copy.deepcopy(decoder_layers(model)[layer]).double(), _get_call(model, torch.arange(TRIAL), layer)
     with torch.inference_mode():
         untouched = call(copied, residual)
-        find_output_parameters(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
+        output_parameters(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
         moved = call(copied, residual) - untouched
     if (moved - shift).abs().max() > TOLERANCE:
         raise error
@@ -145,7 +145,7 @@ def _scale_layers_above(pruned, start: int, states: list[torch.Tensor]):
     below, above = torch.stack([residuals.abs().mean(dim=1) for residuals in states], dim=1)
     ratio = float((above / below).mean())
     for layer in decoder_layers(pruned)[start:]:
-        for name, module in [*find_output_parameters(layer, ATTENTION), *find_output_parameters(layer, MLP)]:
+        for name, module in [*output_parameters(layer, ATTENTION), *output_parameters(layer, MLP)]:
             _set_parameter(module, name, getattr(module, name).double() / ratio)
     return pruned
 

@@ -41,10 +41,8 @@ class PaddedBatch:
         self.branches = None
         if any(s.is_branched for s in sequences):
             depths, numbers = padded([s.depths[prefix:] for s in sequences]).unbind(dim=2)
-            query_branch, key_branch = numbers[:, :, None], numbers[:, None, :]
-            visible = torch.ones_like(query_branch == key_branch).tril() & (
-                (key_branch == 0) | (key_branch == query_branch)
-            )
+            query, key = numbers[:, :, None], numbers[:, None, :]
+            visible = torch.ones_like(query == key).tril() & ((key == 0) | (key == query))
             prefix_places = torch.arange(prefix, device=device).expand(len(depths), -1)
             visible = torch.nn.functional.pad(visible, (prefix, 0), value=True)
             self.branches = depths, torch.cat([prefix_places, depths], dim=1), visible

@@ -59,27 +59,22 @@ def generate(
     network = model.network.model
     recorder = RequestRecorder(network, tokenizer)
     prompts = [recorder.prompt(instance) for instance in instances]
-    settings_in_use = {
-        name for name, value in network.generation_config.to_diff_dict().items() if value not in (None, False)
-    }
-    if model.sharing < Sharing.MASKS or settings_in_use - FOLLOWED or not all(prompt.greedy for prompt in prompts):
+    in_use = {name for name, value in network.generation_config.to_diff_dict().items() if value not in (None, False)}
+    if model.sharing < Sharing.MASKS or in_use - FOLLOWED or not all(prompt.greedy for prompt in prompts):
         return generate_one_by_one(network, tokenizer, model.cuts, instances, shards=shards, what=what)
     written = np.empty((len(model.cuts), len(prompts)), dtype=object)
     with Parts(shards, what, written.size, "answer", FIRST_WRITTEN) as parts:
         for settings in dict.fromkeys(prompt[:2] for prompt in prompts):
             group = [n for n, prompt in enumerate(prompts) if prompt[:2] == settings]
             group.sort(key=lambda n: -len(prompts[n].tokens))
-            group_prompts, are_over = (
-                [prompts[n].tokens for n in group],
-                _make_end_check(network, tokenizer, settings[1]),
-            )
-            written[:, group] = _write_answers(model, group_prompts, settings[0], are_over, memory, parts)
+            tokens, are_over = ([prompts[n].tokens for n in group], _make_end_check(network, tokenizer, settings[1]))
+            written[:, group] = _write_answers(model, tokens, settings[0], are_over, memory, parts)
     return [
         [
             Answer(recorder.text(instance, tokens), len(tokens), ended)
-            for instance, (tokens, ended) in zip(instances, cut_answers)
+            for instance, (tokens, ended) in zip(instances, row)
         ]
-        for cut_answers in written
+        for row in written
     ]
 
 
@@ -250,22 +245,18 @@ class Decoding:
 
         inputs = {models: find_inputs(rows) for models, rows in self.rows.items() if len(rows)}
         residuals = inputs[self.all_models].residual.clone()  # [lanes, 1, D]
-        for layer, layer_run in zip(
-            network.load_in_turn([layer_run.layer for layer_run in self.layer_runs]), self.layer_runs
-        ):
-            if layer_run.models in inputs:
-                cache.buffers, rows, module = layer_run.buffers, self.rows[layer_run.models], network.layers[layer]
-                with running_part(module, layer_run.part):
-                    output = inputs[layer_run.models].calls[layer](
-                        module, residuals[rows].to(network.layer_devices[layer])
-                    )
+        for layer, run in zip(network.load_in_turn([run.layer for run in self.layer_runs]), self.layer_runs):
+            if run.models in inputs:
+                cache.buffers, rows, module = run.buffers, self.rows[run.models], network.layers[layer]
+                with running_part(module, run.part):
+                    output = inputs[run.models].calls[layer](module, residuals[rows].to(network.layer_devices[layer]))
                 residuals[rows] = output.to(residuals.device)
         return torch.cat([logits.argmax(dim=-1) for logits in logits_in_parts(network, residuals[..., 0, :])])
 
     def _keep_lanes(self, kept: torch.Tensor) -> None:
         """Leave out some of the lanes that are left [lanes]."""
-        for layer_run in self.layer_runs:
-            kept_rows = kept[self.rows[layer_run.models]]
-            layer_run.buffers = [buffer[kept_rows.to(buffer.device)] for buffer in layer_run.buffers]
+        for run in self.layer_runs:
+            kept_rows = kept[self.rows[run.models]]
+            run.buffers = [buffer[kept_rows.to(buffer.device)] for buffer in run.buffers]
         new_rows = kept.cumsum(0) - 1
         self.rows = {models: new_rows[rows[kept[rows]]] for models, rows in self.rows.items()}

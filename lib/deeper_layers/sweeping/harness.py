@@ -257,10 +257,8 @@ def score_answers(tasks: Tasks, answers: list[tuple[float, bool]], written: list
         items = len({s["doc_id"] for s in samples}) or metrics.get("sample_len")
         rows += [{"task": task, **row, "items": items} for row in _read_metrics(metrics)]
         if samples:
-            task_answers = {i.doc_id: answer for i, answer in zip(tasks.generations, written) if i.task_name == task}
-            outcomes[task] = _pack_outcomes(samples) | _pack_lengths(
-                [task_answers[item] for item in sorted(task_answers)]
-            )
+            by_item = {i.doc_id: answer for i, answer in zip(tasks.generations, written) if i.task_name == task}
+            outcomes[task] = _pack_outcomes(samples) | _pack_lengths([by_item[item] for item in sorted(by_item)])
     return rows, outcomes
 
 

@@ -149,21 +149,17 @@ class Plan:
         return "; ".join(filter(None, phrases))
 
 
-def plan_batches(
-    requested: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS
-) -> list[Batch]:
+def plan_batches(wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS) -> list[Batch]:
     """Arrange requests into sequences and batches, as far as they share; those of one prefix come one after another."""
     by_context: dict[tuple[int, ...], list] = defaultdict(list)
-    for number, (context, continuation) in enumerate(requested.pairs):
-        tokens = tuple((context + continuation)[-(requested.max_length + 1) :][:-1])
+    for number, (context, continuation) in enumerate(wanted.pairs):
+        tokens = tuple((context + continuation)[-(wanted.max_length + 1) :][:-1])
         by_context[tokens[: len(tokens) - len(continuation) + 1]].append((number, tuple(continuation)))
     by_beginning, by_prefix, tail = defaultdict(list), defaultdict(list), lambda request: request[1][:-1]
     for context, requests in sorted(by_context.items()):
         joined = [Sequence.join(context, requests)]
         is_small = sum(joined[0].branches) <= max(JOINED, len(context)) and len(joined[0].tokens) <= batch_tokens
-        if (
-            not is_small or sharing < Sharing.MASKS
-        ):  # what differs in nothing but its last token is one sequence in any case
+        if not is_small or sharing < Sharing.MASKS:  # requests that differ in their last token alone share a sequence
             groups = itertools.groupby(sorted(requests, key=tail), tail)
             joined = [Sequence.join(context, group) for _, group in groups]
         for s in joined:  # a scored position has to be run, not remembered

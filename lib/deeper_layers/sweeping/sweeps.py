@@ -91,43 +91,42 @@ def sweep(
     if engine is not None:
         vllm_engine.check_installed(engine)
     prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order, "datasets": datasets}
-    collected = _collect_requests(model, tokenizer, tasks, cuts, limit, **prompts)
+    lm_tasks = _load_tasks(model, tokenizer, tasks, cuts, limit, **prompts)
     distinct_cuts, options = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
-    answers = np.full((len(distinct_cuts), len(collected.requests.pairs)), np.array((np.nan, False), ANSWER))
+    answers = np.full((len(distinct_cuts), len(lm_tasks.requests.pairs)), np.array((np.nan, False), ANSWER))
     if engine is None:
         family = family or TreeModel(model, distinct_cuts)
         try:
             loglikelihoods(
-                family, collected.requests, batch_tokens=batch_tokens, memory=memory, target=answers, **options
+                family, lm_tasks.requests, batch_tokens=batch_tokens, memory=memory, target=answers, **options
             )
         except KeyboardInterrupt:
-            _print_finished_tasks(collected, distinct_cuts, answers, options["what"])
+            _print_finished_tasks(lm_tasks, distinct_cuts, answers, options["what"])
             raise
-        written = generate(family, tokenizer, collected.generations, memory=memory, **options)
+        written = generate(family, tokenizer, lm_tasks.generations, memory=memory, **options)
     else:
-        vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in collected.instances}))
-        written = generate_one_by_one(model, tokenizer, distinct_cuts, collected.generations, engine=engine, **options)
+        vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in lm_tasks.instances}))
+        written = generate_one_by_one(model, tokenizer, distinct_cuts, lm_tasks.generations, engine=engine, **options)
     rows, outcomes = [], {}
     for cut, *cut_answers in zip(distinct_cuts, answers.tolist(), written, strict=True):
-        cut_rows, outcomes[cut.name] = harness.score_answers(collected, *cut_answers)
+        cut_rows, outcomes[cut.name] = harness.score_answers(lm_tasks, *cut_answers)
         rows += [row | {"start": cut.start, "size": cut.size, "cut": cut.name} for row in cut_rows]
     cut_column = [] if all(cut.is_block for cut in distinct_cuts) else ["cut"]
     table = pd.DataFrame(rows, columns=["task", "metric", "start", "size", *cut_column, "value", "stderr", "items"])
-    table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(collected)}
+    table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(lm_tasks)}
     return table
 
 
-def _print_finished_tasks(collected: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
+def _print_finished_tasks(lm_tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
     """Of a group that is interrupted: by cut the mean of the tasks that are finished."""
-    names = {name for name, task in collected.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
+    names = {name for name, task in lm_tasks.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
     missing = np.isnan(answers["logprob"]).any(axis=0)
-    finished = names - {instance.task_name for instance, is_missing in zip(collected.instances, missing) if is_missing}
-    if finished:
-        print(f"\n{what}: {len(finished)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
-        for cut, cut_answers in zip(cuts, answers.tolist()):
+    done = names - {instance.task_name for instance, is_missing in zip(lm_tasks.instances, missing) if is_missing}
+    if done:
+        print(f"\n{what}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
+        for cut, row in zip(cuts, answers.tolist()):
             print(
-                f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(collected, finished, cut_answers):.3f}",
-                file=sys.stderr,
+                f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(lm_tasks, done, row):.3f}", file=sys.stderr
             )
 
 
@@ -164,14 +163,12 @@ def plan(
         >>> planned.requests, planned.layers
         (16, 30)
     """
-    collected = _collect_requests(model, tokenizer, tasks, cuts, limit, num_fewshot=num_fewshot, datasets=datasets)
-    planned = plan_requests(TreeModel(model, cuts), collected.requests, batch_tokens, memory)
-    return dataclasses.replace(planned, generated=len(collected.generations))
+    lm_tasks = _load_tasks(model, tokenizer, tasks, cuts, limit, num_fewshot=num_fewshot, datasets=datasets)
+    planned = plan_requests(TreeModel(model, cuts), lm_tasks.requests, batch_tokens, memory)
+    return dataclasses.replace(planned, generated=len(lm_tasks.generations))
 
 
-def _collect_requests(
-    model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, **prompts
-) -> harness.Tasks:
+def _load_tasks(model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, **prompts) -> harness.Tasks:
     """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
     check_cuts(model, cuts)
     if limit is not None:
@@ -189,7 +186,7 @@ def check_cuts(model, cuts: list[Cut]) -> None:
 
 
 def loglikelihoods(
-    tree_model: TreeModel,
+    family: TreeModel,
     requests: Requests,
     *,
     batch_tokens: int = BATCH_TOKENS,
@@ -204,26 +201,24 @@ def loglikelihoods(
     `plan_requests`. `into`, [C, R] of ANSWER, is filled as they come. One of minus infinity is of a token that the
     model rules out. Raises InputError for what is not a number.
     """
-    answers = np.empty((len(tree_model.cuts), len(requests.pairs)), ANSWER) if target is None else target
+    answers = np.empty((len(family.cuts), len(requests.pairs)), ANSWER) if target is None else target
     if not requests.pairs:
         return answers["logprob"], answers["greedy"]
-    plan = plan_requests(tree_model, requests, batch_tokens, memory)
+    plan = plan_requests(family, requests, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
     with Parts(shards, what, plan.layer_steps, "layer-step") as parts:
         for batches in plan.parts:
 
             def run(batches=batches) -> list:
-                results = tree_model.answer(batches, parts.update, memory)
+                results = family.answer(batches, parts.update, memory)
                 if (
-                    not_numbers := np.isnan(results["logprob"]).any(axis=1)
+                    is_nan := np.isnan(results["logprob"]).any(axis=1)
                 ).any():  # before it is kept, or counts as a choice
-                    raise overflow_error(
-                        "a log-probability", tree_model.network.model, tree_model.cuts[not_numbers.argmax()]
-                    )
+                    raise overflow_error("a log-probability", family.network.model, family.cuts[is_nan.argmax()])
                 return [results["logprob"].tolist(), results["greedy"].tolist()]
 
-            steps = tree_model.layer_steps * sum(batch.tokens for batch in batches)
-            results = parts.finished((tree_model.cuts, [batch.sequences for batch in batches]), steps, run)
+            steps = family.layer_steps * sum(batch.tokens for batch in batches)
+            results = parts.finished((family.cuts, [batch.sequences for batch in batches]), steps, run)
             for name, values in zip(ANSWER.names, results, strict=True):
                 answers[name][:, [number for batch in batches for number in batch.requests]] = values
         parts.update(parts.total - parts.n)  # prefixes of parts that were found are not run again
@@ -231,28 +226,26 @@ def loglikelihoods(
 
 
 def plan_requests(
-    tree_model: TreeModel, requests: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY
+    family: TreeModel, requests: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY
 ) -> Plan:
     """How these requests would be run, and what that costs; one small batch is run for the time.
 
     Where memory is short, a batch is run in smaller ones, and these for some of the cuts at a time.
     """
-    batches = plan_batches(requests, batch_tokens, tree_model.sharing)
+    batches = plan_batches(requests, batch_tokens, family.sharing)
     # of layers that are on disk as many batches as memory holds
-    parts = list(group_by_cost(batches, tree_model.bytes_needed, memory if tree_model.is_streamed else 0))
-    steps = count_tokens(batches) * tree_model.layer_steps
+    parts = list(group_by_cost(batches, family.bytes_needed, memory if family.is_streamed else 0))
+    steps = count_tokens(batches) * family.layer_steps
     return Plan(
-        cuts=tree_model.cuts,
+        cuts=family.cuts,
         parts=parts,
-        layers=tree_model.tree.layers,
+        layers=family.tree.layers,
         tokens=count_tokens(batches),
         layer_steps=steps,
-        bytes=min(memory, max(map(tree_model.bytes_needed, parts), default=0)),
+        bytes=min(memory, max(map(family.bytes_needed, parts), default=0)),
         requests=len(requests.pairs),
-        reads=int(len(parts) * tree_model.network.layer_bytes * tree_model.tree.layers)
-        if tree_model.is_streamed
-        else 0,
-        seconds=None if tree_model.is_streamed or not steps else _predict_seconds(tree_model, batches, steps),
+        reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if family.is_streamed else 0,
+        seconds=None if family.is_streamed or not steps else _predict_seconds(family, batches, steps),
     )
 
 
@@ -264,10 +257,10 @@ def overflow_error(what: str, model, cut: Cut) -> InputError:
     )
 
 
-def _predict_seconds(tree_model: TreeModel, batches: list[Batch], steps: int) -> float:
+def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> float:
     """Seconds on this machine, from a batch of at most 256 tokens. The head counts by its number of parameters."""
-    model, layers, start = tree_model.network.model, tree_model.tree.layers, 0.0
-    ids = torch.ones(4, min(64, 1 + steps // 4), dtype=torch.long, device=tree_model.network.device)
+    model, layers, start = family.network.model, family.tree.layers, 0.0
+    ids = torch.ones(4, min(64, 1 + steps // 4), dtype=torch.long, device=family.network.device)
     with torch.inference_mode():
         for batch_ids in (ids[:, :8], ids):  # the first pass of a process is slow
             start = time.perf_counter()
@@ -275,7 +268,7 @@ def _predict_seconds(tree_model: TreeModel, batches: list[Batch], steps: int) ->
             if ids.is_cuda:
                 torch.cuda.synchronize()
     seconds = (time.perf_counter() - start) / ids.numel() / layers
-    scored = sum(batch.scored for batch in batches) * len(tree_model.cuts)
+    scored = sum(batch.scored for batch in batches) * len(family.cuts)
     head = model.get_output_embeddings().weight.numel() * layers
     return seconds * (steps + scored * head / model.base_model.num_parameters(exclude_embeddings=True))
 
@@ -320,10 +313,10 @@ def request_loss(
     Raises InputError where there is no cut, or one that does not fit the model, and for a loss that is not finite.
     """
     check_cuts(model, cuts)
-    tree_model, options = TreeModel(model, cuts), {"shards": shards, "what": "loss on text"}
-    logprobs, _ = loglikelihoods(tree_model, requests, batch_tokens=batch_tokens or BATCH_TOKENS, **options)
+    family, options = TreeModel(model, cuts), {"shards": shards, "what": "loss on text"}
+    logprobs, _ = loglikelihoods(family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, **options)
     by_cut, lengths = (
-        dict(zip(tree_model.cuts, -logprobs, strict=True)),
+        dict(zip(family.cuts, -logprobs, strict=True)),
         np.array([len(ids) for _, ids in requests.pairs]),
     )
     rows, sequence_losses = [], {}

@@ -182,10 +182,8 @@ def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
     network = Network(trial_model)
     tokens = [(7919 * i + 13) % network.head.weight.shape[0] for i in range(38)]
     requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
-    contexts = [
-        (tokens[:12], requests[:3]),
-        (tokens[:8] + tokens[12:20], requests[3:]),
-    ]  # two contexts that begin alike
+    # two contexts with the same beginning
+    contexts = [(tokens[:12], requests[:3]), (tokens[:8] + tokens[12:20], requests[3:])]
     apart = [Sequence.join(context, [request]) for context, group in contexts for request in group]
     branched = [Sequence.join(context, group) for context, group in contexts]
 

@@ -35,10 +35,10 @@ def check_engine(engine: str, model, tasks: list[str]) -> None:
 
     is_plain = getattr(model.config, "quantization_config", None) is None and not is_streamed(model)
     if tasks or not is_plain:
-        reason = (
+        fault = (
             f"{tasks[0]!r} is scored by log-likelihoods" if tasks else "the model is quantized, or its layers on disk"
         )
-        raise InputError(f"engine is {engine!r}, and {reason}: leave it out")
+        raise InputError(f"engine is {engine!r}, and {fault}: leave it out")
 
 
 def generate(pruned, tokenizer, instances: list) -> list[str]:
