@@ -1,7 +1,7 @@
-"""The files of a checkpoint: which of a folder a model is read from, and what is in them, checked before they are used.
+"""Find the files of a checkpoint and read their headers. Both are checked before anything is loaded.
 
-A folder comes from strangers. Files count that are regular and in it, and headers that the safetensors library takes
-(https://github.com/huggingface/safetensors). Needs neither torch nor transformers.
+A folder may come from a stranger. Only regular files inside it are used, and only headers that the safetensors library
+accepts (https://github.com/huggingface/safetensors). Needs neither torch nor transformers.
 """
 
 import os
@@ -17,7 +17,7 @@ from deeper_layers import files
 from deeper_layers.errors import InputError, as_input_error
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTERS = "adapter_config.json"  # for transformers the folder is then adapters of another model, which it opens
+ADAPTERS = "adapter_config.json"  # transformers then takes the folder for adapters, and opens their model
 MAX_HEADER_BYTES = 100_000_000  # bytes of a header, by the format; no other JSON of a checkpoint is larger
 NUMBERED = re.compile(r"^(?P<prefix>(?:[^.\d]\w*\.)+)(?P<number>0|[1-9][0-9]{0,8})\.(?P<rest>.+)$")
 ADVICE = "give a checkpoint saved by save_pretrained"
@@ -34,7 +34,7 @@ class Tensor(NamedTuple):
 
 
 def local_path(name: str | Path) -> Path:
-    """The path that a user means. Asking whether it is there raises nothing, see os.path.isdir and isfile."""
+    """The path that a user typed, with ~ expanded. Check it with os.path.isdir and isfile, which never raise."""
     return Path(os.path.expanduser(name))
 
 
@@ -44,7 +44,7 @@ def is_gguf(path: str | Path) -> bool:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file of a checkpoint, which holds an object. Raises InputError where it does not, or can't be read."""
+    """Read a JSON object from a file of a checkpoint. Raises InputError where that fails, or it holds no object."""
     with as_input_error(f"{path} is no JSON that holds an object", ADVICE):
         if not isinstance(content := files.read_json(path, MAX_HEADER_BYTES), dict):
             raise ValueError(f"it holds a {type(content).__name__}")
@@ -52,8 +52,8 @@ def read_json(path: Path) -> dict:
 
 
 def list_plain_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint's folder, sorted; in the hub's cache they lead to the blobs beside. Raises InputError
-    where one leads elsewhere or is no regular file."""
+    """The files in a checkpoint's folder, sorted; in the hub's cache they are links to the blobs beside it. Raises
+    InputError where a link leads elsewhere, or a file is no regular one."""
     root = Path(os.path.realpath(folder))
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     with as_input_error(f"{folder} is no folder of plain files", ADVICE):
@@ -65,9 +65,9 @@ def list_plain_files(folder: Path) -> list[Path]:
 
 
 def list_tensors(folder: Path) -> list[Tensor]:
-    """All tensors that transformers reads of a folder: by file, in the order of its index, and as they lie in these.
+    """All tensors that transformers would load from a folder, in the order of the index and of their bytes.
 
-    Raises InputError where there are none, the folder is one of adapters, or files and index do not agree.
+    Raises InputError where there are none, the folder holds adapters, or the files and the index disagree.
     """
     by_name, weight_map = {path.name: path for path in list_plain_files(folder)}, {}
     if ADAPTERS in by_name:
@@ -94,9 +94,9 @@ def list_tensors(folder: Path) -> list[Tensor]:
 
 
 def _read_header(path: Path) -> list[Tensor]:
-    """What one safetensors file holds, in the order of its bytes. Raises InputError where it is damaged, or none."""
-    # the library checks names, types, shapes and places, and that no byte is left over; of a file that may not be
-    # read it says that there is none, so that it is opened here first
+    """The tensors of one safetensors file, in the order of its bytes. Raises InputError where the file is damaged."""
+    # the library checks names, types, shapes and offsets, and that no byte is left over; it calls a file without
+    # permission to read a missing one, so that the file is opened here first
     with (
         as_input_error(f"{path} is not a whole safetensors file"),
         open(path, "rb"),
@@ -108,7 +108,7 @@ def _read_header(path: Path) -> list[Tensor]:
 
 
 def find_numbered_prefixes(names: Iterable[str]) -> dict[str, set[int]]:
-    """Outermost numbered prefixes among tensor names, with their numbers: "model.layers." and {0, 1, ...}."""
+    """The outermost numbered prefixes of tensor names, each with its numbers: {"model.layers.": {0, 1, ...}}."""
     groups: dict[str, set[int]] = {}
     for match in filter(None, map(NUMBERED.match, names)):
         groups.setdefault(match["prefix"], set()).add(int(match["number"]))

@@ -1,7 +1,7 @@
-"""What a model's configuration says, in its file or as transformers reads it, and whether what it asks for is there.
+"""Read a model's configuration, and check that a checkpoint holds the weights that it asks for.
 
-What a checkpoint's tensors are called in a model, which of them are tied, joined or not needed is for transformers to
-say: it loads them, without their contents, into an empty model.
+Only transformers knows what a checkpoint's tensors are called in the model, and which are tied, joined or not needed.
+So it loads the tensors, without their contents, into an empty model, and reports what does not fit.
 """
 
 import copy
@@ -27,13 +27,13 @@ def text_part(config: dict) -> dict:
 
 
 def count_stated_layers(config: dict) -> int | None:
-    """Number of layers that a config.json states in plain words; None where only its code knows."""
+    """The number of layers that a config.json states under a usual name; None where it uses none of these."""
     text = text_part(config)
     return next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
 
 
 def check_configuration(config: dict, where: Path) -> None:
-    """Raise InputError for what no model has, before one is built: transformers makes lists of so many layers."""
+    """Raise InputError for values that no model has, before transformers builds a list of that many layers."""
     depths = [part[name] for part in (config, text_part(config)) for name in DEPTHS if part.get(name) is not None]
     faults = [f"{depth!r:.40} layers" for depth in depths if type(depth) is not int or not 0 < depth <= LAYERS]
     if config.get("transformers_weights") is not None:
@@ -46,7 +46,7 @@ def check_configuration(config: dict, where: Path) -> None:
 
 
 def read_config(place: Path, *, trust_remote_code: bool = False) -> "PreTrainedConfig":
-    """The configuration in a folder, or a file like its config.json; see `check_configuration`."""
+    """Read and check the configuration in a folder, or in a file like config.json."""
     from transformers import AutoConfig
 
     file = place / "config.json" if place.is_dir() else place
@@ -73,7 +73,7 @@ def count_layers(config: "PreTrainedConfig") -> int:
 
 
 def choose_auto_class(config: "PreTrainedConfig"):
-    """What opens a model of transformers: one that sees images too goes by another name than one that only reads."""
+    """The auto class of transformers that opens a model: models that also take images have another one."""
     import transformers
 
     image_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
@@ -86,7 +86,7 @@ def choose_auto_class(config: "PreTrainedConfig"):
 def build_empty_model(
     config: "PreTrainedConfig", place: Path | str, *, trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """A model on the device "meta". Raises InputError where none can be built."""
+    """Build a model without weights, on the device "meta". Raises InputError where that fails."""
     import torch
 
     with as_input_error(f"can't build an empty model from {place}", "repair its configuration"), torch.device("meta"):
@@ -94,9 +94,9 @@ def build_empty_model(
 
 
 def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> None:
-    """Raise InputError unless the tensors of these names and shapes are what an empty model needs, or more.
+    """Raise InputError where an empty model needs a tensor that these names and shapes do not have.
 
-    The head may lack, as transformers knows models without. Names and shapes of quantized weights are not known here.
+    The head may be missing, as some models have none. Quantized weights are not checked: other names and shapes.
     """
     if getattr(model.config, "quantization_config", None) is None:
         prefix = f"{model.base_model_prefix}.".lstrip(".")
@@ -108,7 +108,7 @@ def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> Non
 
 
 def check_loading_report(report: dict, place: Path | str, prefix: str = "") -> None:
-    """Raise InputError where a checkpoint lacks weights whose names begin so, which would be random, or has others."""
+    """Raise InputError for weights of other shapes, and for missing ones with this prefix, which would be random."""
     faults = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(prefix)]
     for name, actual, expected in report["mismatched_keys"]:
         faults.append(f"{name} has the shape {list(actual)}, expected {list(expected)}")
@@ -118,17 +118,17 @@ def check_loading_report(report: dict, place: Path | str, prefix: str = "") -> N
 
 
 def find_weights_filled_by(model: "PreTrainedModel", shapes: Shapes, prefix: str) -> set[str]:
-    """What of an empty model only tensors whose names begin so fill: what they are of, in the model's own words."""
+    """The weights of an empty model that only tensors with this prefix fill, by their names in the model."""
     try:
         others = [name for name in shapes if not name.startswith(prefix)]
         all_missing, missing = (set(_load_shapes(model, shapes, names)["missing_keys"]) for names in (shapes, others))
-    except Exception:  # as above
+    except Exception:  # joined tensors raise
         return set()
     return missing - all_missing
 
 
 def _load_shapes(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str]) -> dict:
-    """What transformers reports of tensors without contents, loaded into a model without contents."""
+    """The report of transformers after it loads tensors without contents into a model without contents."""
     import torch
     from transformers.utils import logging
 

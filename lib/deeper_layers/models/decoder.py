@@ -1,6 +1,6 @@
-"""The layers of a model, found by its structure; their two sublayers; what its configuration says of each.
+"""Find a model's layers and their two sublayers by its structure, and adapt its configuration to a cut.
 
-A sublayer is dropped by letting it add nothing to the residual: it hands on zeros in the form of its own output.
+A dropped sublayer adds nothing to the residual: it returns zeros in the form of its own output.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from deeper_layers.cuts import ATTENTION, MLP
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import count_layers, text_config
 
-# what families call them
+# what model families call their sublayers
 SUBLAYER_NAMES = {
     ATTENTION: ("self_attn", "attention", "attn", "self_attention"),
     MLP: ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
@@ -39,9 +39,9 @@ def num_layers(model: nn.Module) -> int:
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of the L decoder layers of a model, in the order of the forward pass.
 
-    They are the one `nn.ModuleList` that has as many entries as the configuration states layers, entries of related
-    classes, and attention inside, unless no list of the model has attention. Where a model has two such lists (a vision
-    tower of the same depth), the one whose owner carries the text configuration.
+    It is the one `nn.ModuleList` with as many entries as the configuration states, entries of related classes, and
+    attention inside, which is not required where no list of the model has attention. Where two lists fit (a vision
+    tower of the same depth), it is the one whose owner carries the text configuration.
 
     Args:
         model: a decoder-only transformers model.
@@ -64,7 +64,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     def related(layers: nn.ModuleList) -> bool:
         return bool(set.intersection(*(set(type(layer).__mro__) for layer in layers)) - set(nn.Module.__mro__))
 
-    # state-space models have none, nor have the few layers that a cut may leave of a hybrid
+    # state-space models have no attention, and a cut may leave a hybrid without it
     lists = [(owner, layers) for owner, layers in lists if attends(layers)] or lists
     candidates = [(owner, layers) for owner, layers in lists if len(layers) == length and related(layers)]
     if len(candidates) > 1:
@@ -85,7 +85,7 @@ def layers_path(model: nn.Module) -> str:
 
 
 def first_layer_of_each_kind(model: nn.Module) -> list[int]:
-    """The first layer of each kind: made of the same modules, and called the same by the configuration."""
+    """Indices of the first layer of each kind: layers with the same modules and the same type in the configuration."""
     layers = decoder_layers(model)
     names = getattr(text_config(model.config), "layer_types", None) or [""] * len(layers)  # ty: ignore[invalid-argument-type]
     made_of = [(name, *map(type, layer.modules())) for name, layer in zip(names, layers, strict=True)]
@@ -105,7 +105,7 @@ def find_sublayer(layer: nn.Module, part: str) -> nn.Module:
 
 
 def output_parameters(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
-    """Parameters (name, and the module that has it) whose zeros make a sublayer add nothing."""
+    """The parameters (name and owning module) that make a sublayer add nothing when they are zero."""
     find_sublayer(layer, part)
     split_names = [name.rpartition(".") for name, _ in layer.named_parameters() if is_output_parameter(name, part)]
     if not split_names:
@@ -114,22 +114,22 @@ def output_parameters(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]
 
 
 def is_output_parameter(name: str, part: str) -> bool:
-    """Whether a tensor of a layer, by its name in it like "mlp.down_proj.weight", is an output parameter."""
+    """Whether a tensor, by its name in the layer like "mlp.down_proj.weight", is an output parameter of `part`."""
     first, *rest = name.split(".")
-    # the module's name, or of experts that hold their matrices together the parameter's own
+    # the module's name; where the matrices of experts are stored together, the parameter's own name
     last_words = [*rest[-2:-1], *(word.removesuffix("_bias") for word in rest[-1:])]
     return first in SUBLAYER_NAMES[part] and any(word in OUTPUT_MATRICES for word in last_words)
 
 
 def running_only(layer: nn.Module, part: str) -> contextlib.AbstractContextManager:
-    """While it lasts, a layer runs its attention or its MLP alone."""
+    """Inside, a layer runs only this part of it: its attention or its MLP."""
     return find_sublayer(layer, MLP if part == ATTENTION else ATTENTION).register_forward_hook(
         _add_nothing, with_kwargs=True
     )
 
 
 def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> bool:
-    """Whether a layer, by `call(forward, residual)`, hands its MLP the same with and without its attention."""
+    """Whether a layer's MLP takes the same input with and without attention; `call(forward, residual)` runs a layer."""
     inputs: list[torch.Tensor] = []
 
     def record_input(module, arguments, named):
@@ -143,7 +143,7 @@ def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> boo
 
 
 def _add_nothing(module, arguments, named, output):
-    """A sublayer's output where it adds nothing: zeros, or the residual itself where it is the sublayer that adds."""
+    """Replace a sublayer's output by zeros, or by the residual where the sublayer itself adds its output to that."""
     bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
     residual = output[0] if isinstance(output, tuple) else output
     zeros = bound["residual"] if "residual" in bound else torch.zeros_like(residual)
@@ -154,13 +154,13 @@ def _add_nothing(module, arguments, named, output):
 
 
 def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
-    """Adapt every configuration of the decoder that the modules hold to the kept layers, in place."""
+    """Adapt every decoder configuration that a module holds to the kept layers, in place."""
     length, config_class = num_layers(pruned), type(text_config(pruned.config))
     # usually one object that all modules hold, but a module may hold a copy of its own
     configs = [vars(module).get("config") for module in pruned.modules()]
     decoders = [config.get_text_config(decoder=True) for config in configs if isinstance(config, PreTrainedConfig)]
     for config in {id(text): text for text in decoders if type(text) is config_class}.values():
-        # of layers that are unlike the rest; transformers keeps these apart from the other entries
+        # settings of single layers, which transformers keeps apart from the other entries
         overrides = config.to_dict().get("per_layer_config")
         for name, value in list(vars(config).items()):
             if (new_value := cut_entry(name, value, kept, length)) != value:
@@ -171,14 +171,14 @@ def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
 
 
 def cut_entry(name: str, value, kept: list[int], layers: int):
-    """What becomes of an entry of a configuration when of `layers` layers only those of the indices `kept` stay.
+    """The new value of a configuration entry when only the layers with the indices `kept` stay, of `layers` layers.
 
-    It can hold a value for each layer, a boundary between layers, indices of some, or a value for each of some indices.
+    An entry may hold a value for each layer, a boundary between layers, indices of layers, or values by index.
     """
-    # lists of special tokens or class names can have any length, and those of other layers are not of these
+    # special tokens and class names can be as many by chance, and "mtp" entries describe other layers
     if name.endswith("token_id") or name == "architectures" or name.startswith("mtp"):
         return value
-    if name == "attention_types" and isinstance(value, list):  # of GPT-Neo: kinds, and how often these are repeated
+    if name == "attention_types" and isinstance(value, list):  # GPT-Neo: kinds, and how often they repeat
         kinds = GPTNeoConfig.expand_attention_types_params(value)
         return [[[kinds[index] for index in kept], 1]] if len(kinds) == layers else value
     if name in BOUNDARIES and type(value) is int:
@@ -187,7 +187,7 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
     picked = (
         [value[index] for index in kept] if isinstance(value, str | list | tuple) and len(value) == layers else value
     )
-    if isinstance(value, str):  # of Nemotron-H a letter each
+    if isinstance(value, str):  # Nemotron-H: a letter for each layer
         return "".join(picked) if name.endswith("_pattern") else value
     if not isinstance(value, dict | list | tuple) or not _are_indices(value, name, layers):
         return type(value)(picked) if isinstance(value, list | tuple) else value
@@ -197,10 +197,10 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
 
 
 def _are_indices(values: Collection, name: str, layers: int) -> bool:
-    """Whether these are indices of layers: by the entry's name, and rising from 0 to layers - 1 at most."""
+    """Whether an entry holds indices of layers: its name says so, and its values rise and stay below `layers`."""
     if not ("layer" in name or "idx" in name) or not all(re.fullmatch(r"\d+", str(value)) for value in values):
         return False
     numbers = [int(value) for value in values]
-    # of two layers, [0, 1] says yes or no of each
+    # for two layers [0, 1] is a flag for each, and not two indices
     flags = layers == 2 and numbers == [0, 1]
     return not flags and numbers == sorted(set(numbers)) and all(number < layers for number in numbers)

@@ -1,8 +1,8 @@
-"""GGUF files: metadata and table of tensors, read within bounds, whether they describe one model; their conversion.
+"""Read the header of a GGUF file within bounds, check that it describes one model, and convert the file.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A header is whatever somebody wrote: no length in
-it is followed beyond the bytes that are there. A file is read as if it were alone: transformers would take a tokenizer,
-a configuration and even code from what lies beside it.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A header may come from a stranger: no length in
+it is followed beyond the end of the file. A file is read alone in a folder: otherwise transformers would take a
+tokenizer, a configuration and even code from the files beside it.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from deeper_layers.errors import as_input_error
 from deeper_layers.files import atomic_dir, locked
 from deeper_layers.package_index import cache_folder, check_hash, writing_to_cache
 
-MAX_HEADER_BYTES = 2**26  # of a header: four times that of a vocabulary of 262,000 tokens
+MAX_HEADER_BYTES = 2**26  # of a header: four times what a vocabulary of 262,000 tokens takes
 OUT_OF_BOUNDS = "it ends too early, has a longer header than any model, or is in the byte order of other processors"
 LAYER_PREFIX = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.")
 ARCHITECTURES = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -36,7 +36,7 @@ ISOLATED_NAME = "model.gguf"  # the name of the file in a folder of its own
 
 
 class Header(gguf.GGUFReader):
-    """What a GGUF file says before its weights, and where these lie: read by gguf, and never beyond the file."""
+    """The metadata and the table of tensors of a GGUF file, read by the package gguf, and never beyond the file."""
 
     data_offset = 0  # until the header is read
 
@@ -52,14 +52,14 @@ class Header(gguf.GGUFReader):
 
     @property
     def quantized(self) -> str:
-        """The types of its matrices."""
+        """The types in which its matrices are stored."""
         return "+".join(sorted({tensor.tensor_type.name for tensor in self.tensors if len(tensor.shape) > 1}))
 
     @property
     def config(self) -> dict:
-        """What it says of layers as config.json would, for `find_misreadings`."""
+        """What its metadata say about layers, in the keys of config.json."""
         key, pattern = f"{self.architecture}.attention.sliding_window", "attention.sliding_window_pattern"
-        # as files of OLMo 3 name it
+        # files of OLMo 3 say olmo2 too
         kind = "olmo3" if self.architecture == "olmo2" and key in self.entries else self.architecture.replace("-", "_")
         return {"model_type": kind, "num_hidden_layers": self.num_layers, pattern: self.get(f"{key}_pattern")}
 
@@ -74,7 +74,7 @@ class Header(gguf.GGUFReader):
         return super()._get(offset, dtype, count, override_order)
 
     def _get_field_parts(self, orig_offs, raw_type):
-        """A list is read at once: value by value, as gguf does it, a vocabulary takes 10 seconds."""
+        """Read a list at once. Value by value, as gguf does it, a vocabulary takes 10 seconds."""
         if raw_type != Kind.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
         inner, place = Kind(self._get(orig_offs, np.uint32)[0]), orig_offs + 12
@@ -93,7 +93,7 @@ class Header(gguf.GGUFReader):
 
 
 def read_gguf(path: Path) -> Header:
-    """The header of a GGUF file, checked. Raises InputError where it is not a whole file of one model."""
+    """Read and check the header of a GGUF file. Raises InputError where it is not a whole file of one model."""
     with as_input_error(f"{path} is not a whole GGUF file"):
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("there is no such file")
@@ -102,14 +102,14 @@ def read_gguf(path: Path) -> Header:
 
 
 def split_tensor_name(name: str) -> tuple[int | None, str]:
-    """The layer that a tensor is of, None where it is of none, and its name in that."""
+    """Split a tensor's name into the number of its layer, None where it is in no layer, and its name in that."""
     match = LAYER_PREFIX.match(name)
     return (int(match[1]), name[match.end() :]) if match else (None, name)
 
 
 def _check_model(header: Header) -> None:
-    """Raise ValueError unless the tensors are those of one model, as the metadata describe it, and lie as llama.cpp
-    demands: one after another, aligned, up to the file's end."""
+    """Raise ValueError unless the tensors are those of the one model that the metadata describe, and lie as llama.cpp
+    demands: aligned, one after another, up to the file's end."""
     arch, num_layers, end = header.architecture, header.num_layers, int(header.data_offset)
     if not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
@@ -145,19 +145,19 @@ def _check_model(header: Header) -> None:
 
 @contextlib.contextmanager
 def isolated(path: Path) -> Iterator[Path]:
-    """A folder for the moment that holds a GGUF file as ALONE, and nothing else."""
+    """Inside, a temporary folder holds a GGUF file as ISOLATED_NAME, and nothing else."""
     with tempfile.TemporaryDirectory(prefix="deeper-layers-") as folder:
         os.symlink(path.absolute(), Path(folder) / ISOLATED_NAME)
         yield Path(folder)
 
 
 def conversion_folder(weights: str) -> Path:
-    """The folder of the conversion of a GGUF file, by its hash, whether or not it is there."""
+    """The folder for the conversion of a GGUF file of this hash, whether or not it exists yet."""
     return cache_folder() / "models" / weights.removeprefix("sha256:") / "checkpoint"
 
 
 def convert_gguf(path: Path, sha256: str) -> Path:
-    """The folder of a GGUF file of this hash converted to float32 safetensors, made once and kept in the cache."""
+    """Convert a GGUF file of this hash to float32 safetensors, once, and return the folder in the cache."""
     target, message = conversion_folder(sha256), f"waiting for another process, which converts {path.name}"
     if not target.is_dir():
         with writing_to_cache(f"the conversion of {path}", target), locked(target, message):

@@ -1,6 +1,6 @@
-"""Products of 16 bits on processors without arithmetic of 16 bits, such as those of most laptops.
+"""Multiply 16-bit matrices on processors without 16-bit arithmetic, such as those of most laptops.
 
-There PyTorch multiplies matrices of 16 bits several times as slowly as those of 32, and backwards a hundred times.
+There PyTorch takes several times as long for 16-bit products as for 32-bit ones, in backward passes a hundred times.
 """
 
 import functools
@@ -11,8 +11,8 @@ from torch.utils.benchmark import Timer
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-ROWS = 64  # from which widening pays; for fewer, as in generation, it would take longer than the product
-ROWS_TRIED = 1024  # of a product whose speed is tried
+ROWS = 64  # from which widening pays; for fewer rows, as in generation, it takes longer than the product
+ROWS_TRIED = 1024  # of the product whose speed is measured
 
 
 def multiplies_sixteen_bits() -> bool:
@@ -21,7 +21,7 @@ def multiplies_sixteen_bits() -> bool:
 
 
 def widen(network: torch.nn.Module) -> None:
-    """Have a network multiply in float32, in place: linear layers, of 4 bits too, and attention that is trained."""
+    """Make a network multiply in float32, in place: its linear layers (4-bit ones too), and attention in training."""
     AttentionInterface.register("sdpa", attend)  # which serves all networks: elsewhere it is what it was
     for module in network.modules():
         if type(module) is torch.nn.Linear or hasattr(getattr(module, "weight", None), "quant_state"):
@@ -39,8 +39,8 @@ def measure_product_speed(dtype: str, width: int = 1024, inner: int = 1024, devi
 
 
 class Widened:
-    """Of a linear layer: its matrices of 16 bits are multiplied in float32, and the result is rounded, as processors
-    with arithmetic of 16 bits do, which sum in float32."""
+    """Makes a linear layer multiply its 16-bit matrices in float32 and round the result. Processors with 16-bit
+    arithmetic do the same: they sum in float32."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         pays = input.requires_grad or input.numel() >= ROWS * input.shape[-1]
@@ -60,7 +60,7 @@ class Widened:
 
 
 class _WidenedProduct(torch.autograd.Function):
-    """A product with weights that don't learn, widened anew on the way back: none is kept."""
+    """A product with frozen weights. The backward pass widens them again, so that no wide copy is kept."""
 
     @staticmethod
     def forward(context, input: torch.Tensor, layer: Widened) -> torch.Tensor:
@@ -78,7 +78,7 @@ def _widened_class(module_class: type) -> type:
 
 
 def attend(module, query, key, value, attention_mask, **options):
-    """Attention of transformers ("sdpa"), in float32 where gradients of 16 bits go back through it on a processor."""
+    """The "sdpa" attention of transformers, in float32 where 16-bit gradients go back through it on a processor."""
     inputs, dtype = [query, key, value, attention_mask], query.dtype
     if query.device.type == "cpu" and dtype.itemsize == 2 and query.requires_grad:
         inputs = [tensor if tensor is None or not tensor.is_floating_point() else tensor.float() for tensor in inputs]

@@ -1,8 +1,8 @@
-"""The layers of a model, run one by one on residuals of our own, from disk where they are larger than the machine.
+"""Run the layers of a model one by one on given residuals, from disk where the model is larger than the memory.
 
-What a layer is handed besides the residual (masks, positions, rotary tables, a cache) is learnt by running the model's
-own forward on the batch with layers that only write down their arguments; it does not depend on the residual. So is
-what follows the last layer: the model's own forward, whose last layer gives a residual of ours.
+Besides the residual a layer takes masks, positions, rotary tables and a cache, which do not depend on the residual. To
+find them, the model's own forward runs on the batch with layers that only record their arguments. To find logits, it
+runs with layers that return the given residual, so that the model's own norm and head follow.
 
 Letters in shapes: B sequences, T tokens, N positions, D width, V vocabulary.
 """
@@ -28,23 +28,23 @@ Kept = TypeVar("Kept")
 
 
 class StopForward(Exception):
-    """What was wanted of a forward pass is there: the rest need not run."""
+    """Ends a forward pass that has given what was wanted: the rest need not run."""
 
 
 class Call(NamedTuple):
-    """What a layer is handed besides the residual."""
+    """The arguments of a layer besides the residual."""
 
     arguments: tuple
     named: dict
 
     def __call__(self, layer: Callable, residual: torch.Tensor) -> torch.Tensor:
-        """The residual that leaves a layer which this one enters."""
+        """The residual that leaves a layer when `residual` enters it."""
         output = layer(residual, *self.arguments, **self.named)
         return output[0] if isinstance(output, tuple) else output
 
 
 class LayerInputs(NamedTuple):
-    """What the layers of a model are handed for a batch, and the residual that enters the first."""
+    """The arguments of all layers for a batch, and the residual that enters the first."""
 
     residual: torch.Tensor
     calls: list[Call]
@@ -62,7 +62,7 @@ class Residuals(NamedTuple):
 
     @property
     def between(self) -> torch.Tensor:
-        """What lies between attention and MLP: the layer runs once more for it, without its MLP."""
+        """The residual between attention and MLP. The layer runs once more for it, without its MLP."""
         with running_only(self.layer, ATTENTION):
             return self.call(self.layer.forward, self.entering)
 
@@ -81,11 +81,11 @@ class Network:
 
     @cached_property
     def token_cache_bytes(self) -> float:
-        """Bytes of keys and values, a token and layer; states that recur count as if each were of 8 tokens."""
+        """Bytes of keys and values for a token and layer. A recurrent state counts as the cache of 8 tokens."""
         config = text_config(self.model.config)
         if is_streamed(self.model) and self.device.type != "meta":  # of a model without weights all layers run
-            # not all layers are read for a number: those of usual attention have this many
-            entries = config.to_dict()  # where transformers refuses to say it of all layers, of most
+            # computed for usual attention, as running the model would read all layers
+            entries = config.to_dict()  # the attribute raises where layers differ; this has the value of most layers
             heads = entries.get("num_key_value_heads") or config.num_attention_heads
             width = entries.get("head_dim") or config.hidden_size // config.num_attention_heads
             return 2.0 * heads * width * self.dtype.itemsize
@@ -104,23 +104,22 @@ class Network:
 
     @cached_property
     def layer_devices(self) -> list[torch.device]:
-        """Where each layer runs: accelerate may have spread them over devices (`device_map`)."""
+        """The device of each layer: accelerate may have spread them over several (`device_map`)."""
         stored = [next((p.device for p in layer.parameters()), self.device) for layer in self.layers]
-        return [
-            self.device if device.type == "meta" else device for device in stored
-        ]  # what is on disk runs with the rest
+        # layers on disk run where the rest of the model is
+        return [self.device if device.type == "meta" else device for device in stored]
 
     def load_in_turn(self, layers: list[int]) -> Iterator[int]:
-        """The numbers of some layers; of each the weights are there until the next is asked for."""
+        """Yield the numbers of layers, each while the weights of that layer are in memory."""
         for number in layers:
             with holding_weights(self.layers[number]):
                 yield number
 
     def residuals(self, batches: Iterable[Batch], keep: Callable[[Residuals], Kept]) -> Iterator[list[Kept]]:
-        """Of each batch what `keep` makes of the residuals around every layer, in the layers' order: L values.
+        """For each batch, what `keep` returns for the residuals around each layer: L values in the layers' order.
 
         The last entry of `hidden_states` in transformers lies after the final norm, so residuals are measured here.
-        Where layers are on disk, many batches go through each while it is there.
+        Where layers are on disk, many batches go through a layer while it is in memory.
 
         Args:
             batches: each with `input_ids` [B, T] and, where there is padding, `attention_mask`. They come to `keep` on
@@ -137,7 +136,7 @@ class Network:
 
     @torch.inference_mode()  # not around the yield: whoever takes them may want gradients
     def _residuals(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:
-        """The same of some batches, all of which go through a layer before any goes through the next."""
+        """The same for a group of batches, all of which go through a layer before any goes through the next."""
         group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
         layer_inputs = [self.layer_inputs(**batch) for batch in group]
         states, kept = [inputs.residual for inputs in layer_inputs], [[] for _ in group]
@@ -154,8 +153,8 @@ class Network:
         return kept
 
     def layer_inputs(self, input_ids: torch.Tensor, **options) -> LayerInputs:
-        """What the layers get for tokens [B, T] and options of the model's forward. Raises InputError where that does
-        more between its layers than to hand on the residual."""
+        """The layers' arguments for tokens [B, T] and options of the model's forward. Raises InputError where that
+        forward does more between its layers than to hand on the residual."""
         for _ in range(2):
             entered, calls = self._record_calls(input_ids, options)
             if len(calls) == len(self.layers) and entered[-1] is entered[0]:
@@ -167,7 +166,7 @@ class Network:
         )
 
     def _record_calls(self, ids: torch.Tensor, options: dict) -> tuple[list[torch.Tensor], list[Call]]:
-        """What enters each layer where none does anything, up to the first that another residual enters."""
+        """Residual and arguments of each layer while no layer does anything, up to the first with another residual."""
         entered: list[torch.Tensor] = []
         calls: list[Call] = []
 
@@ -201,7 +200,7 @@ class Network:
 
 
 def cache_argument(module) -> str:
-    """What a forward pass calls the keys and values given to it; transformers 5.24 began to rename them."""
+    """The name of a forward's argument for keys and values, which transformers 5.24 began to rename."""
     names = inspect.signature(inspect.unwrap(type(module).forward)).parameters
     return next((name for name in ("cache", "past_key_values", "layer_past") if name in names), "past_key_values")
 
@@ -212,7 +211,7 @@ def cache_argument(module) -> str:
 
 
 def build_device_map(empty: torch.nn.Module, device: str) -> dict[str, str]:
-    """The device map that leaves the layers of a model, given without weights, on disk, and puts all else `where`."""
+    """The device map of an empty model that leaves its layers on disk and puts everything else on `device`."""
     layers = layers_path(empty)
     others = [path for path, module in empty.named_modules() if module._parameters or module._buffers]
     return {path: device for path in others if not path.startswith(f"{layers}.")} | {layers: "disk"}
@@ -225,7 +224,7 @@ def is_streamed(model: torch.nn.Module) -> bool:
 
 @contextlib.contextmanager
 def holding_weights(layer: torch.nn.Module) -> Iterator[None]:
-    """While it lasts, a layer has its weights; one that has them already is left alone."""
+    """Inside, a layer's weights are in memory. A layer that has them already is left alone."""
     is_offloaded = any(parameter.is_meta for parameter in layer.parameters())
     with contextlib.ExitStack() as stack:
         for part in list(filter(has_offloaded_params, layer.modules())) if is_offloaded else ():
@@ -237,7 +236,7 @@ def holding_weights(layer: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing_forward(module, forward: Callable) -> Iterator[None]:
-    """While it lasts, a module's forward is this one."""
+    """Inside, `forward` takes the place of a module's own forward."""
     previous = vars(module).get("forward")
     module.forward = forward
     try:
@@ -249,7 +248,7 @@ def replacing_forward(module, forward: Callable) -> Iterator[None]:
 
 
 def group_by_cost(items: Iterable, cost: Callable[[list], float], limit: int) -> Iterator[list]:
-    """Items in as few groups as they come in, each of a `cost` of at most `most`, or of one item."""
+    """Consecutive items in groups, each with a `cost` of at most `limit`, or of one item."""
     group: list = []
     for item in items:
         if group and cost([*group, item]) > limit:

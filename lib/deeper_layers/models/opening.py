@@ -1,4 +1,4 @@
-"""Open a model, or only its shape or tokenizer, and where it runs."""
+"""Open a model, or only its shape or its tokenizer, and choose where it runs."""
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ from deeper_layers.package_index import cache_folder
 
 ADVICE = "mend that, or give a whole model with its tokenizer, as save_pretrained writes them"
 QUANTIZED = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}
-MEMORY_SHARE = 0.7  # of what is free, that weights may take in it
+MEMORY_SHARE = 0.7  # of the free memory, which weights may take
 
 
 def load_model(
@@ -86,7 +86,7 @@ def load_model(
     config = read_config(folder, **trust)
     with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
         if stream is True or stream == "auto" and quantization is None and is_large:
-            # of mixtures whose experts are stored one by one transformers writes the layers anew, as it runs them
+            # where experts are stored one by one, transformers writes the layers again, in the form that it runs
             offload_folder = stack.enter_context(passing_dir(cache_folder() / "offloaded"))
             options |= {
                 "device_map": build_device_map(build_empty_model(config, folder, **trust), place),
@@ -101,8 +101,8 @@ def load_model(
     decoder_layers(network)  # refuses what can't be pruned, before anything is measured
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes would repack weights of four bits at the first answer, on some processors: their scales are
-            # rounded then, and no gradient goes through them any more
+            # on some processors bitsandbytes would repack 4-bit weights in the first forward pass: that rounds their
+            # scales, and no gradient goes through them any more
             module.support_avx512bf16_for_cpu = False
     if place == "cpu" and not multiplies_sixteen_bits():
         widen(network)
@@ -121,7 +121,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
 
 
 def _open_without_weights(auto_class, source: Source, trust_remote_code: bool):
-    """What transformers reads of a model, fetching and converting no weights."""
+    """Open the configuration or the tokenizer of a model, without fetching or converting weights."""
     packaged, options = PACKAGED.get(source.folder), {"trust_remote_code": trust_remote_code}
     with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
         if (path := packaged.path if packaged else source.gguf) is None:
@@ -134,7 +134,7 @@ def _open_without_weights(auto_class, source: Source, trust_remote_code: bool):
 
 
 def choose_device(name: str) -> str:
-    """Where a model is put: what "auto" stands for, else the device of that name, which has to be there."""
+    """The device for a model: an accelerator for "auto" where there is one, else the named one, which has to exist."""
     if name == "auto":
         if torch.cuda.is_available():
             # of several processes started together (torchrun), each has its own
@@ -146,7 +146,7 @@ def choose_device(name: str) -> str:
 
 
 def device_name() -> str:
-    """The accelerator, or else the processor and what it can do, in words."""
+    """The name of the accelerator, or else the processor, its instructions and its threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     # how 16-bit numbers are rounded on the way depends on what the processor can do
@@ -155,7 +155,7 @@ def device_name() -> str:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free where a model is put; in a container no more than it may have."""
+    """Free bytes on a device; in a container at most what its limit leaves."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available

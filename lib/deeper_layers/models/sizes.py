@@ -1,4 +1,4 @@
-"""How large a model is, and would be without some layers, known without opening it."""
+"""Count the parameters of a model, with and without some layers, without opening it."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from deeper_layers.models.sources import PACKAGED, Source
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of each layer and of all the rest, tied ones once; of a GGUF file also its bytes."""
+    """Parameters of each layer and of the rest, tied ones counted once; for a GGUF file also its bytes."""
 
     layers: tuple[int, ...]
     rest: int
-    file_bytes: "Sizes | None" = None  # bytes in the place of parameters
+    file_bytes: "Sizes | None" = None  # of a GGUF file: bytes in the place of parameters
 
     def parameters(self, cut: Cut) -> int:
-        """Of the model without the layers of a cut. Raises InputError where it does not fit."""
+        """Parameters of the model without the layers of a cut. Raises InputError where the cut does not fit."""
         return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
 
 

