@@ -1,4 +1,4 @@
-"""What a node of the tree sees of other tokens: masks of ours, keys and values of a prefix; the last layer in part.
+"""What a token sees of others: our own masks, keys and values of a prefix; and a layer run at some positions only.
 
 Letters in shapes: B sequences of a batch, T tokens, K keys, P tokens of the prefix, S scored positions, D width.
 """
@@ -13,17 +13,21 @@ from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import BOUNDARIES
 from deeper_layers.models.network import Call, Network, StopForward, cache_argument
 
-MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours
-POSITIONAL = ("attention_mask", "position_ids", "position_embeddings")  # what is known to go by positions
+MASKABLE = ("sdpa", "eager")  # implementations of attention that take a given mask
+POSITIONAL = (
+    "attention_mask",
+    "position_ids",
+    "position_embeddings",
+)  # arguments that are known to have an entry for each position
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
 def attention_masks(network: Network, positions, key_positions, visible):
-    """What a forward pass takes as `attention_mask`: one mask, or one for each kind of layer that the model has.
+    """The `attention_mask` of a forward pass: one mask, or one for each type of layer that the model has.
 
     Parameters
     ----------
-    positions, key_positions: [B, T] and [B, K], places in the sequence, which sliding windows go by.
+    positions, key_positions: [B, T] and [B, K], places in the sequence, for sliding windows.
     visible: [B, T, K], whether a token may see a key at all.
     """
     config, dtype = text_config(network.model.config), network.dtype
@@ -38,9 +42,9 @@ def attention_masks(network: Network, positions, key_positions, visible):
 
 
 def takes_masks(config) -> bool:
-    """Whether attention takes a mask of ours, and reaches only so far in no way that `attention_masks` does not know.
+    """Whether attention takes a given mask, and has no window except those that `attention_masks` draws.
 
-    A trial on a few tokens would not show a window.
+    The configuration is asked, as a trial on a few tokens would not show a window.
     """
     config = text_config(config)
     understood = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
@@ -49,12 +53,12 @@ def takes_masks(config) -> bool:
 
 
 class PrefixCache(DynamicCache):
-    """What a layer finds as its cache: those of a prefix that many sequences share, to read, and what these add.
+    """The cache that a layer is given: it reads the keys and values of a shared prefix, and adds those of a sequence.
 
     Attributes:
-        tokens: of the prefix and those that are added.
-        node: the residual that leaves the node that runs.
-        kept: by this, of a cache that keeps, all that the node found and added, [B, heads, P + T, head width].
+        tokens: number of tokens of the prefix and the sequence.
+        node: number of the residual that leaves the running node.
+        kept: by this number, where `keeps`, keys and values of prefix and sequence [B, heads, P + T, head width].
     """
 
     def __init__(self, prefix: "PrefixCache | None" = None, tokens: int = 0, keeps: bool = False):
@@ -79,17 +83,17 @@ class PrefixCache(DynamicCache):
 
 
 def behind(prefix: Pair, suffix: Pair) -> Pair:
-    """Keys and values of sequences [B, heads, T, head width] behind those of the prefix [1, heads, P, head width]."""
+    """Append keys and values of sequences [B, heads, T, head width] to those of a prefix [1, heads, P, head width]."""
     pairs = zip(prefix, suffix, strict=True)
     keys, values = (torch.cat([shared.expand(len(added), -1, -1, -1), added], dim=2) for shared, added in pairs)
     return keys, values
 
 
 def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """[B, S, D] what leaves a layer at `places` [B, S] for a residual [B, T, D], all of which adds keys and values.
+    """The output [B, S, D] of a layer at `places` [B, S], for a residual [B, T, D] of which all gives keys and values.
 
-    Queries, output and what follows are of these places alone: the layer's own forward runs until it hands over its
-    keys and values, and then once more on the scored positions.
+    Queries and everything after attention are computed at these places only: the layer's own forward runs until it has
+    its keys and values, and then once more on the scored positions.
     """
     arguments = inspect.signature(inspect.unwrap(type(layer).forward)).parameters
     named = dict(zip(list(arguments)[2:], call.arguments)) | call.named  # after itself and the residual
@@ -105,7 +109,7 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
         return residual[:, :0]
 
     def take(tensor: torch.Tensor) -> torch.Tensor:
-        """[B, S, ...] of a tensor [B, T, ...], or [1, T, ...], on its device, which may be another than the layer's."""
+        """[B, S, ...] at `places` of a tensor [B, T, ...] or [1, T, ...], on the tensor's device."""
         rows, columns = torch.arange(len(places))[:, None].to(tensor.device), places.to(tensor.device)
         return tensor.expand(len(places), *tensor.shape[1:])[rows, columns]
 
@@ -122,7 +126,7 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
 
 
 class _CollectingCache:
-    """A cache that takes the keys and values of a layer, stops it there, and later gives them back."""
+    """A cache that stops a layer when it has given its keys and values, and gives them back in the second run."""
 
     def __init__(self, cache):
         self.cache, self.found = cache, None

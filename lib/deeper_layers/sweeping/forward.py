@@ -1,4 +1,4 @@
-"""One batch on its way through the tree, from the embedding to what enters the final norm, layer by layer.
+"""Take one batch through the tree layer by layer, from the embedding to what enters the final norm.
 
 Letters in shapes: B sequences of a batch, T tokens, S scored positions of a sequence, N of a batch, C cuts, D width.
 """
@@ -18,14 +18,14 @@ from deeper_layers.sweeping.tree import Tree
 
 
 class PaddedBatch:
-    """A batch as tensors, padded on the right: no mask is needed, as no scored token sees what follows it.
+    """A batch as tensors, padded on the right. No mask is needed, as no scored token sees what follows it.
 
     Attributes:
         ids: [B, T], without the prefix.
-        rows, slots: [N], of the scored positions which sequence, and which of its scored positions ...
-        places: [B, S], ... and where these lie; filled up with 0.
-        branches: where sequences have some, the places of tokens [B, T] and of what they can see [B, K], and whether
-            they do [B, T, K].
+        rows, slots: [N], for each scored position its sequence, and its index among the scored ones of that.
+        places: [B, S], the columns of the scored positions of each sequence, filled up with 0.
+        branches: None where no sequence branches; else positions of tokens [B, T] and of keys [B, K], and whether a
+            token sees a key [B, T, K].
     """
 
     def __init__(self, batch: Batch, device):
@@ -49,11 +49,11 @@ class PaddedBatch:
 
 
 class Forward:
-    """A batch and the residuals of the tree that live; `step` takes them through one layer.
+    """A batch with the residuals of the tree that are still needed; `step` takes them through one layer.
 
     Attributes:
-        states: [..., C, N, D], what goes to the head, once all layers have run.
-        cache: keys and values of the batch, where it `keeps` them: it can be the prefix of others.
+        states: [..., C, N, D], what goes to the head once all layers have run.
+        cache: keys and values of the batch; where it `keeps` them, the batch can be the prefix of others.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Forward:
 
 
 def run_layers(forwards: list[Forward], progress: Callable[[float], object] = lambda steps: None) -> None:
-    """Take batches through the layers of their tree, one layer after another; `progress` is told of the layer-steps."""
+    """Take batches through the layers of their tree, layer after layer; calls `progress` with layer-steps done."""
     network, levels = forwards[0].network, forwards[0].tree.levels
     for layer in network.load_in_turn([layer for layer, level in enumerate(levels) if level]):
         for forward in forwards:
@@ -107,10 +107,10 @@ def run_layers(forwards: list[Forward], progress: Callable[[float], object] = la
 
 
 def logits_in_parts(network: Network, states: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits of the states [..., N, D] that leave last layers, for as many positions at once as memory is to hold."""
+    """Logits of states [..., N, D] that leave last layers, in parts of at most HEAD_ELEMENTS numbers."""
     return map(network.logits, states.split(max(1, HEAD_ELEMENTS // network.head.weight.shape[0]), dim=-2))
 
 
 def running_part(module, part: str) -> contextlib.AbstractContextManager:
-    """While it lasts, a layer runs its attention or its MLP alone, or all of it."""
+    """Inside, a layer runs only its attention or its MLP, or all of it."""
     return contextlib.nullcontext() if part == WHOLE else running_only(module, part)

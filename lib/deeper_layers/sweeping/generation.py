@@ -1,8 +1,8 @@
-"""Greedy answers of all pruned models of a tree to lm-eval's generate_until requests, a token of all of them at a time.
+"""Write greedy answers of all pruned models of a tree to lm-eval's generate_until requests, all models at once.
 
-lm-eval's HFLM cuts prompts, names stop strings and trims answers; only the tokens in between come from here. A lane is
-one prompt under one pruned model. The prompts walk through the tree once. Then, at each step, a layer runs on the lanes
-of all models that keep it. Keys and values of a lane are in a buffer with room for what is to come.
+lm-eval's HFLM cuts prompts, names stop strings and trims answers; this file makes the tokens in between. A lane is one
+prompt under one pruned model. The prompts go through the tree once. Then each step writes one token in each lane: a
+layer runs on the lanes of all models that keep it. Buffers hold the keys and values of lanes, with room for new tokens.
 
 Letters in shapes: C cuts, B prompts, K keys.
 """
@@ -32,7 +32,7 @@ from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, 
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 
-# entries of a generation configuration that greedy decoding follows here, or has no use for
+# entries of a generation configuration that greedy decoding follows here or does not need
 FOLLOWED = set(
     "bos_token_id eos_token_id pad_token_id temperature top_k top_p use_cache max_length max_new_tokens do_sample "
     "transformers_version _from_model_config".split()
@@ -49,10 +49,10 @@ def generate(
     shards: Shards | None = None,
     what: str = "generation",
 ) -> list[list[Answer]]:
-    """For each cut each answer, its text as lm-eval's HFLM gives it for the pruned model.
+    """The answers of each cut, with the text that lm-eval's HFLM gives for the pruned model.
 
-    `memory` bounds the bytes taken beside the weights. Where a task samples, a model's generation configuration
-    asks for more than greedy decoding, or a model takes no mask of ours, HFLM itself generates.
+    `memory` bounds the bytes taken beside the weights. HFLM itself generates where a task samples, where the model's
+    generation configuration asks for more than greedy decoding, or where the model takes no given mask.
     """
     if not instances:
         return [[] for _ in model.cuts]
@@ -81,14 +81,14 @@ def generate(
 def _write_answers(
     model: TreeModel, prompts: list[list[int]], max_tokens: int, are_over: AreFinished, memory: int, parts: Parts
 ) -> np.ndarray:
-    """[C, B] pairs: new tokens, at most so many, and whether they ended; of finished parts, else written."""
+    """[C, B] pairs of new tokens, at most `max_tokens`, and whether the answer ended; read where a part is finished."""
 
     def fits(rows: list[list[int]], cuts: list[Cut]) -> bool:
         needed = model.estimate.writing_bytes(Tree(cuts, model.tree.layers), len(rows), max(map(len, rows)), max_tokens)
         return len(rows) <= ROWS and needed <= memory
 
     def progress(answers: int, token: int) -> None:
-        # answers may take minutes to end, so that the bar shows the token that is written
+        # answers may take minutes to end, so the bar shows which token is written
         parts.set_postfix_str(f"token {token} of at most {max_tokens}", refresh=False)
         parts.update(answers)
 
@@ -101,11 +101,11 @@ def _write_answers(
 
 
 def _make_end_check(model, tokenizer, stop: tuple[str, ...]) -> AreFinished:
-    """What says which answers are finished: by an end-of-sequence token, or a stop string among the last tokens."""
+    """The function that tells which answers are finished: by an end token, or a stop string in the last tokens."""
     end_tokens = model.generation_config.eos_token_id
     end_tokens = end_tokens if isinstance(end_tokens, list) else [end_tokens]
     stop = tuple(filter(None, stop))
-    # two more than it takes to write one, since a string has several tokenizations: so far HFLM looks back
+    # HFLM looks back two tokens more than a stop string takes, since a string has several tokenizations
     lookback = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in stop), default=0)
 
     def are_over(rows: list[list[int]]) -> list[bool]:
@@ -125,7 +125,7 @@ def generate_one_by_one(
     shards: Shards | None = None,
     what: str = "generation",
 ) -> list[list[Answer]]:
-    """The same of one pruned model after another, by lm-eval's own HFLM, or its model of an engine."""
+    """The same, one pruned model after another, by lm-eval's own HFLM or by its model of another engine."""
 
     def run(cut: Cut) -> list[str]:
         pruned = silence_sublayers(model, cut)
@@ -146,7 +146,7 @@ def generate_one_by_one(
 
 @dataclass
 class LayerRun:
-    """What of a layer runs for which models, and the keys and values of their lanes [lanes, heads, K, head width]."""
+    """A layer, the part of it that runs, for which models, and their keys and values [lanes, heads, K, head width]."""
 
     layer: int
     part: str
@@ -155,7 +155,7 @@ class LayerRun:
 
 
 class BufferCache(PrefixCache):
-    """What a layer finds as its cache: the buffers of a stop, written at `length`, and read up to there."""
+    """The cache that a layer is given: the buffers of its LayerRun, written at `length` and read up to there."""
 
     buffers: list[torch.Tensor]
 
@@ -173,12 +173,12 @@ class BufferCache(PrefixCache):
 
 
 class Decoding:
-    """The prompts of a batch, run for all pruned models; all tokens but the last, which `write` begins with."""
+    """The prompts of a batch, run for all pruned models up to their last token, with which `write` begins."""
 
     @torch.inference_mode()
     def __init__(self, model: TreeModel, prompts: list[list[int]], max_tokens: int):
         self.network, self.prompts, self.max_tokens = model.network, prompts, max_tokens
-        self.held = max(1, max(map(len, prompts)) - 1)  # places in a buffer before the first token that is written
+        self.held = max(1, max(map(len, prompts)) - 1)  # places in a buffer before the first written token
         self.all_models = tuple(range(len(model.cuts)))
         cache, self.layer_runs = self._read_prompts(model), []
         for layer, level in enumerate(model.tree.levels):
@@ -189,10 +189,10 @@ class Decoding:
                 self.layer_runs.append(LayerRun(layer, part, tuple(leaves), buffers))
         lanes = torch.arange(len(model.cuts) * len(prompts), device=self.network.device).view(-1, len(prompts))
         groups = {self.all_models, *(stop.models for stop in self.layer_runs)}
-        self.rows = {models: lanes[list(models)].flatten() for models in groups}  # of the lanes that are left
+        self.rows = {models: lanes[list(models)].flatten() for models in groups}  # numbers of the unfinished lanes
 
     def _read_prompts(self, model: TreeModel) -> PrefixCache:
-        """Keys and values of the prompts; what they begin with alike is run once."""
+        """Keys and values of the prompts; a prefix that they share runs once."""
         rows = [tuple(prompt[:-1]) or (0,) for prompt in self.prompts]
         prefix = os.path.commonprefix(rows)[: min(map(len, rows)) - 1]
         is_shared = len(prefix) >= SHARED_TOKENS and len(rows) > 1
@@ -203,10 +203,10 @@ class Decoding:
     def write(
         self, are_over: AreFinished, progress: Callable[[int, int], object] = lambda answers, token: None
     ) -> list:
-        """[C][B] the new tokens of each prompt under each cut.
+        """The new tokens [C][B] of each prompt under each cut.
 
-        `are_over` says of some lanes' new tokens which are finished; `progress` is told of how many answers this is
-        so, and how many tokens the longest has.
+        `are_over` tells which answers are finished, from their new tokens. `progress` is called with the number of
+        answers that just finished, and of tokens written in each lane.
         """
         device, cuts = self.network.device, len(self.all_models)
         new_tokens: list[list[int]] = [[] for _ in self.prompts * cuts]
@@ -230,14 +230,14 @@ class Decoding:
         return [new_tokens[first : first + len(self.prompts)] for first in range(0, len(new_tokens), len(self.prompts))]
 
     def _next_tokens(self, written: int, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """[lanes] the token that follows the last one of each lane, after so many that it wrote."""
+        """[lanes] the next token of each lane, after its last token and `written` tokens before."""
         network, cache, device = self.network, BufferCache(self.held + written), tokens.device
         held_places = torch.arange(self.held, device=device).expand(len(tokens), -1)
         places = torch.cat([held_places, lengths + torch.arange(written + 1, device=device)], dim=1)
         is_real = torch.cat([held_places < lengths, torch.ones_like(places[:, self.held :], dtype=torch.bool)], dim=1)
 
         def find_inputs(rows: torch.Tensor) -> LayerInputs:
-            """What layers are handed for some lanes."""
+            """The layers' arguments for some lanes."""
             positions = places[rows, -1:]
             masks = attention_masks(network, positions, places[rows], is_real[rows, None])
             options = {"position_ids": positions, "attention_mask": masks, network.cache_argument: cache}
@@ -254,7 +254,7 @@ class Decoding:
         return torch.cat([logits.argmax(dim=-1) for logits in logits_in_parts(network, residuals[..., 0, :])])
 
     def _keep_lanes(self, kept: torch.Tensor) -> None:
-        """Leave out some of the lanes that are left [lanes]."""
+        """Drop finished lanes: only those where `kept` [lanes] is true go on."""
         for run in self.layer_runs:
             kept_rows = kept[self.rows[run.models]]
             run.buffers = [buffer[kept_rows.to(buffer.device)] for buffer in run.buffers]

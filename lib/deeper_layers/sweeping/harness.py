@@ -1,7 +1,7 @@
-"""Tasks of lm-eval: what they ask, in tokens, and how answers become rows.
+"""Collect the requests of lm-eval's tasks as tokens, and let lm-eval score the answers.
 
 lm-eval owns prompts, few-shot samples, tokenization, filters, metrics and standard errors. Its requests are collected
-once here, and it is handed one set of answers after another to score; sweeps.py has these.
+once, and it scores one set of answers after another; sweeps.py computes these.
 """
 
 import collections
@@ -42,7 +42,7 @@ GENERATED = "generate_until"
 
 @dataclass
 class Tasks:
-    """Loaded tasks of lm-eval, and what they ask of a model."""
+    """Loaded tasks of lm-eval, and their requests."""
 
     loaded: dict
     instances: list[Instance]  # those that are scored by log-likelihoods ...
@@ -52,15 +52,15 @@ class Tasks:
 
 
 class Answer(NamedTuple):
-    """What a pruned model wrote to a prompt; of what another engine wrote nothing but the text is known."""
+    """What a pruned model wrote to a prompt. From another engine only the text is known."""
 
     text: str
-    tokens: int | None = None  # how many, with the one that ended it
-    ended: bool | None = None  # by itself; False: cut off at the most tokens that the task allows
+    tokens: int | None = None  # number of tokens, with the one that ended it
+    ended: bool | None = None  # True: it ended by itself; False: it was cut off at the task's limit of tokens
 
 
 class Prompt(NamedTuple):
-    """What HFLM asks a model to go on with."""
+    """A prompt that HFLM gives to a model, and how to go on."""
 
     most: int  # tokens to generate at most
     stop: tuple[str, ...]
@@ -69,12 +69,12 @@ class Prompt(NamedTuple):
 
 
 class RequestRecorder(HFLM):
-    """lm-eval's HFLM, which runs nothing: it says what it would ask of a model, and makes text of what one wrote."""
+    """lm-eval's HFLM without running a model: it records what HFLM would ask, and turns written tokens into text."""
 
     def __init__(self, model, tokenizer):
         with quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
-        # the choices of a question have one context, one after another
+        # choices of a question follow each other and share a context
         self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
 
     def prompt(self, instance: Instance) -> Prompt:
@@ -82,7 +82,7 @@ class RequestRecorder(HFLM):
         return self.last_prompt
 
     def text(self, instance: Instance, answer: list[int]) -> str:
-        """The answer to an instance, of these tokens."""
+        """The text of the answer to an instance, from its tokens."""
         self.answer = answer
         return self.generate_until([instance], disable_tqdm=True)[0]
 
@@ -97,7 +97,7 @@ class RequestRecorder(HFLM):
 
 
 class _AnsweredModel(LM):
-    """A model that has already answered: what it did lies in the requests."""
+    """A model whose answers are already stored in the requests."""
 
     def loglikelihood(self, requests):
         return [request.answer for request in requests]
@@ -110,9 +110,9 @@ class _AnsweredModel(LM):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval comments at length on what is meant here: a model that is already open, requests built once.
+    """Inside, lm-eval logs no warnings: it would comment on what is meant here, like a model that is already open.
 
-    Its progress bars go too: they count requests built, not the work, and there is one a task and cut.
+    Its progress bars are hidden too: they count requests built, not the work, one bar for each task and cut.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -131,11 +131,11 @@ def _load_task_manager() -> TaskManager:
 def load_tasks(
     names: list[str], *, num_fewshot: int | None = None, fewshot_order: int = 0, datasets: str | None = None
 ) -> dict:
-    """Tasks, groups and tags of lm-eval by name, ours among them, as `lm_eval.evaluate` takes them.
+    """Load tasks, groups and tags of lm-eval by name, ours among them, as `lm_eval.evaluate` takes them.
 
-    `fewshot_order` other than 0 shuffles the examples of every prompt with that as the seed.
-    Raises InputError for a name that is not known, a task that is scored in some other way or runs code that the model
-    writes, data that can't be reached, or examples that a task does not have.
+    A `fewshot_order` other than 0 is the seed by which the examples of every prompt are shuffled.
+    Raises InputError for an unknown name, a task that is scored in another way or runs code that the model writes, data
+    that can't be read, and examples that a task does not have.
     """
     manager = check_names(names)
     if num_fewshot is not None:
@@ -146,7 +146,7 @@ def load_tasks(
     for name, task in loaded["tasks"].items():
         _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
         own_fewshot = task.get_config("num_fewshot")
-        if num_fewshot and own_fewshot == 0:  # lm-eval would ask without any, and say so in a line of its log
+        if num_fewshot and own_fewshot == 0:  # lm-eval would ask without examples, and only log that
             raise InputError(embedded.no_examples_message(name, num_fewshot))
         task.set_config(key="num_fewshot", value=(own_fewshot or 0) if num_fewshot is None else num_fewshot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -156,16 +156,16 @@ def load_tasks(
 
 
 def _sample_shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
-    """The same examples in another order, which is the same for every prompt with as many."""
+    """Draw the examples and shuffle them: every prompt with as many examples has the same order."""
     examples = list(sample(*arguments, **named))
     random.Random(seed).shuffle(examples)
     return examples
 
 
 def check_names(names: list[str]) -> TaskManager:
-    """lm-eval's register of tasks, ours among them; InputError when a name is in neither, or of a kind not scored here.
+    """lm-eval's register of tasks, ours among them. Raises InputError for an unknown name or a kind not scored here.
 
-    The register is only read (some seconds) where a name is not one of ours. No data are read.
+    Reading lm-eval's own tasks takes seconds, so they are read only where a name is not one of ours. Reads no data.
     """
     if isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"tasks is {checks.short_repr(names)}, expected a list of names like ['capitals']: give some")
@@ -178,7 +178,7 @@ def check_names(names: list[str]) -> TaskManager:
             f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
             f"{', '.join(embedded.embedded_tasks())}" + (f" (did you mean {', '.join(similar)}?)" if similar else "")
         )
-    for name in names:  # those of a group, and those written in Python, are looked at when they are loaded
+    for name in names:  # tasks of a group, and those written in Python, are checked when they are loaded
         entry = manager.task_index[name]
         if entry.kind.name == "TASK":
             _check_kind(name, entry.cfg.get("output_type", GENERATED), entry.cfg.get("unsafe_code", False))
@@ -195,11 +195,11 @@ def _check_kind(name: str, kind: str | None, unsafe_code: bool) -> None:
 
 
 def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None) -> Tasks:
-    """Every request of the tasks, tokenized as lm-eval's HFLM does it.
+    """Collect every request of the tasks, tokenized as lm-eval's HFLM does it.
 
-    `limit` is the number of documents a task, from its beginning; None takes all. Raises what `encode` does.
+    `limit` is the number of documents a task, from its beginning; None takes all. Raises what `encode_requests` does.
     """
-    kinds: dict[bool, list[Instance]] = {True: [], False: []}  # whether answers are generated
+    kinds: dict[bool, list[Instance]] = {True: [], False: []}  # by whether answers are generated
     with quiet():
         for task in loaded["tasks"].values():
             task.build_all_requests(limit=limit, rank=0, world_size=1)
@@ -208,9 +208,9 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
 
 
 def encode_requests(instances: list[Instance], model, tokenizer) -> Requests:
-    """Requests in tokens, as lm-eval's HFLM makes them.
+    """Turn requests into tokens, as lm-eval's HFLM does.
 
-    Raises InputError for what it does not let in: nothing before or after, or more to score than the model reads.
+    Raises InputError for an empty context or continuation, and for a continuation that is longer than the model reads.
     """
     recorder = RequestRecorder(model, tokenizer)
     with quiet():
@@ -225,7 +225,7 @@ def encode_requests(instances: list[Instance], model, tokenizer) -> Requests:
 
 
 def data_fingerprint(task: str, datasets: str | None = None) -> str:
-    """What the items of a task of lm-eval are: the hash of the documents as they are read."""
+    """The fingerprint of the items of a task of lm-eval: the hash of its documents."""
     digest = hashlib.sha256()
     for name, loaded in sorted(load_tasks([task], datasets=datasets)["tasks"].items()):
         digest.update(name.encode())
@@ -237,16 +237,16 @@ def data_fingerprint(task: str, datasets: str | None = None) -> str:
 def score_answers(tasks: Tasks, answers: list[tuple[float, bool]], written: list[Answer]) -> tuple[list[dict], dict]:
     """One model's answers, scored by lm-eval.
 
-    `answers` are the log-probability of each request's continuation, in nats, and whether greedy decoding would give
-    it; `written` the answer to each of `tasks.generations`.
+    `answers` are, for each request, the log-probability of its continuation in nats, and whether greedy decoding gives
+    it. `written` has the answer to each of `tasks.generations`.
 
-    Returns the rows (task, metric, value, stderr, items; groups that aggregate are among them) and, for
-    each task, the outcomes by item, packed: each metric that is 0 or 1, the choice made, the log-probability of every
-    choice, and which of them is right; of written answers how many tokens they have, and whether they ended.
+    Returns the rows (task, metric, value, stderr, items; also of groups that aggregate) and, for each task, the packed
+    outcomes by item: each metric that is 0 or 1, the choice made, the log-probability of every choice, and the right
+    one; for written answers their number of tokens, and whether they ended.
     """
     for instance, answer in zip(tasks.instances + tasks.generations, [*answers, *written], strict=True):
         vars(instance).update(resps=[], filtered_resps={}, answer=answer)
-    # the requests stand: lm-eval is not to build them again for every set of answers
+    # lm-eval would build the requests again for every set of answers
     for task in tasks.loaded["tasks"].values():
         task.build_all_requests = lambda **_: None
     with quiet():
@@ -263,7 +263,7 @@ def score_answers(tasks: Tasks, answers: list[tuple[float, bool]], written: list
 
 
 def mean_accuracy(tasks: Tasks, names: Container[str], answers: list[tuple[float, bool]]) -> float:
-    """The mean accuracy of some tasks, by one model's answers as `score` takes them."""
+    """The mean accuracy of some tasks, from one model's answers as `score_answers` takes them."""
     accuracies = collections.defaultdict(list)
     pairs = zip(tasks.instances, answers, strict=True)
     for (name, _), item_pairs in itertools.groupby(pairs, key=lambda pair: (pair[0].task_name, pair[0].doc_id)):
@@ -274,7 +274,7 @@ def mean_accuracy(tasks: Tasks, names: Container[str], answers: list[tuple[float
 
 
 def _read_metrics(metrics: dict) -> Iterator[dict]:
-    """metric, value and stderr of all that lm-eval found for a task or a group."""
+    """Rows with metric, value and stderr, from all that lm-eval found for a task or a group."""
     for key, value in metrics.items():
         metric, _, rule = str(key).partition(",")
         if rule and not metric.endswith("_stderr") and isinstance(value, int | float):
@@ -284,7 +284,7 @@ def _read_metrics(metrics: dict) -> Iterator[dict]:
 
 
 def _metric_name(metric: str, rule: str) -> str:
-    """A metric with the filter of answers that it goes by, where a task has one."""
+    """The name of a metric, followed by the filter of answers that it uses, where a task has one."""
     return metric if rule == "none" else f"{metric},{rule}"
 
 
@@ -297,7 +297,7 @@ def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
             if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
                 packed[_metric_name(metric, rule)] = pack(np.array(values))
         if all(len(s["resps"]) > 1 for s in rule_samples):
-            # as many columns as the most choices have: of fewer the rest is missing
+            # a column for each choice: items with fewer choices have missing values
             logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in rule_samples]).to_numpy(float)
             packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), LOGPROBS: pack_halves(logprobs)}
             targets = [s["target"] for s in rule_samples]
@@ -307,7 +307,7 @@ def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
 
 
 def _pack_lengths(written: list[Answer]) -> dict[str, str]:
-    """How many tokens answers have, and which ended; nothing where that is not known."""
+    """Pack the number of tokens of answers, and which ended; nothing where that is not known."""
     if not written or any(answer.tokens is None for answer in written):
         return {}
     _, tokens, ended = zip(*written, strict=True)
@@ -315,7 +315,7 @@ def _pack_lengths(written: list[Answer]) -> dict[str, str]:
 
 
 def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
-    """For each multiple-choice task: accuracy of guessing at random, and of always naming the commonest answer."""
+    """For each multiple-choice task, the accuracy of random guessing and of always naming the commonest answer."""
     levels = {}
     for name, task in tasks.loaded["tasks"].items():
         if task.OUTPUT_TYPE == "multiple_choice":

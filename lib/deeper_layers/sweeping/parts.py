@@ -1,4 +1,4 @@
-"""The parts in which a sweep is run: as much at once as memory holds, and what is finished is not run again."""
+"""Run a sweep in parts: as much at once as memory holds, and finished parts are read and not run again."""
 
 import hashlib
 import itertools
@@ -19,21 +19,23 @@ from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
 from deeper_layers.sweeping.tree import Tree
 
 FIRST_WRITTEN = 500_000  # shards of log-likelihoods are numbered from 0, those of written answers from here
-LEAST_ROWS = 8  # that run together: rather than fewer of them, fewer models do, though these share what they run
+LEAST_ROWS = 8  # rows that run together: before there are fewer, fewer models run together, though models share work
 
 
 class MemoryEstimate:
     """Bytes that a model is estimated to need beside its weights, at most.
 
-    A token has a residual at each node that lives. While a layer runs, a token makes some tensors as wide as the
-    layer's inner width, and a key for each query a mask; keys and values are copied for each head. The head makes
-    logits in float32.
+    A token has a residual at each node that is still needed. While a layer runs, each token has some tensors of the
+    layer's inner width, and each pair of query and key an entry of the mask; keys and values are copied for each head.
+    The head makes logits in float32.
     """
 
     def __init__(self, network: Network):
         config = text_config(network.model.config)
         heads = getattr(config, "num_attention_heads", None) or 1
-        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size  # of some families one a layer
+        inner = (
+            getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        )  # some families have one for each layer
         self.network, self.vocabulary = network, network.head.weight.shape[0]
         self.key_copies = 2 + heads // (getattr(config, "num_key_value_heads", None) or heads)
         self.score_bytes = 8 * (1 if config._attn_implementation == "sdpa" else heads)
@@ -41,7 +43,7 @@ class MemoryEstimate:
         self.token_bytes = 6 * self.residual_bytes + 4 * int(np.max(inner)) * network.dtype.itemsize
 
     def scoring_bytes(self, tree: Tree, batches: list[Batch]) -> int:
-        """For batches that go through the layers of a tree together."""
+        """Bytes for batches that go through the layers of a tree together."""
         prefixes = {batch.prefix for batch in batches if batch.prefix}
         waiting, running = sum(map(len, prefixes)) * tree.nodes * self.network.token_cache_bytes, 0
         for batch in [*(Batch((), (planning.Sequence(prefix),)) for prefix in prefixes), *batches]:
@@ -51,7 +53,7 @@ class MemoryEstimate:
         return int(waiting + running)
 
     def writing_bytes(self, tree: Tree, rows: int, longest: int, max_tokens: int) -> int:
-        """For so many prompts of at most `longest` tokens, answered by `most` tokens of each pruned model."""
+        """Bytes for `rows` prompts of at most `longest` tokens, and `max_tokens` new tokens of each pruned model."""
         lanes, room, remembered = rows * len(tree.cuts), longest + max_tokens, self.network.token_cache_bytes
         buffers = rows * room * sum(len(node.cuts) for level in tree.levels for node in level) * remembered
         prompts = rows * longest * (tree.nodes * remembered + tree.alive * self.residual_bytes)
@@ -59,7 +61,7 @@ class MemoryEstimate:
         return int(buffers + max(reading, self._running_bytes(lanes, 1, room, lanes)))
 
     def _running_bytes(self, rows: int, width: int, keys: int, scored: int) -> float:
-        """For a layer, and then logits at scored positions, their logarithms and what these are computed in."""
+        """Bytes for running a layer, and for logits at scored positions with their logarithms and buffers."""
         key_bytes = rows * keys * self.key_copies * self.network.token_cache_bytes
         head_bytes = 12 * min(scored * self.vocabulary, max(HEAD_ELEMENTS, self.vocabulary))
         return rows * width * (self.token_bytes + keys * self.score_bytes) + key_bytes + head_bytes
@@ -72,9 +74,9 @@ def run_in_halves(
     fits: Callable[[Sequence, list], bool],
     min_rows: int = LEAST_ROWS,
 ) -> np.ndarray:
-    """run(rows, cuts): for each cut the answers of rows, [C, ...]; in halves where it does not fit, or memory runs out.
+    """The answers [C, ...] of `run(rows, cuts)`, run in halves where they do not fit or memory runs out.
 
-    Halves are of cuts where not even the first `least` rows fit, else of rows.
+    The cuts are halved where not even the first `min_rows` rows fit with all cuts, else the rows.
     Raises InputError where memory runs out on a single row and cut.
     """
     fewer_cuts = len(cuts) > 1 and not fits(rows[:min_rows], cuts)
@@ -89,7 +91,7 @@ def run_in_halves(
                     "out of memory on one sequence: use a smaller model or data type, fewer examples in the prompt, or "
                     "a larger machine"
                 ) from error
-        # outside, where nothing holds on to what was being run any more
+        # outside of `except`, where the error no longer holds what was run
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         fewer_cuts = len(cuts) > 1 and len(rows) <= min_rows
@@ -100,7 +102,7 @@ def run_in_halves(
 
 
 class Parts(tqdm):
-    """A measurement part by part, with a bar; what ran out of memory is done again, and counted once."""
+    """A progress bar of a measurement in parts. A part that ran out of memory is run again, and counted once."""
 
     def __init__(self, shards: Shards | None, what: str, total: int, unit: str, first: int = 0):
         self.shards, self.numbers = shards, itertools.count(first)
@@ -111,16 +113,16 @@ class Parts(tqdm):
         return super().update(min(n or 0, self.total - self.n))
 
     def finished(self, request: tuple, steps: float | int, run: Callable[[], list]) -> list:
-        """What `run` gives, as JSON has it: from the next shard where it is of what is asked, else run and kept.
+        """The result of `run`, as JSON gives it back: read from the next shard where that has the same `request`.
 
-        `steps` are those of the bar, which what is run counts itself.
+        `steps` is the number of steps of the bar for a part that is read; `run` counts its own.
         """
         if self.shards is None:
             return run()
         number, identity = next(self.numbers), {"asked": np.array(hashlib.sha256(repr(request).encode()).hexdigest())}
         stored = self.shards.get(number, identity)
         if stored is not None:
-            self.initial += steps  # the time that it says is left is that of the work that is left
+            self.initial += steps  # so that the bar predicts the time of the remaining work
             self.update(steps)
             return json.loads(stored["found"].tobytes())
         result = run()

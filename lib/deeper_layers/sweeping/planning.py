@@ -1,6 +1,6 @@
-"""How requests become sequences, and these batches behind shared prefixes; what running them will cost.
+"""Arrange requests in sequences, and sequences in batches after shared prefixes; plan what running them costs.
 
-The same requests give the same arrangement, so that an interrupted sweep finds its parts again. Needs no torch.
+The same requests give the same batches, so that an interrupted sweep finds its parts again. Needs no torch.
 """
 
 import enum
@@ -12,39 +12,39 @@ from dataclasses import dataclass
 from deeper_layers.cuts import Cut
 
 BATCH_TOKENS = 4096
-PADDING = 0.05  # largest share of a batch's tokens that is padding
+PADDING = 0.05  # of a batch's tokens, at most
 SHARED_TOKENS = 48  # a prefix shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
-JOINED = 512  # tokens after a context, or as many as it has, at most: each attends across all of them
+JOINED = 512  # most tokens after a context, or as many as it has: each attends across all of them
 ROWS = 32  # answers that are written together, where memory holds them
 HEAD_ELEMENTS = 2**24  # logits in memory at once
 MEMORY = 2**31  # bytes beside the weights
 
 
 class Sharing(enum.IntEnum):
-    """What pruned models share; each is more than the one before it."""
+    """What pruned models share; each level includes the one before it."""
 
-    NOTHING = 0  # each runs by itself
-    LAYERS = 1  # run one by one, on residuals of ours: what they have in common runs once
-    PREFIXES = 2  # and keys and values of a prefix are computed once for many sequences
-    MASKS = 3  # and by masks of ours last layers run where something is scored, and branches of a context together
+    NOTHING = 0  # each model runs by itself
+    LAYERS = 1  # layers run one by one on given residuals: common work runs once
+    PREFIXES = 2  # keys and values of a prefix are computed once for many sequences
+    MASKS = 3  # given masks: last layers run at scored positions only, and branches of a context run together
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked of a model, in tokens: how likely each continuation is after its context."""
+    """Requests to a model in tokens: how likely is each continuation after its context?"""
 
     pairs: list[tuple[list[int], list[int]]]
-    max_length: int  # tokens that the model reads at once: of what is longer those on the left are left out
+    max_length: int  # tokens that the model reads at once: longer requests are cut on the left
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens to run, and what is scored at which of them.
+    """Tokens to run, and what is scored at which positions.
 
-    Where several continuations follow one context, `tokens` are the context and then the continuations one
-    after another, of the lengths `branches`; no continuation sees another. `requests` are (number, positions
-    whose logits score it, tokens to be scored there).
+    Where several continuations follow one context, `tokens` holds the context and then one continuation after
+    another, of the lengths `branches`; no continuation sees another. `requests` holds (number, positions whose
+    logits score it, tokens to score there).
     """
 
     tokens: tuple[int, ...]
@@ -53,7 +53,7 @@ class Sequence:
 
     @classmethod
     def join(cls, context, continuations) -> "Sequence":
-        """Requests (number, continuation) after one context."""
+        """The sequence of several requests (number, continuation) after one context."""
         tokens, requests = tuple(context), []
         starts: dict[tuple[int, ...], int] = {(): len(context)}
         for number, continuation in continuations:
@@ -75,21 +75,21 @@ class Sequence:
 
     @property
     def scored(self) -> range:
-        """Positions of `tokens` whose logits are needed: the last of the context, and all that follow."""
+        """Positions of `tokens` whose logits are needed: the last one of the context and all that follow."""
         return range(self.context - 1 if self.requests else len(self.tokens), len(self.tokens))
 
     @property
     def depths(self) -> list[tuple[int, int]]:
-        """For each token, how many it has before it on its way from the beginning, and its branch; 0 is the context."""
+        """For each token its position on the path through its branch, and the branch's number; 0 is the context."""
         branches = [range(self.context), *(range(self.context, self.context + length) for length in self.branches)]
         return [(depth, number) for number, depths in enumerate(branches) for depth in depths]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences that run together, and the prefix with which all of them begin, which is run once for many batches."""
+    """Sequences that run together, and the prefix of all of them, which runs once for many batches."""
 
-    prefix: tuple[int, ...]  # often none
+    prefix: tuple[int, ...]  # often empty
     sequences: tuple[Sequence, ...]
 
     @property
@@ -109,32 +109,32 @@ class Batch:
 
     @property
     def requests(self) -> list[int]:
-        """The numbers of its requests, in the order in which they are answered."""
+        """The numbers of its requests, in the order of their answers."""
         return [number for s in self.sequences for number, _, _ in s.requests]
 
 
 def count_tokens(batches: list[Batch]) -> int:
-    """Distinct tokens of some batches, each prefix counted once."""
+    """Number of distinct tokens of batches, each prefix counted once."""
     return sum(batch.tokens for batch in batches) + sum(map(len, {batch.prefix for batch in batches}))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will do and cost, known before it is paid.
+    """What a sweep will do and cost, known before it runs.
 
     One layer-step is one decoder layer run on one token.
     """
 
     cuts: list[Cut]
-    parts: list[list[Batch]]  # what goes through the layers together, and is kept when it is finished
+    parts: list[list[Batch]]  # batches that go through the layers together, and are stored when finished
     layers: int  # of the whole model
     tokens: int  # distinct ones of the requests
     layer_steps: int
-    bytes: int  # needed at most beside the weights
+    bytes: int  # most that are needed beside the weights
     requests: int
     reads: int = 0  # bytes of weights to be read from disk, where layers stay there
-    seconds: float | None = None  # predicted on this machine, from one small batch; None where nothing is to be run
-    generated: int = 0  # requests to be answered by generation, which are not in the layer-steps
+    seconds: float | None = None  # predicted on this machine, from one small batch; None where nothing runs
+    generated: int = 0  # requests that are answered with text, not counted in the layer-steps
 
     def __str__(self) -> str:
         passes = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
@@ -150,7 +150,7 @@ class Plan:
 
 
 def plan_batches(wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS) -> list[Batch]:
-    """Arrange requests into sequences and batches, as far as they share; those of one prefix come one after another."""
+    """Arrange requests in sequences and batches, by what `sharing` allows; batches of a prefix follow each other."""
     by_context: dict[tuple[int, ...], list] = defaultdict(list)
     for number, (context, continuation) in enumerate(wanted.pairs):
         tokens = tuple((context + continuation)[-(wanted.max_length + 1) :][:-1])
@@ -162,7 +162,7 @@ def plan_batches(wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sh
         if not is_small or sharing < Sharing.MASKS:  # requests that differ in their last token alone share a sequence
             groups = itertools.groupby(sorted(requests, key=tail), tail)
             joined = [Sequence.join(context, group) for _, group in groups]
-        for s in joined:  # a scored position has to be run, not remembered
+        for s in joined:  # a scored position has to run, and can't be in a prefix
             by_beginning[s.tokens[:SHARED_TOKENS] if s.scored[0] >= SHARED_TOKENS else ()].append(s)
     for beginning, group in by_beginning.items():
         length = min(len(os.path.commonprefix([s.tokens for s in group])), *(s.scored[0] for s in group))
@@ -172,9 +172,9 @@ def plan_batches(wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sh
 
 
 def _fill_batches(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Batch]:
-    """Batches filled by tokens, longest first so that memory runs out early or never.
+    """Fill batches with sequences, longest first, so that memory runs out early or never.
 
-    Those with branches, which need a mask, apart from those without.
+    Sequences with branches need a mask, and are not in a batch with others.
     """
     batches: list[Batch] = []
     for s in sorted(sequences, key=lambda s: (s.is_branched, -len(s.tokens), s.tokens)):

@@ -1,7 +1,7 @@
-"""All pruned models of one network evaluated in one pass over the data: tasks of lm-eval, and losses on text.
+"""Evaluate all pruned models of one network in one pass over the data: on tasks of lm-eval, and by losses on text.
 
 lm-eval's requests are collected once (harness.py), arranged in batches (planning.py), answered for every cut
-(tree_model.py), and scored by lm-eval for one cut after another. Losses: Gromov et al., arXiv 2403.17887, figure 3.
+(tree_model.py), and scored by lm-eval cut by cut. Losses: Gromov et al., arXiv 2403.17887, figure 3.
 Letters in shapes: C cuts, R requests.
 """
 
@@ -118,7 +118,7 @@ def sweep(
 
 
 def _print_finished_tasks(lm_tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
-    """Of a group that is interrupted: by cut the mean of the tasks that are finished."""
+    """Print the mean accuracy of each cut on the finished tasks of an interrupted group."""
     names = {name for name, task in lm_tasks.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
     missing = np.isnan(answers["logprob"]).any(axis=0)
     done = names - {instance.task_name for instance, is_missing in zip(lm_tasks.instances, missing) if is_missing}
@@ -169,7 +169,7 @@ def plan(
 
 
 def _load_tasks(model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, **prompts) -> harness.Tasks:
-    """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
+    """The requests of the tasks, after checking that the cuts fit the model and that the limit is a number."""
     check_cuts(model, cuts)
     if limit is not None:
         check_whole_number("limit", limit, 1, MANY, "None is all items")
@@ -198,8 +198,8 @@ def loglikelihoods(
     """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
 
     The definition is that of lm-eval's HFLM. `memory` bounds the bytes that are taken beside the weights; see
-    `plan_requests`. `into`, [C, R] of ANSWER, is filled as they come. One of minus infinity is of a token that the
-    model rules out. Raises InputError for what is not a number.
+    `plan_requests`. `target`, [C, R] of ANSWER, is filled as answers come. Minus infinity means that the model rules a
+    token out. Raises InputError for a log-probability that is not a number.
     """
     answers = np.empty((len(family.cuts), len(requests.pairs)), ANSWER) if target is None else target
     if not requests.pairs:
@@ -221,19 +221,19 @@ def loglikelihoods(
             results = parts.finished((family.cuts, [batch.sequences for batch in batches]), steps, run)
             for name, values in zip(ANSWER.names, results, strict=True):
                 answers[name][:, [number for batch in batches for number in batch.requests]] = values
-        parts.update(parts.total - parts.n)  # prefixes of parts that were found are not run again
+        parts.update(parts.total - parts.n)  # the prefixes of finished parts did not run
     return answers["logprob"], answers["greedy"]
 
 
 def plan_requests(
     family: TreeModel, requests: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY
 ) -> Plan:
-    """How these requests would be run, and what that costs; one small batch is run for the time.
+    """Plan how to run these requests, and what that costs; one small batch runs to predict the time.
 
-    Where memory is short, a batch is run in smaller ones, and these for some of the cuts at a time.
+    Where memory is short, a batch runs in smaller ones, and these for some of the cuts at a time.
     """
     batches = plan_batches(requests, batch_tokens, family.sharing)
-    # of layers that are on disk as many batches as memory holds
+    # where layers are on disk, as many batches as memory holds go through together
     parts = list(group_by_cost(batches, family.bytes_needed, memory if family.is_streamed else 0))
     steps = count_tokens(batches) * family.layer_steps
     return Plan(
@@ -250,7 +250,7 @@ def plan_requests(
 
 
 def overflow_error(what: str, model, cut: Cut) -> InputError:
-    """What to raise where a pruned model gives no numbers: somewhere they were too large for its data type."""
+    """The error for a pruned model that gives no numbers: somewhere they were too large for its data type."""
     return InputError(
         f"{what} is not a finite number in {str(model.dtype).removeprefix('torch.')} of the model that "
         f"{cut.describe(num_layers(model))}: measure in another data type (bfloat16 or float32)"
@@ -258,7 +258,7 @@ def overflow_error(what: str, model, cut: Cut) -> InputError:
 
 
 def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> float:
-    """Seconds on this machine, from a batch of at most 256 tokens. The head counts by its number of parameters."""
+    """Predict seconds on this machine from a batch of at most 256 tokens. The head counts by its parameters."""
     model, layers, start = family.network.model, family.tree.layers, 0.0
     ids = torch.ones(4, min(64, 1 + steps // 4), dtype=torch.long, device=family.network.device)
     with torch.inference_mode():
@@ -277,7 +277,7 @@ def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> flo
 
 
 def text_requests(sequences: list[torch.Tensor]) -> Requests:
-    """Sequences of tokens, each [T], of which all but the first are predicted.
+    """Requests for sequences of tokens, each [T], that predict all tokens but the first of each.
 
     Raises InputError where there is no sequence, or one of a single token.
     """
@@ -288,7 +288,7 @@ def text_requests(sequences: list[torch.Tensor]) -> Requests:
 
 
 def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Requests:
-    """Pairs of a prompt, which is given, and its answer, which is predicted, in tokens as lm-eval makes them."""
+    """Requests for pairs of a given prompt and the answer to predict, in tokens as lm-eval makes them."""
     instances = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(answers)]
     return harness.encode_requests(instances, model, tokenizer)
 
@@ -296,7 +296,7 @@ def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Request
 def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **options) -> Losses:
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
-    Every token but the first of a sequence is predicted from those before it: see `request_loss`, also for `how`.
+    Every token but the first of a sequence is predicted from those before it: see `request_loss`, also for `options`.
     Raises InputError where there is no sequence, or one of a single token, and as `request_loss` does.
     """
     return request_loss(model, cuts, text_requests(sequences), **options)
@@ -305,11 +305,11 @@ def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **options) 
 def request_loss(
     model, cuts: list[Cut], requests: Requests, *, batch_tokens: int | None = None, shards: Shards | None = None
 ) -> Losses:
-    """Mean cross-entropy of what is predicted, in nats a token, under each pruned model.
+    """Mean cross-entropy of the continuations, in nats a token, under each pruned model.
 
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
-    (sequences); and the loss of each sequence, by the cut's `name`. `batch_tokens` is about what is run between
-    two shards, which are as in `sweep`.
+    (sequences); and the loss of each sequence, by the cut's `name`. `batch_tokens` is about how many tokens run
+    between two shards, which are as in `sweep`.
     Raises InputError where there is no cut, or one that does not fit the model, and for a loss that is not finite.
     """
     check_cuts(model, cuts)
@@ -332,9 +332,9 @@ def request_loss(
 
 
 def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor]) -> Any:
-    """What a rule needs to know of a model, measured on sequences of tokens, each [T]; None where it needs nothing."""
+    """Measure what a rule needs to know of a model, on sequences of tokens, each [T]; None where it needs nothing."""
     needs = REGISTERED[rule].needs
-    if needs == "losses":  # in nats a token, for each of some cuts
+    if needs == "losses":  # a function from cuts to their losses, in nats a token
         return lambda cuts: text_loss(model, cuts, sequences)[0]["value"].tolist()
     if needs == "likeness":
         return build_likeness(model, sequences, REGISTERED[rule].changes)

@@ -9,9 +9,9 @@ embedding, o is a node, = goes to the head:
     Cut(1, 2)           '---------------o- 4 --o- 6 --o-  8 =
     Cut(3, 2)                         '---------------o-  9 =
 
-It is walked from left to right: at layer i all nodes of layer i run, whatever model they are of, and the residuals that
-no later layer needs are given up. So the weights of a layer are needed once for a batch, and what lives at one depth
-is what must fit into memory. Needs no torch.
+The tree is walked from left to right: at layer i all nodes of layer i run, whatever their model, and residuals that no
+later layer needs are freed. So a batch needs the weights of a layer once, and the residuals that live at one depth must
+fit into memory. Needs no torch.
 """
 
 from collections import defaultdict
@@ -26,11 +26,11 @@ class Node:
 
     Attributes:
         layer: its number in the whole model.
-        part: what of it runs, `cuts.WHOLE`, `ATTENTION` or `MLP`.
+        part: what of the layer runs, `cuts.WHOLE`, `ATTENTION` or `MLP`.
         enters: number of the residual that enters; 0 leaves the embedding.
         leaves: number of the residual that leaves it.
-        cuts: numbers of the pruned models on whose paths it lies.
-        last_of: of these, those whose last layer it is: what leaves it goes to their heads.
+        cuts: numbers of the pruned models whose paths it is on.
+        last_of: those of them whose last layer it is: its output goes to their heads.
     """
 
     layer: int
@@ -42,19 +42,19 @@ class Node:
 
     @property
     def ends(self) -> bool:
-        """Whether no layer follows on any path: then only what is scored has to leave it."""
+        """Whether no layer follows on any path: then only scored positions are needed."""
         return self.cuts == self.last_of
 
 
 class Tree:
-    """The nodes that cuts of a model of so many layers need, layer by layer.
+    """The nodes that the cuts of a model with `layers` layers need, layer by layer.
 
     Attributes:
         cuts: the pruned models; `Cut(0, 0)` is the whole one.
         levels: for each layer of the whole model its nodes.
         needed: for each layer the residuals that later ones need.
-        nodes: layers that one token passes: what a pass costs, in layer-steps a token.
-        alive: residuals that live at once, at most.
+        nodes: number of nodes, which is the cost of a pass in layer-steps a token.
+        alive: the most residuals that are needed at once.
     """
 
     def __init__(self, cuts: list[Cut], layers: int):
@@ -62,7 +62,7 @@ class Tree:
         self.levels: list[list[Node]] = []
         self.needed: list[set[int]] = []
         final = [max(cut.kept(layers)) for cut in cuts]
-        current, living = [0] * len(cuts), {0}  # the residual that each model has come to
+        current, living = [0] * len(cuts), {0}  # the residual that each model has reached
         for layer in range(layers):
             runs: dict[tuple[int, str], list[int]] = defaultdict(list)
             for number, cut in enumerate(cuts):

@@ -1,15 +1,15 @@
-"""A model and the pruned models made of its layers, which answer requests together.
+"""Answer requests by a model and the pruned models made of its layers, all together.
 
-A batch walks through the tree of layers (tree.py) once: what pruned models share is run once (forward.py). Four savings
-more, as far as a trial on a few tokens gives the plain result with them:
+A batch goes through the tree of layers (tree.py) once: what pruned models share runs once (forward.py). There are four
+more savings, each used where a trial on a few tokens gives the plain result with it:
 
-- a prefix that many sequences share runs once for each node, and all read its keys and values;
-- the last layer gives keys and values everywhere, but queries, output and what follows only where something
-  is scored; so does the head;
-- choices that follow one context are branches of one sequence: each sees the context and itself;
+- a prefix that many sequences share runs once at each node, and all of them read its keys and values;
+- the last layer computes keys and values everywhere, but queries and output only where something is scored; so
+  does the head;
+- choices after one context are branches of one sequence: each sees the context and itself;
 - layers that stay on disk are read once for as many batches as memory holds.
 
-The plain way is each pruned model by itself, as `drop_layers` makes it, through its own forward.
+In the plain way each pruned model runs alone, as `drop_layers` makes it, through its own forward.
 
 Letters in shapes: N scored positions of a batch, V vocabulary, C cuts, R requests, K tokens of their continuations.
 """
@@ -35,19 +35,21 @@ from deeper_layers.sweeping.parts import LEAST_ROWS, MemoryEstimate, run_in_halv
 from deeper_layers.sweeping.planning import MEMORY, Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
-TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by model what trials found: a search asks at each step
-FEW_TOKENS = 512  # rather than fewer of them run together, fewer models do
-ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])  # nats, and whether it is what greedy decoding gives
+TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # results of trials by model: a search asks at each step
+FEW_TOKENS = 512  # before fewer tokens run together, fewer models do
+ANSWER = np.dtype(
+    [("logprob", np.float64), ("greedy", np.bool_)]
+)  # in nats, and whether greedy decoding gives the answer
 
 
 class TreeModel:
-    """A model and the pruned models made of its layers, ready to answer.
+    """A model and the pruned models made of its layers, ready to answer requests.
 
     Attributes:
         network: the whole model as a list of layers.
         cuts: the pruned models, each once.
         tree: the nodes of all pruned models.
-        sharing: what holds for the model: found out by trying, not from a list of names.
+        sharing: what works for the model, found by trying, not from a list of names.
     """
 
     def __init__(self, model, cuts: list[Cut], sharing: Sharing | None = None):
@@ -60,7 +62,7 @@ class TreeModel:
         self._selection = self
 
     def for_cuts(self, cuts: list[Cut]) -> "TreeModel":
-        """That of some of the cuts, the same one as long as others are not asked for: it has its prefixes."""
+        """The TreeModel of some of the cuts. The last one is remembered, with the prefixes that it has run."""
         if cuts == self.cuts:
             return self
         if cuts != self._selection.cuts:
@@ -70,11 +72,11 @@ class TreeModel:
 
     @property
     def layer_steps(self) -> int:
-        """Layers that one token passes: each node of the tree, or of each model all."""
+        """Layers that one token passes: the nodes of the tree, or without sharing all layers of each model."""
         return self.tree.nodes if self.sharing else sum(self.tree.layers - cut.size for cut in self.cuts)
 
     def bytes_needed(self, batches: list[Batch]) -> int:
-        """Memory beside the weights, at most, when batches go through the layers: together where these are on disk."""
+        """Most bytes beside the weights when batches go through the layers, all together where layers are on disk."""
         tree = self.tree if self.sharing else Tree(self.cuts[:1], self.tree.layers)
         groups = [batches] if self.is_streamed else [[batch] for batch in batches]
         return max((self.estimate.scoring_bytes(tree, group) for group in groups), default=0)
@@ -82,11 +84,11 @@ class TreeModel:
     def answer(
         self, batches: list[Batch], progress: Callable[[float], object] = lambda steps: None, memory: int = MEMORY
     ) -> np.ndarray:
-        """[C, R] of ANSWER for the requests of some batches, which go through each layer together.
+        """Answers [C, R] of dtype ANSWER to the requests of batches that go through each layer together.
 
-        Where memory does not hold them or runs out, they or the cuts are halved. `progress` is told of layer-steps as
-        they are done. Raises InputError where even one sequence of one pruned model does not fit, and where layers that
-        are on disk can't be run one by one.
+        Where memory does not hold them or runs out, the batches or the cuts are halved. `progress` is called with the
+        layer-steps done. Raises InputError where even one sequence of one pruned model does not fit, and where layers
+        on disk can't run one by one.
         """
         if self.is_streamed and not self.sharing:
             raise InputError(
@@ -117,7 +119,7 @@ class TreeModel:
         return np.concatenate(answers, axis=1)
 
     def run(self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False) -> list[Forward]:
-        """Batches that went through the tree together, after their prefixes, which the next ones may share."""
+        """Take batches through the tree together, after their prefixes, which later batches may share."""
         start = functools.partial(Forward, self.network, self.tree, scored_only=self.sharing == Sharing.MASKS)
         prefixes = {batch.prefix for batch in batches if batch.prefix}
         new_prefixes = {p: start(Batch((), (Sequence(p),)), keeps=True) for p in prefixes - self._prefixes.keys()}
@@ -130,7 +132,7 @@ class TreeModel:
 
 @torch.inference_mode()
 def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
-    """[N, V] logits at the scored positions of a batch without branches, of a pruned model through its own forward."""
+    """Logits [N, V] of a pruned model, by its own forward, at the scored positions of a batch without branches."""
     pruned = model if cut == UNPRUNED else silence_sublayers(model, cut)
     padded = PaddedBatch(batch, pruned.get_input_embeddings().weight.device)
 
@@ -142,8 +144,8 @@ def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
 
 
 def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
-    """[C, R] of ANSWER: the log-probability of each request's tokens, summed, from all logits [C * N, V] in parts."""
-    token_rows, token_ids, starts, scored = [], [], [], 0  # of each token its row in the logits of a model
+    """Answers [C, R]: the summed log-probability of each request's tokens, from all logits [C * N, V] in parts."""
+    token_rows, token_ids, starts, scored = [], [], [], 0  # each token's row in the logits of one model
     for s in batch.sequences:
         for _, places, continuation in s.requests:
             starts.append(len(token_rows))
@@ -166,9 +168,9 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
 
 
 def try_sharing(model, cuts: list[Cut]) -> Sharing:
-    """The most that gives the plain log-probabilities for these pruned models of a model, but for rounding.
+    """The most sharing with which these pruned models give the plain log-probabilities, except for rounding.
 
-    Raises InputError where the configuration can't state one of those that are tried.
+    Raises InputError where the configuration can't state one of the models that are tried.
     """
     trial_model, trial_cuts = _shrink_for_trial(model, cuts)
     results = TRIED.setdefault(model, {})
@@ -178,7 +180,7 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
 
 
 def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
-    """What `try_sharing` finds of these cuts of what is tried."""
+    """The most sharing that works for these cuts of the model on trial."""
     network = Network(trial_model)
     tokens = [(7919 * i + 13) % network.head.weight.shape[0] for i in range(38)]
     requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
@@ -188,20 +190,20 @@ def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
     branched = [Sequence.join(context, group) for context, group in contexts]
 
     def answers(sharing: Sharing) -> np.ndarray:
-        """[C, ways, requests], apart and as branches."""
+        """Log-probabilities [C, ways, requests]: one sequence a request, and where masks are given as branches too."""
         prefix = tuple(tokens[:8]) if sharing >= Sharing.PREFIXES else ()
         ways = [apart, branched] if sharing == Sharing.MASKS else [apart]
         found = TreeModel(trial_model, trial_cuts, sharing).answer([Batch(prefix, tuple(way)) for way in ways])
         return found["logprob"].reshape(len(trial_cuts), -1, 6)
 
     with contextlib.ExitStack() as stack:
-        for layer in network.layers:  # those on disk are read once for all trials
+        for layer in network.layers:  # layers on disk are read once for all trials
             stack.enter_context(holding_weights(layer))
         plain = answers(Sharing.NOTHING)
-        # rounding moves them a little; a wrong mask or position as much as they differ among themselves
+        # rounding changes them a little; a wrong mask or position as much as they differ from each other
         allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
         for sharing in sorted(Sharing, reverse=True)[:-1]:
-            with contextlib.suppress(Exception):  # whatever a family's code raises, the plain way is left
+            with contextlib.suppress(Exception):  # whatever a family's code raises: the plain way remains
                 is_equal = np.sqrt(np.square(answers(sharing) - plain).mean(axis=(1, 2))) <= allowed
                 if is_equal.all() and (sharing < Sharing.MASKS or takes_masks(trial_model.config)):
                     return sharing
@@ -209,19 +211,19 @@ def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
 
 
 def _shrink_for_trial(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
-    """What is tried: layers of every kind out of a model, and cuts of them; else the model, and two of its own cuts.
+    """The model for a trial, with layers of every kind, and cuts of it; else the model itself and two of its cuts.
 
-    A trial on all layers takes long, and rounding to 16 bits grows with them until it is as large as a fault.
+    A trial on all layers takes long, and rounding to 16 bits grows with depth until it is as large as a fault.
     """
     count = num_layers(model)
     kept_layers = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
     dropped = set(range(count)) - kept_layers - {*first_layer_of_each_kind(model)}
-    with contextlib.suppress(InputError):  # a configuration may state a cut of the model, and none of what is left here
+    with contextlib.suppress(InputError):  # a configuration may state the cut of the model, but none of the small model
         small_model = drop_layers(model, Cut.of(dropped)) if dropped else model
         trial_cuts = [Cut(1, 1), Cut.of([0, num_layers(small_model) - 1])]
         for cut in trial_cuts:
             drop_layers(small_model, cut)
         return small_model, trial_cuts
-    whole_layers = [Cut.of(cut.dropped) for cut in cuts]  # a sublayer's output is zero in either way
+    whole_layers = [Cut.of(cut.dropped) for cut in cuts]  # sublayers are not tried: their output is zero in either way
     by_start = sorted(whole_layers, key=lambda cut: cut.start)
     return model, list(dict.fromkeys([by_start[0], by_start[-1]]))

@@ -1,7 +1,7 @@
-"""Engines made for generation, which answer in the place of our tree where they are installed.
+"""Generate answers with vLLM in the place of our tree, where it is installed.
 
-Each pruned model is written to a folder that goes, and lm-eval's own model of the engine opens it: prompts, stop
-strings and sampling are lm-eval's on both ways. vLLM leaves out the bytes of a character that an answer ends amid.
+Each pruned model is written to a temporary folder, which lm-eval's own model of the engine opens: prompts, stop strings
+and sampling are lm-eval's in both ways. vLLM leaves out an unfinished character at the end of an answer.
 """
 
 import importlib.util
@@ -14,12 +14,12 @@ from deeper_layers.files import passing_dir
 from deeper_layers.package_index import cache_folder
 
 ENGINES = ("vllm",)
-# in this process, which so has its memory back when a model goes, and silent
+# run in this process, so that memory is free again when a model goes, and silently
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 def check_installed(engine: str | None) -> None:
-    """Raise InputError for an engine that is not known, or not installed."""
+    """Raise InputError for an engine that is unknown or not installed."""
     if engine not in ENGINES:
         raise InputError(f"engine is {short_repr(engine)}, expected None or one of {', '.join(map(repr, ENGINES))}")
     if importlib.util.find_spec(engine) is None:
@@ -27,11 +27,11 @@ def check_installed(engine: str | None) -> None:
 
 
 def check_engine(engine: str, model, tasks: list[str]) -> None:
-    """Raise InputError for tasks that are not generated, and for a model that the engine would read otherwise.
+    """Raise InputError for a model that the engine would read in another way, and where `tasks` is not empty.
 
-    `tasks` are those that are scored by log-likelihoods.
+    `tasks` are those that are scored by log-likelihoods, which the engine does not compute here.
     """
-    from deeper_layers.models.network import is_streamed  # torch: the command asks which engines there are
+    from deeper_layers.models.network import is_streamed  # imports torch, which the list of engines does not need
 
     is_plain = getattr(model.config, "quantization_config", None) is None and not is_streamed(model)
     if tasks or not is_plain:
@@ -49,10 +49,10 @@ def generate(pruned, tokenizer, instances: list) -> list[str]:
         for item in (pruned, tokenizer):
             item.save_pretrained(folder)
         with as_input_error("vLLM can't generate from this model", "leave it out"):
-            from lm_eval.models.vllm_causallms import VLLM  # which is only there with vLLM
+            from lm_eval.models.vllm_causallms import VLLM  # exists only with vLLM
 
             lm = VLLM(pretrained=str(folder), dtype=str(pruned.dtype).removeprefix("torch."))
             texts = lm.generate_until(instances, disable_tqdm=True)
-    # which HFLM leaves out, such as `<filename>`; vLLM's own option would hide one that is to end an answer
+    # HFLM leaves out special tokens such as `<filename>`; vLLM's own option would also hide one that is a stop string
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return [re.sub("|".join(map(re.escape, special)) or "$^", "", text) for text in texts]
