@@ -102,7 +102,7 @@ def minutes(plan: Path, flops: int | float, otherwise: int, task: str | None = N
     if tokens is not None:
         steps = TRAINING * tokens * known["layers"]
     elif task is not None:
-        name = re.split_list("[:@/]", task)[0]
+        name = re.split("[:@/]", task)[0]
         found = next((one for one in known["tasks"] if one["task"] == name), {"generated": True})
         answered = None if found.get("generated") or not found.get("layer_steps") else found["layer_steps"][1]
         steps = 0 if "unit" in found else answered

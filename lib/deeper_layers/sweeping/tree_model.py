@@ -67,7 +67,7 @@ class TreeModel:
             return self
         if cuts != self._selection.cuts:
             self._selection = copy.copy(self)
-            vars(self._selection).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={}, _part=self)
+            vars(self._selection).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={}, _selection=self)
         return self._selection
 
     @property
