@@ -1,6 +1,6 @@
-"""What every value of a user's has to be, before anything is done with it: a whole number, a text, a place.
+"""Check values from users before they are used: whole numbers, texts and paths.
 
-Nothing is opened here: a pipe or a device that is named where a folder is meant would block whoever reads it.
+Nothing is opened here: reading a pipe or a device in the place of a folder would block.
 """
 
 import operator
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic.fields import FieldInfo
 
-LAYERS = 10_000  # more than any model has: what is built from a number of layers stays small
+LAYERS = 10_000  # more than any model has: lists of that many layers stay small
 SEED = 2**32 - 1  # the largest that numpy and torch both take
 TOKENS = 2**20  # of one sequence
 SHOTS = 1000  # examples in one prompt
 MANY = 10**9  # of items, steps, sequences: no run has more
 TEXT = 4096  # characters; a path can't be longer either
-ODD = re.compile("[\0\ud800-\udfff]")  # no characters of a text, or halves of one
+ODD = re.compile("[\0\ud800-\udfff]")  # characters that no text has: null, and halves of surrogate pairs
 
 
 def check_whole_number(name: str, value: object, least: int, most: int, advice: str = "choose one of these") -> int:
-    """A plain integer from `least` to `most`, also of one of numpy's or torch's. Raises InputError for all else."""
+    """The value as an integer from `least` to `most`; numpy's and torch's count too. Raises InputError otherwise."""
     try:
         number = operator.index(value)  # ty: ignore[invalid-argument-type]
     except TypeError:
@@ -38,7 +38,7 @@ def check_whole_number(name: str, value: object, least: int, most: int, advice: 
 
 
 def check_text(name: str, value: object) -> str:
-    """A text that can be a name, a list or a path. Raises InputError where it is empty, too long or no Unicode."""
+    """The value, where it is a text. Raises InputError where it is empty, too long or no Unicode."""
     if not isinstance(value, str) or not value.strip() or len(value) > TEXT or ODD.search(value):
         raise InputError(
             f"{name} is {short_repr(value)}, expected Unicode text without null characters, at most {TEXT} and not "
@@ -48,7 +48,7 @@ def check_text(name: str, value: object) -> str:
 
 
 def check_path(name: str, value: str | Path) -> Path:
-    """The path of a file or folder, whether or not it is there. Raises InputError for what can be neither."""
+    """The path of a file or folder, which need not exist. Raises InputError for what can be neither."""
     with as_input_error(f"{name} is {short_repr(str(value))}", "expected a file or a folder, name one"):
         path = Path(check_text(name, str(value))).expanduser()
         if path.exists() and not (path.is_file() or path.is_dir()):
@@ -57,7 +57,7 @@ def check_path(name: str, value: str | Path) -> Path:
 
 
 def check_new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
-    """The path of a folder that is there, or that can be made, which is not done. Raises InputError where it can't."""
+    """The path of a folder that exists or can be made; it is not made. Raises InputError where it can't be."""
     path = check_path(name, value)
     ancestor = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not ancestor.is_dir() or writable and not os.access(ancestor, os.W_OK | os.X_OK):
@@ -67,7 +67,7 @@ def check_new_folder(name: str, value: str | Path, *, writable: bool = False) ->
 
 
 def explain_validation_error(error: "ValidationError", fields: "Mapping[str, FieldInfo]") -> InputError:
-    """What pydantic says of the first impossible value of some fields, in one line; or what a check of ours raised."""
+    """The first error of pydantic in one line, or the error that a check of ours raised in it."""
     first = error.errors(include_url=False)[0]
     if raised := first.get("ctx", {}).get("error"):
         return InputError(str(raised))
@@ -79,9 +79,9 @@ def explain_validation_error(error: "ValidationError", fields: "Mapping[str, Fie
 
 
 def short_repr(value: object) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """The repr of a value, with the middle left out where it is long."""
     try:
         words = repr(value)
-    except ValueError:  # a number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python prints
         words = f"a {type(value).__name__}"
     return words if len(words) <= 200 else f"{words[:150]} ... {words[-40:]}"

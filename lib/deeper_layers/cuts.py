@@ -1,4 +1,4 @@
-"""What is dropped: layers, or of a layer its attention or its MLP; in words; the simple heuristic. Needs no torch.
+"""Cuts: which layers or sublayers are dropped, their names and words; and the simple heuristic. Needs no torch.
 
 Source: Gromov et al., arXiv 2403.17887, section 3.2 (the algorithm), section 4.4 (the simple heuristic).
 Layers are counted from 0, and a range of layers has an exclusive end.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from deeper_layers.checks import LAYERS, check_whole_number, short_repr
 from deeper_layers.errors import InputError
 
-WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # what runs of a layer: all of it, or one of its two sublayers
+WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # the part of a layer that runs: all of it, or one sublayer
 
 
 @dataclass(frozen=True, order=True)
@@ -31,7 +31,7 @@ class Cut:
 
     start: int  # first dropped layer, counted from 0; 0 where none is dropped
     size: int  # number of dropped layers, n in the paper; 0 is the whole model
-    scattered: tuple[int, ...] = ()  # the dropped layers, where they are not the block that start and size say
+    scattered: tuple[int, ...] = ()  # the dropped layers, where they are no block
     attention: tuple[int, ...] = ()  # layers that lose their attention, and keep their MLP
     mlp: tuple[int, ...] = ()  # layers that lose their MLP, and keep their attention
 
@@ -50,9 +50,9 @@ class Cut:
 
     @classmethod
     def of(cls, layers: Iterable[int] = (), attention: Iterable[int] = (), mlp: Iterable[int] = ()) -> "Cut":
-        """The cut that drops these layers, and of others their attention or their MLP, in any order.
+        """The cut that drops these layers, and the attention or the MLP of others, in any order.
 
-        Raises InputError where an index is not a whole number of a layer.
+        Raises InputError where an index is not that of a layer.
 
         Example:
             >>> Cut.of(layers=[4, 3, 5])
@@ -64,14 +64,14 @@ class Cut:
             {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
             for name, indices in (("layers", layers), ("attention", attention), ("mlp", mlp))
         )
-        block = sorted(dropped | without_attention & without_mlp)  # nothing is left of a layer without both
+        block = sorted(dropped | without_attention & without_mlp)  # a layer that loses both is dropped
         attention, mlp = (tuple(sorted(part - set(block))) for part in (without_attention, without_mlp))
         scattered = tuple(block) if len(find_ranges(block)) > 1 else ()
         return cls(block[0] if block else 0, len(block), scattered, attention, mlp)
 
     @classmethod
     def named(cls, name: str | list[int]) -> "Cut":
-        """The cut of this name, or of this `key`. Raises ValueError where it is that of none.
+        """The cut with this `name` or `key`. Raises ValueError where no cut has it.
 
         Example:
             >>> Cut.named("layers 2 7; mlp 5") == Cut.of(layers=[2, 7], mlp=[5])
@@ -94,12 +94,12 @@ class Cut:
 
     @property
     def is_of_layers(self) -> bool:
-        """Whether it drops whole layers and nothing else, wherever they stand."""
+        """Whether it drops whole layers and nothing else, contiguous or not."""
         return not (self.attention or self.mlp)
 
     @property
     def name(self) -> str:
-        """What no other cut is called: "start,size" for a block, else all that it drops."""
+        """A name that no other cut has: "start,size" for a block, else a list of all that it drops."""
         if self.is_block:
             return f"{self.start},{self.size}"
         return "; ".join(f"{part} {' '.join(map(str, indices))}" for part, indices in self.parts.items() if indices)
@@ -111,7 +111,7 @@ class Cut:
 
     @property
     def key(self) -> list[int] | str:
-        """What tells it from all others in JSON: [start, size] for a block, else its name."""
+        """The cut in JSON: [start, size] for a block, else its name."""
         return [self.start, self.size] if self.is_block else self.name
 
     @property
@@ -125,13 +125,13 @@ class Cut:
         return self.scattered[-1] + 1 if self.scattered else self.start + self.size
 
     def runs(self, layer: int) -> str | None:
-        """What of a layer runs: WHOLE, ATTENTION or MLP; None where it is dropped."""
+        """The part of a layer that runs: WHOLE, ATTENTION or MLP; None where the layer is dropped."""
         if layer in self.dropped:
             return None
         return MLP if layer in self.attention else ATTENTION if layer in self.mlp else WHOLE
 
     def check(self, num_layers: int) -> None:
-        """Raise InputError where the cut leaves a model of so many layers none, or reaches past its last layer."""
+        """Raise InputError where the cut drops all layers of a model of this depth, or reaches past the last one."""
         check_size(self.size, num_layers)
         if (last := max((*self.dropped, *self.attention, *self.mlp), default=0)) >= num_layers:
             raise InputError(
@@ -139,12 +139,12 @@ class Cut:
             )
 
     def kept(self, num_layers: int) -> list[int]:
-        """Original index of every kept layer; its position in the list is the new index. Raises what `check` does."""
+        """The original index of every kept layer; the position in the list is the new index. Raises as `check` does."""
         self.check(num_layers)
         return [layer for layer in range(num_layers) if layer not in self.dropped]
 
     def describe(self, num_layers: int) -> str:
-        """In words: "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]". Raises what `check` does."""
+        """The cut in words: "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]". Raises as `check` does."""
         kept = [f"[{start}:{stop}]" for start, stop in find_ranges(self.kept(num_layers))]
         parts = [f"{_describe_layers(self.dropped)} (0-based, {self.size} of {num_layers})"] if self.size else []
         sublayers = {"attention": self.attention, "MLP": self.mlp}
@@ -153,14 +153,14 @@ class Cut:
         return f"drops {dropped}, keeps {' and '.join(filter(None, (', '.join(kept[:-1]), kept[-1])))}"
 
     def check_of_layers(self, num_layers: int, why: str) -> None:
-        """Raise InputError for a cut that drops sublayers, and `why` that can't be. Raises what `check` does."""
+        """Raise InputError, with the reason `why`, for a cut that drops sublayers. Raises as `check` does."""
         if not self.is_of_layers:
             raise InputError(f"the cut {self.describe(num_layers)}: {why}")
 
     def mergekit_yaml(self, num_layers: int, model_name: str, revision: str | None = None) -> str:
-        """The cut as a passthrough configuration for mergekit, of a hub id and its revision, or the path of a folder.
+        """The cut as mergekit's passthrough configuration for a hub id and its revision, or for a folder's path.
 
-        Raises what `check` does, and InputError for a cut that drops sublayers, which mergekit does not.
+        Raises as `check` does, and InputError for a cut that drops sublayers, which mergekit can't.
         """
         self.check_of_layers(num_layers, "mergekit's passthrough takes whole layers; drop whole layers")
         return mergekit_yaml(find_ranges(self.kept(num_layers)), model_name, revision)
@@ -170,7 +170,7 @@ UNPRUNED = Cut(0, 0)  # drops nothing: the whole model
 
 
 def find_ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
-    """Rising indices as ranges with an exclusive end."""
+    """Group rising indices into ranges (start, exclusive end)."""
     ranges: list[tuple[int, int]] = []
     for index in indices:
         start = ranges.pop()[0] if ranges and ranges[-1][1] == index else index
@@ -179,14 +179,14 @@ def find_ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def _describe_layers(indices: Iterable[int]) -> str:
-    """Layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
+    """Name layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
     parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in find_ranges(indices)]
     return f"layer {parts[0]}" if parts[0].isdigit() and len(parts) == 1 else f"layers {', '.join(parts)}"
 
 
 def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: str | None = None) -> str:
-    """The layers of some ranges, in their order, as a passthrough configuration for mergekit."""
-    # in a plain name mergekit takes what stands after + for an adapter, and after @ for a revision
+    """A passthrough configuration for mergekit with the layers of some ranges, in their order."""
+    # in a plain name mergekit reads an adapter after +, and a revision after @
     needs_mapping = revision is not None or set("+@") & set(model_name)
     location = {"path": model_name} | ({"revision": revision} if revision is not None else {})
     model, lines = {"model": location} if needs_mapping else model_name, ["slices:"]
@@ -215,7 +215,7 @@ def simple_cut(num_layers: int, size: int) -> Cut:
 
 
 def check_size(size: int, num_layers: int) -> None:
-    """Raise InputError for a number of layers that a model of `num_layers` can't lose."""
+    """Raise InputError for a number of layers that a model of `num_layers` layers can't lose."""
     check_whole_number("num_layers", num_layers, 1, LAYERS, "pass the depth of the whole model")
     if size not in range(num_layers):
         raise InputError(
@@ -225,7 +225,7 @@ def check_size(size: int, num_layers: int) -> None:
 
 
 def check_cut(cut: object) -> None:
-    """Raise InputError for what is no Cut."""
+    """Raise InputError for anything but a Cut."""
     if not isinstance(cut, Cut):
         raise InputError(
             f"cut is {short_repr(cut)}; expected a Cut; write Cut(start=8, size=3) to drop layers 8, 9 and 10"

@@ -1,4 +1,4 @@
-"""The one exception for everything a user can get wrong, its kind for what was not measured, and faults of ours."""
+"""The exception for all mistakes of users, one for results that are missing, and reports of our own faults."""
 
 import contextlib
 import errno
@@ -10,11 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 
-TRACEBACK_VARIABLE = "DEEPER_LAYERS_TRACEBACK"  # set to anything, tracebacks are shown as Python shows them
-SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and its like, wherever a library quotes one
+TRACEBACK_VARIABLE = "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks as usual
+SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and others, which libraries may quote in errors
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_LENGTH = 2000  # characters of a message
-# how torch, its libraries and the system say that memory ran out, where the class of the error does not
+# what torch, its libraries and the system say when memory runs out, where the error's class does not tell
 OUT_OF_MEMORY = re.compile(
     "allocate memory|out of memory|not enough memory|tried to allocate|alloc_failed|map segment", re.IGNORECASE
 )
@@ -43,7 +43,7 @@ class InputError(ValueError):
 
 
 class NotMeasuredError(InputError):
-    """Results do not hold what was asked for, and nothing is to be measured now (`--no-measure`).
+    """Results lack what was asked for, and nothing may be measured (`--no-measure`).
 
     Example:
         >>> from deeper_layers import InputError, NotMeasuredError
@@ -55,24 +55,24 @@ class NotMeasuredError(InputError):
     """
 
 
-ERROR_NAMES = (InputError.__name__, NotMeasuredError.__name__)  # all that is known of the class of a notebook's error
+ERROR_NAMES = (InputError.__name__, NotMeasuredError.__name__)  # a notebook's error is known only by its name
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch has its own on an accelerator, and none on a processor."""
+    """Whether an error says that memory ran out. torch has a class for it on accelerators, but none on processors."""
     of_class = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return of_class or OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def disk_is_full(error: BaseException | str) -> bool:
-    """Whether an error says that a disk, or what one may have of it, is full: libraries have classes of their own."""
+    """Whether an error of any class says that a disk or a quota is full."""
     return getattr(error, "errno", None) in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL)
 
 
 @contextlib.contextmanager
 def as_input_error(problem: str, advice: str = "fetch it again", kind: type[Exception] = Exception) -> Iterator[None]:
-    """Inside, a library reads what strangers wrote, and can fail at any line of its code: an error of a kind becomes an
-    InputError that says `what` is wrong, why, and what to do; where memory ran out a MemoryError."""
+    """Inside, errors of this kind become an InputError with the problem, its cause and advice, or a MemoryError where
+    memory ran out. For libraries that read the files of strangers, and may raise anything."""
     try:
         yield
     except InputError:
@@ -84,34 +84,32 @@ def as_input_error(problem: str, advice: str = "fetch it again", kind: type[Exce
 
 
 def format_bytes(number: int) -> str:
-    """Bytes as a person reads them."""
+    """A number of bytes in GB or MB."""
     return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"
 
 
 def escape_invisible(text: str) -> str:
-    """A text without anything that can't be seen: line breaks, a change of direction and the like as their codes."""
+    """A text with its invisible characters (line breaks, changes of direction) written as escape codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(message: str) -> str:
-    """A message as a terminal shows it: on one line, no character that moves its cursor, the middle left out of a long
-    one. Messages quote names, values, and what other libraries say."""
+    """A message on one line, without characters that move a terminal's cursor, and without the middle of a long one.
+    Messages quote names, values and errors of other libraries."""
     words = escape_invisible(" ".join(message.split()))
     return words if len(words) <= MAX_LENGTH else f"{words[: MAX_LENGTH * 2 // 3]} ... {words[-MAX_LENGTH // 4 :]}"
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, short enough to be quoted: its first line, or its class's name."""
+    """The first line of a library's error, short enough to quote, or the name of its class."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    # a first line that announces the reason is followed by it
+    # where the first line ends with a colon, the reason follows
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def write_fault_report(message: str, traceback: str) -> str:
-    """What an error says that nobody foresaw, and where the rest is: traceback, versions and command line are written.
-
-    Neither the environment nor the values of variables are.
-    """
+    """Write traceback, versions and command line of an unforeseen error to a file; return a line that names the file.
+    The file holds neither the environment nor the values of variables."""
     versions = sorted(f"{package.name} {package.version}" for package in metadata.distributions())
     lines = [f"command: {shlex.join(sys.argv)}", f"python {sys.version} on {sys.platform}", *versions, traceback]
     try:
@@ -125,5 +123,5 @@ def write_fault_report(message: str, traceback: str) -> str:
 
 
 def shows_tracebacks() -> bool:
-    """Whether whoever works on this wants tracebacks as they are."""
+    """Whether tracebacks are shown, as developers want them."""
     return bool(os.environ.get(TRACEBACK_VARIABLE))

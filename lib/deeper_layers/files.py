@@ -1,8 +1,8 @@
-"""Files and folders that are absent or whole, and never in the place of somebody else's.
+"""Write files and folders that are either absent or complete, and never overwrite somebody else's.
 
-What is to be at PATH is made in the folder PATH.deeper-layers.partial beside it, under a lock, and renamed when it is
-whole. What a killed process left there is known by that name and the free lock: the next one removes it, or goes on
-from it.
+What shall be at PATH is made in the folder PATH.deeper-layers.partial beside it, under a lock, and renamed when it is
+complete. A folder of this name without a lock was left by a killed process: the next one removes it, or goes on from
+it.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from filelock import FileLock, Timeout
 
 from deeper_layers.errors import InputError, as_input_error
 
-OURS = ".deeper-layers."  # in the names of the folder and its lock, which nobody else gives
+OURS = ".deeper-layers."  # in the names of that folder and its lock
 # in that folder: the new content, what it replaces, and the description of what it is made of
 MADE, REPLACED, DESCRIPTION = "made", "before", "of.json"
-MAX_BYTES = 2**28  # bytes of a file of JSON
+MAX_BYTES = 2**28  # of a JSON file
 Check = Callable[[Path], None]
 
 
 def check_absent(path: Path) -> None:
-    """Raise InputError where something has this name: a file, a folder, a link to nothing."""
+    """Raise InputError where something has this name: a file, a folder, or a broken link."""
     if os.path.lexists(path):
         raise InputError(f"{path} exists: give a name that does not, so that nothing is overwritten")
 
@@ -38,14 +38,14 @@ def check_absent(path: Path) -> None:
 def atomic_dir(
     path: Path, check: Check | None = check_absent, description: dict | None = None, *, is_folder: bool = True
 ) -> Iterator[Path]:
-    """A folder to fill, which gets its name when the block ends without an error; `atomic_file`: a file to write.
+    """Give a folder to fill, which gets its name when the block ends without an error; `atomic_file` gives a file.
 
-    `check` raises InputError where what has the name may not be replaced; it is asked again just before that is done.
-    None is for what is the library's alone, like a result: whatever is there goes, and others who write it are waited
-    for, where else InputError is raised. Raises OSError where it can't be written.
+    `check` raises InputError where what has the name may not be replaced. It is called again just before replacing.
+    None is for files of the library alone, like results: what is there is replaced, and another process that writes
+    it is waited for, where otherwise InputError is raised. Raises OSError where it can't be written.
 
-    Interrupted in the middle a folder is kept where `of` says what it is of, for JSON: the next one of the same is
-    handed what is there.
+    After an interruption a folder is kept where `description`, for JSON, is given: the next call with the same
+    description gets its content.
     """
     with _locked_partial_dir(path, check) as folder:
         content = folder / MADE
@@ -70,7 +70,7 @@ atomic_file = functools.partial(atomic_dir, is_folder=False)
 
 @contextlib.contextmanager
 def passing_dir(path: Path) -> Iterator[Path]:
-    """A folder beside `path` that goes when the block ends. What killed processes left there goes with the next one."""
+    """A folder beside `path` that is removed when the block ends, or after a kill by the next call."""
     remove_leftovers(path.parent)
     with _locked_partial_dir(path.with_name(f"{path.name}-{secrets.token_hex(4)}"), check_absent) as folder:
         (folder / MADE).mkdir()
@@ -78,7 +78,7 @@ def passing_dir(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file of the library's own, like a result, whole: what has its name is replaced."""
+    """Write a file of the library's own, like a result, atomically: what has its name is replaced."""
     advice = "mend that and run this again, what is finished is kept"
     with as_input_error(f"can't write {path}", advice, OSError), atomic_file(path, None) as target:
         target.write_bytes(content)
@@ -86,10 +86,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: str | None = None) -> Iterator[None]:
-    """Inside, this process alone is at work on what will be at `path`; the folder for it is there.
-
-    The end of another is waited for, and `wait` said once on stderr; without that, Timeout is raised.
-    """
+    """Inside, only this process works on what will be at `path`; the folder of that exists. Waits for another process,
+    after printing `wait` on stderr; where `wait` is None, raises Timeout instead."""
     lock_path = path.with_suffix(".lock")
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path)
@@ -100,19 +98,19 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
             raise
         print(wait, end="\n" if wait else "", file=sys.stderr, flush=True)
         lock.acquire()
-    except OSError:  # a file system without locks: two processes would do the same work, and write the same
+    except OSError:  # a file system without locks: two processes may do the same work and write the same
         pass
     try:
         yield
     finally:
         if lock.is_locked:
             with contextlib.suppress(OSError):
-                lock_path.unlink()  # while it is held: who waits for it finds out, and makes a new one
+                lock_path.unlink()  # while it is held: waiting processes notice, and make a new one
             lock.release()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in a folder, unless the same can go on from it; what they moved comes back."""
+    """Remove what killed processes left in a folder, except what can be continued; restore what they had moved."""
     for name in {leftover.name.partition(OURS)[0] for leftover in folder.glob(f"*{OURS}*")}:
         # InputError: a living process is at work on it
         with contextlib.suppress(InputError), _locked_partial_dir(folder / name, lambda _: None):
@@ -120,9 +118,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read_plain_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """All of a file. Raises OSError or ValueError where it is no plain one, or has more than `most` bytes."""
+    """Read a file. Raises OSError or ValueError where it is no plain file, or has more than `max_bytes` bytes."""
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for
+    if not stat.S_ISREG(status.st_mode):  # reading a named pipe would block
         raise ValueError("it is no plain file")
     if status.st_size > max_bytes:
         raise ValueError(f"it has {status.st_size:,} bytes, expected at most {max_bytes:,}")
@@ -130,7 +128,7 @@ def read_plain_file(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES):
-    """What a file of JSON holds. Raises OSError or ValueError."""
+    """Read a JSON file. Raises OSError or ValueError."""
     try:
         return json.loads(read_plain_file(path, max_bytes))
     except RecursionError:
@@ -138,7 +136,7 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES):
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and try to write there; InputError where that can't be, before hours are spent on what goes in."""
+    """Make a folder and try to write in it. Raises InputError where that fails, before hours of work are lost."""
     with as_input_error(f"can't write in {folder}", "mend that, or name another folder", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -146,7 +144,7 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
-    """The folder in which something is made, locked: it goes at the end, unless the same can go on from it."""
+    """The locked folder in which something is made. It is removed at the end, unless it can be continued."""
     folder = path.with_name(f"{path.name}{OURS}partial")
     with contextlib.ExitStack() as stack:
         try:
@@ -168,13 +166,13 @@ def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
 
 
 def _restore_replaced(folder: Path, path: Path) -> None:
-    """What was moved out of the way, where nothing took its place."""
+    """Move back what had the name `path`, where nothing took its place."""
     if os.path.lexists(folder / REPLACED) and not os.path.lexists(path):
         os.rename(folder / REPLACED, path)
 
 
 def _read_description(folder: Path) -> dict | None:
-    """What a folder says that it is of; None where it says nothing, or its process was killed while it wrote this."""
+    """The description of an interrupted folder's content; None where there is none, or where it is incomplete."""
     try:
         return read_json(folder / DESCRIPTION)
     except (OSError, ValueError):

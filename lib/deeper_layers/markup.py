@@ -1,11 +1,11 @@
-"""Names that others gave as text of a page: shown as they are, and never understood as HTML or Markdown."""
+"""Escape names that others gave, so that a page shows them and never reads them as HTML or Markdown."""
 
 import html
 import re
 
 from deeper_layers.errors import escape_invisible
 
-MARKUP = re.compile(r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])")  # in Markdown, within a line and at its beginning
+MARKUP = re.compile(r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])")  # special in Markdown, within a line or at its beginning
 
 
 def as_html(text: str) -> str:

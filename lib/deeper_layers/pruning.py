@@ -22,13 +22,13 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     """A model without the layers of a cut: the old input of layer `start` now feeds layer `stop`.
 
     Source: paper, section 3.2, step 3. The new model has its own modules and its own configuration, with
-    layers renumbered from 0 and every per-layer entry of the configuration cut alike. It shares the
-    parameters and buffers of the original, so that it costs no memory: training, moving or casting one
-    changes the other (`copy.deepcopy` makes it independent). The original stays as it was.
+    layers renumbered from 0 and every per-layer entry of the configuration cut in the same way. It shares
+    parameters and buffers with the original and so costs no memory: training, moving or casting one changes
+    the other (`copy.deepcopy` makes it independent). The original stays as it was.
 
-    Two empty models, built from the old and the new configuration, show everything that depends on a layer's
-    position. A position itself (`layer_idx`, wherever it is stored) is renumbered; any other difference in a
-    kept layer means that a reloaded model would compute something else than the kept layers did.
+    Two empty models, built from the old and the new configuration, show all that depends on a layer's
+    position. The position itself (`layer_idx`, wherever it is stored) is renumbered. Any other difference in a
+    kept layer means that a reloaded model would compute something else, and is an error.
 
     Args:
         model: a decoder-only transformers model with L layers.
@@ -73,10 +73,10 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
 
 
 def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
-    """A model without the layers of a cut, in which the attention or MLP that it drops of others adds nothing.
+    """A model without the dropped layers of a cut, in which each dropped attention or MLP adds nothing.
 
-    The matrices that write into the residual are zero there: any tool loads the result and gives the same numbers. It
-    saves no memory and no time: what is dropped still runs. Only what is zero is its own.
+    The matrices with which it writes into the residual are zero, so that any tool loads the result and gives the same
+    numbers. Dropped sublayers still run: no memory and no time is saved. Only the zeros are not shared with the model.
 
     Raises InputError as `drop_layers`, and where a sublayer or the matrix that ends it is not found.
 
@@ -97,16 +97,16 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
 
 
 def _copy_sharing_tensors(model: PreTrainedModel) -> PreTrainedModel:
-    """The same tree of new modules and configurations, over the same parameters, buffers and all else."""
+    """Copy the modules and configurations of a model, and share parameters, buffers and everything else."""
     memo, copies = {}, {}
     for module in model.modules():
         values = vars(module).values()
         entries = [entry for table in values if isinstance(table, dict) for entry in table.values()]  # tensors, hooks
-        # a forward that was replaced on the module, as accelerate does, is bound to it
+        # not shared: a forward that accelerate replaced is bound to its module
         shared = [value for value in values if not isinstance(value, dict | types.MethodType | functools.partial)]
         for value in [*entries, *shared]:
             if isinstance(value, PreTrainedConfig | GenerationConfig):
-                # one memo for all, as the modules of a model hold the same object or parts of it
+                # one memo for all, as modules hold the same configuration or parts of it
                 copy.deepcopy(value, copies)
             elif not isinstance(value, nn.Module):
                 memo[id(value)] = value
@@ -114,7 +114,7 @@ def _copy_sharing_tensors(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _build_empty_model(model: PreTrainedModel, description: str) -> PreTrainedModel:
-    """What saving and reloading the model would build, without weights."""
+    """The model that saving and reloading would build, without weights."""
     problem = f"a cut that {description} does not fit the configuration of {type(model).__name__}"
     with as_input_error(problem, "choose another cut or model"), torch.device("meta"):
         return type(model)(type(model.config).from_dict(model.config.to_dict()))
@@ -123,11 +123,11 @@ def _build_empty_model(model: PreTrainedModel, description: str) -> PreTrainedMo
 def _adopt_differences(
     pruned: PreTrainedModel, before: PreTrainedModel, after: PreTrainedModel, path: str, kept: list[int]
 ) -> str | None:
-    """Set in `pruned` every plain attribute in which two empty models of equal depth, layers at `path`, differ.
+    """Set in `pruned` every plain attribute in which two empty models of equal depth differ; layers are at `path`.
 
     `before` is built from the old configuration and cut, `after` is built from the new one. Outside of the layers such
-    an attribute follows from the configuration (whether any layer has a sliding window); inside it may only be the
-    layer's position. Returns the name of what is neither; None where nothing is.
+    an attribute follows from the configuration (does any layer have a sliding window?). Inside a layer it may only be
+    the layer's position. Returns the name of the first other difference, or None.
     """
     shapes = [{name: tensor.shape for name, tensor in empty.state_dict().items()} for empty in (before, after)]
     if unequal := shapes[0].items() ^ shapes[1].items():

@@ -1,14 +1,14 @@
-"""Every angular distance d(l, n) of a model from one forward pass (Gromov et al. 2024, section 3, eq. 7).
+"""Measure every angular distance d(l, n) of a model in one forward pass (Gromov et al. 2024, section 3, eq. 7).
 
-d(l, n) = arccos( <x(l), x(l+n)> / (|x(l)| |x(l+n)|) ) / pi, where x(l) is the residual entering layer l at
-the last token of a sequence, and x(L) the residual leaving the last layer, before the final norm. The
-arccos is taken per sequence and then averaged over sequences. Layers are counted from 0.
+d(l, n) = arccos( <x(l), x(l+n)> / (|x(l)| |x(l+n)|) ) / pi, where x(l) is the residual entering layer l at the last
+token of a sequence, and x(L) the residual leaving the last layer, before the final norm. The arccos is taken for each
+sequence and then averaged over sequences. Layers are counted from 0.
 
-Two traps: the last entry of `hidden_states` in transformers lies after the final norm, so residuals are
-read at the layers themselves (`Network.residuals`); and the arccos of a cosine near 1 vanishes in half precision, so
-angles are computed in float64 from residuals as the model made them.
+Two traps: the last entry of `hidden_states` in transformers lies after the final norm, so residuals are read at the
+layers themselves (`Network.residuals`). And the arccos of a cosine near 1 vanishes in half precision, so angles are
+computed in float64 from the model's own residuals.
 
-Below them what other rules ask of a model: cosines at all tokens, and how much weights matter.
+The end of this file has what other rules need of a model: cosines at all tokens, and how much weights matter.
 Letters in shapes: B sequences, T tokens, D width, L layers, L1 = L + 1 residuals, S sequences of all batches.
 """
 
@@ -32,23 +32,23 @@ Batch = dict[str, torch.Tensor]
 
 @torch.inference_mode()
 def batch_distances(residuals: Float[torch.Tensor, "L1 B D"]) -> Float[torch.Tensor, "B L1 L1"]:
-    """Angular distance between every two residuals of each row, in units of pi, in float64 (eq. 7)."""
+    """Angular distances between all residuals of each sequence, in units of pi, in float64 (eq. 7)."""
     unit = nn.functional.normalize(residuals.to(torch.float64), dim=-1).transpose(0, 1)
     # rounding can push a cosine just past 1, whose arccos would be not-a-number and sort last
     return torch.arccos((unit @ unit.mT).clamp(-1.0, 1.0)) / torch.pi
 
 
 def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Float[np.ndarray, "B L1 L1"]]:
-    """Of each batch the distances of every two residuals of each sequence, [B, L+1, L+1] in units of pi.
+    """For each batch, the distances of all residuals of each sequence, [B, L+1, L+1] in units of pi.
 
-    Entry [l, m] is of what enters layers l and m, the last one of what leaves the model's last layer.
+    Entry [l, m] is between the residuals that enter layers l and m; index L is the one that leaves the last layer.
     """
     for by_layer in Network(model).residuals(map(_check_batch, batches), _last_token_residuals):
         yield batch_distances(_stack_layers(by_layer)).numpy()
 
 
 def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean and standard error of d(l, n) over sequences, [n, l], and their number. InputError where there is none."""
+    """Mean and standard error [n, l] of d(l, n) over sequences, and their number. Raises InputError without any."""
     if not (batches := list(by_batch)):
         raise InputError("there is no sequence to measure distances on: give at least one batch")
     rows = np.concatenate(batches)
@@ -78,7 +78,7 @@ def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.nd
         0..L-1; nan where l + n > L.
 
     Raises:
-        InputError: there is no sequence, or one that is all padding; a batch that is no such one.
+        InputError: there is no sequence, a sequence is all padding, or a batch has another form.
 
     Example:
         >>> from deeper_layers import angular_distances, load_model, similarity_cut
@@ -94,7 +94,7 @@ def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.nd
 
 
 def _check_batch(batch: object) -> Batch:
-    """Tokens and mask of a batch. Raises InputError for what is none."""
+    """The tokens and the mask of a batch. Raises InputError for what is no batch."""
     names = ("input_ids", "attention_mask")
     if not isinstance(batch, Mapping) or not all(isinstance(batch.get(name), torch.Tensor) for name in names):
         raise InputError(
@@ -106,7 +106,7 @@ def _check_batch(batch: object) -> Batch:
 
 
 def _last_token_residuals(residuals: Residuals) -> list[torch.Tensor]:
-    """[B, D] of what enters and what leaves a layer, at the last token of each row, on whichever side it is padded."""
+    """The residuals [B, D] entering and leaving a layer at each row's last token, on whichever side it is padded."""
     mask = residuals.batch["attention_mask"]
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
     return [
@@ -116,12 +116,12 @@ def _last_token_residuals(residuals: Residuals) -> list[torch.Tensor]:
 
 
 def _stack_layers(by_layer: list[list[torch.Tensor]]) -> torch.Tensor:
-    """[L+1, ...] of what enters every layer, and leaves the last one, from what enters and leaves each."""
+    """Stack [L+1, ...] what enters each layer and what leaves the last, from pairs of both for each layer."""
     return torch.stack([entering for entering, _ in by_layer] + [by_layer[-1][1]])
 
 
 def arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
-    """From [l, m], a value for every two residuals, to [n, l] with n = m - l."""
+    """Turn values [l, m] for all pairs of residuals into [n, l] with n = m - l."""
     layers = len(pairs) - 1
     matrix = np.full((layers, layers), np.nan)
     for size in range(1, layers + 1):
@@ -130,22 +130,20 @@ def arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L
 
 
 def iterate_residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
-    """Of each sequence [T] what enters every layer, and leaves the last one, in float64, on the device of the model."""
+    """For each sequence [T], what enters each layer and leaves the last, in float64, on the device of the model."""
     batches = ({"input_ids": sequence[None]} for sequence in sequences)
     keep = lambda residuals: [residuals.entering[0], residuals.leaving[0]]  # noqa: E731
     return (_stack_layers(by_layer).double() for by_layer in Network(model).residuals(batches, keep))
 
 
 def show_progress(items: Sequence | None, description: str, unit: str = "sequence") -> tqdm:
-    """The same things one after another, with a bar on stderr where that takes longer than some seconds.
-
-    Without any, a bar that counts as it is told to.
-    """
+    """The same items one after another, with a bar on stderr where that takes longer than some seconds. Without items,
+    a bar to be updated by the caller."""
     return tqdm(items, desc=description, unit=unit, delay=2, mininterval=2, file=sys.stderr)
 
 
 def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:
-    """Mean over all tokens of the cosine of the residuals that enter layers l and m; the last leaves the last layer.
+    """Mean over tokens of the cosine between residuals entering layers l and m; index L leaves the last layer.
 
     Source: Men et al., arXiv 2403.03853, equation 1, whose Block Influence is 1 less the values beside the diagonal;
     Chen et al., arXiv 2403.19135, equation 5. One pass; memory does not grow with the number of sequences, each [T].
@@ -158,12 +156,12 @@ def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray,
 
 
 def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "2 L"]:
-    """Mean over all tokens of the cosine of what enters and what leaves the attention (row 0) and the MLP (row 1).
+    """Mean over tokens of the cosine between what enters and leaves the attention (row 0) and the MLP (row 1).
 
-    Source: He et al., arXiv 2406.15786, equations 4 and 5: what leaves a sublayer is the residual with what it adds.
-    What leaves the attention is found by running each layer without its MLP: two passes over sequences, each [T]. Where
-    both parts of a layer read the same residual, that is what enters the MLP too. Raises InputError where layers hold
-    no such parts.
+    Source: He et al., arXiv 2406.15786, equations 4 and 5: what leaves a sublayer is the residual plus its output.
+    Each layer runs a second time without its MLP, which gives what leaves the attention: two passes over sequences [T].
+    Where both sublayers read the same residual, that also enters the MLP. Raises InputError where layers have no
+    such sublayers.
     """
     parallel: dict[int, bool] = {}
 
@@ -202,7 +200,7 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
         with torch.enable_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets
-        # experts may not have been chosen: no gradient is zeros then
+        # experts that were not chosen have no gradient, which counts as zeros
         torch._foreach_add_(total, torch.autograd.grad(loss, [*layer_of], allow_unused=True, materialize_grads=True))
     sums = np.zeros(len(decoder_layers(model)))
     for (weight, number), gradient in zip(layer_of.items(), total, strict=True):

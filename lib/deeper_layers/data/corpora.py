@@ -1,7 +1,7 @@
-"""Text: Wikipedia passages and Python code out of wheels; C4 and GSM8K from the hub, or a local mirror of it.
+"""Read text: Wikipedia passages and Python code from wheels, C4 and GSM8K from the hub or a local mirror of it.
 
-A mirror is a folder laid out as the hub is, `<organisation>/<name>/README.md` with `configs:`; it is named by the
-parameter `datasets` or the variable DATASETS_MIRROR, and tasks of lm-eval then read it unchanged.
+A mirror is a folder with the layout of the hub, `<organisation>/<name>/README.md` with `configs:`. The parameter
+`datasets` or the variable DATASETS_MIRROR names it, and tasks of lm-eval then read it too.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.package_index import Wheel
 
 VARIABLE = "DATASETS_MIRROR"
-DOCUMENTS = 20_000  # of a corpus, at most, where nothing else is said
-SOLUTIONS = "gsm8k_solutions"  # the gold ones: their loss is counted given the problem
+DOCUMENTS = 20_000  # of a corpus, at most, by default
+SOLUTIONS = "gsm8k_solutions"  # the gold solutions: the loss is that of a solution after its problem
 CORPORA = {
     "wikipedia": "Wikipedia passages",
     "c4": "C4 documents",
@@ -34,13 +34,12 @@ LEAST_CODE = 2000  # bytes of a file
 def texts(
     corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = DOCUMENTS
 ) -> list[str]:
-    """The documents of a corpus, in its own order, at most so many.
+    """The first `documents` documents of a corpus, in its own order.
 
-    "wikipedia": the passages of BoolQ that are not in its validation split (embedded), of which every fifth is
-    "validation" and the others "train"; "code": the modules of a package for mathematics, divided in the same way;
-    "c4": C4 `en`, and "gsm8k_solutions": problem and solution, from the mirror or the hub, whose validation or test
-    split is "validation". `split` None takes all of the first two, and this split of the others.
-
+    "wikipedia": the passages of BoolQ that are not in its validation split (embedded). Every fifth is "validation", the
+    others are "train". "code": the modules of a package for mathematics, divided in the same way. "c4": C4 `en`, and
+    "gsm8k_solutions": problem and solution; both from the mirror or the hub, where "validation" is the validation or
+    test split. `split` None takes all documents of the first two, and "validation" of the others.
     Raises InputError for an unknown corpus, and where its text can't be read.
     """
     if corpus not in CORPORA:
@@ -59,8 +58,8 @@ def texts(
 def _read_rows(
     name: str, part: str, split: str, columns: list[str], datasets: str | None, documents: int, **options
 ) -> list:
-    """Some entries, which are text, of the first rows of a data set, from the mirror or the hub."""
-    import datasets as hub  # slow, and not needed where all text is embedded
+    """Columns of text from the first rows of a data set, from the mirror or the hub."""
+    import datasets as hub  # slow, and not needed for embedded text
 
     with reading_from_mirror(datasets, name):
         rows = hub.load_dataset(name, part, split=split, **options)
@@ -86,10 +85,10 @@ def _read_modules() -> list[str]:
 def solved_problems(
     split: str = "validation", *, datasets: str | None = None, documents: int = DOCUMENTS
 ) -> list[tuple[str, str]]:
-    """The problems of GSM8K's test split ("validation") or of "train", each as its prompt and its gold solution.
+    """Pairs of prompt and gold solution of GSM8K, from its test split ("validation") or from "train".
 
-    The prompt is lm-eval's own, with no examples. The calculator's notes are left out. Raises InputError where they
-    can't be read.
+    The prompt is lm-eval's own, without examples. Notes for the calculator are left out. Raises InputError where the
+    data can't be read.
     """
     part = "train" if split == "train" else "test"
     rows = _read_rows("openai/gsm8k", "main", part, ["question", "answer"], datasets, documents)
@@ -99,7 +98,7 @@ def solved_problems(
 def text_fingerprint(
     corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = DOCUMENTS
 ) -> str:
-    """What the documents of a corpus depend on: known without reading those embedded, else from their text."""
+    """The fingerprint of a corpus: of embedded documents that of their wheel, of others that of their text."""
     if wheel := IN_WHEELS.get(corpus):
         return f"{wheel.name} {wheel.version}, sha256:{wheel.sha256:.16}"
     digest = hashlib.sha256()
@@ -126,12 +125,9 @@ def is_available_offline(name: str, datasets: str | None) -> bool:
 
 @contextlib.contextmanager
 def reading_from_mirror(datasets: str | None, what: str) -> Iterator[None]:
-    """While it lasts, `datasets.load_dataset` reads what the mirror has from the mirror; InputError where it can't.
-
-    A patch and not an option, since lm-eval calls `load_dataset` itself and groups can't be redirected
-    through their configuration.
-    """
-    from unittest import mock  # slow, as is the next, and not needed where all data are embedded
+    """Inside, `datasets.load_dataset` reads from the mirror what that has; where it fails, InputError is raised. This
+    patches the function, since lm-eval calls it itself, and groups can't be redirected by their configuration."""
+    from unittest import mock  # slow, as is the next import, and not needed for embedded data
 
     import datasets as hub
 
@@ -140,7 +136,7 @@ def reading_from_mirror(datasets: str | None, what: str) -> Iterator[None]:
     def load_dataset(path, *arguments, **options):
         if folder is None or not (local := folder / path).is_dir():
             return load(path, *arguments, **options)
-        # the cache of `datasets` knows a folder by its README alone: it would give old data for new
+        # the cache of `datasets` knows a folder by its README alone, and would give old data for new
         stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(local.rglob("*"))]
         stamp = hashlib.sha256(repr((local.resolve(), stats)).encode(errors="surrogateescape")).hexdigest()[:16]
         cache = f"{hub.config.HF_DATASETS_CACHE}/mirror-{stamp}"  # ty: ignore[possibly-missing-submodule]

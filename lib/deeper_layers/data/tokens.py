@@ -1,4 +1,4 @@
-"""Documents as sequences of tokens: padded batches for distances, packed sequences for healing and losses."""
+"""Turn documents into sequences of tokens: padded batches for distances, packed sequences for healing and losses."""
 
 import math
 import os
@@ -14,7 +14,7 @@ SENTENCE = "The quick brown fox jumps over the lazy dog, and then back again."
 
 
 def check_tokenizer(tokenizer) -> None:
-    """Raise InputError where every word is unknown: a folder without its tokenizer's files opens, with no words."""
+    """Raise InputError where every word is unknown: a folder without tokenizer files opens as an empty tokenizer."""
     if not set(tokenizer(SENTENCE)["input_ids"]) - set(tokenizer.all_special_ids):
         raise InputError(
             f"the tokenizer ({type(tokenizer).__name__}) knows no words: its files, like tokenizer.json, are "
@@ -25,11 +25,11 @@ def check_tokenizer(tokenizer) -> None:
 def text_batches(
     tokenizer, documents: list[str], *, samples: int, length: int, seed: int = 0, batch_tokens: int = 4096
 ) -> list[dict[str, torch.Tensor]]:
-    """`samples` documents drawn without replacement, each cut after `length` tokens, in padded batches.
+    """Draw `samples` documents without replacement, cut each after `length` tokens, and pad them in batches.
 
-    Each batch holds `input_ids` and `attention_mask`, [B, T], padded on the right, filled up to
-    `batch_tokens` and sorted by length, so that padding is rare. Documents of one token are passed over.
-    Raises InputError where there are too few documents, and as `token_sequences` does.
+    Each batch holds `input_ids` and `attention_mask`, [B, T], padded on the right, with at most `batch_tokens` tokens,
+    sorted by length so that padding is rare. Documents of one token are skipped.
+    Raises InputError where there are too few documents, and what `token_sequences` raises.
     """
     checks.check_whole_number("samples", samples, 1, checks.MANY)
     remaining = token_sequences(tokenizer, documents, length=length, tokens=samples * length, seed=seed, packed=False)
@@ -48,14 +48,12 @@ def text_batches(
 def token_sequences(
     tokenizer, documents: list[str], *, length: int, tokens: int | None = None, seed: int = 0, packed: bool = True
 ) -> list[torch.Tensor]:
-    """Documents as sequences of tokens, each [T] of whole numbers, in an order that the seed draws.
+    """Turn documents into sequences of tokens, each [T] of whole numbers, in an order that the seed draws.
 
-    Packed, they are joined with the token that ends a text and cut every `length` tokens; what is left over at
-    the end is dropped. Every sequence begins with what the tokenizer puts before a text: a model that was trained
-    with it is lost without it. Otherwise each is a sequence of its own, cut after `length` tokens. As many
-    documents are read as give `tokens`, or all.
-
-    Raises InputError for an impossible length or seed, and where the tokenizer knows no words.
+    Packed, documents are joined with the end-of-text token and cut every `length` tokens; the rest at the end is
+    dropped. Every sequence begins with what the tokenizer puts before a text, as models need what they were trained
+    with. Not packed, each document is a sequence, cut after `length` tokens. Reads documents until they give `tokens`,
+    or all. Raises InputError for an impossible length or seed, and where the tokenizer knows no words.
     """
     checks.check_whole_number("length", length, 2, checks.TOKENS)
     checks.check_whole_number("seed", seed, 0, checks.SEED)
@@ -75,7 +73,7 @@ def token_sequences(
             pending += ids + end
         elif len(ids) > 1:
             sequences.append(torch.tensor(ids, dtype=torch.int32))
-        beginning = os.path.commonprefix([start_tokens, ids])[: length - 1]  # what it puts after a text is no beginning
+        beginning = os.path.commonprefix([start_tokens, ids])[: length - 1]  # without tokens that follow a text
         while len(pending) >= length:
             if pending[: len(beginning)] != beginning:
                 pending = beginning + pending

@@ -65,10 +65,8 @@ def list_plain_files(folder: Path) -> list[Path]:
 
 
 def list_tensors(folder: Path) -> list[Tensor]:
-    """All tensors that transformers would load from a folder, in the order of the index and of their bytes.
-
-    Raises InputError where there are none, the folder holds adapters, or the files and the index disagree.
-    """
+    """All tensors that transformers would load from a folder, in the order of the index and of their bytes. Raises
+    InputError where there are none, the folder holds adapters, or the files and the index disagree."""
     by_name, weight_map = {path.name: path for path in list_plain_files(folder)}, {}
     if ADAPTERS in by_name:
         raise InputError(f"{folder} holds {ADAPTERS}, adapters of another model: merge them into it, and give that")

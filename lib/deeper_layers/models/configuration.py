@@ -94,10 +94,8 @@ def build_empty_model(
 
 
 def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> None:
-    """Raise InputError where an empty model needs a tensor that these names and shapes do not have.
-
-    The head may be missing, as some models have none. Quantized weights are not checked: other names and shapes.
-    """
+    """Raise InputError where an empty model needs a tensor that these names and shapes do not have. The head may be
+    missing, as some models have none. Quantized weights are not checked: other names and shapes."""
     if getattr(model.config, "quantization_config", None) is None:
         prefix = f"{model.base_model_prefix}.".lstrip(".")
         if any(name.startswith(prefix) for name in shapes):

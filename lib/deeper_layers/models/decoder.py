@@ -171,10 +171,8 @@ def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
 
 
 def cut_entry(name: str, value, kept: list[int], layers: int):
-    """The new value of a configuration entry when only the layers with the indices `kept` stay, of `layers` layers.
-
-    An entry may hold a value for each layer, a boundary between layers, indices of layers, or values by index.
-    """
+    """The new value of a configuration entry when only the layers with the indices `kept` stay, of `layers` layers. An
+    entry may hold a value for each layer, a boundary between layers, indices of layers, or values by index."""
     # special tokens and class names can be as many by chance, and "mtp" entries describe other layers
     if name.endswith("token_id") or name == "architectures" or name.startswith("mtp"):
         return value

@@ -34,7 +34,7 @@ def find_sizes(source: Source, *, trust_remote_code: bool = False) -> Sizes:
             parameters[layer] += tensor.n_elements
             stored[layer] += tensor.n_bytes
         layers, file_bytes = (
-            tuple(counts[layer] for layer in range(source.num_layers)) for counts in (parameters, stored)
+            tuple(count[layer] for layer in range(source.num_layers)) for count in (parameters, stored)
         )
         return Sizes(layers, parameters[None], Sizes(file_bytes, source.gguf.stat().st_size - sum(file_bytes)))
     from deeper_layers.models.decoder import decoder_layers  # slow, as is the next

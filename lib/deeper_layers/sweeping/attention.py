@@ -14,11 +14,7 @@ from deeper_layers.models.decoder import BOUNDARIES
 from deeper_layers.models.network import Call, Network, StopForward, cache_argument
 
 MASKABLE = ("sdpa", "eager")  # implementations of attention that take a given mask
-POSITIONAL = (
-    "attention_mask",
-    "position_ids",
-    "position_embeddings",
-)  # arguments that are known to have an entry for each position
+POSITIONAL = ("attention_mask", "position_ids", "position_embeddings")  # arguments with an entry for each position
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
@@ -42,10 +38,8 @@ def attention_masks(network: Network, positions, key_positions, visible):
 
 
 def takes_masks(config) -> bool:
-    """Whether attention takes a given mask, and has no window except those that `attention_masks` draws.
-
-    The configuration is asked, as a trial on a few tokens would not show a window.
-    """
+    """Whether attention takes a given mask, and has no window except those that `attention_masks` draws. The
+    configuration is asked, as a trial on a few tokens would not show a window."""
     config = text_config(config)
     understood = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
     windows = [value for name, value in vars(config).items() if "window" in name and name not in understood]

@@ -70,10 +70,7 @@ def generate(
             tokens, are_over = ([prompts[n].tokens for n in group], _make_end_check(network, tokenizer, settings[1]))
             written[:, group] = _write_answers(model, tokens, settings[0], are_over, memory, parts)
     return [
-        [
-            Answer(recorder.text(instance, tokens), len(tokens), ended)
-            for instance, (tokens, ended) in zip(instances, row)
-        ]
+        [Answer(recorder.text(prompt, tokens), len(tokens), ended) for prompt, (tokens, ended) in zip(instances, row)]
         for row in written
     ]
 

@@ -110,10 +110,8 @@ class _AnsweredModel(LM):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, lm-eval logs no warnings: it would comment on what is meant here, like a model that is already open.
-
-    Its progress bars are hidden too: they count requests built, not the work, one bar for each task and cut.
-    """
+    """Inside, lm-eval logs no warnings: it would comment on what is meant here, like a model that is already open. Its
+    progress bars are hidden too: they count requests built, not the work, one bar for each task and cut."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -164,9 +162,7 @@ def _sample_shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
 
 def check_names(names: list[str]) -> TaskManager:
     """lm-eval's register of tasks, ours among them. Raises InputError for an unknown name or a kind not scored here.
-
-    Reading lm-eval's own tasks takes seconds, so they are read only where a name is not one of ours. Reads no data.
-    """
+    Reading lm-eval's own tasks takes seconds, so they are read only where a name is not one of ours. Reads no data."""
     if isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"tasks is {checks.short_repr(names)}, expected a list of names like ['capitals']: give some")
     if set(names) <= set(embedded.embedded_tasks()):
@@ -195,10 +191,8 @@ def _check_kind(name: str, kind: str | None, unsafe_code: bool) -> None:
 
 
 def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None) -> Tasks:
-    """Collect every request of the tasks, tokenized as lm-eval's HFLM does it.
-
-    `limit` is the number of documents a task, from its beginning; None takes all. Raises what `encode_requests` does.
-    """
+    """Collect every request of the tasks, tokenized as lm-eval's HFLM does it. `limit` is the number of documents a
+    task, from its beginning; None takes all. Raises what `encode_requests` does."""
     kinds: dict[bool, list[Instance]] = {True: [], False: []}  # by whether answers are generated
     with quiet():
         for task in loaded["tasks"].values():
@@ -208,10 +202,8 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
 
 
 def encode_requests(instances: list[Instance], model, tokenizer) -> Requests:
-    """Turn requests into tokens, as lm-eval's HFLM does.
-
-    Raises InputError for an empty context or continuation, and for a continuation that is longer than the model reads.
-    """
+    """Turn requests into tokens, as lm-eval's HFLM does. Raises InputError for an empty context or continuation, and
+    for a continuation that is longer than the model reads."""
     recorder = RequestRecorder(model, tokenizer)
     with quiet():
         pairs, max_length = recorder.loglikelihood(instances), recorder.max_length

@@ -33,9 +33,7 @@ class MemoryEstimate:
     def __init__(self, network: Network):
         config = text_config(network.model.config)
         heads = getattr(config, "num_attention_heads", None) or 1
-        inner = (
-            getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        )  # some families have one for each layer
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size  # or a list with one a layer
         self.network, self.vocabulary = network, network.head.weight.shape[0]
         self.key_copies = 2 + heads // (getattr(config, "num_key_value_heads", None) or heads)
         self.score_bytes = 8 * (1 if config._attn_implementation == "sdpa" else heads)
@@ -114,9 +112,7 @@ class Parts(tqdm):
 
     def finished(self, request: tuple, steps: float | int, run: Callable[[], list]) -> list:
         """The result of `run`, as JSON gives it back: read from the next shard where that has the same `request`.
-
-        `steps` is the number of steps of the bar for a part that is read; `run` counts its own.
-        """
+        `steps` is the number of steps of the bar for a part that is read; `run` counts its own."""
         if self.shards is None:
             return run()
         number, identity = next(self.numbers), {"asked": np.array(hashlib.sha256(repr(request).encode()).hexdigest())}

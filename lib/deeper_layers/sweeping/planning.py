@@ -172,10 +172,8 @@ def plan_batches(wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sh
 
 
 def _fill_batches(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Batch]:
-    """Fill batches with sequences, longest first, so that memory runs out early or never.
-
-    Sequences with branches need a mask, and are not in a batch with others.
-    """
+    """Fill batches with sequences, longest first, so that memory runs out early or never. Sequences with branches need
+    a mask, and are not in a batch with others."""
     batches: list[Batch] = []
     for s in sorted(sequences, key=lambda s: (s.is_branched, -len(s.tokens), s.tokens)):
         last = batches.pop() if batches else Batch(prefix, ())

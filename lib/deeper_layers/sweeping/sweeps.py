@@ -97,9 +97,7 @@ def sweep(
     if engine is None:
         family = family or TreeModel(model, distinct_cuts)
         try:
-            loglikelihoods(
-                family, lm_tasks.requests, batch_tokens=batch_tokens, memory=memory, target=answers, **options
-            )
+            loglikelihoods(family, lm_tasks.requests, batch_tokens=batch_tokens, memory=memory, out=answers, **options)
         except KeyboardInterrupt:
             _print_finished_tasks(lm_tasks, distinct_cuts, answers, options["what"])
             raise
@@ -117,17 +115,15 @@ def sweep(
     return table
 
 
-def _print_finished_tasks(lm_tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
+def _print_finished_tasks(tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
     """Print the mean accuracy of each cut on the finished tasks of an interrupted group."""
-    names = {name for name, task in lm_tasks.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
+    names = {name for name, task in tasks.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
     missing = np.isnan(answers["logprob"]).any(axis=0)
-    done = names - {instance.task_name for instance, is_missing in zip(lm_tasks.instances, missing) if is_missing}
+    done = names - {instance.task_name for instance, is_missing in zip(tasks.instances, missing) if is_missing}
     if done:
         print(f"\n{what}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
         for cut, row in zip(cuts, answers.tolist()):
-            print(
-                f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(lm_tasks, done, row):.3f}", file=sys.stderr
-            )
+            print(f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(tasks, done, row):.3f}", file=sys.stderr)
 
 
 def plan(
@@ -193,15 +189,15 @@ def loglikelihoods(
     memory: int = MEMORY,
     shards: Shards | None = None,
     what: str = "sweep",
-    target: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
     """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
 
     The definition is that of lm-eval's HFLM. `memory` bounds the bytes that are taken beside the weights; see
-    `plan_requests`. `target`, [C, R] of ANSWER, is filled as answers come. Minus infinity means that the model rules a
+    `plan_requests`. `out`, [C, R] of ANSWER, is filled as answers come. Minus infinity means that the model rules a
     token out. Raises InputError for a log-probability that is not a number.
     """
-    answers = np.empty((len(family.cuts), len(requests.pairs)), ANSWER) if target is None else target
+    answers = np.empty((len(family.cuts), len(requests.pairs)), ANSWER) if out is None else out
     if not requests.pairs:
         return answers["logprob"], answers["greedy"]
     plan = plan_requests(family, requests, batch_tokens, memory)
@@ -211,9 +207,7 @@ def loglikelihoods(
 
             def run(batches=batches) -> list:
                 results = family.answer(batches, parts.update, memory)
-                if (
-                    is_nan := np.isnan(results["logprob"]).any(axis=1)
-                ).any():  # before it is kept, or counts as a choice
+                if (is_nan := np.isnan(results["logprob"]).any(axis=1)).any():  # before it is stored or scored
                     raise overflow_error("a log-probability", family.network.model, family.cuts[is_nan.argmax()])
                 return [results["logprob"].tolist(), results["greedy"].tolist()]
 
@@ -228,10 +222,8 @@ def loglikelihoods(
 def plan_requests(
     family: TreeModel, requests: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY
 ) -> Plan:
-    """Plan how to run these requests, and what that costs; one small batch runs to predict the time.
-
-    Where memory is short, a batch runs in smaller ones, and these for some of the cuts at a time.
-    """
+    """Plan how to run these requests, and what that costs; one small batch runs to predict the time. Where memory is
+    short, a batch runs in smaller ones, and these for some of the cuts at a time."""
     batches = plan_batches(requests, batch_tokens, family.sharing)
     # where layers are on disk, as many batches as memory holds go through together
     parts = list(group_by_cost(batches, family.bytes_needed, memory if family.is_streamed else 0))
@@ -277,10 +269,8 @@ def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> flo
 
 
 def text_requests(sequences: list[torch.Tensor]) -> Requests:
-    """Requests for sequences of tokens, each [T], that predict all tokens but the first of each.
-
-    Raises InputError where there is no sequence, or one of a single token.
-    """
+    """Requests for sequences of tokens, each [T], that predict all tokens but the first of each. Raises InputError
+    where there is no sequence, or one of a single token."""
     if not sequences or min(map(len, sequences)) < 2:
         raise InputError("there is no sequence to measure the loss on: give more text, or sequences from two tokens")
     tokens = [sequence.tolist() for sequence in sequences]
@@ -315,10 +305,7 @@ def request_loss(
     check_cuts(model, cuts)
     family, options = TreeModel(model, cuts), {"shards": shards, "what": "loss on text"}
     logprobs, _ = loglikelihoods(family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, **options)
-    by_cut, lengths = (
-        dict(zip(family.cuts, -logprobs, strict=True)),
-        np.array([len(ids) for _, ids in requests.pairs]),
-    )
+    by_cut, lengths = dict(zip(family.cuts, -logprobs, strict=True)), np.array([len(ids) for _, ids in requests.pairs])
     rows, sequence_losses = [], {}
     for cut in cuts:
         if not np.isfinite(by_cut[cut]).all():

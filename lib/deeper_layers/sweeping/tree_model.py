@@ -37,9 +37,8 @@ from deeper_layers.sweeping.tree import Tree
 
 TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # results of trials by model: a search asks at each step
 FEW_TOKENS = 512  # before fewer tokens run together, fewer models do
-ANSWER = np.dtype(
-    [("logprob", np.float64), ("greedy", np.bool_)]
-)  # in nats, and whether greedy decoding gives the answer
+# of an answer its log-probability in nats, and whether greedy decoding gives it
+ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])
 
 
 class TreeModel:
@@ -168,10 +167,8 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
 
 
 def try_sharing(model, cuts: list[Cut]) -> Sharing:
-    """The most sharing with which these pruned models give the plain log-probabilities, except for rounding.
-
-    Raises InputError where the configuration can't state one of the models that are tried.
-    """
+    """The most sharing with which these pruned models give the plain log-probabilities, except for rounding. Raises
+    InputError where the configuration can't state one of the models that are tried."""
     trial_model, trial_cuts = _shrink_for_trial(model, cuts)
     results = TRIED.setdefault(model, {})
     if tuple(trial_cuts) not in results:
@@ -211,10 +208,8 @@ def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
 
 
 def _shrink_for_trial(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
-    """The model for a trial, with layers of every kind, and cuts of it; else the model itself and two of its cuts.
-
-    A trial on all layers takes long, and rounding to 16 bits grows with depth until it is as large as a fault.
-    """
+    """The model for a trial, with layers of every kind, and cuts of it; else the model itself and two of its cuts. A
+    trial on all layers takes long, and rounding to 16 bits grows with depth until it is as large as a fault."""
     count = num_layers(model)
     kept_layers = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
     dropped = set(range(count)) - kept_layers - {*first_layer_of_each_kind(model)}
