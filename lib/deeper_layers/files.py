@@ -56,8 +56,8 @@ def atomic_dir(
             content.mkdir(exist_ok=True)
         yield content
         for file in filter(Path.is_file, (content, *content.rglob("*"))):
-            with open(file, "rb") as descriptor:
-                os.fsync(descriptor.fileno())
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
         if check is not None:
             check(path)
         if is_folder and os.path.lexists(path):
@@ -85,18 +85,18 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: str | None = None) -> Iterator[None]:
+def locked(path: Path, message: str | None = None) -> Iterator[None]:
     """Inside, only this process works on what will be at `path`; the folder of that exists. Waits for another process,
-    after printing `wait` on stderr; where `wait` is None, raises Timeout instead."""
+    after printing `message` on stderr; without a message it raises Timeout instead."""
     lock_path = path.with_suffix(".lock")
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        if wait is None:
+        if message is None:
             raise
-        print(wait, end="\n" if wait else "", file=sys.stderr, flush=True)
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
         lock.acquire()
     except OSError:  # a file system without locks: two processes may do the same work and write the same
         pass
@@ -148,7 +148,7 @@ def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
     folder = path.with_name(f"{path.name}{OURS}partial")
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder, wait=None if check else ""))
+            stack.enter_context(locked(folder, message=None if check else ""))
         except Timeout:
             raise InputError(f"another process writes {path}: wait until it ends, or give another name") from None
         folder.mkdir(exist_ok=True)

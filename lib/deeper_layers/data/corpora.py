@@ -124,7 +124,7 @@ def is_available_offline(name: str, datasets: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def reading_from_mirror(datasets: str | None, what: str) -> Iterator[None]:
+def reading_from_mirror(datasets: str | None, name: str) -> Iterator[None]:
     """Inside, `datasets.load_dataset` reads from the mirror what that has; where it fails, InputError is raised. This
     patches the function, since lm-eval calls it itself, and groups can't be redirected by their configuration."""
     from unittest import mock  # slow, as is the next import, and not needed for embedded data
@@ -143,5 +143,5 @@ def reading_from_mirror(datasets: str | None, what: str) -> Iterator[None]:
         return load(str(local), *arguments, **{"cache_dir": cache} | options)
 
     advice = f"connect to the hub, or name a mirror that has them whole: {VARIABLE}, or datasets, is its folder"
-    with mock.patch.object(hub, "load_dataset", load_dataset), as_input_error(f"can't read the data of {what}", advice):
+    with mock.patch.object(hub, "load_dataset", load_dataset), as_input_error(f"can't read the data of {name}", advice):
         yield

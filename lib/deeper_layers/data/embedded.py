@@ -29,8 +29,8 @@ RELATIONS = {
 
 def boolq() -> list[dict]:
     """All of BoolQ validation, 3,270 items: passage, question, label (1 is yes)."""
-    rows, kept = read_wheel_items("BoolQ/dev.jsonl"), ("passage", "question")
-    return [{name: row[name] for name in kept} | {"label": int(row["answer"] == "True")} for row in rows]
+    rows, columns = read_wheel_items("BoolQ/dev.jsonl"), ("passage", "question")
+    return [{name: row[name] for name in columns} | {"label": int(row["answer"] == "True")} for row in rows]
 
 
 def mmlu_sample() -> list[dict]:

@@ -63,7 +63,7 @@ def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
 
 
 def count_layers(config: "PreTrainedConfig") -> int:
-    """Number of decoder layers L that a configuration states. Raises InputError where it is no decoder's."""
+    """Number of decoder layers L that a configuration states. Raises InputError where it states none."""
     layers = getattr(text_config(config), "num_hidden_layers", None)
     if type(layers) is not int or layers < 1:
         raise InputError(

@@ -88,8 +88,8 @@ def first_layer_of_each_kind(model: nn.Module) -> list[int]:
     """Indices of the first layer of each kind: layers with the same modules and the same type in the configuration."""
     layers = decoder_layers(model)
     names = getattr(text_config(model.config), "layer_types", None) or [""] * len(layers)  # ty: ignore[invalid-argument-type]
-    made_of = [(name, *map(type, layer.modules())) for name, layer in zip(names, layers, strict=True)]
-    return [made_of.index(kind) for kind in dict.fromkeys(made_of)]
+    kinds = [(name, *map(type, layer.modules())) for name, layer in zip(names, layers, strict=True)]
+    return [kinds.index(kind) for kind in dict.fromkeys(kinds)]
 
 
 # ---- attention and MLP -------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
         return [[[kinds[index] for index in kept], 1]] if len(kinds) == layers else value
     if name in BOUNDARIES and type(value) is int:
         return sum(index < value for index in kept)
-    new = {old: position for position, old in enumerate(kept)}
+    new_index = {old: position for position, old in enumerate(kept)}
     picked = (
         [value[index] for index in kept] if isinstance(value, str | list | tuple) and len(value) == layers else value
     )
@@ -190,8 +190,8 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
     if not isinstance(value, dict | list | tuple) or not _are_indices(value, name, layers):
         return type(value)(picked) if isinstance(value, list | tuple) else value
     if isinstance(value, dict):
-        return {type(key)(new[int(key)]): entry for key, entry in value.items() if int(key) in new}
-    return type(value)(new[index] for index in value if index in new)
+        return {type(key)(new_index[int(key)]): entry for key, entry in value.items() if int(key) in new_index}
+    return type(value)(new_index[index] for index in value if index in new_index)
 
 
 def _are_indices(values: Collection, name: str, layers: int) -> bool:

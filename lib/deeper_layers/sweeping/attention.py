@@ -108,7 +108,7 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
         return tensor.expand(len(places), *tensor.shape[1:])[rows, columns]
 
     if (mask := named.get("attention_mask")) is None:
-        keys = torch.arange(cache.found[0].shape[-2], device=places.device)
+        keys = torch.arange(cache.states[0].shape[-2], device=places.device)
         named["attention_mask"] = (keys <= places[:, :, None] + len(keys) - residual.shape[1])[:, None]
     else:
         named["attention_mask"] = take(mask[:, 0])[:, None]
@@ -123,13 +123,13 @@ class _CollectingCache:
     """A cache that stops a layer when it has given its keys and values, and gives them back in the second run."""
 
     def __init__(self, cache):
-        self.cache, self.found = cache, None
+        self.cache, self.states = cache, None
 
     def update(self, *states, **named):
-        if self.found is None:
-            self.found = states[:2] if self.cache is None else self.cache.update(*states, **named)
+        if self.states is None:
+            self.states = states[:2] if self.cache is None else self.cache.update(*states, **named)
             raise StopForward
-        return self.found
+        return self.states
 
     def __getattr__(self, name):
         return getattr(self.cache, name)

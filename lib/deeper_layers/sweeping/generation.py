@@ -67,7 +67,7 @@ def generate(
         for settings in dict.fromkeys(prompt[:2] for prompt in prompts):
             group = [n for n, prompt in enumerate(prompts) if prompt[:2] == settings]
             group.sort(key=lambda n: -len(prompts[n].tokens))
-            tokens, are_over = ([prompts[n].tokens for n in group], _make_end_check(network, tokenizer, settings[1]))
+            tokens, are_over = [prompts[n].tokens for n in group], _make_end_check(network, tokenizer, settings[1])
             written[:, group] = _write_answers(model, tokens, settings[0], are_over, memory, parts)
     return [
         [Answer(recorder.text(prompt, tokens), len(tokens), ended) for prompt, (tokens, ended) in zip(instances, row)]
@@ -175,7 +175,7 @@ class Decoding:
     @torch.inference_mode()
     def __init__(self, model: TreeModel, prompts: list[list[int]], max_tokens: int):
         self.network, self.prompts, self.max_tokens = model.network, prompts, max_tokens
-        self.held = max(1, max(map(len, prompts)) - 1)  # places in a buffer before the first written token
+        self.prompt_room = max(1, max(map(len, prompts)) - 1)  # places in a buffer before the first written token
         self.all_models = tuple(range(len(model.cuts)))
         cache, self.layer_runs = self._read_prompts(model), []
         for layer, level in enumerate(model.tree.levels):
@@ -185,7 +185,7 @@ class Decoding:
                 buffers = [functional.pad(torch.cat(tensors), (0, 0, 0, max_tokens)) for tensors in pairs]
                 self.layer_runs.append(LayerRun(layer, part, tuple(leaves), buffers))
         lanes = torch.arange(len(model.cuts) * len(prompts), device=self.network.device).view(-1, len(prompts))
-        groups = {self.all_models, *(stop.models for stop in self.layer_runs)}
+        groups = {self.all_models, *(run.models for run in self.layer_runs)}
         self.rows = {models: lanes[list(models)].flatten() for models in groups}  # numbers of the unfinished lanes
 
     def _read_prompts(self, model: TreeModel) -> PrefixCache:
@@ -228,10 +228,12 @@ class Decoding:
 
     def _next_tokens(self, written: int, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """[lanes] the next token of each lane, after its last token and `written` tokens before."""
-        network, cache, device = self.network, BufferCache(self.held + written), tokens.device
-        held_places = torch.arange(self.held, device=device).expand(len(tokens), -1)
+        network, cache, device = self.network, BufferCache(self.prompt_room + written), tokens.device
+        held_places = torch.arange(self.prompt_room, device=device).expand(len(tokens), -1)
         places = torch.cat([held_places, lengths + torch.arange(written + 1, device=device)], dim=1)
-        is_real = torch.cat([held_places < lengths, torch.ones_like(places[:, self.held :], dtype=torch.bool)], dim=1)
+        is_real = torch.cat(
+            [held_places < lengths, torch.ones_like(places[:, self.prompt_room :], dtype=torch.bool)], dim=1
+        )
 
         def find_inputs(rows: torch.Tensor) -> LayerInputs:
             """The layers' arguments for some lanes."""

@@ -112,13 +112,13 @@ class _AnsweredModel(LM):
 def quiet() -> Iterator[None]:
     """Inside, lm-eval logs no warnings: it would comment on what is meant here, like a model that is already open. Its
     progress bars are hidden too: they count requests built, not the work, one bar for each task and cut."""
-    before = logging.root.manager.disable
+    previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)
 
 
 @functools.cache

@@ -52,9 +52,9 @@ class MemoryEstimate:
 
     def writing_bytes(self, tree: Tree, rows: int, longest: int, max_tokens: int) -> int:
         """Bytes for `rows` prompts of at most `longest` tokens, and `max_tokens` new tokens of each pruned model."""
-        lanes, room, remembered = rows * len(tree.cuts), longest + max_tokens, self.network.token_cache_bytes
-        buffers = rows * room * sum(len(node.cuts) for level in tree.levels for node in level) * remembered
-        prompts = rows * longest * (tree.nodes * remembered + tree.alive * self.residual_bytes)
+        lanes, room, cache_bytes = rows * len(tree.cuts), longest + max_tokens, self.network.token_cache_bytes
+        buffers = rows * room * sum(len(node.cuts) for level in tree.levels for node in level) * cache_bytes
+        prompts = rows * longest * (tree.nodes * cache_bytes + tree.alive * self.residual_bytes)
         reading = prompts + self._running_bytes(rows, longest, longest, 0)
         return int(buffers + max(reading, self._running_bytes(lanes, 1, room, lanes)))
 
@@ -111,8 +111,8 @@ class Parts(tqdm):
         return super().update(min(n or 0, self.total - self.n))
 
     def finished(self, request: tuple, steps: float | int, run: Callable[[], list]) -> list:
-        """The result of `run`, as JSON gives it back: read from the next shard where that has the same `request`.
-        `steps` is the number of steps of the bar for a part that is read; `run` counts its own."""
+        """The result of `run`, as JSON gives it back: read from the next shard where that has the same `request`,
+        else computed and stored. A part that is read moves the bar by `steps`; `run` moves the bar itself."""
         if self.shards is None:
             return run()
         number, identity = next(self.numbers), {"asked": np.array(hashlib.sha256(repr(request).encode()).hexdigest())}

@@ -115,13 +115,13 @@ def sweep(
     return table
 
 
-def _print_finished_tasks(tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, what: str) -> None:
+def _print_finished_tasks(tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, title: str) -> None:
     """Print the mean accuracy of each cut on the finished tasks of an interrupted group."""
     names = {name for name, task in tasks.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
     missing = np.isnan(answers["logprob"]).any(axis=0)
     done = names - {instance.task_name for instance, is_missing in zip(tasks.instances, missing) if is_missing}
     if done:
-        print(f"\n{what}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
+        print(f"\n{title}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
         for cut, row in zip(cuts, answers.tolist()):
             print(f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(tasks, done, row):.3f}", file=sys.stderr)
 

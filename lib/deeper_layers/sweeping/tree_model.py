@@ -190,8 +190,8 @@ def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
         """Log-probabilities [C, ways, requests]: one sequence a request, and where masks are given as branches too."""
         prefix = tuple(tokens[:8]) if sharing >= Sharing.PREFIXES else ()
         ways = [apart, branched] if sharing == Sharing.MASKS else [apart]
-        found = TreeModel(trial_model, trial_cuts, sharing).answer([Batch(prefix, tuple(way)) for way in ways])
-        return found["logprob"].reshape(len(trial_cuts), -1, 6)
+        results = TreeModel(trial_model, trial_cuts, sharing).answer([Batch(prefix, tuple(way)) for way in ways])
+        return results["logprob"].reshape(len(trial_cuts), -1, 6)
 
     with contextlib.ExitStack() as stack:
         for layer in network.layers:  # layers on disk are read once for all trials
