@@ -116,8 +116,8 @@ CHANGING = [
 
 @pytest.mark.parametrize("rule", CHANGING)
 def test_a_rule_that_changes_weights_is_written_as_in_memory(rule, opened, tiny_folder, tmp_path, monkeypatch):
-    made, change = [], rules.changed_model
-    monkeypatch.setattr(rules, "changed_model", lambda *given: made.append(change(*given)) or made[-1])
+    made, change = [], rules.change_model
+    monkeypatch.setattr(rules, "change_model", lambda *given: made.append(change(*given)) or made[-1])
     words = ["--samples", 64, "--sequence-length", 32, "--drop", 2, "--rule", rule]
     cut = answer("prune", tiny_folder, tmp_path / "out", *words)["cut"]
     written = logits(reloaded(tmp_path / "out"), IDS)

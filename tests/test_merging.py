@@ -102,7 +102,7 @@ def test_adapters_of_peft_alone_are_taken_at_the_word_of_who_gives_the_cut(llama
 def test_what_was_begun_with_other_adapters_is_begun_anew(llama, monkeypatch):
     adapted(shared_model("llama"), llama / "whole", llama / "other", alpha=50)
     with monkeypatch.context() as patch:
-        patch.setattr("deeper_layers.export.lineage.write_lineage_text", lambda *_: pytest.fail("stopped here"))
+        patch.setattr("deeper_layers.export.lineage.format_lineage", lambda *_: pytest.fail("stopped here"))
         with pytest.raises(pytest.fail.Exception):
             slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "other")
     assert list(llama.glob("out.*.partial/made/model.safetensors"))

@@ -10,7 +10,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.rules import changed_model
+from deeper_layers.rules import change_model
 from deeper_layers.rules.changing import bridge_cut, build_likeness, merge_layers
 from deeper_layers.rules.choosing import REGISTERED, SEEDS, choose_merges, similarity_cut, target_layer
 from deeper_layers.similarity import iterate_residuals, saliences, sublayer_cosines, token_cosines
@@ -299,7 +299,7 @@ def test_each_rule_finds_the_harmless_layers_and_what_it_leaves_answers_the_same
     assert cut == EXPECTED.get(rule.name, CUT)
     batch = torch.stack(text)
     if rule.changes:
-        left = changed_model(model, rule, cut, [0, 1, (2, 3), 4, 5], text)
+        left = change_model(model, rule, cut, [0, 1, (2, 3), 4, 5], text)
         torch.testing.assert_close(logits(left, batch), logits(model, batch), rtol=0.02, atol=0.02)
     else:
         with_cut, whole = text_loss(model, [cut, Cut(0, 0)], text)[0]["value"]

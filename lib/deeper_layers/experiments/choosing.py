@@ -125,7 +125,7 @@ def choose_cut_and_changes(rule: str, size: int, experiment: Experiment) -> tupl
     layers, (model, _) = experiment.source.num_layers, experiment.open_model()
     cut = rule_entry.choose([size], layers, inputs)[0]
     merged = choose_merges(size, layers, inputs) if rule_entry.needs == "likeness" else []
-    changed = rules.changed_model(model, rule_entry, cut, merged, _draw_sequences(experiment)[:BRIDGE_SEQUENCES])
+    changed = rules.change_model(model, rule_entry, cut, merged, _draw_sequences(experiment)[:BRIDGE_SEQUENCES])
     looked = f"{parameters.samples} sequences of {parameters.sequence_length} tokens of {parameters.corpus}"
     words = f"{rule}: {rule_entry.words} ({rule_entry.source}); it looked at {looked}"
     return cut, export.Changed(rules.find_changed_tensors(model, changed, cut), words)
@@ -238,7 +238,7 @@ def _make_model_changer(rule: str, merged: dict[str, list], experiment: Experime
     def changed(cut: Cut):
         model, tokenizer = experiment.open_model()
         text = read_calibration_sequences(experiment.parameters, tokenizer, experiment.parameters.bridge_sequences)
-        return rules.changed_model(model, REGISTERED[rule], cut, _to_tuples(merged.get(str(cut.size), [])), text)
+        return rules.change_model(model, REGISTERED[rule], cut, _to_tuples(merged.get(str(cut.size), [])), text)
 
     return changed
 

@@ -222,11 +222,11 @@ class TakeAwayParameters(kinds.TaskParameters):
             score_rounded(bits, cuts, experiment)
 
 
-class ClaimsParameters(kinds.Shown):
+class ClaimsParameters(kinds.BaseParameters):
     notebook: ClassVar[str] = "07-claims"
 
 
-class CostParameters(kinds.Shown):
+class CostParameters(kinds.BaseParameters):
     notebook: ClassVar[str] = "09-cost"
     benchmarks: str = Field("benchmarks/measured", description="folder of measurements, in the repository")
 

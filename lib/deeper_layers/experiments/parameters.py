@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # slow to import
 
 PUBLISHED = "published"  # in place of a model: show all results, measure nothing
 BITSANDBYTES = ("nf4", "int8")
-Kind = TypeVar("Kind", bound="Shown")  # not Self: shapes are checked method by method
+Kind = TypeVar("Kind", bound="BaseParameters")  # not Self: shapes are checked method by method
 
 LIST = r"[\s,]*({0})(\s*,[\s,]*({0}))*[\s,]*"
 NUMBER = r"[0-9]{1,5}(\s*-\s*[0-9]{1,5})?"
@@ -87,7 +87,7 @@ def healing_setting(name: str, more: str = "") -> Any:
     return Field(None, description=f"{FIELDS[name].description}{more}")
 
 
-class Shown(BaseModel):
+class BaseParameters(BaseModel):
     """The parameters of every notebook: which model, or all, and the folder of results. Raises InputError, in one line,
     for an unknown name, a value of the wrong type, or an impossible value."""
 
@@ -168,7 +168,7 @@ class Shown(BaseModel):
         return put_in_order(read(self.folder), (models.model_name(self.model), *FIRST))
 
 
-class Parameters(Shown):
+class Parameters(BaseParameters):
     """Further parameters of a notebook that measures: how the model is opened, and the text for the distances."""
 
     revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")

@@ -17,7 +17,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.choosing import UnknownCut, choose_cuts_for_tasks, list_unknown_cuts
 from deeper_layers.experiments.distances import find_or_measure_distances
 from deeper_layers.experiments.experiment import CutsByRule, Experiment, sort_cuts
-from deeper_layers.experiments.parameters import Parameters, Shown
+from deeper_layers.experiments.parameters import BaseParameters, Parameters
 from deeper_layers.experiments.scoring import score
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import CONFIG_ONLY, Source
@@ -43,7 +43,7 @@ def make_planning_experiment(parameters: Parameters, source: Source | None = Non
     return Experiment(parameters.replace(measure=False), source, lambda: None, missing=[])
 
 
-def plan_notebooks(parameters_by_notebook: dict[str, Shown]) -> list[dict]:
+def plan_notebooks(parameters_by_notebook: dict[str, BaseParameters]) -> list[dict]:
     """What notebooks will measure of one model, as results lack it, and how many seconds that takes on this machine.
     Rows: notebook, what, seconds, and "unknown", the reason where the seconds are not known, or None."""
     rows: list[dict] = []

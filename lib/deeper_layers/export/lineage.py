@@ -78,7 +78,7 @@ def read_lineage(folder: Path) -> Lineage | None:
         return None
 
 
-def write_lineage_text(lineage: Lineage, files: dict[str, str]) -> str:
+def format_lineage(lineage: Lineage, files: dict[str, str]) -> str:
     """The text of pruning.json for a folder whose files have these hashes."""
     whole = lineage.model_copy(update={"files": files})
     return json.dumps(whole.model_dump() | {"sha256": whole.digest}, indent=1) + "\n"
@@ -108,7 +108,7 @@ def check_no_overlap(out: Path, *sources: Path) -> None:
             raise InputError(f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere")
 
 
-def writing(needed: int, folder: Path, out: Path) -> tqdm:
+def open_progress_bar(needed: int, folder: Path, out: Path) -> tqdm:
     """A progress bar for `needed` bytes to be written in a folder. Raises InputError where the disk lacks space."""
     if needed > (free := shutil.disk_usage(folder).free):
         raise InputError(

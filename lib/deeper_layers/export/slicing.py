@@ -148,7 +148,7 @@ def slice_checkpoint(
         for file, text in texts.items():
             (partial / file).write_text(text, encoding="utf-8", newline="")
         hashes |= {file: file_hash(partial / file) for file in (*texts, *other_files)}
-        (partial / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
+        (partial / lineage.LINEAGE).write_text(lineage.format_lineage(history, hashes), encoding="utf-8")
         if _file_stamps(layout) != stamps:
             raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     return out

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import Adapter
-from deeper_layers.export.lineage import writing
+from deeper_layers.export.lineage import open_progress_bar
 from deeper_layers.models import checkpoint_files, configuration
 from deeper_layers.models.checkpoint_files import INDEX, NUMBERED, SINGLE, Tensor
 from deeper_layers.models.decoder import is_output_parameter, layers_path
@@ -279,7 +279,10 @@ def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[st
     """
     hashes = {}
     missing = {file: entries for file, entries in files.items() if not (folder / file).exists()}
-    with writing(sum(map(count_file_bytes, missing.values())), folder, out) as bar, ThreadPoolExecutor(1) as executor:
+    with (
+        open_progress_bar(sum(map(count_file_bytes, missing.values())), folder, out) as bar,
+        ThreadPoolExecutor(1) as executor,
+    ):
         for file in files.keys() - missing.keys():
             hashes[file] = executor.submit(file_hash, folder / file)
         for file, entries in missing.items():

@@ -36,7 +36,7 @@ COSINE_EPOCHS, COSINE_BATCH, COSINE_RATE = 10, 1024, 1e-4  # descent by cosine o
 TRAINING_EPOCHS, TRAINING_RATE = 4, 1e-4  # training over all sequences, one a step
 
 
-def changed_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]):
+def change_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]):
     """The pruned model of a rule that changes weights: with `merged` layers, or with a bridge over the cut, fitted on
     sequences of tokens, each [T]. The model given stays unchanged. See `merge_layers` and `bridge_cut`."""
     if rule.changes in ("merged", "last taken"):
@@ -45,7 +45,7 @@ def changed_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequen
 
 
 def find_changed_tensors(model, changed, cut: Cut) -> dict[str, torch.Tensor]:
-    """The parameters of a `changed_model` that a rule replaced, by "NUMBER.NAME": the layer's number in the pruned
+    """The parameters of a `change_model` that a rule replaced, by "NUMBER.NAME": the layer's number in the pruned
     model, and the parameter's name in that layer."""
     layers = decoder_layers(model)
     return {
