@@ -5,6 +5,7 @@ checkpoint is not run: its layers follow from config.json and the tensors' names
 copied as bytes; others are edited one at a time.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -275,26 +276,29 @@ def count_file_bytes(entries: Entries) -> int:
 def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[str, str]:
     """Write the files into `folder`, which will become `out`, and return the SHA-256 of each.
 
-    A file is hashed while the next one is written. A file that exists is complete, from an interrupted run of the same.
+    A tensor is hashed while it is written. A file that exists is complete, from an interrupted run of the same.
     """
-    hashes = {}
     missing = {file: entries for file, entries in files.items() if not (folder / file).exists()}
+    hashes = {file: file_hash(folder / file) for file in files.keys() - missing.keys()}
     with (
         open_progress_bar(sum(map(count_file_bytes, missing.values())), folder, out) as bar,
         ThreadPoolExecutor(1) as executor,
     ):
-        for file in files.keys() - missing.keys():
-            hashes[file] = executor.submit(file_hash, folder / file)
         for file, entries in missing.items():
+            header = _format_header(entries)
+            digest = hashlib.sha256(header)
             with open(partial := folder / f".{file}.partial", "wb") as stream:
-                bar.update(stream.write(_format_header(entries)))
+                bar.update(stream.write(header))
                 for name, entry in entries.items():
-                    bar.update(stream.write(entry.content(name)))
+                    content = entry.content(name)
+                    hashing = executor.submit(digest.update, content)
+                    bar.update(stream.write(content))
+                    hashing.result()  # before the next tensor, so that memory holds one
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, folder / file)
-            hashes[file] = executor.submit(file_hash, folder / file)
-    return {file: hashes[file].result() for file in files}
+            hashes[file] = digest.hexdigest()
+    return {file: hashes[file] for file in files}
 
 
 def _format_header(entries: Entries) -> bytes:
