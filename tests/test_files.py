@@ -133,7 +133,7 @@ def test_what_happens_meanwhile_is_seen_and_what_appears_stays(source, change, m
     def meanwhile(needed, *places):
         for one in changes:
             one(here)
-        return lineage.writing(needed, *places)
+        return lineage.open_progress_bar(needed, *places)
 
     for module in (tensors, gguf_files):
         monkeypatch.setattr(module, "open_progress_bar", meanwhile)
