@@ -146,9 +146,9 @@ class Cut:
     def describe(self, num_layers: int) -> str:
         """The cut in words: "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]". Raises as `check` does."""
         kept = [f"[{start}:{stop}]" for start, stop in find_ranges(self.kept(num_layers))]
-        parts = [f"{_describe_layers(self.dropped)} (0-based, {self.size} of {num_layers})"] if self.size else []
+        parts = [f"{describe_layers(self.dropped)} (0-based, {self.size} of {num_layers})"] if self.size else []
         sublayers = {"attention": self.attention, "MLP": self.mlp}
-        parts += [f"the {name} of {_describe_layers(indices)}" for name, indices in sublayers.items() if indices]
+        parts += [f"the {name} of {describe_layers(indices)}" for name, indices in sublayers.items() if indices]
         dropped = " and ".join(parts) or f"no layers (0 of {num_layers})"
         return f"drops {dropped}, keeps {' and '.join(filter(None, (', '.join(kept[:-1]), kept[-1])))}"
 
@@ -178,7 +178,7 @@ def find_ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
     return ranges
 
 
-def _describe_layers(indices: Iterable[int]) -> str:
+def describe_layers(indices: Iterable[int]) -> str:
     """Name layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
     parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in find_ranges(indices)]
     return f"layer {parts[0]}" if parts[0].isdigit() and len(parts) == 1 else f"layers {', '.join(parts)}"

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import ListedColormap, to_hex
 
+from deeper_layers.cuts import describe_layers
 from deeper_layers.report import paper
 from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Figure, make_csv_link
 from deeper_layers.report.estimates import AT_FLOOR, interval_columns
@@ -129,14 +130,14 @@ def distance_curves(distances: pd.DataFrame):
     return curves(rows, x="start", y="distance", **look, name="distance-curves", caption=caption)
 
 
-def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "best-starts"):
+def best_starts(nearest: pd.DataFrame):
     """The start of the most similar block against its size, as shares of all layers, with the authors' starts."""
     rows = nearest.assign(start_share=nearest["start"] / nearest["layers"])
     last = pd.DataFrame({"label": TO_THE_LAST, "share": [0, 1], "start_share": [1, 0]})
-    over = pd.concat([last, *[paper.authors_starts().drop(columns="model")] * authors])
-    look = {"hue": "model", "stroke": column_if_several(rows, "corpus"), "col": None, "row": None}
+    over = pd.concat([last, paper.authors_starts().drop(columns="model")])
+    look = {"hue": "model", "col": None, "row": None}
     caption = "First layer of the most similar block against its size, as shares of all layers."
-    return curves(rows, y="start_share", **look, over=over, name=name, caption=caption)
+    return curves(rows, y="start_share", **look, over=over, name="best-starts", caption=caption)
 
 
 def heat_maps(distances: pd.DataFrame):
@@ -318,8 +319,8 @@ def write_hover_texts(labels: str | pd.Series, line: pd.DataFrame, x: str, y: st
         lines = [label]
         size, start = (row.get(column) for column in ("size", "start"))
         if pd.notna(start):
-            dropped = f"layers {start:.0f} to {start + size - 1:.0f} dropped" if size else "the whole model"
-            lines.append(dropped if size != 1 else f"layer {start:.0f} dropped")
+            dropped = range(int(start), int(start + size))
+            lines.append(f"{describe_layers(dropped)} dropped" if dropped else "the whole model")
         elif pd.notna(size) and size:
             lines.append(f"{size} layers dropped")
         if x and x not in ("size", "share", "start", "start_share"):
