@@ -107,16 +107,16 @@ def _loss_gaps(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
     return estimates
 
 
-@returns("model task topic layers start middle commonest margin items")
+@returns("model task topic layers start size middle commonest margin items")
 def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
-    """The two phases of arXiv 2605.07271 by block: commonest (share of the choice that is given most often), margin
-    (log-probability of the right choice minus that of the best other, nats, mean)."""
+    """The two phases of arXiv 2605.07271 by block of `size` layers: commonest (share of the choice that is given most
+    often), margin (log-probability of the right choice minus that of the best other, nats, mean)."""
     scans = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
     for _, rows in select_best(_drop_unnormalized(scans)).groupby(["model", "task", "start"]):
         model, task, start, layers = rows[["model", "task", "start", "layers"]].iloc[0]
         chosen = np.concatenate(list(rows["chosen"])).astype(int)
         margin = np.concatenate([_find_margins(*item) for item in zip(rows["logprobs"], rows["target"], strict=True)])
-        row = {"model": model, "task": task, "topic": task_title(task), "layers": layers, "start": start}
+        row = {"model": model, "task": task, "topic": task_title(task), "layers": layers, "start": start, "size": size}
         row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
         yield row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(chosen)}
 
