@@ -130,7 +130,8 @@ def _load_shapes(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str])
     import torch
     from transformers.utils import logging
 
-    config, verbosity = copy.deepcopy(model.config), logging.get_verbosity()
+    verbosity, is_bar_shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):
         tensors = {name: torch.empty(shapes[name]) for name in names}
@@ -141,3 +142,5 @@ def _load_shapes(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str])
         return type(model).from_pretrained(None, config=config, state_dict=tensors, **options)[1]  # ty: ignore[not-subscriptable]
     finally:
         logging.set_verbosity(verbosity)
+        if is_bar_shown:
+            logging.enable_progress_bar()
