@@ -107,14 +107,14 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
 
 
 def test_a_group_that_is_interrupted_says_what_it_has(opened, monkeypatch, capsys):
-    found, known, calls = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4), Parts.finished, itertools.count()
+    found, known, calls = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4), Parts.read_or_run, itertools.count()
 
     def interrupted(*given):
         if next(calls):
             raise KeyboardInterrupt
         return known(*given)
 
-    monkeypatch.setattr(Parts, "finished", interrupted)
+    monkeypatch.setattr(Parts, "read_or_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(*opened, ["sums"], CUTS[:2], limit=4)
     without = found.query("size == 2 and metric == 'acc'")["value"].item()

@@ -285,11 +285,11 @@ def test_a_lock_is_waited_for_where_that_is_said(tmp_path, capsys):
 
 
 def test_a_folder_for_the_moment_is_of_one_process_and_goes(tmp_path):
-    with in_another_process("passing_dir", tmp_path / "x") as living:
-        with files.passing_dir(tmp_path / "x"):
+    with in_another_process("temporary_dir", tmp_path / "x") as living:
+        with files.temporary_dir(tmp_path / "x"):
             assert len(list(tmp_path.glob("x-*/made"))) == 2
         living.kill()
-    with files.passing_dir(tmp_path / "x"):
+    with files.temporary_dir(tmp_path / "x"):
         assert len(list(tmp_path.glob("x-*/made"))) == 1
     assert os.listdir(tmp_path) == []
 

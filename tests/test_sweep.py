@@ -52,7 +52,7 @@ def test_what_gives_other_numbers_is_left_out(llama, monkeypatch):
     # a family that takes no mask of ours, then one whose cache takes no prefix either
     for module, name, wrong, left in (
         (forward, "attention_masks", lambda *_: None, Sharing.PREFIXES),
-        (attention, "behind", lambda prefix, own: own, Sharing.LAYERS),
+        (attention, "append_states", lambda prefix, own: own, Sharing.LAYERS),
     ):
         monkeypatch.setattr(module, name, wrong)
         monkeypatch.setattr(tree_model, "TRIED", weakref.WeakKeyDictionary())

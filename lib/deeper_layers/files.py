@@ -69,7 +69,7 @@ atomic_file = functools.partial(atomic_dir, is_folder=False)
 
 
 @contextlib.contextmanager
-def passing_dir(path: Path) -> Iterator[Path]:
+def temporary_dir(path: Path) -> Iterator[Path]:
     """A folder beside `path` that is removed when the block ends, or after a kill by the next call."""
     remove_leftovers(path.parent)
     with _locked_partial_dir(path.with_name(f"{path.name}-{secrets.token_hex(4)}"), check_absent) as folder:

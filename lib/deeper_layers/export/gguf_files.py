@@ -24,7 +24,7 @@ from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import find_misreadings
 from deeper_layers.export.lineage import check_no_overlap, open_progress_bar
 from deeper_layers.export.llama_cpp import EXACT_TYPES, FILE_TYPES, ROUNDED_TYPES, quantize
-from deeper_layers.files import atomic_file, check_absent, passing_dir
+from deeper_layers.files import atomic_file, check_absent, temporary_dir
 from deeper_layers.models.gguf_reading import (
     ARCHITECTURES,
     MAX_HEADER_BYTES,
@@ -92,7 +92,7 @@ def slice_gguf(
     advice = "mend that, or name another place"
     with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out, check) as partial:
         if type in ROUNDED_TYPES:
-            with passing_dir(cache_folder() / "rounded") as folder:
+            with temporary_dir(cache_folder() / "rounded") as folder:
                 quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), partial, type.upper())
         else:
             header = read_gguf(path)

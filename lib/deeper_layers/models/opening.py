@@ -14,7 +14,7 @@ from transformers.utils import logging as hub_logging
 
 from deeper_layers.checks import check_text, short_repr
 from deeper_layers.errors import InputError, as_input_error
-from deeper_layers.files import passing_dir
+from deeper_layers.files import temporary_dir
 from deeper_layers.models.checkpoint_files import list_tensors
 from deeper_layers.models.configuration import build_empty_model, check_loading_report, choose_auto_class, read_config
 from deeper_layers.models.decoder import decoder_layers
@@ -87,7 +87,7 @@ def load_model(
     with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
         if stream is True or stream == "auto" and quantization is None and is_large:
             # where experts are stored one by one, transformers writes the layers again, in the form that it runs
-            offload_folder = stack.enter_context(passing_dir(cache_folder() / "offloaded"))
+            offload_folder = stack.enter_context(temporary_dir(cache_folder() / "offloaded"))
             options |= {
                 "device_map": build_device_map(build_empty_model(config, folder, **trust), place),
                 "offload_folder": str(offload_folder),

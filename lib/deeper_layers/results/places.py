@@ -44,8 +44,8 @@ def results_folder(named: str | Path | None = None) -> Path:
 def readable_folders(folder: Path | None = None) -> list[Path]:
     """The folders in which results are searched: the given one, or the default one and then the published results."""
     folder, default = results_folder(folder), results_folder()
-    behind = folder == default and PUBLISHED.is_dir() and PUBLISHED.resolve() != default.resolve()
-    return [folder, PUBLISHED] if behind else [folder]
+    has_published = folder == default and PUBLISHED.is_dir() and PUBLISHED.resolve() != default.resolve()
+    return [folder, PUBLISHED] if has_published else [folder]
 
 
 def provenance(device: str) -> dict:

@@ -21,10 +21,9 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 def attention_masks(network: Network, positions, key_positions, visible):
     """The `attention_mask` of a forward pass: one mask, or one for each type of layer that the model has.
 
-    Parameters
-    ----------
-    positions, key_positions: [B, T] and [B, K], places in the sequence, for sliding windows.
-    visible: [B, T, K], whether a token may see a key at all.
+    Args:
+        positions, key_positions: [B, T] and [B, K], places in the sequence, for sliding windows.
+        visible: [B, T, K], whether a token may see a key at all.
     """
     config, dtype = text_config(network.model.config), network.dtype
 
@@ -70,13 +69,13 @@ class PrefixCache(DynamicCache):
     def update(self, key_states, value_states, layer_idx=0, *_, **__):
         states = key_states, value_states
         if self.prefix is not None:
-            states = behind(self.prefix.kept[self.node], states)
+            states = append_states(self.prefix.kept[self.node], states)
         if self.keeps:
             self.kept[self.node] = states
         return states
 
 
-def behind(prefix: Pair, suffix: Pair) -> Pair:
+def append_states(prefix: Pair, suffix: Pair) -> Pair:
     """Append keys and values of sequences [B, heads, T, head width] to those of a prefix [1, heads, P, head width]."""
     pairs = zip(prefix, suffix, strict=True)
     keys, values = (torch.cat([shared.expand(len(added), -1, -1, -1), added], dim=2) for shared, added in pairs)

@@ -91,7 +91,7 @@ def _write_answers(
 
     def write(rows: list[list[int]], cuts: list[Cut]) -> np.ndarray:
         run = lambda: Decoding(model.for_cuts(cuts), rows, max_tokens).write(are_over, progress)  # noqa: E731
-        token_lists = list(itertools.chain(*parts.finished((cuts, rows), len(cuts) * len(rows), run)))
+        token_lists = list(itertools.chain(*parts.read_or_run((cuts, rows), len(cuts) * len(rows), run)))
         return np.fromiter(zip(token_lists, are_over(token_lists)), dtype=object).reshape(len(cuts), -1)
 
     return run_in_halves(write, prompts, model.cuts, fits)
@@ -137,7 +137,7 @@ def generate_one_by_one(
 
     args = [instance.args for instance in instances]
     with Parts(shards, what, len(cuts), "pruned model", FIRST_WRITTEN) as parts:
-        answers = [parts.finished((engine, cut, args), 1, functools.partial(run, cut)) for cut in cuts]
+        answers = [parts.read_or_run((engine, cut, args), 1, functools.partial(run, cut)) for cut in cuts]
     return [list(map(Answer, texts)) for texts in answers]
 
 

@@ -110,7 +110,7 @@ class Parts(tqdm):
     def update(self, n: float | int | None = 1):
         return super().update(min(n or 0, self.total - self.n))
 
-    def finished(self, request: tuple, steps: float | int, run: Callable[[], list]) -> list:
+    def read_or_run(self, request: tuple, steps: float | int, run: Callable[[], list]) -> list:
         """The result of `run`, as JSON gives it back: read from the next shard where that has the same `request`,
         else computed and stored. A part that is read moves the bar by `steps`; `run` moves the bar itself."""
         if self.shards is None:

@@ -212,7 +212,7 @@ def loglikelihoods(
                 return [results["logprob"].tolist(), results["greedy"].tolist()]
 
             steps = family.layer_steps * sum(batch.tokens for batch in batches)
-            results = parts.finished((family.cuts, [batch.sequences for batch in batches]), steps, run)
+            results = parts.read_or_run((family.cuts, [batch.sequences for batch in batches]), steps, run)
             for name, values in zip(ANSWER.names, results, strict=True):
                 answers[name][:, [number for batch in batches for number in batch.requests]] = values
         parts.update(parts.total - parts.n)  # the prefixes of finished parts did not run

@@ -10,7 +10,7 @@ import re
 
 from deeper_layers.checks import short_repr
 from deeper_layers.errors import InputError, as_input_error
-from deeper_layers.files import passing_dir
+from deeper_layers.files import temporary_dir
 from deeper_layers.package_index import cache_folder
 
 ENGINES = ("vllm",)
@@ -41,7 +41,7 @@ def generate(pruned, tokenizer, instances: list) -> list[str]:
     """Answers of a pruned model by lm-eval's VLLM. Raises InputError where vLLM can't open or run it."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with passing_dir(cache_folder() / "pruned") as folder:
+    with temporary_dir(cache_folder() / "pruned") as folder:
         for item in (pruned, tokenizer):
             item.save_pretrained(folder)
         with as_input_error("vLLM can't generate from this model", "leave it out"):
