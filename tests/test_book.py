@@ -36,11 +36,11 @@ def book(tmp_path, monkeypatch):
 def test_a_failing_notebook_ends_the_build_with_one_line_and_leaves_no_page(book, tmp_path):
     book("01-bad", "raise ValueError('size 31 is too large\\nor so')")
     with pytest.raises(SystemExit, match="^notebooks/01-bad.ipynb failed: or so$"):
-        running.draw(None)
+        running.draw_pages(None)
     assert not (running.EXECUTED / "01-bad.ipynb").exists()
     (tmp_path / "notebooks" / "01-bad.ipynb").unlink()
     with pytest.raises(SystemExit, match="names executed/01-bad, but there is no notebooks/01-bad.ipynb"):
-        running.draw(None)
+        running.draw_pages(None)
 
 
 MEASURES = f"""import os
@@ -61,7 +61,7 @@ def test_a_page_measures_nothing_and_is_drawn_again_when_what_it_is_made_of_chan
 
     def drawn() -> set[str]:
         before = {path: path.stat().st_mtime_ns for path in running.EXECUTED.iterdir()}
-        running.draw(None)
+        running.draw_pages(None)
         after = {path: path.stat().st_mtime_ns for path in running.EXECUTED.iterdir()}
         return {path.stem for path, time in after.items() if before.get(path) != time} - {"stamps"}
 
@@ -70,8 +70,8 @@ def test_a_page_measures_nothing_and_is_drawn_again_when_what_it_is_made_of_chan
     cells = nbformat.read(running.EXECUTED / "04-none.ipynb", as_version=4).cells
     said = "torch is asked for, by a page that measures nothing 1 False 04-none\n"
     assert cells[-1].outputs[0].text == said and "sys.meta_path" not in str(cells), "the cells around it are gone"
-    found = [figures.find(f"04-none#{name}") for name in ("some", "answer", "other")]
-    assert [*found, figures.find("07-none#some")] == [FIGURE, '<p id="answer">42</p>', None, None]
+    found = [figures.find_html(f"04-none#{name}") for name in ("some", "answer", "other")]
+    assert [*found, figures.find_html("07-none#some")] == [FIGURE, '<p id="answer">42</p>', None, None]
     (path.parent / "other.py").write_text("not loaded")
     path.touch()
     assert drawn() == set()

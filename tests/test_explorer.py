@@ -15,7 +15,7 @@ def explored(*rows: tuple) -> dict:
     """What is told of a model of 8 layers, of a cut, a task, its outcome, and what is not as it mostly is."""
     usual = {"chance": 0.0, "rule": "simple"}
     rows = [usual | {"cut": cut, "task": task, "outcome": outcome, **more} for cut, task, outcome, more in rows]
-    (found,) = explorer.explored(made(rows, layers=8))
+    (found,) = explorer.collect_models(made(rows, layers=8))
     return found
 
 

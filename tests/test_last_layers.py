@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, NOT_TESTED, SUPPORTED
-from deeper_layers.studies.last_layers import FORMS, PLACES, SIZES, UNASKED, judge_prediction, kept_by_form
+from deeper_layers.studies.last_layers import (
+    FORMS,
+    PLACES,
+    SIZES,
+    UNASKED,
+    compare_dtypes,
+    judge_prediction,
+    kept_by_form,
+)
 from tests.test_report import GEMMA, QWEN, SMOLLM, made, published
 
 LAYERS, ITEMS = 20, 295
@@ -44,6 +52,14 @@ def test_a_model_that_guesses_or_was_not_asked_of_all_sizes_shows_nothing():
     found = judge_prediction(answers({}, whole=0.27)).set_index("number")["verdict"]
     assert found["X"] == AT_FLOOR and found["Y"] != AT_FLOOR  # what is written is never right by guessing
     assert set(judge_prediction(answers({}, sizes=range(1, 8)))["verdict"]) == {NOT_TESTED}
+
+
+def test_data_types_are_compared_question_by_question():
+    right, cut = np.array([1.0, 1, 1, 0]), {"task": "facts_written", "cut": "4,4"}
+    table = made([cut | {"outcome": right}, cut | {"outcome": right[::-1], "dtype": "float32", "rule": None}])
+    (row,) = compare_dtypes(table).to_dict("records")
+    assert (row["bfloat16"], row["float32"], row["value"], row["turned"]) == (0.75, 0.75, 0, 2)
+    assert compare_dtypes(table[:1]).empty
 
 
 def test_what_is_published_keeps_letters_and_loses_what_is_written_with_the_last_layers():

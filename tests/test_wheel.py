@@ -42,11 +42,11 @@ def test_a_wheel_has_what_is_published_and_answers_from_it(tmp_path):
 @pytest.mark.thorough
 def test_a_crate_says_of_each_result_what_made_it(tmp_path):
     pytest.importorskip("rocrate", reason="needs pip install -e '.[crate]'")
-    from book.crate import crate_of
+    from book.crate import build_crate
 
     model = "Gemma-3-270m"
     shutil.copytree(ROOT / "results" / model, tmp_path / "results" / model)
-    crate_of(tmp_path / "results").write_zip(tmp_path / "crate.zip")
+    build_crate(tmp_path / "results").write_zip(tmp_path / "crate.zip")
     with zipfile.ZipFile(tmp_path / "crate.zip") as archive:
         inside = {name for name in archive.namelist() if name.startswith("results/") and name.endswith(".json")}
         entities = {one["@id"]: one for one in json.loads(archive.read("ro-crate-metadata.json"))["@graph"]}

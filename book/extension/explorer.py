@@ -10,7 +10,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from book.extension.running import EXPLORER, inside
+from book.extension.running import EXPLORER, select_ours
 from deeper_layers import results
 from deeper_layers.files import write_file
 from deeper_layers.report import estimates, names, pairing, statistics
@@ -18,14 +18,14 @@ from deeper_layers.report import estimates, names, pairing, statistics
 RULES = {"similarity": "whose ends are most alike", "simple": "by the simple heuristic"}
 
 
-def explored(scores: pd.DataFrame) -> list[dict]:
+def collect_models(scores: pd.DataFrame) -> list[dict]:
     """Every model of results.scores with its tasks and, for each block "start,size", what each task keeps without it.
 
     Of a task: [measurement, share kept above guessing, low, high (95%), score]. Of a loss guessing is that among all
     tokens, ln V. What was not measured is absent.
     """
     rows = pairing.select_best(scores)
-    rows, found = rows.query("changed.isna() and engine.isna() and (start.notna() or cut == '0,0')"), []
+    rows, models = rows.query("changed.isna() and engine.isna() and (start.notna() or cut == '0,0')"), []
     for name in names.sort_names(rows["model"].unique()):
         of_model = rows[rows["model"] == name]
         chosen = of_model.query("rule in @RULES and cut != '0,0'").groupby("rule")
@@ -35,56 +35,56 @@ def explored(scores: pd.DataFrame) -> list[dict]:
             "asked": [],
             "cuts": {},
         }
-        model["rules"] = {RULES[rule]: some["cut"].unique().tolist() for rule, some in chosen}
+        model["rules"] = {RULES[rule]: cuts["cut"].unique().tolist() for rule, cuts in chosen}
         cuts: dict[str, dict] = {}
         of_part = {f"embedded_{task}" for task in of_model["task"].unique()}  # a few items of what is asked in full
         of_model = of_model[~of_model["task"].isin(of_part)]
-        for (task, *_), asked in of_model.groupby(["task", *pairing.PROMPT, "metric"], dropna=False):
-            asked = asked.drop_duplicates(["cut", "subject"])
-            if not (asked["cut"] == "0,0").any():
+        for (task, *_), answers in of_model.groupby(["task", *pairing.PROMPT, "metric"], dropna=False):
+            answers = answers.drop_duplicates(["cut", "subject"])
+            if not (answers["cut"] == "0,0").any():
                 continue
-            order, outcomes = pairing.pair_outcomes(asked)
+            order, outcomes = pairing.pair_outcomes(answers)
             number, title = len(model["asked"]), names.escape_invisible(names.task_title(task))
-            told, kept = _kept(outcomes, pairing.score_guessing(asked), asked["metric"].iloc[0] == "loss")
-            model["asked"].append({"task": task, "title": title, "items": outcomes.shape[1]} | told)
+            facts, kept = _estimate_kept(outcomes, pairing.score_guessing(answers), answers["metric"].iloc[0] == "loss")
+            model["asked"].append({"task": task, "title": title, "items": outcomes.shape[1]} | facts)
             numbers = np.broadcast_arrays(kept.value, kept.low, kept.high, outcomes.mean(axis=1))
             for cut, *of_cut in zip(order["cut"], *numbers, strict=True):
                 before = cuts.setdefault(cut, {}).get(task)  # of two measurements that with more items
                 if before is None or model["asked"][before[0]]["items"] < outcomes.shape[1]:
-                    cuts[cut][task] = [number, *map(_short, of_cut)]
+                    cuts[cut][task] = [number, *map(_round, of_cut)]
         whole = cuts.pop("0,0", {})
         model["cuts"] = cuts
-        model["tasks"] = sorted(whole, key=lambda task: (_place(task), model["asked"][whole[task][0]]["title"]))
-        found.append(model)
-    return found
+        model["tasks"] = sorted(whole, key=lambda task: (_sort_key(task), model["asked"][whole[task][0]]["title"]))
+        models.append(model)
+    return models
 
 
-def _kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tuple[dict, estimates.Estimate]:
+def _estimate_kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tuple[dict, estimates.Estimate]:
     """What holds of a task, and for each cut the share kept with its interval; nan where nothing can be seen."""
-    told = {"whole": _short(outcomes[0].mean()), "guessing": _short(guessing), "loss": is_loss}
+    facts = {"whole": _round(outcomes[0].mean()), "guessing": _round(guessing), "loss": is_loss}
     if is_loss:
         above = guessing - estimates.resample(outcomes)
-        return told | {"floor": False}, estimates.Estimate.of(above / above[:, :1])
+        return facts | {"floor": False}, estimates.Estimate.of(above / above[:, :1])
     kept = estimates.shares_kept(outcomes, guessing)
-    return told | {"floor": bool(kept.untold)}, kept
+    return facts | {"floor": bool(kept.untold)}, kept
 
 
-def _place(task: str) -> int:
+def _sort_key(task: str) -> int:
     """The headline's tasks first, text last."""
     return [*statistics.HEADLINE, task].index(task) + 100 * ("c4" in task or "solutions" in task)
 
 
-def _short(value: float) -> float | None:
+def _round(value: float) -> float | None:
     # five digits: a page rounds to two, and of three it would round twice
     return None if np.isnan(value) else float(f"{value:.5g}")
 
 
 def draw_explorer(target: Path) -> list[str]:
     """Write the data of the explorer; returns the files that it is made by."""
-    text = json.dumps(explored(results.scores()), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(collect_models(results.scores()), separators=(",", ":"), allow_nan=False)
     write_file(target, text.encode())
     ours = [module for name, module in list(sys.modules.items()) if name.startswith("deeper_layers")]
-    return sorted(inside([__file__, *filter(None, (getattr(module, "__file__", None) for module in ours))]))
+    return sorted(select_ours([__file__, *filter(None, (getattr(module, "__file__", None) for module in ours))]))
 
 
 class Explorer(SphinxDirective):
@@ -99,7 +99,7 @@ class Explorer(SphinxDirective):
             models = models[:1]
             for model in models:
                 model["cuts"] = {
-                    cut: told for cut, told in model["cuts"].items() if cut.endswith(f",{statistics.SIZE}")
+                    cut: facts for cut, facts in model["cuts"].items() if cut.endswith(f",{statistics.SIZE}")
                 }
                 model["tasks"] = [task for task in model["tasks"] if task in statistics.HEADLINE]
         if not any(model["cuts"] for model in models):

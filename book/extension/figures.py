@@ -21,7 +21,7 @@ PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 LIVE = re.compile(r'<figure\b[^>]*\bclass="measured')
 
 
-def find(name: str) -> str | None:
+def find_html(name: str) -> str | None:
     """The HTML of the first element with an id, `NOTEBOOK#ID`, among the outputs of an executed notebook."""
     notebook, _, identifier = name.partition("#")
     pattern = re.compile(rf'<(figure|div|table|p|span)\b[^>]*\bid="{re.escape(identifier)}".*?</\1>', re.DOTALL)
@@ -30,8 +30,8 @@ def find(name: str) -> str | None:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             for kind in ("text/html", "text/markdown"):
-                if found := pattern.search(data.get(kind, "")):
-                    return found[0]
+                if match := pattern.search(data.get(kind, "")):
+                    return match[0]
     return None
 
 
@@ -42,9 +42,9 @@ class MeasuredFigure(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(EXECUTED / f"{self.arguments[0].partition('#')[0]}.ipynb"))
-        if (found := find(self.arguments[0])) is None:
+        if (content := find_html(self.arguments[0])) is None:
             return [self.state.document.reporter.warning(f"no figure {self.arguments[0]}", line=self.lineno)]
-        return [nodes.raw("", found, format="html")]
+        return [nodes.raw("", content, format="html")]
 
 
 def ship_plotly(app: Sphinx, config: Config) -> None:
@@ -66,7 +66,7 @@ def setup(app: Sphinx) -> dict:
 
 
 if __name__ == "__main__":
-    picture = re.search(r"data:image/svg\+xml;base64,([^\"]+)", find(sys.argv[1]) or "")
+    picture = re.search(r"data:image/svg\+xml;base64,([^\"]+)", find_html(sys.argv[1]) or "")
     if not picture:
         sys.exit(f"no figure {sys.argv[1]} in book/executed: run make book first")
     Path(sys.argv[2]).write_bytes(base64.b64decode(picture[1]))

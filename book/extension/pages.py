@@ -13,7 +13,7 @@ from deeper_layers.report.names import as_html
 HOUSE = ROOT / "lib" / "deeper_layers"
 WINGS = {
     "Reading": ("results", "report", "studies"),  # a page whose results exist loads these and the ground alone
-    "Both stand on": ("errors", "checks", "markup", "files", "cuts", "package_index", "faults"),
+    "Both stand on": ("errors", "checks", "markup", "files", "cuts", "presets", "package_index"),
 }
 
 
@@ -25,10 +25,10 @@ class House(SphinxDirective):
         for path in sorted([*HOUSE.glob("*/__init__.py"), *HOUSE.glob("[a-z]*.py")]):
             room = path.parent.name if path.name == "__init__.py" else path.stem
             self.env.note_dependency(str(path))
-            said = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+            text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
             wing = next((wing for wing, rooms in WINGS.items() if room in rooms), "Measuring")
-            said = re.sub(r"`+(.*?)`+", r"<code>\1</code>", as_html(" ".join(said.split())))
-            wings[wing].append(f"<dt><code>{as_html(room)}</code></dt><dd>{said}</dd>")
+            text = re.sub(r"`+(.*?)`+", r"<code>\1</code>", as_html(" ".join(text.split())))
+            wings[wing].append(f"<dt><code>{as_html(room)}</code></dt><dd>{text}</dd>")
         boxes = [f"<section><h3>{wing}</h3><dl>{''.join(rooms)}</dl></section>" for wing, rooms in wings.items()]
         return [nodes.raw("", f'<div class="house">{"".join(boxes)}</div>', format="html")]
 

@@ -50,7 +50,7 @@ FOLDED = """````{{dropdown}} Code of this page
 logger = logging.getLogger(__name__)
 
 
-def draw(app: Sphinx) -> None:
+def draw_pages(app: Sphinx) -> None:
     """Draw what is out of date. Ends the build with one line for the first notebook that fails."""
     from book.extension.explorer import draw_explorer
 
@@ -58,42 +58,42 @@ def draw(app: Sphinx) -> None:
     work = {EXPLORER: draw_explorer}  # takes longest, so it comes first
     work |= {EXECUTED / f"{name}.ipynb": run_notebook for name in re.findall(r"executed/([\w-]+)", contents)}
     stamps = json.loads(STAMPS.read_text(encoding="utf-8")) if STAMPS.exists() else {}
-    measured = stamp(path for folder in (results_folder(), ROOT / "benchmarks") for path in folder.rglob("*.json"))
+    measured = hash_files(path for folder in (results_folder(), ROOT / "benchmarks") for path in folder.rglob("*.json"))
     stale = [path for path in work if not (path.exists() and is_current(path, stamps.get(path.name, {}), measured))]
     if not stale:
         return
     # A kernel is a process of its own; a thread only waits for it.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting = {pool.submit(work[path], path): path for path in stale}
+        paths = {pool.submit(work[path], path): path for path in stale}
         try:
-            for count, done in enumerate(as_completed(waiting), 1):
-                path, code = waiting[done], done.result()
-                stamps[path.name] = {"code": code, "hash": stamp(made_of(path, code), measured)}
+            for count, done in enumerate(as_completed(paths), 1):
+                path, code = paths[done], done.result()
+                stamps[path.name] = {"code": code, "hash": hash_files(list_sources(path, code), measured)}
                 write_file(STAMPS, json.dumps(stamps, indent=1, sort_keys=True).encode())
                 logger.info("drawn: %s (%d of %d)", path.stem, count, len(stale))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def is_current(path: Path, known: dict, measured: str) -> bool:
-    return "hash" in known and known["hash"] == stamp(made_of(path, known["code"]), measured)
+def is_current(path: Path, stamp: dict, measured: str) -> bool:
+    return "hash" in stamp and stamp["hash"] == hash_files(list_sources(path, stamp["code"]), measured)
 
 
-def made_of(path: Path, code: Iterable[str]) -> list[Path]:
+def list_sources(path: Path, code: Iterable[str]) -> list[Path]:
     """The files, results apart, of which a drawn one is made: its notebook, and the code that it loaded."""
     return [ROOT / "notebooks" / path.name, *(ROOT / name for name in code)]
 
 
-def stamp(paths: Iterable[Path], *more: str) -> str:
+def hash_files(paths: Iterable[Path], *more: str) -> str:
     """What changes when a file among these comes, goes or has another content."""
-    found = hashlib.sha256("".join(more).encode())
+    digest = hashlib.sha256("".join(more).encode())
     for path in sorted(paths):
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "gone"
-        found.update(f"{os.path.relpath(path, ROOT)} {content}\n".encode())
-    return found.hexdigest()
+        digest.update(f"{os.path.relpath(path, ROOT)} {content}\n".encode())
+    return digest.hexdigest()
 
 
-def inside(files: Iterable[str]) -> list[str]:
+def select_ours(files: Iterable[str]) -> list[str]:
     """The files below the repository, by their place in it."""
     return [Path(file).relative_to(ROOT).as_posix() for file in files if Path(file).is_relative_to(ROOT)]
 
@@ -119,11 +119,11 @@ def run_notebook(target: Path) -> list[str]:
             raise SystemExit(f"notebooks/{target.name} failed: {text.strip().splitlines()[-1]}") from None
         finally:
             ensure_event_loop().close()  # of this thread, which nobody else would close
-    said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
+    printed = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
     del notebook.cells[0]
     notebook.metadata.pop("papermill", None)  # where and when it ran is of no use to a reader
     write_file(target, nbformat.writes(notebook).encode())
-    return inside(said.splitlines())
+    return select_ours(printed.splitlines())
 
 
 def fold_code(app: Sphinx, docname: str, content: list[str]) -> None:
@@ -133,14 +133,14 @@ def fold_code(app: Sphinx, docname: str, content: list[str]) -> None:
         cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
         for cell in cells:
             cell["metadata"].setdefault("tags", []).append("remove-input")
-        own = ("".join(cell["source"]) for cell in cells if "injected-parameters" not in cell["metadata"]["tags"])
-        code = FOLDED.format(name=docname.removeprefix("executed/"), code="\n\n".join(own))
+        sources = ("".join(cell["source"]) for cell in cells if "injected-parameters" not in cell["metadata"]["tags"])
+        code = FOLDED.format(name=docname.removeprefix("executed/"), code="\n\n".join(sources))
         notebook["cells"].append({"cell_type": "markdown", "id": "code", "metadata": {}, "source": code})
         # a table of a plain notebook can't lead to another page
         content[0] = re.sub(r'<a data-page=\\"([\w-]+)\\"', r'<a href=\\"\1.html\\"', json.dumps(notebook))
 
 
 def setup(app: Sphinx) -> dict:
-    app.connect("builder-inited", draw)
+    app.connect("builder-inited", draw_pages)
     app.connect("source-read", fold_code)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

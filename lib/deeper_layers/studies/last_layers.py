@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.report.estimates import NOT_TESTED, Estimate, estimate_mean, mean_of, resample, shares_kept
-from deeper_layers.report.pairing import Measurement, find_measurements, returns
+from deeper_layers.report.pairing import Measurement, find_measurements, returns, select_best
 
 SIZES = range(1, 9)
 PLACES = {"reverse": "late", "similarity": "similar"}  # the place of each rule's cuts
@@ -108,6 +108,19 @@ def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
         means = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
         row = dict(zip(("whole", "unasked", "constant"), means)) | kept.columns()
         yield row | {"model": model, "asked": form, "place": PLACE_NAMES[place]}
+
+
+@returns("model asked cut size items bfloat16 float32 turned value low high")
+def compare_dtypes(scores: pd.DataFrame) -> Iterator[dict]:
+    """Right answers to the same questions under the same cuts in two data types: bfloat16, float32, value (the second
+    minus the first), turned (questions that are right in only one of them)."""
+    key, rows = ["model", "task", "cut"], select_best(scores.query("task in @FORM_OF"), ["dtype"])
+    bfloat16, float32 = (rows[rows["dtype"] == dtype].drop_duplicates(key) for dtype in ("bfloat16", "float32"))
+    for row in float32.merge(bfloat16[[*key, "outcome"]], on=key, suffixes=("", "_bfloat16")).to_dict("records"):
+        outcomes = np.stack([row["outcome_bfloat16"], row["outcome"]])
+        right = dict(zip(("bfloat16", "float32"), outcomes.mean(axis=1)))
+        row |= right | {"asked": FORM_OF[row["task"]], "turned": int((outcomes[0] != outcomes[1]).sum())}
+        yield row | Estimate.of(resample(outcomes[1] - outcomes[0])).columns()
 
 
 @returns("model number value low high limit verdict")
