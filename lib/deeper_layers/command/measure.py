@@ -1,6 +1,7 @@
 """`deeper-layers distances`, `sweep` and `scan`: angular distances, and pruned models on tasks and texts."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -59,7 +60,8 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
 def sweep(parameters: SweepParameters) -> Answer:
     """Score every pruned model of MODEL on tasks of lm-eval, all from one pass over the data.
 
-    What it costs is printed before it runs; `deeper-layers plan` with the same options prints it and runs nothing.
+    What it costs is printed before it runs; `deeper-layers plan` with the same options prints it and runs nothing. The
+    last table says, for each task and rule, without how many layers half of the score above guessing is gone.
 
     \b
     deeper-layers sweep embedded --tasks capitals --sizes 0-4 --limit 20
@@ -124,10 +126,29 @@ def _make_answer(
         raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
     paths = [str(result.path) for result in measured.values()]
     tables = [table for name, result in measured.items() for table in _make_tables(result, cuts[name])]
-    content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype}
+    half_gone, half_gone_text = _find_half_gone(measured.values())
+    content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     absent = [f"{name}: not measured" for name in missing]
-    return Answer(content, [source.describe(quantization), *tables, *absent, "\n".join(paths)])
+    texts = [source.describe(quantization), *tables, half_gone_text, *absent, "\n".join(paths)]
+    return Answer(content, [text for text in texts if text])
+
+
+def _find_half_gone(measured: Iterable[Result]) -> tuple[list[dict], str]:
+    """For each task and rule the number of layers without which half of the score above guessing is gone, with its
+    interval, for JSON (null: more than the largest that was measured); and a table in words, "" without rows."""
+    from deeper_layers.report.names import format_number  # slow to import, as are the next
+    from deeper_layers.report.statistics import half_gone_table
+    from deeper_layers.results.frames import tabulate_scores
+
+    rows = half_gone_table(tabulate_scores([*measured])).query("untold == ''")
+    numbers = [
+        format_number(row, digits=0).replace("never", f"more than {row['largest']}") for row in rows.to_dict("records")
+    ]
+    head = "Half of what the whole model scores above guessing is gone without so many layers:"
+    text = format_table(as_dicts(rows[["task", "rule"]].assign(layers=numbers))) if numbers else ""
+    columns = ["task", "rule", "value", "low", "high", "largest"]
+    return as_dicts(rows[columns].replace(math.inf, math.nan)), f"{head}\n{text}" if text else ""
 
 
 def _make_tables(result: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
