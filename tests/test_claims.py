@@ -1,13 +1,17 @@
 """The paper's claims: one number each, its verdict, and what stands beside it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deeper_layers.presets import PRESETS
 from deeper_layers.report import claims
 from tests.test_report import curve, distances_of, made, published
 
+HEALING = PRESETS["small"].settings | {"text": "c4", "tokens": 61_440}
+*SEEDS, OTHER = (json.dumps(HEALING | more) for more in ({"seed": 0}, {"seed": 1}, {"seed": 1, "rank": 2}))
 JUDGED = Path(__file__).with_name("published_claims.csv")
 
 
@@ -33,6 +37,15 @@ def found():
 def test_a_plateau_ends_no_earlier_than_the_papers(task, shares, verdict, reason):
     table = claims.claims_table(made(curve(shares, task=task)), distances_of(np.ones((4, 5)))).set_index("claim")
     assert table.loc["plateau", ["verdict", "reason"]].tolist() == [verdict, reason]
+
+
+def test_two_seeds_of_one_healing_are_compared_and_of_two_healings_are_not():
+    plain = curve([0.75, 0.4]) + curve([0.75, 0.6], healing=SEEDS[0])
+    for healing, verdict in ((SEEDS[1], "supported"), (OTHER, "not tested")):
+        rows = made(plain + curve([0.75, 0.6], healing=healing))
+        table = claims.claims_table(rows, distances_of(np.ones((4, 5)))).set_index("claim")
+        assert table.loc["seeds", "verdict"] == verdict
+    assert table.loc["seeds", "reason"] == "MMLU was asked of one seed"
 
 
 def test_one_number_decides_within_its_limits_and_short_healings_test_nothing(found):

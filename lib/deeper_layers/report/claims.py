@@ -6,6 +6,7 @@ above guessing is at floor. Claims about healed models are *not tested*, as no m
 as many tokens: their numbers stand beside, and decide nothing.
 """
 
+import json
 import math
 import tomllib
 from collections.abc import Callable, Sequence
@@ -150,6 +151,8 @@ def _compare_ranks(model: Model) -> Answer:
     rows = model.scores.query("healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(
         ["cut", "healing"]
     )
+    if rows.empty:
+        raise NoEstimate("no loss was measured after healing")
     settings = pd.DataFrame(map(statistics.parse_healing, rows["healing"]), rows.index).drop(columns="healing")
     rows = rows.join(settings).query("not distillation and adapters == 'all' and auxiliary == 0")
     for cut, runs in rows.groupby("cut"):
@@ -163,9 +166,20 @@ def _compare_ranks(model: Model) -> Answer:
     raise NoEstimate("no two ranks were healed with several seeds")
 
 
-def _check_seeds(model: Model) -> Answer:
+def _compare_seeds(model: Model) -> Answer:
+    """The accuracy on MMLU after healing with one seed minus that after healing alike with the next one."""
     if model.require_recovery().query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
         raise NoEstimate("MMLU of healed models with several seeds: the whole model only guesses", AT_FLOOR)
+    rows = model.scores.query("task == 'mmlu' and metric == 'acc' and healing.notna() and repeat == 0")
+    settings = [json.loads(healing) for healing in rows["healing"]]
+    rows = rows.assign(seed=[of_row.pop("seed") for of_row in settings], settings=list(map(str, settings)))
+    rows = rows.drop_duplicates(["cut", "settings", "seed", "limit", "subject"])
+    for (cut, *_), runs in rows.groupby(["cut", "settings", "limit"], dropna=False):
+        seeds = sorted(set(runs["seed"]))[:2]
+        if len(seeds) == 2:
+            first, second = (pair_outcomes(runs[runs["seed"] == seed])[1][0] for seed in seeds)
+            words = f"seed {seeds[0]} less seed {seeds[1]}, {cut.split(',')[1]} layers dropped"
+            return Estimate.of(resample(first - second)), words
     raise NoEstimate("MMLU was asked of one seed")
 
 
@@ -195,7 +209,7 @@ QUERIES: dict[str, Callable[[Model], Answer]] = {
     "more-shots": partial(_compare_prompts, column="shots", first_value=5, second_value=0),
     "reasoning": partial(_find_half_gone, task="gsm8k"),
     "ranks": _compare_ranks,
-    "seeds": _check_seeds,
+    "seeds": _compare_seeds,
     "plateau-healed": partial(_describe_healed, task="mmlu"),
     "boolq-healing": partial(_describe_healed, task="boolq"),
     "healed-loss": partial(_describe_healed, task="c4"),
