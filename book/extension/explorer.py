@@ -25,7 +25,10 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
     tokens, ln V. What was not measured is absent.
     """
     rows = pairing.select_best(scores)
-    rows, models = rows.query("changed.isna() and engine.isna() and (start.notna() or cut == '0,0')"), []
+    rows, models = (
+        rows.query("outcome.notna() and changed.isna() and engine.isna() and (start.notna() or cut == '0,0')"),
+        [],
+    )
     for name in names.sort_names(rows["model"].unique()):
         of_model = rows[rows["model"] == name]
         chosen = of_model.query("rule in @RULES and cut != '0,0'").groupby("rule")

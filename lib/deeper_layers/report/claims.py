@@ -6,10 +6,11 @@ above guessing is at floor. Claims about healed models are *not tested*, as no m
 as many tokens: their numbers stand beside, and decide nothing.
 """
 
+import itertools
 import json
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +20,23 @@ import pandas as pd
 
 from deeper_layers.report import estimates, paper, statistics
 from deeper_layers.report.estimates import AT_FLOOR, INCONCLUSIVE, NOT_TESTED, Estimate, resample
-from deeper_layers.report.names import as_html, as_table, format_number, model_title, rule_title, task_title
-from deeper_layers.report.pairing import Measurement, find_measurements, pair_outcomes, pick_rules, score_guessing
+from deeper_layers.report.names import (
+    Sentences,
+    as_html,
+    as_table,
+    format_number,
+    model_title,
+    rule_title,
+    task_title,
+)
+from deeper_layers.report.pairing import (
+    Measurement,
+    find_measurements,
+    pair_outcomes,
+    pick_rules,
+    returns,
+    score_guessing,
+)
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
 COLLAPSE_SHARE = 0.1  # the share of dropped layers from which on a model that collapses keeps little
@@ -217,7 +233,11 @@ QUERIES: dict[str, Callable[[Model], Answer]] = {
 }
 
 
-def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+@returns(
+    "claim title sentence paper figure page number floor ceiling differs as_share is_tested model value low high "
+    "verdict reason beside power"
+)
+def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict]:
     """All claims for all models: the columns of claims.toml, and model, value with low and high, verdict, reason,
     beside (numbers that decide nothing), power (half of the interval)."""
     models = {}
@@ -225,8 +245,8 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         rows, blocks = (table.query("model == @name", local_dict={"name": name}) for table in (scores, distances))
         layers, gone = int(pd.concat([rows["layers"], blocks["layers"]]).max()), statistics.half_gone_table(rows)
         models[name] = Model(rows, blocks, layers, gone.query("rule == 'similarity'"), statistics.recovery_table(rows))
-    judged = (_judge(DEFAULTS | claim, name, model) for claim in CLAIMS for name, model in models.items())
-    return pd.DataFrame(judged).drop(columns="untold")
+    for claim, (name, model) in itertools.product(CLAIMS, models.items()):
+        yield _judge(DEFAULTS | claim, name, model)
 
 
 def _judge(claim: dict, name: str, model: Model) -> dict:
@@ -247,6 +267,8 @@ def shown(claims: pd.DataFrame):
     """The table of the page: claim (with what we count, what differs, and the paper's figure) | the paper's number |
     our number and verdict, one column a model. If a claim is tested on no model, the reason stands once. The book makes
     links of the attributes data-page."""
+    if claims.empty:
+        return Sentences([], "claims")
     rows = []
     for _, claim_rows in claims.groupby("claim", sort=False):
         first = claim_rows.iloc[0]

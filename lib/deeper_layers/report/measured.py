@@ -83,7 +83,9 @@ def models(folder: Path | None = None) -> pd.DataFrame:
     """The models: model, layers, weights (type in which they are published), hash, dtype, vocabulary, licence."""
     names = ["layers", "weights", "hash", "dtype", "vocabulary"]
     all_runs = results.runs(folder).query("kind == 'scores'")
-    ranked = all_runs.sort_values("dtype", key=lambda col: -col.map(col.value_counts()), kind="stable")  # usual first
+    ranked = all_runs.sort_values(
+        "dtype", key=lambda col: -col.map(col.value_counts()).astype(int), kind="stable"
+    )  # usual first
     table = ranked.groupby("model")[names].first().reset_index()
     return table.assign(hash=table["hash"].str[:23], licence=table["model"].map(LICENCES).fillna(""))
 

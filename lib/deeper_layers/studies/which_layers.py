@@ -77,7 +77,7 @@ def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     rows = rows.rename(columns={"chance": "guessing"})
     rows = rows[["model", "task", "layers", "size", "start", "share", "value", "guessing"]]
     whole = rows.query("size == 0").set_index(["model", "task"])["value"].rename("cost")
-    rows = rows.query("size > 0").join(whole, on=["model", "task"], how="inner")
+    rows = rows.query("size > 0").join(whole, on=["model", "task"]).dropna(subset="cost")
     inner = rows.query("start + size < layers").groupby(["model", "task", "size"])["value"]
     rows = rows.assign(cost=rows["value"] - rows["cost"], topic=rows["task"].map(task_title))
     return sort_by_model(rows.assign(place=inner.rank(method="min")), sorted(rows["task"].unique()))
