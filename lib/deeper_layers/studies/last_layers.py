@@ -115,6 +115,7 @@ def compare_dtypes(scores: pd.DataFrame) -> Iterator[dict]:
     """Right answers to the same questions under the same cuts in two data types: bfloat16, float32, value (the second
     minus the first), turned (questions that are right in only one of them)."""
     key, rows = ["model", "task", "cut"], select_best(scores.query("task in @FORM_OF"), ["dtype"])
+    rows = rows.sort_values(["model", "task", "size", "start"])
     bfloat16, float32 = (rows[rows["dtype"] == dtype].drop_duplicates(key) for dtype in ("bfloat16", "float32"))
     for row in float32.merge(bfloat16[[*key, "outcome"]], on=key, suffixes=("", "_bfloat16")).to_dict("records"):
         outcomes = np.stack([row["outcome_bfloat16"], row["outcome"]])
