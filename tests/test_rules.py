@@ -1,5 +1,7 @@
 """Rules: each against a plain reading of its formula, on distances made by hand, and on models with harmless layers."""
 
+import contextlib
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -10,12 +12,14 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
+from deeper_layers.results.shards import Shards
 from deeper_layers.rules import change_model
 from deeper_layers.rules.changing import bridge_cut, build_likeness, merge_layers
 from deeper_layers.rules.choosing import REGISTERED, SEEDS, choose_merges, similarity_cut, target_layer
 from deeper_layers.similarity import iterate_residuals, saliences, sublayer_cosines, token_cosines
-from deeper_layers.sweeping.sweeps import text_loss
+from deeper_layers.sweeping.sweeps import measure_rule_needs, text_loss
 from deeper_layers.sweeping.tree import Tree
+from deeper_layers.sweeping.tree_model import TreeModel
 from tests.plain import logits, parts
 from tests.tiny import search, shared_model, tiny_model
 
@@ -171,6 +175,23 @@ def test_searches_by_loss_are_loops_over_candidates(model, sequences):
     assert search(model, "block-pruner", [0, 1, 2], sequences[:3]) == greedily(sublayers)[::2]
     order = np.argsort(losses([Cut(layer, 1) for layer in range(LAYERS)])).tolist()
     assert search(model, "perplexity", [1, 3], sequences[:3]) == [Cut.of(order[:1]), Cut.of(order[:3])]
+
+
+def test_a_search_that_is_interrupted_goes_on_from_its_steps(model, sequences, tmp_path, monkeypatch):
+    whole, answer, runs = search(model, "greedy", [3], sequences[:3]), TreeModel.answer, []
+
+    def run(*arguments):
+        runs.append(arguments)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    monkeypatch.setattr(TreeModel, "answer", run)
+    for _ in range(2):
+        known = measure_rule_needs(model, "greedy", sequences[:3], Shards(tmp_path / "kept"))
+        with contextlib.suppress(KeyboardInterrupt):
+            cuts = REGISTERED["greedy"].choose([3], LAYERS, known)
+    assert cuts == whole and len(runs) == 4
 
 
 # --- merges -----------------------------------------------------------------------------------------------

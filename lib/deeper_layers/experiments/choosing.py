@@ -213,7 +213,7 @@ def measure_choice(rule: str, sizes: list[int], experiment: Experiment) -> Resul
             inputs = require_distance_matrix(experiment)
         else:
             sequences = read_calibration_sequences(parameters, opened[1], parameters.calibration_sequences)
-            inputs = sweeping.measure_rule_needs(opened[0], rule, sequences)
+            inputs = sweeping.measure_rule_needs(opened[0], rule, sequences, shards)
             if rule_entry.needs == "likeness":
                 merged = {str(size): choose_merges(size, layers, inputs) for size in sizes}
         cuts = rule_entry.choose(sizes, layers, inputs)

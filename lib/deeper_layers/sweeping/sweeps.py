@@ -6,6 +6,7 @@ Letters in shapes: C cuts, R requests.
 """
 
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -318,11 +319,17 @@ def request_loss(
     return pd.DataFrame(rows, columns=["metric", "start", "size", "value", "stderr", "items"]), sequence_losses
 
 
-def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor]) -> Any:
-    """Measure what a rule needs to know of a model, on sequences of tokens, each [T]; None where it needs nothing."""
-    needs = REGISTERED[rule].needs
-    if needs == "losses":  # a function from cuts to their losses, in nats a token
-        return lambda cuts: text_loss(model, cuts, sequences)[0]["value"].tolist()
+def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor], shards: Shards | None = None) -> Any:
+    """Measure what a rule needs to know of a model, on sequences of tokens, each [T]; None where it needs nothing.
+    `shards` keep the finished steps of a search by losses, so that an interrupted one goes on."""
+    needs, steps = REGISTERED[rule].needs, itertools.count()
+
+    def measure_losses(cuts: list[Cut]) -> list[float]:  # in nats a token
+        step = shards and shards.part(f"step {next(steps)}")
+        return text_loss(model, cuts, sequences, shards=step)[0]["value"].tolist()
+
+    if needs == "losses":
+        return measure_losses
     if needs == "likeness":
         return build_likeness(model, sequences, REGISTERED[rule].changes)
     return MEASURED[needs](model, sequences) if needs in MEASURED else None
