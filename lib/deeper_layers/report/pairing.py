@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from deeper_layers.report.estimates import are_shares
 from deeper_layers.report.names import task_title
@@ -35,7 +35,7 @@ class Measurement(NamedTuple):
     @property
     def has_whole(self) -> bool:
         """Whether items are right or wrong, and the whole model was measured, too."""
-        return self.cuts["size"].iloc[0] == 0 and are_shares(self.outcomes)
+        return bool(self.cuts["size"].iloc[0] == 0) and are_shares(self.outcomes)
 
 
 def find_measurements(
@@ -73,7 +73,7 @@ def select_best(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     return rows.merge(best[[*place, *prompt]], on=[*place, *prompt])
 
 
-def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
+def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Shaped[np.ndarray, "C I"]]:
     """The cuts of one measurement, by size and start, and their outcomes item by item, subjects by name. All cuts must
     have the same items, and each cut one row for each subject: filter the rows first."""
     rows = rows.sort_values("subject", na_position="first", kind="stable")

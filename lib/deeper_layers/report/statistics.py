@@ -195,8 +195,8 @@ def lengths(scores: pd.DataFrame) -> Iterator[dict]:
 def select_distances(distances: pd.DataFrame) -> pd.DataFrame:
     """One measurement of each model, text and block, not quantized: with distances by sequence if possible, then with
     most samples, then the latest."""
-    rows = distances.query("bits.isna()").assign(kept=distances["by_sequence"].notna())
-    rows = rows.sort_values(["kept", "samples", "measured"], kind="stable")
+    rows = distances.query("bits.isna()")
+    rows = rows.assign(kept=rows["by_sequence"].notna()).sort_values(["kept", "samples", "measured"], kind="stable")
     return rows.drop_duplicates(["model", "corpus", "size", "start"], keep="last").drop(columns="kept").sort_index()
 
 
