@@ -37,6 +37,7 @@ from deeper_layers.sweeping.tree import Tree
 
 TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # results of trials by model: a search asks at each step
 FEW_TOKENS = 512  # before fewer tokens run together, fewer models do
+FEW_ROWS = 16  # whose logarithms fit into a processor's cache
 # of an answer its log-probability in nats, and whether greedy decoding gives it
 ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])
 
@@ -153,12 +154,14 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
         scored += len(s.scored)
     rows = torch.arange(cuts)[:, None] * scored + torch.tensor(token_rows)  # [C, K]
     tokens, token_answers, first = torch.tensor(token_ids).expand_as(rows), np.empty(rows.shape, ANSWER), 0
-    for part in logits:
+    for part in (few_rows for many_rows in logits for few_rows in many_rows.split(FEW_ROWS)):
         in_part = (rows >= first) & (rows < first + len(part))
         row, token = (rows[in_part] - first).to(part.device), tokens[in_part].to(part.device)
         logprobs = torch.log_softmax(part, dim=-1, dtype=torch.float32)[row, token]
         token_answers["logprob"][in_part.numpy()] = logprobs.double().cpu().numpy()
-        token_answers["greedy"][in_part.numpy()] = (part.argmax(dim=-1)[row] == token).cpu().numpy()
+        is_greedy = part[row, token] == part.amax(dim=-1)[row]  # of equal ones the first counts, which argmax finds
+        is_greedy[is_greedy.clone()] = part[row[is_greedy]].argmax(dim=-1) == token[is_greedy]
+        token_answers["greedy"][in_part.numpy()] = is_greedy.cpu().numpy()
         first += len(part)
     answers = np.empty((cuts, len(starts)), ANSWER)
     answers["logprob"] = np.add.reduceat(token_answers["logprob"], starts, axis=1)
