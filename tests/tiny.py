@@ -22,6 +22,10 @@ def kinds(near: str, far: str = "full_attention"):
     return lambda layers: [far if index % 5 in (1, 4) else near for index in range(layers)]
 
 
+LINEAR: dict = {
+    "head_dim": 12, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12,
+    "linear_value_head_dim": 12, "layer_types": kinds("linear_attention"),
+}  # fmt: skip
 # Settings by family; a function is given the number of layers. The first eight are tested all over the suite.
 SETTINGS: dict[str, dict] = {
     "llama": {},
@@ -67,11 +71,9 @@ SETTINGS: dict[str, dict] = {
         **EXPERTS, "head_dim": 12, "intermediate_size_mlp": 64, "attention_chunk_size": SLIDING_WINDOW,
         "no_rope_layers": kinds(1, 0), "moe_layers": lambda layers: [1, 2, layers - 1],
     },
-    "qwen3_next": {
-        **EXPERTS, "head_dim": 12, "shared_expert_intermediate_size": 16, "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 12,
-        "layer_types": kinds("linear_attention"),
-    },
+    "qwen3_next": {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 16},
+    "qwen3_5_text": LINEAR,
+    **dict.fromkeys(("apertus", "ernie4_5", "glm4", "hunyuan_v1_dense", "ministral3", "seed_oss"), {"head_dim": 12}),
     "lfm2": {"layer_types": kinds("conv"), "block_auto_adjust_ff_dim": False},
     "falcon_h1": RECURRENT,
     "jamba": {**EXPERTS, "attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 8},
