@@ -58,7 +58,7 @@ def _average_kept(scores: pd.DataFrame, size: int = SIZE) -> dict[tuple[str, str
         for place in (MIDDLE, LATE) if {MIDDLE, LATE} <= set(places) else ():
             in_place = places == place
             kept = Estimate.combine(lambda numbers, in_place=in_place: numbers[:, in_place].mean(axis=1), shares)
-            kept_by_place[*scan.place[:2], place] = in_place.sum(), scan.outcomes.shape[1], kept
+            kept_by_place[*scan.place[:2], place] = int(in_place.sum()), scan.outcomes.shape[1], kept
     return kept_by_place
 
 
