@@ -203,7 +203,8 @@ def _describe_healed(model: Model, task: str) -> Answer:
     """Raise NoEstimate with the recoveries of our healings beside, as none has the paper's settings."""
     table = model.require_recovery()
     of_task = table.query("task == @task")
-    estimated, of_task = of_task.query("untold == ''").sort_values("size"), table if of_task.empty else of_task
+    estimated = of_task.query("untold == ''").sort_values(["rule", "size", "learning_rate"])
+    of_task = table if of_task.empty else of_task
     rate, tokens = min(zip(of_task["learning_rate"], of_task["tokens"]), key=lambda pair: (pair[0], -pair[1]))
     share, times = tokens / paper.HEALING_TOKENS, rate / paper.LEARNING_RATE
     lines = [
