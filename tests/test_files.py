@@ -22,6 +22,7 @@ from deeper_layers.export import gguf_files, lineage, slicing, tensors
 from deeper_layers.export.gguf_files import slice_gguf
 from deeper_layers.export.lineage import LINEAGE
 from deeper_layers.export.slicing import slice_checkpoint
+from deeper_layers.package_index import file_hash
 from tests.faults import FAULTS, calls_of, failing_at, killed_at, snapshot
 from tests.fuzz.damage import instead, link, put, write
 from tests.test_command import said, typed
@@ -29,6 +30,7 @@ from tests.tiny import tiny_model
 
 CUT = Cut(1, 1)
 ONE = ["--start", 1, "--drop", 1]
+SHARD = "model-00001-of-00002.safetensors"
 SECRET = "AWS_SECRET=1"
 
 
@@ -69,6 +71,13 @@ def same_size(name: str):
     return spoil
 
 
+def older_mark(here: Path) -> None:
+    """Of weights, too, the mark of a folder once held SHA-256."""
+    mark = lineage.read_lineage(here / "out")
+    hashes = {name: file_hash(here / "out" / name) for name in mark.files}
+    (here / "out" / LINEAGE).write_text(lineage.format_lineage(mark, hashes))
+
+
 NEW, OVER = ["whole", "new", *ONE], ["whole", "out", "--start", 0, "--drop", 1, "--overwrite"]
 NEW_FILE, OVER_FILE = ["whole.gguf", "new.gguf", *ONE], ["whole.gguf", "out.gguf", *ONE, "--overwrite"]
 # what lies there; what is typed; what the one line says, or nothing where all goes well. Nothing that lay there changes
@@ -80,6 +89,8 @@ CASES = {
     "OUT.gguf is a folder": (write("new.gguf/thesis.tex"), NEW_FILE, "new.gguf exists"),
     # ---- what is not ours, unchanged, is not replaced
     "OUT is ours": (write("out.old/thesis.tex"), OVER, ""),
+    "OUT is ours, of an earlier version": (older_mark, OVER, ""),
+    "weights of OUT have as many other bytes": (same_size(f"out/{SHARD}"), OVER, f"{SHARD} in it is not ours"),
     "a file of OUT has as many other bytes": (same_size("out/config.json"), OVER, "config.json in it is not ours"),
     "a tensor in OUT.gguf has as many other bytes": (same_size("out.gguf"), OVER_FILE, "as it was written"),
     "a folder came into OUT": (write("out/runs/1"), OVER, "runs in it is not ours"),

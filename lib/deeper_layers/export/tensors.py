@@ -5,7 +5,6 @@ checkpoint is not run: its layers follow from config.json and the tensors' names
 copied as bytes; others are edited one at a time.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -16,18 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import xxhash
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import Adapter
-from deeper_layers.export.lineage import open_progress_bar
+from deeper_layers.export.lineage import hash_weights, open_progress_bar
 from deeper_layers.models import checkpoint_files, configuration
 from deeper_layers.models.checkpoint_files import INDEX, NUMBERED, SINGLE, Tensor
 from deeper_layers.models.decoder import is_output_parameter, layers_path
 from deeper_layers.models.sources import DTYPES
-from deeper_layers.package_index import file_hash
 
 # names in configurations for the number of layers for multi-token prediction; their tensors follow the last layer's
 MTP_ENTRIES = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
@@ -274,19 +273,19 @@ def count_file_bytes(entries: Entries) -> int:
 
 
 def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[str, str]:
-    """Write the files into `folder`, which will become `out`, and return the SHA-256 of each.
+    """Write the files into `folder`, which will become `out`, and return the hash of each, taken while it is written.
 
-    A tensor is hashed while it is written. A file that exists is complete, from an interrupted run of the same.
+    A file that exists is complete, from an interrupted run of the same.
     """
     missing = {file: entries for file, entries in files.items() if not (folder / file).exists()}
-    hashes = {file: file_hash(folder / file) for file in files.keys() - missing.keys()}
+    hashes = {file: hash_weights(folder / file) for file in files.keys() - missing.keys()}
     with (
         open_progress_bar(sum(map(count_file_bytes, missing.values())), folder, out) as bar,
         ThreadPoolExecutor(1) as executor,
     ):
         for file, entries in missing.items():
             header = _format_header(entries)
-            digest = hashlib.sha256(header)
+            digest = xxhash.xxh3_128(header)
             with open(partial := folder / f".{file}.partial", "wb") as stream:
                 bar.update(stream.write(header))
                 for name, entry in entries.items():
