@@ -152,16 +152,16 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
             token_rows += [scored + s.scored.index(place) for place in places]
             token_ids += continuation
         scored += len(s.scored)
-    rows = torch.arange(cuts)[:, None] * scored + torch.tensor(token_rows)  # [C, K]
-    tokens, token_answers, first = torch.tensor(token_ids).expand_as(rows), np.empty(rows.shape, ANSWER), 0
+    rows = (np.arange(cuts)[:, None] * scored + token_rows).ravel()  # [C * K]
+    tokens, by_row = np.tile(token_ids, cuts), rows.argsort()
+    token_answers, first = np.empty((cuts, len(token_rows)), ANSWER), 0
     for part in (few_rows for many_rows in logits for few_rows in many_rows.split(FEW_ROWS)):
-        in_part = (rows >= first) & (rows < first + len(part))
-        row, token = (rows[in_part] - first).to(part.device), tokens[in_part].to(part.device)
+        here = by_row[slice(*np.searchsorted(rows, (first, first + len(part)), sorter=by_row))]
+        row, token = (torch.from_numpy(of).to(part.device) for of in (rows[here] - first, tokens[here]))
         logprobs = torch.log_softmax(part, dim=-1, dtype=torch.float32)[row, token]
-        token_answers["logprob"][in_part.numpy()] = logprobs.double().cpu().numpy()
         is_greedy = part[row, token] == part.amax(dim=-1)[row]  # of equal ones the first counts, which argmax finds
         is_greedy[is_greedy.clone()] = part[row[is_greedy]].argmax(dim=-1) == token[is_greedy]
-        token_answers["greedy"][in_part.numpy()] = is_greedy.cpu().numpy()
+        token_answers["logprob"].flat[here], token_answers["greedy"].flat[here] = logprobs.cpu(), is_greedy.cpu()
         first += len(part)
     answers = np.empty((cuts, len(starts)), ANSWER)
     answers["logprob"] = np.add.reduceat(token_answers["logprob"], starts, axis=1)
