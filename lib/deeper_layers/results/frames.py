@@ -15,6 +15,7 @@ Write `scores["size"]` and `scores["items"]`: as attributes these names are pand
 """
 
 import functools
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -26,7 +27,7 @@ import numpy as np
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.results.packing import ITEM_BY_ITEM, unpack, unpack_halves
-from deeper_layers.results.schema import GIVEN, UNHEALED, UNROUNDED
+from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result, cut_names, read_results, warn_left_out
 
 if TYPE_CHECKING:  # slow to import
@@ -102,18 +103,16 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
 
 def tabulate_scores(results: Iterable[Result]) -> "pd.DataFrame":
     """The table of `scores` for these results alone."""
-    rows = _read_rows(_read_scores, (result for result in results if result.kind == "scores"))
-    rules: dict[tuple, dict] = defaultdict(dict)  # by question
+    rows = _read_rows(_read_scores, (one for one in results if one.kind == "scores"))
+    rules, expanded, repeats = defaultdict(dict), [], defaultdict(itertools.count)
     for row in rows:
-        rules[_get_question(row)] |= {row["rule"]: row} if row["rule"] else {}
-    expanded = []  # the whole model once under each rule of the same question
-    for row in rows:
-        rules_of_whole = rules[_get_question(row)] if row["cut"] == UNPRUNED.name else {}
+        rules[_values(row, QUESTION)] |= {row["rule"]: None} if row["rule"] else {}
+    for row in rows:  # the whole model once under each rule of the same question
+        rules_of_whole = rules[_values(row, QUESTION)] if row["cut"] == UNPRUNED.name else {}
         expanded += [row | {"rule": rule} for rule in rules_of_whole or [row["rule"]]]
-    table = _to_frame(expanded, "scores", " cuts")
-    by_worth = table.sort_values(["cuts", "measured"], ascending=False, kind="stable")
-    table["repeat"] = by_worth.groupby([*QUESTION, *CUT], dropna=False).cumcount()
-    return table.drop(columns="cuts")
+    for row in sorted(expanded, key=lambda row: (row["cuts"], row["measured"]), reverse=True):
+        row["repeat"] = next(repeats[_values(row, QUESTION + CUT)])
+    return _to_frame(expanded, "scores")
 
 
 def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
@@ -128,7 +127,7 @@ def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataF
 
 def tabulate_distances(results: Iterable[Result]) -> "pd.DataFrame":
     """The table of `distances` for these results alone."""
-    return _to_frame(_read_rows(_read_distances, (item for item in results if item.kind == "distances")), "distances")
+    return _to_frame(_read_rows(_read_distances, (one for one in results if one.kind == "distances")), "distances")
 
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
@@ -151,18 +150,16 @@ def answers(folder: Path | None = None, model: str | None = None) -> "pd.DataFra
     return _to_frame(_read_rows(_read_answers, read_results(folder, "scores", model)), "answers")
 
 
-def _get_question(row: dict) -> tuple:
-    return tuple(map(row.get, QUESTION))
+def _values(row: dict, columns: Iterable[str]) -> tuple:
+    return tuple(map(row.get, columns))
 
 
-def _to_frame(rows: list[dict], table: str, more: str = "") -> "pd.DataFrame":
+def _to_frame(rows: list[dict], table: str) -> "pd.DataFrame":
     """A table whose columns have their types even without rows or values."""
     import pandas as pd  # slow to import
 
-    names = f"{TABLES[table]}{more}".split()
-    return pd.DataFrame(
-        {name: pd.Series([row.get(name) for row in rows], dtype=TYPES.get(name, "str")) for name in names}
-    )
+    types = {name: TYPES.get(name, "str") for name in TABLES[table].split()}
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=of) for name, of in types.items()})
 
 
 # ---- the rows of one file ---------------------------------------------------------------------------------------
@@ -199,7 +196,7 @@ def _read_scores(result: Result) -> Iterator[dict]:
     of_task = functools.cache(functools.partial(_read_task, result))
     for row in (row for row in result.records if row["task"] not in details["groups"]):
         variant, items, outcome = row.get("variant"), row["items"], row.get("outcome")
-        line = of_task(row["task"], items) | _read_cut(row["cut"], details) | {"cuts": len(cut_names(key)), "repeat": 0}
+        line = of_task(row["task"], items) | _read_cut(row["cut"], details)
         line |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine") if name in row}
         if outcome is not None:  # as floats: in unsigned bytes 0 - 1 is 255
             outcome = unpack(outcome, items) if isinstance(outcome, str) else outcome
@@ -208,9 +205,9 @@ def _read_scores(result: Result) -> Iterator[dict]:
         line |= {name: read(item_row[name], items) for name, read in ITEM_BY_ITEM.items() if name in item_row}
         if row["metric"] == "loss":
             line["chance"] = math.log(details["vocabulary"]) if details["vocabulary"] else None
-        if variant not in UNHEALED:
+        if variant not in ("whole", "sliced"):
             line["healing"] = healing
-        if key.get("bits") and variant not in UNROUNDED:
+        if key.get("bits") and variant in (None, "rounded"):
             line["bits"] = key["bits"]
         for rule in rules_by_cut[row["cut"]]:
             yield line | {"rule": rule, "changed": CHANGED.get(rule or "")}
@@ -230,6 +227,7 @@ def _read_task(result: Result, name: str, items: int) -> dict:
         "shots": OWN_SHOTS.get(name) if shots is None else shots,
         **{entry: settings.get(entry) for entry in ("limit", "order", "length")},
         "engine": key.get("engine"),
+        "cuts": len(cut_names(key)),  # no column: by it repeated measurements are put in order
         "target": target and unpack(target, items),
         "chance": level.get("chance"),
         "commonest": level.get("majority") or None,

@@ -5,9 +5,6 @@ import zlib
 
 import numpy as np
 
-LOGPROBS = "logprobs"  # log-probabilities of every choice, in 16 bits
-WRITTEN = "written"  # tokens of each answer, in 16 bits: exact up to 2,048
-
 
 def pack(values: np.ndarray) -> str:
     """Numbers from 0 to 255 as text. Raises ValueError for any others."""
@@ -36,8 +33,8 @@ def unpack_halves(text: str, items: int) -> np.ndarray:
 
 ITEM_BY_ITEM = {
     "chosen": unpack,
-    LOGPROBS: unpack_halves,
-    WRITTEN: lambda text, items: unpack_halves(text, items)[:, 0],
+    "logprobs": unpack_halves,  # of every choice
+    "written": lambda text, items: unpack_halves(text, items)[:, 0],  # tokens of each answer, exact up to 2,048
     "ended": unpack,
 }
 

@@ -1,7 +1,4 @@
-"""The four kinds of results: for each its key, its content, its version, and a description.
-
-Code that depends on the kind looks it up here, and has no chain of ifs.
-"""
+"""The four kinds of results: for each its key, its content, its version, and a description."""
 
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,8 +17,6 @@ CutName = Annotated[str, Field(pattern=rf"^(\d{{1,5}},\d{{1,5}}|{LAYER_LIST}(; {
 Cuts = dict[Name, list[CutName]]  # the keys are names of rules, or GIVEN
 Settings = Annotated[dict, AfterValidator(lambda settings: HealingConfig(**settings) and settings)]  # of a healing
 GIVEN = "given"  # in place of a rule: no rule chose these cuts
-UNROUNDED = ("whole", "sliced", "healed")  # variants of a checkpoint; the fourth is "rounded"
-UNHEALED = ("whole", "sliced")
 
 
 class StrictModel(BaseModel):
@@ -70,18 +65,16 @@ class Details(StrictModel):
 
 class Kind(NamedTuple):
     words: str
-    named: str  # the entry of the key that names the file
     content: type[BaseModel]
     version: int = 3  # raise it when a change of the code changes numbers, or which of them are kept
 
 
-def _make_kind(words: str, named: str, key: dict, row: dict, details: dict) -> Kind:
-    """A kind from the fields that other kinds do not have, each a type, or a type and a default."""
-    content: Any = {"key": create_model("Key", __base__=Key, **key), "provenance": Provenance}
-    content["details"] = create_model("Details", __base__=Details, **details)
-    row_model = create_model("Row", __base__=StrictModel, **row)
-    content["rows"] = Annotated[list[row_model], Field(min_length=1)]  # ty: ignore[invalid-type-form]
-    return Kind(words, named, create_model("Content", __base__=ExtensibleModel, **content))
+def _make_kind(words: str, **fields: dict) -> Kind:
+    """A kind from the fields that others lack in its key, details and rows: types, or types and defaults."""
+    bases = {"key": Key, "details": Details, "row": StrictModel}
+    content: Any = {part: create_model(part, __base__=base, **fields[part]) for part, base in bases.items()}
+    content["rows"] = Annotated[list[content.pop("row")], Field(min_length=1)]  # ty: ignore[invalid-type-form]
+    return Kind(words, create_model("Content", __base__=ExtensibleModel, provenance=Provenance, **content))
 
 
 OPTIONAL_TEXT, OPTIONAL_COUNT = (str | None, None), (Count | None, None)
@@ -91,7 +84,6 @@ PLACE_FIELDS = {"start": Count, "size": Count}
 KINDS = {
     "distances": _make_kind(
         "angular distances of all blocks",
-        named="corpus",
         key=TEXT_FIELDS,
         row=PLACE_FIELDS | {"distance": Share | None, "stderr": Number | None, "samples": Count},
         # by_sequence: the distances of every sequence, blocks in the order of the rows, in 16 bits
@@ -99,7 +91,6 @@ KINDS = {
     ),
     "scores": _make_kind(
         "tasks and losses on text, of pruned models",
-        named="tasks",
         key={
             "tasks": Annotated[dict[Name, dict[TASK_SETTINGS, Count | None]], Field(min_length=1)],
             "cuts": (Cuts | None, None),
@@ -112,34 +103,29 @@ KINDS = {
         | {"items": Items, "outcome": (str | list[Number] | None, None), "bytes": OPTIONAL_COUNT}
         # packed, in the first row of a task and cut: choices, or tokens of generated answers and whether each ended
         | dict.fromkeys(("chosen", "logprobs", "written", "ended"), OPTIONAL_TEXT)
-        # variant: one of UNROUNDED, or "rounded", for a checkpoint; engine: if it is not that of the key
+        # variant: of a checkpoint, "whole", "sliced", "healed" or "rounded"; engine: if it is not that of the key
         | dict.fromkeys(("variant", "engine"), OPTIONAL_TEXT),
         details={
             "groups": (dict[Name, list[Name]], {}),  # the tasks of a group; a row of the group is over all items
             "levels": (dict[Name, dict[Literal["chance", "majority"], Share]], {}),  # by task, the scores of guessing
             "targets": (dict[Name, str], {}),  # by task, the right choices, packed
-            "vocabulary": OPTIONAL_COUNT,
             "sizes": (dict[CutName, Count], {}),  # of cuts of sublayers, by their rule's count
-            "healed_tokens": OPTIONAL_COUNT,
             "answers": (dict[Name, list[str]], {}),  # by variant, to the prompts of the key
-            # of a choice: by rule its cuts in the order of sizes, by size the merged layers, the rule's cost
+            # of a choice: by rule its cuts in the order of sizes, by size the merged layers
             "cuts": (Cuts, {}),
             "merged": (dict[str, list[Count | list]], {}),
-            "passes": (Number | None, None),
-            "tokens": OPTIONAL_COUNT,
-            "seconds": (Number | None, None),
-        },
+        }
+        | dict.fromkeys(("vocabulary", "healed_tokens", "tokens"), OPTIONAL_COUNT)
+        | dict.fromkeys(("passes", "seconds"), (Number | None, None)),  # of a choice, like tokens: what it once kept
     ),
     "healing": _make_kind(
         "a pruned model healed, its loss and its answers",
-        named="cut",
         key={"cut": CutName, "healing": Settings, "text": Name},
         row={"step": Count, "loss": Number},
         details=dict.fromkeys(("tokens", "distinct_tokens", "trained_parameters"), Count) | {"seconds": Number},
     ),
     "geometry": _make_kind(
         "how residuals lie in space, layer by layer",
-        named="corpus",
         key=TEXT_FIELDS | {"tokens": Count, "neighbours": Count, "skip_sequences": Count},
         # size 1 is a layer; size 0 is the residual that enters layer `start`, or leaves the last one
         row=PLACE_FIELDS | {"metric": Name, "value": Number | None},
@@ -149,15 +135,16 @@ KINDS = {
 }
 
 
-def check_content(content: dict) -> None:
-    """Raise ValueError, in one line, unless this is the content of a result of its kind."""
-    kind = KINDS.get(content.get("kind", ""))
-    if kind is None or content.get("version") != kind.version:
-        raise ValueError(f"{content.get('kind')} of version {content.get('version')} is no kind of results")
+def check_content(content: dict) -> tuple[str, dict, dict, list[dict], dict]:
+    """The kind, key, provenance, rows and details of a result. Raises ValueError, in one line, for other content."""
+    kind, version = content.get("kind"), content.get("version")
+    if kind not in KINDS or version != KINDS[kind].version:
+        raise ValueError(f"{kind} of version {version} is no kind of results")
     try:
-        kind.content.model_validate(content)
+        KINDS[kind].content.model_validate(content)
     except ValidationError as error:
         raise ValueError(describe_error(error)) from None
+    return kind, *(content[name] for name in ("key", "provenance", "rows", "details"))
 
 
 def describe_error(error: ValidationError) -> str:

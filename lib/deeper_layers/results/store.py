@@ -9,7 +9,6 @@ import functools
 import glob
 import hashlib
 import json
-import math
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class Result:
     @property
     def name(self) -> str:
         """What was measured, in short: the tasks, the corpus or the cut."""
-        tasks_or_name = self.key[KINDS[self.kind].named]
+        tasks_or_name = self.key.get("tasks") or self.key.get("corpus") or self.key["cut"]
         return tasks_or_name if isinstance(tasks_or_name, str) else "+".join(sorted(tasks_or_name))
 
     @property
@@ -109,15 +108,10 @@ def _read_file(path: Path, *state: int) -> Result:
     body, _, tail = text.rpartition(END)
     if hashlib.sha256(body).hexdigest() != tail[:64].decode(errors="replace"):
         raise ValueError("its content is not that of its SHA-256")
-    result = _check_and_build(json.loads(text), path)
+    result = Result(*check_content(json.loads(text)), path)
     if path.name != result.file_name:
         raise ValueError("its name is not that of its kind and key")
     return result
-
-
-def _check_and_build(content: dict, path: Path) -> Result:
-    check_content(content)
-    return Result(*(content[name] for name in ("kind", "key", "provenance", "rows", "details")), path)
 
 
 def warn_left_out(path: Path | None, error: Exception) -> None:
@@ -143,9 +137,8 @@ def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | No
 
 def _satisfies(key: dict, wanted: dict) -> bool:
     """Whether a result with this key has all cuts of the wanted key, and agrees with it in everything else."""
-    ignored = {"cuts", "by_sequence", *({"data"} - wanted.keys())}
-    differs = any(key.get(name) != wanted.get(name) for name in (key.keys() | wanted.keys()) - ignored)
-    if differs or wanted.get("by_sequence") and not key.get("by_sequence"):
+    ignored = {"cuts"} | {"data", "by_sequence"} - wanted.keys()
+    if any(key.get(name) != wanted.get(name) for name in (key.keys() | wanted.keys()) - ignored):
         return False
     all_cuts, cuts_by_rule = cut_names(key), key.get("cuts") or {}
     return all(
@@ -172,10 +165,10 @@ def write_result(
 ) -> Result:
     """Write a finished measurement in one step, and return it as it will be read. Raises InputError if it can't be
     written, ValueError if it is not the content of a result of its kind."""
-    rows = [{name: _to_json_value(value) for name, value in row.items()} for row in records]
     content = {"kind": kind, "version": KINDS[kind].version, "key": key, "provenance": provenance, "details": details}
-    content = json.loads(json.dumps(content | {"rows": rows}, allow_nan=False))
-    result = _check_and_build(content, path := result_path(kind, key, folder))
+    text = json.dumps(content | {"rows": records}, default=np.generic.item)
+    content = json.loads(text, parse_constant=lambda _: None)  # not-a-number becomes null, which means not measured
+    result = Result(*check_content(content), path := result_path(kind, key, folder))
     write_file(path, serialize(content))
     return result
 
@@ -192,13 +185,6 @@ def serialize(content: dict) -> bytes:
         lines.append(f"{json.dumps(name)}: {text}")
     body = ("{\n" + ",\n".join(lines) + ",\n").encode()
     return body + END + f'{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
-
-
-def _to_json_value(value):
-    """The value as JSON can hold it; not-a-number becomes null, which means not measured."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:

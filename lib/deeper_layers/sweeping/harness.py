@@ -32,7 +32,7 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import corpora, embedded
 from deeper_layers.errors import InputError
-from deeper_layers.results.packing import LOGPROBS, WRITTEN, pack, pack_halves
+from deeper_layers.results.packing import pack, pack_halves
 from deeper_layers.sweeping.planning import Requests
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -291,7 +291,7 @@ def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
         if all(len(s["resps"]) > 1 for s in rule_samples):
             # a column for each choice: items with fewer choices have missing values
             logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in rule_samples]).to_numpy(float)
-            packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), LOGPROBS: pack_halves(logprobs)}
+            packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), "logprobs": pack_halves(logprobs)}
             targets = [s["target"] for s in rule_samples]
             if all(isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets):
                 packed["target"] = pack(np.array(targets))
@@ -303,7 +303,7 @@ def _pack_lengths(written: list[Answer]) -> dict[str, str]:
     if not written or any(answer.tokens is None for answer in written):
         return {}
     _, tokens, ended = zip(*written, strict=True)
-    return {WRITTEN: pack_halves(np.array(tokens)[:, None]), "ended": pack(np.array(ended, dtype=int))}
+    return {"written": pack_halves(np.array(tokens)[:, None]), "ended": pack(np.array(ended, dtype=int))}
 
 
 def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
