@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 
-TRACEBACK_VARIABLE = "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks as usual
+TRACEBACK_VARIABLE = (
+    "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks as usual, which developers want
+)
 SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and others, which libraries may quote in errors
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_LENGTH = 2000  # characters of a message
@@ -120,8 +122,3 @@ def write_fault_report(message: str, traceback: str) -> str:
     except OSError:
         location = f"{TRACEBACK_VARIABLE}=1 shows where, report what it shows"
     return one_line(SECRET.sub(r"\1...", f"{message} (a fault of this software and not of yours: {location})"))
-
-
-def shows_tracebacks() -> bool:
-    """Whether tracebacks are shown, as developers want them."""
-    return bool(os.environ.get(TRACEBACK_VARIABLE))

@@ -1,5 +1,6 @@
 """`deeper-layers` with its subcommands, and the handling of mistakes, faults and Ctrl-C."""
 
+import os
 import traceback
 import warnings
 
@@ -12,12 +13,12 @@ from deeper_layers.command.prune import prune
 from deeper_layers.command.report import report
 from deeper_layers.command.results import results
 from deeper_layers.errors import (
+    TRACEBACK_VARIABLE,
     InputError,
     disk_is_full,
     first_line,
     is_out_of_memory,
     one_line,
-    shows_tracebacks,
     write_fault_report,
 )
 
@@ -45,7 +46,7 @@ class Subcommands(click.Group):
             except (click.exceptions.Exit, click.Abort, BrokenPipeError):
                 raise  # BrokenPipeError: the reader of our output has closed the pipe
             except Exception as error:
-                if shows_tracebacks():
+                if os.environ.get(TRACEBACK_VARIABLE):
                     raise
                 if message := _explain_error(error):
                     raise click.ClickException(one_line(message)) from None

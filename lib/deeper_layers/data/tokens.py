@@ -61,14 +61,11 @@ def token_sequences(
     sequences: list[torch.Tensor] = []
     pending: list[int] = []
     start_tokens, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    limit, options = (
-        math.inf if tokens is None else math.ceil(tokens / length),
-        {"truncation": True, "max_length": length},
-    )
+    limit = None if tokens is None else math.ceil(tokens / length)
     for document in random.Random(seed).sample(documents, len(documents)):
-        if len(sequences) >= limit:
+        if limit is not None and len(sequences) >= limit:
             break
-        ids = tokenizer(document, **{} if packed else options)["input_ids"]
+        ids = tokenizer(document, truncation=not packed, max_length=None if packed else length)["input_ids"]
         if packed:
             pending += ids + end
         elif len(ids) > 1:
@@ -79,4 +76,4 @@ def token_sequences(
                 pending = beginning + pending
             sequences.append(torch.tensor(pending[:length], dtype=torch.int32))
             pending = pending[length:]
-    return sequences if limit == math.inf else sequences[: int(limit)]
+    return sequences[:limit]
