@@ -93,14 +93,11 @@ class Adapter:
                 f"and {cut}: give adapters of that model and cut, or heal anew"
             )
 
-    def scale(self, rank: int) -> float:
-        """The factor of B A: alpha / rank, or alpha / sqrt(rank) where the settings say so."""
-        return self.settings["lora_alpha"] / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
-
     def compute_update(self, module: str) -> "Tensor":
-        """The update that is added to the weight of a module."""
+        """The update of a module's weight: B A times alpha / rank, or alpha / sqrt(rank) where the settings say so."""
         a, b = self.factors[module]
-        update = b @ a * self.scale(len(a))
+        rank = math.sqrt(len(a)) if self.settings.get("use_rslora") else len(a)
+        update = b @ a * (self.settings["lora_alpha"] / rank)
         return update.T if self.settings.get("fan_in_fan_out") else update
 
 
@@ -128,14 +125,13 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 def _read_checked(path: Path, schema: type[StrictModel]) -> dict:
     """The content of a JSON file. Raises InputError where a setting that is not off or ignored violates the schema."""
+    content = read_json(path)
     try:
-        content = read_json(path)
         schema.model_validate({name: value for name, value in content.items() if value and name not in IGNORED})
-    except ValueError as error:
-        why = describe_error(error) if isinstance(error, ValidationError) else error
-        raise InputError(
-            f"{path.parent} holds no plain LoRA adapters ({path.name}: {why}): merge others by peft's merge_and_unload"
-        ) from error
+    except ValidationError as error:
+        why = f"{path.name}: {describe_error(error)}"
+        advice = "merge others by peft's merge_and_unload"
+        raise InputError(f"{path.parent} holds no plain LoRA adapters ({why}): {advice}") from error
     return content
 
 

@@ -5,10 +5,12 @@ opened, and one tensor is in memory at a time. The file appears when it is compl
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,14 +47,14 @@ MARK = "pruning.sha256"  # metadata entry that marks our files: the file's SHA-2
 BLANK = "0" * 64
 # the bytes of a file before the value of MARK: its name, type and length
 BEFORE_MARK = MARK.encode() + struct.pack("<IQ", GGUFValueType.STRING, len(BLANK))
-Update = tuple[np.ndarray, np.ndarray, float]
 
 
 class FilePlan(NamedTuple):
-    """A file to write: the bytes before its tensors, and for each tensor its source, new type and adapter's update."""
+    """A file to write: the bytes before its tensors, and for each tensor its source, new type, and the function that
+    computes an adapter's update."""
 
     head: bytes
-    tensors: list[tuple[ReaderTensor, GGMLQuantizationType, Update | None]]
+    tensors: list[tuple[ReaderTensor, GGMLQuantizationType, Callable | None]]
     bytes: int  # size of the whole file
 
 
@@ -117,9 +119,8 @@ def plan_gguf(
     """The plan of what `slice_gguf` writes from a file with this header; `healed`: adapters will be added later."""
     if type not in (None, *TYPES):
         raise InputError(f"type is {type!r}, expected one of {', '.join((*TYPES, *ROUNDED_TYPES))}")
-    cut.check_of_layers(
-        source.num_layers, "no GGUF file states a layer without one of its sublayers; drop whole layers"
-    )
+    unstated = "no GGUF file states a layer without one of its sublayers; drop whole layers"
+    cut.check_of_layers(source.num_layers, unstated)
     if header.architecture not in KNOWN_ARCHITECTURES:
         problem = f"{source.name} has the architecture {header.architecture}, whose layers may differ by their number"
         raise InputError(f"{problem}: slice its safetensors, or one of {', '.join(KNOWN_ARCHITECTURES)}")
@@ -176,17 +177,16 @@ def _read_mark(path: Path) -> tuple[int, bytes, str]:
         return offset, beginning[offset:end], hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
-def _encode_tensor(tensor: ReaderTensor, new_type: GGMLQuantizationType, update: Update | None) -> np.ndarray:
+def _encode_tensor(tensor: ReaderTensor, new_type: GGMLQuantizationType, update: Callable | None) -> np.ndarray:
     """A tensor as it is written: its own bytes, or its numbers plus an adapter's update, in a new type."""
     if update is None and new_type == tensor.tensor_type:
         return tensor.data
     with as_input_error(f"{tensor.name} is {tensor.tensor_type.name}", "leave its type as it is", NotImplementedError):
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if update:
-        up, down, scale = update
-        if (shape := (len(up), down.shape[1])) != values.shape:
-            raise InputError(f"{tensor.name} has the shape {values.shape}, its adapter {shape}")
-        values = values + scale * (up @ down)
+        if (added := update().numpy()).shape != values.shape:
+            raise InputError(f"{tensor.name} has the shape {values.shape}, its adapter {added.shape}")
+        values = values + added
     largest = np.abs(values).max()
     if not largest <= (np.finfo(np.float32).max if new_type == TYPES["f32"] else LARGEST_FLOAT16):
         raise InputError(f"{tensor.name} would hold {largest}, too large for {new_type.name}: give the type f32")
@@ -226,17 +226,17 @@ def _cut_metadata(header: Header, source: Source, kept: list[int], type: str | N
     return entries
 
 
-def _find_updates(adapter: Adapter, source: Source, cut: Cut, header: Header) -> dict[str, Update]:
-    """The update of each adapted tensor, by its new name in a GGUF file: two factors and their scale."""
+def _find_updates(adapter: Adapter, source: Source, cut: Cut, header: Header) -> dict[str, Callable]:
+    """The update of each adapted tensor, by its new name in a GGUF file."""
     if adapter.base:  # only weights are compared: one model can have two names, its own and the file's
         adapter.check(adapter.base | {"weights": source.weights}, cut)
     names = gguf.get_tensor_name_map(ARCHITECTURES[header.architecture], source.num_layers - cut.size)
     updates = {}
-    for module, (down, up) in adapter.factors.items():
+    for module in adapter.factors:
         tensor = names.get_name(module)
         # llama.cpp may store rows of other modules in its own order
         if tensor is None or ".ffn_" not in tensor or adapter.settings.get("fan_in_fan_out"):
             problem = f"the adapters in {adapter.folder} are on {module}: expected feed-forward modules only"
             raise InputError(f"{problem}; merge them into safetensors and convert those")
-        updates[f"{tensor}.weight"] = up.numpy(), down.numpy(), adapter.scale(len(down))
+        updates[f"{tensor}.weight"] = functools.partial(adapter.compute_update, module)
     return updates
