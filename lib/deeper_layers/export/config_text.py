@@ -51,12 +51,10 @@ def cut_config(layout: Layout, cut: Cut) -> dict:
             warnings.warn(f"{message}{inserted} layers that stay, which are others", stacklevel=3)
     if layout.mtp is None:
         text_part(config).update(dict.fromkeys(read_mtp_counts(config), 0))
-    if isinstance(names := config.get("quantization_config"), dict):
+    if isinstance(quantization := config.get("quantization_config"), dict):
+        numbers, names = layout.new_numbers(cut), [tensor.name for tensor in layout.tensors]
         prefixes = (layout.prefix, layout.module)
-        names = cut_quantization(
-            names, layout.new_numbers(cut), [tensor.name for tensor in layout.tensors], prefixes, path
-        )
-        config["quantization_config"] = names
+        config["quantization_config"] = cut_quantization(quantization, numbers, names, prefixes, path)
     return config
 
 
@@ -98,17 +96,17 @@ def _fit_to_model(config: dict, pruned: PreTrainedConfig, path: Path) -> dict:
 
 
 def _list_entries(config: PreTrainedConfig) -> dict[tuple[str, ...], object]:
-    return _flatten_entries(json.loads(config.to_json_string(use_diff=False)))
-
-
-def _flatten_entries(part: dict, *keys: str) -> dict[tuple[str, ...], object]:
     """All entries of a configuration and its parts, each by the keys that lead to it."""
     entries = {}
-    for key, value in part.items():
-        if isinstance(value, dict) and "model_type" in value:
-            entries |= _flatten_entries(value, *keys, key)
-        elif key not in UNCUT:
-            entries[*keys, key] = value
+
+    def add(part: dict, *keys: str) -> None:
+        for key, value in part.items():
+            if isinstance(value, dict) and "model_type" in value:
+                add(value, *keys, key)
+            elif key not in UNCUT:
+                entries[*keys, key] = value
+
+    add(json.loads(config.to_json_string(use_diff=False)))
     return entries
 
 
@@ -153,10 +151,7 @@ def cut_quantization(
     checkpoint, `prefixes` stand before a layer's number in names of tensors and modules: "model.layers.". Raises
     InputError where a name or pattern may belong to these layers, but not surely to one of them.
     """
-    known_lists, list_names = (
-        {*find_numbered_prefixes(tensors), *prefixes},
-        [prefix.split(".")[-2] for prefix in prefixes],
-    )
+    known_lists, list_names = {*find_numbered_prefixes(tensors), *prefixes}, [p.split(".")[-2] for p in prefixes]
 
     def renumber_name(text: str):
         """A name or pattern with the new number of its layer, or DROPPED."""
