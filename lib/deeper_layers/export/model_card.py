@@ -4,12 +4,14 @@ model_card.md.jinja has its text; the hub reads its head. Facts that the source 
 GGUF file in its metadata) are passed on, but not trusted: names are escaped, and the source's card is only quoted.
 """
 
+import contextlib
 import json
 import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
 from deeper_layers.cuts import find_ranges, mergekit_yaml
@@ -18,7 +20,8 @@ from deeper_layers.export.lineage import Lineage
 from deeper_layers.files import read_plain_file
 from deeper_layers.markup import as_code, as_markdown, escape_invisible
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json
-from deeper_layers.models.sources import HUB_ID, PACKAGED, model_name
+from deeper_layers.models.gguf_reading import read_gguf
+from deeper_layers.models.sources import HUB_ID, PACKAGED
 
 LONGEST_CARD = 2**20  # bytes of a card that are read at most
 # entries of a card's head that also hold for the pruned model
@@ -51,50 +54,34 @@ def read_facts(source: str, folder: Path) -> SourceFacts:
     if packaged := PACKAGED.get(source):
         return SourceFacts({"license": packaged.license} | task, packaged.hub, quantized=packaged.quantized)
     if is_gguf(path):
-        from deeper_layers.models.gguf_reading import read_gguf  # slow
-
         header = read_gguf(path)
         entries = {"license": header.get("general.license"), "language": header.get("general.languages")}
         return SourceFacts(task | _select_passed_on(entries), quantized=header.quantized)
-    head, text = _read_card(folder / "README.md")
+    head, text = {}, ""
+    with contextlib.suppress(Exception):  # YAML of others raises many kinds, and the card is not needed
+        card = ModelCard(read_plain_file(folder / "README.md", LONGEST_CARD).decode(), ignore_metadata_errors=True)
+        head, text = card.data.to_dict(), card.text.strip()
     if "vision_config" in read_json(folder / "config.json"):
         task = {"pipeline_tag": "image-text-to-text"}
     hub = source if HUB_ID.fullmatch(source) and not path.exists() else str(head.get("base_model"))
     return SourceFacts(task | _select_passed_on(head), hub if HUB_ID.fullmatch(hub) else None, text)
 
 
-def _read_card(path: Path) -> tuple[dict, str]:
-    """The head of a card and its text; empty where it can't be read."""
-    from huggingface_hub import ModelCard  # slow
-
-    try:
-        card = ModelCard(read_plain_file(path, LONGEST_CARD).decode("utf-8"), ignore_metadata_errors=True)
-        return card.data.to_dict(), card.text.strip()
-    except Exception:  # YAML of others raises many kinds, and the card is not needed
-        return {}, ""
-
-
 def _select_passed_on(entries: dict) -> dict:
-    """The entries in PASSED_ON that are a text or a list of texts."""
-    chosen = {name: entries[name] for name in PASSED_ON if entries.get(name)}
-    return {
-        name: value
-        for name, value in chosen.items()
-        if isinstance(value, str) or isinstance(value, list) and all(isinstance(text, str) for text in value)
-    }
+    """The entries in PASSED_ON that are a text or a list of texts, and not empty."""
+    chosen = {name: entries.get(name) for name in PASSED_ON}
+    texts = {name: value for name, value in chosen.items() if isinstance(value, str | list)}
+    return {name: value for name, value in texts.items() if {*map(type, value)} == {str}}
 
 
 def render_model_card(
-    source: str, lineage: Lineage, facts: SourceFacts, revision: str | None, adapter: Adapter | None, **context
+    lineage: Lineage, facts: SourceFacts, revision: str | None, adapter: Adapter | None, **context
 ) -> str:
     """The card of a checkpoint, in Markdown.
 
-    `source` and `revision` are as the user named them. `context` is for the template: the `name` by which the
-    checkpoint is opened, its `config`, `scores` from results, and `predicting`: whether layers for multi-token
-    prediction are "kept" or "left out", or "" where there are none.
+    `context` is for the template: the `name` by which the checkpoint is opened, its `config`, `scores` from results,
+    and `predicting`: whether layers for multi-token prediction are "kept" or "left out", or "" where there are none.
     """
-    from huggingface_hub import ModelCardData  # slow
-
     step, hub, text = lineage.steps[-1], facts.hub or lineage.base_model, facts.text
     kept = find_ranges(lineage.kept)  # of the first model
     # the hub has relations for adapters, merges, quantized and fine-tuned models: a healed model is fine-tuned
@@ -104,7 +91,7 @@ def render_model_card(
         yaml = mergekit_yaml(kept, hub, revision)
         where = ", of its weights before they were quantized" if facts.quantized else ""
     else:  # without a hub id mergekit needs the source in a local folder
-        folder = f"./{model_name(source)}"
+        folder = f"./{step.model}"
         yaml = mergekit_yaml(find_ranges(step.cut.kept(step.layers)), folder)
         where = f", run beside a folder {as_code(folder)} with the source"
     if not all(each.cut.is_of_layers for each in lineage.steps):  # mergekit copies layers as they are

@@ -134,7 +134,7 @@ def slice_checkpoint(
     commit = folder.name if folder.parent.name == "snapshots" else revision  # a folder in the hub's cache
     context = {"name": name or out.name, "config": config, "scores": card}
     context["predicting"] = "kept" if layout.mtp else "" if mtp else "left out"
-    card = render_model_card(source, history, facts, commit, adapters, **context)
+    card = render_model_card(history, facts, commit, adapters, **context)
     texts = tensors.format_index(files) | {"config.json": _dump(config), "README.md": card} | _fix_tokenizer(folder)
     key = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
     advice = "mend that and run this again, it goes on from there"
