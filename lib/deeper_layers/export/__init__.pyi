@@ -1,17 +1,13 @@
 from .adapter_files import read_adapter as read_adapter
 from .engines import ENGINES as ENGINES
-from .engines import find_misreadings as find_misreadings
-from .engines import find_nearest_safe as find_nearest_safe
 from .engines import select_safe_cuts as select_safe_cuts
 from .gguf_files import check_our_gguf as check_our_gguf
 from .gguf_files import count_tensor_bytes as count_tensor_bytes
 from .gguf_files import find_gguf_file as find_gguf_file
 from .gguf_files import slice_gguf as slice_gguf
-from .lineage import check_no_overlap as check_no_overlap
 from .lineage import check_our_folder as check_our_folder
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
-from .pruned_checkpoint import Output as Output
 from .pruned_checkpoint import PruningDescription as PruningDescription
 from .pruned_checkpoint import check_repository as check_repository
 from .pruned_checkpoint import describe_pruning as describe_pruning

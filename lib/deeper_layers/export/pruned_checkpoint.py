@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeper_layers import checks, files, models, results
+import huggingface_hub
+
+from deeper_layers import checks, export, files, models, results
 from deeper_layers.cuts import Cut, find_ranges
 from deeper_layers.errors import InputError, NotMeasuredError, as_input_error
+from deeper_layers.export.adapter_files import Adapter
 from deeper_layers.export.engines import Misreading, find_misreadings, find_nearest_safe
 from deeper_layers.export.llama_cpp import ROUNDED_TYPES
 from deeper_layers.models.checkpoint_files import is_gguf
-from deeper_layers.models.sources import Source
+from deeper_layers.models.sources import HUB_ID, Source
 from deeper_layers.results.frames import tabulate_distances, tabulate_scores
 from deeper_layers.results.store import Result
 
 if TYPE_CHECKING:  # slow
-    from deeper_layers.export.adapter_files import Adapter
     from deeper_layers.export.tensors import Changed
     from deeper_layers.report.one_cut import Score
 
@@ -71,7 +73,7 @@ class PruningDescription:
         )
         return "\n".join([first, *lines]) if lines else None
 
-    def card(self, adapter: "Adapter | None" = None) -> str:
+    def card(self, adapter: Adapter | None = None) -> str:
         """The scores of the cut, healed with these adapters or not, in Markdown, for the model card."""
         if not self.measured:
             return ""
@@ -121,23 +123,15 @@ def describe_pruning(
 
 @dataclass(frozen=True)
 class Output:
-    """Where a pruned model is written, and in which format.
+    """Where a pruned model is written, and in which format."""
 
-    Attributes:
-        path: a GGUF file if it ends in .gguf, which can only be made of a GGUF file; else a folder.
-        dtype, mtp, silence: of a folder; see `slice_checkpoint`.
-        type: of the matrices of a GGUF file; see `slice_gguf`.
-        overwrite: an unchanged output of this package at `path` may be replaced.
-        healed: adapters will be added to the weights.
-    """
-
-    path: Path
-    dtype: str = "auto"
-    type: str | None = None
+    path: Path  # a GGUF file if it ends in .gguf, which can only be made of a GGUF file; else a folder
+    dtype: str = "auto"  # of a folder, like mtp and silence: see `slice_checkpoint`
+    type: str | None = None  # of the matrices of a GGUF file: see `slice_gguf`
     mtp: bool = True
     silence: bool = False
-    overwrite: bool = False
-    healed: bool = False
+    overwrite: bool = False  # an unchanged output of this package at `path` may be replaced
+    healed: bool = False  # adapters will be added to the weights
 
     @property
     def is_gguf(self) -> bool:
@@ -146,8 +140,6 @@ class Output:
     def check(self, model: str, *, changes: bool = False) -> None:
         """Raise InputError where the path can't be written, or the format is impossible for the model; `changes` says
         whether a rule changes weights."""
-        from deeper_layers import export  # slow, one of its checks
-
         is_wrong_gguf = self.is_gguf and (changes or self.dtype != "auto" or not is_gguf_model(model))
         if is_wrong_gguf or self.type and not self.is_gguf:
             raise InputError(
@@ -191,8 +183,8 @@ class Output:
             folder = conversion_folder(source.weights) if source.is_gguf else Path(source.folder)
             if folder.is_dir():
                 return build_size_function(folder, self.dtype, dequantized=source.is_gguf, mtp=self.mtp)
-            kind = {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, source.dtype)
-            kind = kind if self.dtype == "auto" else self.dtype
+            stored = {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, source.dtype)
+            kind = stored if self.dtype == "auto" else self.dtype
             width = BYTES_PER_WEIGHT[kind]
         sizes = models.find_sizes(source)
         return lambda cut: (round(sizes.parameters(cut) * width), kind)
@@ -227,8 +219,6 @@ def prune_checkpoint(
     **opening,
 ) -> Path:
     """Write a pruned model as described, and return its path. A folder's model card has the scores and the command."""
-    from deeper_layers import export  # slow
-
     cut, out = described.cut, output.path
     options: dict = {"adapter": adapter, "overwrite": output.overwrite}
     if output.is_gguf:
@@ -281,25 +271,23 @@ def layer_options(cut: Cut) -> list[str]:
 def check_repository(repository: str, *, public: bool) -> None:
     """Raise InputError, before anything is written, where a checkpoint can't be uploaded: the name is invalid, there is
     no token, the repository is public without `public`, or the hub refuses or can't be reached."""
-    from huggingface_hub import HfApi, get_token  # slow
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError  # slow
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not HUB_ID.fullmatch(repository):
         raise InputError(f"--push-to-hub is {checks.short_repr(repository)}, expected USER/NAME or ORGANISATION/NAME")
-    if get_token() is None:
+    if huggingface_hub.get_token() is None:
         raise InputError("--push-to-hub needs a token of the hub that may write: run `hf auth login`, or set HF_TOKEN")
     with as_input_error(f"can't upload to {repository}", ADVICE):
-        HfApi().whoami()
+        api = huggingface_hub.HfApi()
+        api.whoami()
         with contextlib.suppress(RepositoryNotFoundError):
-            if not HfApi().repo_info(repository).private and not public:
+            if not api.repo_info(repository).private and not public:
                 raise ValueError("it is there and public, which --public allows")
 
 
 def push(path: Path, repository: str, *, public: bool, message: str) -> str:
     """Upload a folder or a GGUF file as one commit, and return its address. Raises InputError where the hub refuses."""
-    from huggingface_hub import HfApi  # slow
-
-    api = HfApi()
+    api = huggingface_hub.HfApi()
     with as_input_error(f"can't upload to {repository}", f"{ADVICE}; {path} is complete, and stays"):
         api.create_repo(repository, private=not public, exist_ok=True)
         if path.is_file():

@@ -103,15 +103,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Changed:
-    """The tensors that a rule changed in the layers that stay.
+    """The tensors that a rule changed in the layers that stay."""
 
-    Attributes:
-        tensors: by "NUMBER.NAME": the layer's number in the pruned model, and the tensor's name in that layer.
-        words: which rule changed them, and how.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    words: str
+    tensors: Mapping[str, torch.Tensor]  # by "NUMBER.NAME": the layer in the pruned model, the tensor in that layer
+    words: str  # which rule changed them, and how
 
 
 def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
@@ -121,12 +116,8 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
     """
     tensors, config = checkpoint_files.list_tensors(folder), checkpoint_files.read_json(folder / "config.json")
     shapes = {tensor.name: tuple(tensor.shape) for tensor in tensors}
-    groups, layers, model, module = (
-        checkpoint_files.find_numbered_prefixes(shapes),
-        configuration.count_stated_layers(config) or 0,
-        None,
-        "",
-    )
+    groups, model, module = checkpoint_files.find_numbered_prefixes(shapes), None, ""
+    layers = configuration.count_stated_layers(config) or 0
     configuration.check_configuration(config, folder)
     if not isinstance(config.get("auto_map"), dict):  # else the checkpoint comes with its own code
         parsed = configuration.read_config(folder)
