@@ -56,10 +56,8 @@ def find_machine(name: str) -> Machine:
     """A machine by its name: a device of DATA_SHEETS, and how many: "h100x8". Raises InputError for other names."""
     match = re.fullmatch(rf"({'|'.join(DATA_SHEETS)})(?:x([1-9][0-9]{{0,5}}))?", name)
     if match is None:
-        raise InputError(
-            f"machine is {short_repr(name)}, expected 'this' or one of {', '.join(DATA_SHEETS)}, and how many, like "
-            "h100x8"
-        )
+        known = ", ".join(DATA_SHEETS)
+        raise InputError(f"machine is {short_repr(name)}, expected 'this' or one of {known}, and how many, like h100x8")
     gigabytes, terabytes, half, single, source = DATA_SHEETS[match[1]]
     reached = {dtype: REACHED * half * 1e12 for dtype in ("bfloat16", "float16")} | {"float32": REACHED * single * 1e12}
     return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, int(match[2] or 1))
@@ -168,13 +166,8 @@ def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -
 def sweep_cost(shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: int | float, dtype: str) -> Cost:
     """The cost of a sweep over the distinct `tokens` of its requests, in sequences of `length` on average. Each pruned
     model computes the logits of `scored` positions."""
-    tree, size, batches, logits = (
-        Tree(cuts, shape.layers),
-        ITEMSIZE[dtype],
-        math.ceil(tokens / BATCH_TOKENS),
-        scored * len(cuts),
-    )
-    passes = tree.nodes / shape.layers  # of the whole model
+    tree, size, logits = Tree(cuts, shape.layers), ITEMSIZE[dtype], scored * len(cuts)
+    batches, passes = math.ceil(tokens / BATCH_TOKENS), tree.nodes / shape.layers  # passes of the whole model
     # a token sees half of its sequence on average
     operations = tokens * passes * (2 * shape.active + shape.attention * length / 2) + 2 * logits * shape.head
     weights, cache = shape.parameters * size, length * passes * shape.cache * size

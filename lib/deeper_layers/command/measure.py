@@ -72,12 +72,7 @@ def sweep(parameters: SweepParameters) -> Answer:
     exclude_rules()
     # if another engine generates, leave the accelerator to it
     experiment = Experiment(parameters.replace(device="cpu") if parameters.engine else parameters)
-    cuts = choose_cuts_for_tasks(experiment)
-    results, rows = score_each(cuts, experiment), []
-    for task, result in results.items():
-        for rule, rule_cuts in cuts[task].items() if result else ():  # a cut that several rules chose stands under each
-            rows += as_dicts(result.rows[result.rows["cut"].isin([cut.name for cut in rule_cuts])].assign(rule=rule))
-    return _make_answer(experiment, cuts, results, rows)
+    return _score(choose_cuts_for_tasks(experiment), experiment, by_rule=True)
 
 
 @subcommand(ScanParameters, "Score every block of so many layers, at every start.")
@@ -109,23 +104,23 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
             for name, plan in plans.items()
         ]
         return Answer({"units": units}, [f"{name}: {plans.get(name, 'in results already')}" for name in cuts])
-    results = score_each(cuts, experiment)
-    return _make_answer(
-        experiment, cuts, results, [row for result in results.values() if result for row in as_dicts(result.rows)]
-    )
+    return _score(cuts, experiment)
 
 
-def _make_answer(
-    experiment: Experiment, cuts: dict[str, CutsByRule], results: dict[str, Result | None], rows: list
-) -> Answer:
-    """The answer with a table for each task or text; `rows` are for JSON. Raises NotMeasuredError without results."""
+def _score(cuts: dict[str, CutsByRule], experiment: Experiment, *, by_rule: bool = False) -> Answer:
+    """Score the cuts on each task or text: the answer has a table for each, and for JSON its rows; `by_rule` repeats
+    those of a cut for each rule that chose it. Raises NotMeasuredError if there is nothing to show."""
     source, quantization = experiment.source, experiment.parameters.quantization
-    measured = {name: result for name, result in results.items() if result}
-    missing = [name for name in results if name not in measured]
+    measured = {name: result for name, result in score_each(cuts, experiment).items() if result}
+    missing = [name for name in cuts if name not in measured]
     if not measured:
         raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
-    paths = [str(result.path) for result in measured.values()]
-    tables = [table for name, result in measured.items() for table in _make_tables(result, cuts[name])]
+    paths, tables, rows = [str(result.path) for result in measured.values()], [], []
+    for name, result in measured.items():
+        tables += _make_tables(result, cuts[name])
+        for rule, rule_cuts in cuts[name].items() if by_rule else ():
+            rows += as_dicts(result.rows[result.rows["cut"].isin([cut.name for cut in rule_cuts])].assign(rule=rule))
+        rows += [] if by_rule else as_dicts(result.rows)
     half_gone, half_gone_text = _find_half_gone(measured.values())
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}

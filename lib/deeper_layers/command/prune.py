@@ -78,11 +78,10 @@ class PruneParameters(Parameters):
 
     def make_opening_parameters(self, rounded: bool) -> Parameters:
         """The parameters for opening, and with --heal healing, the model; `rounded` weights are not quantized again."""
-        cls, values = HealingParameters if self.heal else Parameters, self.model_dump(exclude_unset=True)
-        values = {name: value for name, value in values.items() if name in cls.model_fields and name != "dtype"}
-        values |= {"preset": self.heal} if self.heal else {}
-        values |= {"quantization": None} if self.heal and rounded else {}
-        return cls(**values | {"measure": self.measure and not self.dry_run})
+        cls, healing = (HealingParameters, {"preset": self.heal}) if self.heal else (Parameters, {})
+        healing |= {"quantization": None} if self.heal and rounded else {}
+        values = self.model_dump(exclude_unset=True, include={*cls.model_fields} - {"dtype"})
+        return cls(**values | healing | {"measure": self.measure and not self.dry_run})
 
 
 @subcommand(PruneParameters, "Write a checkpoint without some of its layers.")
@@ -126,10 +125,8 @@ def prune(
     if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
         raise click.UsageError(NO_CUT)  # adapters that peft wrote do not name their cut
     config = models.read_raw_config(model, options.revision)
-    depth = (
-        models.count_stated_layers(config)
-        or export.read_layout(models.checkpoint_folder(model, options.revision)).layers
-    )
+    depth = models.count_stated_layers(config)
+    depth = depth or export.read_layout(models.checkpoint_folder(model, options.revision)).layers
     (cut or Cut(0, size)).check(depth)
     if not cut.is_of_layers if cut else chosen.drops_sublayers and size:
         subject = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"

@@ -66,10 +66,9 @@ def report(
     from nbclient.exceptions import DeadKernelError  # slow to import, and not installed everywhere, as is the next
     from papermill import PapermillExecutionError
 
-    values, name = parameters.model_dump(exclude_unset=True), models.model_name(parameters.model)
-    classes = {notebook: CLASSES[notebook] for notebook in choose_notebooks(notebooks)}
+    name, classes = models.model_name(parameters.model), {of: CLASSES[of] for of in choose_notebooks(notebooks)}
     inputs = {
-        notebook: {field: values[field] for field in cls.model_fields if field in values}
+        notebook: parameters.model_dump(exclude_unset=True, include={*cls.model_fields})
         for notebook, cls in classes.items()
     }
     elsewhere = parameters.folder.resolve() != (root / "results").resolve()

@@ -18,12 +18,13 @@ from deeper_layers.experiments.experiment import CutsByRule, Data, Experiment, n
 from deeper_layers.experiments.scoring import MEASURED, list_data, score, score_models
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
-from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, MergedLayer, choose_merges, describe_price
+from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, choose_merges, describe_price
 
 if TYPE_CHECKING:  # imports torch
     from deeper_layers.export.tensors import Changed
 
 BRIDGE_SEQUENCES = 64  # a bridge is fitted on so many of the sequences of the distances
+CALIBRATION: dict = {"split": "train"}  # compared rules are calibrated on this split, and losses are of another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,7 @@ def compare_rules(experiment: Experiment) -> None:
         options: dict = {"details": {"sizes": details.get("sizes", {})}}
         if REGISTERED[rule].changes:
             options["changed"] = _make_model_changer(rule, details.get("merged", {}), experiment)
-            options |= {"reads": [_name_calibration_data(parameters)], "calibration": parameters.calibration}
+            options |= {"reads": [Data(parameters.corpus, CALIBRATION)], "calibration": parameters.calibration}
         for task in parameters.task_list:
             score([task], {rule: [UNPRUNED] * (rule in RULES) + cuts}, experiment, **options)
 
@@ -212,8 +213,8 @@ def measure_choice(rule: str, sizes: list[int], experiment: Experiment) -> Resul
         if rule_entry.needs == "distances":
             inputs = require_distance_matrix(experiment)
         else:
-            sequences = read_calibration_sequences(parameters, opened[1], parameters.calibration_sequences)
-            inputs = sweeping.measure_rule_needs(opened[0], rule, sequences, shards)
+            text = _read_calibration_text(experiment, parameters.calibration_sequences)
+            inputs = sweeping.measure_rule_needs(opened[0], rule, text, shards)
             if rule_entry.needs == "likeness":
                 merged = {str(size): choose_merges(size, layers, inputs) for size in sizes}
         cuts = rule_entry.choose(sizes, layers, inputs)
@@ -225,9 +226,8 @@ def measure_choice(rule: str, sizes: list[int], experiment: Experiment) -> Resul
 
     choice = {"rule": rule, "sizes": sizes, "calibration": parameters.calibration}
     settings = parameters.base_settings | {"tasks": parameters.texts, "choice": choice}
-    return experiment.find_or_measure(
-        "scores", settings, [_name_calibration_data(parameters), *list_data(parameters.texts)], measure
-    )
+    reads = [Data(parameters.corpus, CALIBRATION), *list_data(parameters.texts)]
+    return experiment.find_or_measure("scores", settings, reads, measure)
 
 
 def _make_model_changer(rule: str, merged: dict[str, list], experiment: Experiment) -> Callable[[Cut], object]:
@@ -236,25 +236,15 @@ def _make_model_changer(rule: str, merged: dict[str, list], experiment: Experime
 
     @functools.cache
     def changed(cut: Cut):
-        model, tokenizer = experiment.open_model()
-        text = read_calibration_sequences(experiment.parameters, tokenizer, experiment.parameters.bridge_sequences)
-        return rules.change_model(model, REGISTERED[rule], cut, _to_tuples(merged.get(str(cut.size), [])), text)
+        text = _read_calibration_text(experiment, experiment.parameters.bridge_sequences)
+        merged_layers = merged.get(str(cut.size), [])
+        return rules.change_model(experiment.open_model()[0], REGISTERED[rule], cut, merged_layers, text)
 
     return changed
 
 
-def _to_tuples(layers: list) -> list[MergedLayer]:
-    """MergedLayer layers as tuples; JSON stores them as lists."""
-    return [tuple(_to_tuples(layer)) if isinstance(layer, list) else layer for layer in layers]
-
-
-def _name_calibration_data(parameters) -> Data:
-    """The text on which compared rules are calibrated; losses are measured on another split."""
-    return Data(parameters.corpus, {"split": "train"})
-
-
-def read_calibration_sequences(parameters, tokenizer, sequences: int) -> list:
-    """The token ids of the first `sequences` sequences of the calibration text, each [T]."""
-    documents = data.texts(parameters.corpus, split="train", datasets=parameters.datasets)
-    length = parameters.loss_length
-    return data.token_sequences(tokenizer, documents, length=length, tokens=sequences * length)
+def _read_calibration_text(experiment: Experiment, sequences: int) -> list:
+    """The token ids of the first `sequences` sequences on which compared rules are calibrated, each [T]."""
+    parameters, length = experiment.parameters, experiment.parameters.loss_length
+    documents = data.texts(parameters.corpus, datasets=parameters.datasets, **CALIBRATION)
+    return data.token_sequences(experiment.open_model()[1], documents, length=length, tokens=sequences * length)

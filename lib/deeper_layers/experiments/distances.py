@@ -23,11 +23,8 @@ def require_distance_matrix(experiment: Experiment, *, any_dtype: bool = False) 
     for dtype in dict.fromkeys([source.dtype, *DTYPES]) if any_dtype else ():
         if result := find_or_measure_distances(experiment.replace(measure=False, dtype=dtype)):
             if dtype != source.dtype:
-                note = (
-                    f"the cut is chosen by distances in {dtype}, "
-                    f"as results hold none of {source.name} in {source.dtype}"
-                )
-                print(note, file=sys.stderr)
+                lack = f"results hold none of {source.name} in {source.dtype}"
+                print(f"the cut is chosen by distances in {dtype}, as {lack}", file=sys.stderr)
             return distance_matrix(result.rows)
     return distance_matrix(experiment.require(find_or_measure_distances(experiment), "the distances").rows)
 

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -62,7 +63,7 @@ class Experiment:
         source: Source | None = None,
         open_model: Callable | None = None,
         *,
-        missing: list[tuple[str, dict]] | None = None,
+        missing: dict[str, tuple[str, dict]] | None = None,
     ):
         self.parameters, self.missing = parameters, missing
         self.open_model = open_model or functools.cache(lambda: parameters.open(self.source))
@@ -88,7 +89,8 @@ class Experiment:
         reads: Iterable[Data],
         measure: Callable[[Shards], tuple[list[dict], dict]],
     ) -> Result | None:
-        """The result for these settings, or one that has more cuts: read from results, else measured and written.
+        """The result for these settings, or one that has more cuts: read from results, else measured and written; None
+        if `parameters.measure` is False and results do not hold it.
 
         Data on a hub are fingerprinted only if no result agrees in everything else. So pages are drawn from results
         on a machine without a hub.
@@ -97,9 +99,6 @@ class Experiment:
             settings: with the model, its data type and the data, all that determines the numbers: literals, no path
                 and no device.
             measure: returns rows and details. It may keep finished parts of its work in the shards that it is given.
-
-        Returns:
-            None if `parameters.measure` is False and results do not hold it.
         """
         folder, datasets, reads = self.parameters.folder, self.parameters.datasets, list(reads)
         key = {"model": self.source.key, "dtype": self.source.dtype, **settings}
@@ -116,7 +115,7 @@ class Experiment:
             if result.path:
                 _remove_leftovers(result.path)
         elif result is None and self.missing is not None:
-            self.missing.append((kind, key))
+            self.missing[json.dumps([kind, key], sort_keys=True)] = kind, key
         return result
 
     def require(self, result: Result | None, what: str) -> Result:

@@ -45,7 +45,7 @@ class Healing:
         return parameters.base_settings | {"healing": self.config.settings, "text": parameters.text}
 
     def heal(self) -> Result | None:
-        """The training loss by step: read from results, else healed now; None if nothing is to be measured."""
+        """The training loss by step: read from results, else healed now."""
 
         def measure(_):
             record = dataclasses.asdict(self._load_or_train()[1])
@@ -54,8 +54,8 @@ class Healing:
         return self.experiment.find_or_measure("healing", self.settings | {"cut": self.cut.name}, [self.text], measure)
 
     def heal_and_score(self, rules: Sequence[str] = (GIVEN,)) -> tuple[Result, Result] | None:
-        """The results of the run and of the healed model's scores and losses. `rules` are those that choose the cut.
-        None if nothing is to be measured and results do not hold both."""
+        """The results of the run and of the healed model's scores and losses, or None if one of them is not measured.
+        `rules` are those that choose the cut."""
         run = self.heal()
         scores = score(
             self.experiment.parameters.task_settings,

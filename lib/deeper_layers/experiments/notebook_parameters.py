@@ -16,8 +16,7 @@ from deeper_layers.experiments.parameters import NUMBER, healing_setting, list_o
 from deeper_layers.experiments.scoring import score, score_each
 from deeper_layers.experiments.take_away import score_files, score_rounded
 from deeper_layers.export.llama_cpp import FILE_TYPES
-from deeper_layers.models.sources import DTYPES, Source
-from deeper_layers.presets import HealingConfig
+from deeper_layers.models.sources import DTYPES
 from deeper_layers.rules.choosing import REGISTERED
 
 if TYPE_CHECKING:  # slow to import
@@ -40,18 +39,15 @@ class QuestionAnsweringParameters(kinds.TaskParameters):
     # from 1: order 0, the task's own, is always compared
     orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
 
-    def list_prompts(self, task: str) -> list[dict]:
-        """The prompts to compare, each the number ("shots") and "order" of its examples; the usual prompt first."""
-        usual, orders = self.parsed_tasks[task]["shots"], parse_numbers(self.orders)
-        prompts = [(number, 0) for number in parse_numbers(self.numbers)] + [(usual, order) for order in orders]
-        return [{"shots": shots, "order": order} for shots, order in [(usual, 0), *prompts] if prompts]
-
     def run(self, experiment: Experiment) -> None:
         for task, cuts in choose_cuts_for_tasks(experiment).items():
             score([task], cuts, experiment)
-            for prompt in self.list_prompts(task):
+            usual = self.parsed_tasks[task]["shots"]
+            prompts = [(number, 0) for number in parse_numbers(self.numbers)]
+            prompts += [(usual, order) for order in parse_numbers(self.orders)]
+            for shots, order in [(usual, 0), *prompts] if prompts else ():
                 for rule, rule_cuts in cuts.items():
-                    score([task], {rule: rule_cuts}, experiment, prompt=prompt)
+                    score([task], {rule: rule_cuts}, experiment, prompt={"shots": shots, "order": order})
 
 
 class ReasoningParameters(kinds.TaskParameters):
@@ -66,16 +62,12 @@ class ComparedHealingsParameters(kinds.HealingParameters):
     ranks: Numbers = Field("none", description='of the adapters to compare: "none", or like "2, 8, 64"')
     seeds: Numbers = Field("none", description='of healing to compare: "none", or like "0, 1, 2"')
 
-    def list_configs(self) -> list[HealingConfig]:
-        """The settings of every healing: those of these parameters first, then the other ranks and seeds."""
-        ranks, seeds = parse_numbers(self.ranks), parse_numbers(self.seeds)
-        others = [self.make_config(rank=rank) for rank in ranks] + [self.make_config(seed=seed) for seed in seeds]
-        return list(dict.fromkeys([self.make_config(), *others]))
-
     def run(self, experiment: Experiment) -> None:
         cuts_by_rule = choose_cuts(self.list_sizes(experiment.source.num_layers), experiment)
         score_each(dict.fromkeys(self.task_settings, cuts_by_rule), experiment)
-        for config in self.list_configs():
+        configs = [self.make_config(), *(self.make_config(rank=rank) for rank in parse_numbers(self.ranks))]
+        configs += [self.make_config(seed=seed) for seed in parse_numbers(self.seeds)]
+        for config in dict.fromkeys(configs):
             for cut in sort_cuts(cuts_by_rule):
                 rules = [rule for rule, cuts in cuts_by_rule.items() if cut in cuts]
                 Healing(cut, config, experiment).heal_and_score(rules)
@@ -200,13 +192,6 @@ class TakeAwayParameters(kinds.TaskParameters):
         super().check()
         self.healing_parameters()
 
-    def list_bits(self, source: Source) -> list[str]:
-        """The types of weights to compare; for a GGUF file also its own type and types of llama.cpp."""
-        if self.bits == "auto":
-            file_bits = dict.fromkeys(["Q8_0", source.quantized, "Q2_K"]) if source.is_gguf else ()
-            return ["bfloat16", "int8", "nf4", *file_bits]
-        return split_list(self.bits)
-
     def healing_parameters(self) -> kinds.HealingParameters:
         """The parameters for healing the file: in bfloat16, and not quantized further."""
         shared = self.model_dump(include={*kinds.HealingParameters.model_fields})
@@ -218,7 +203,8 @@ class TakeAwayParameters(kinds.TaskParameters):
         if source.is_gguf:
             score_files(rule, choose_cuts([self.drop], by_rule)[rule][0], experiment)
         cuts = choose_cuts(self.list_sizes(source.num_layers), by_rule)
-        for bits in self.list_bits(source):
+        file_bits = dict.fromkeys(["Q8_0", source.quantized, "Q2_K"]) if source.is_gguf else ()
+        for bits in ["bfloat16", "int8", "nf4", *file_bits] if self.bits == "auto" else split_list(self.bits):
             score_rounded(bits, cuts, experiment)
 
 

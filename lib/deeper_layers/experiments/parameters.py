@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deeper_layers import checks, data, models, results, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
@@ -112,6 +112,7 @@ class BaseParameters(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise checks.explain_validation_error(error, fields) from None
+        self.check()
 
     @classmethod
     def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
@@ -126,11 +127,6 @@ class BaseParameters(BaseModel):
         if type(value) is int and abs(value) <= checks.SEED and cls.model_fields[info.field_name].annotation is str:
             value = str(value)
         return checks.check_text(info.field_name, value) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _run_checks(self):
-        self.check()
-        return self
 
     def check(self) -> None:
         """Raise InputError for a value that is wrong for every model."""

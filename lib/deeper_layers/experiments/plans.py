@@ -5,11 +5,9 @@ a sweep tests once the model is open. Values that are not known are null.
 """
 
 import functools
-import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import astuple
+from collections.abc import Container, Iterator
 
 from deeper_layers import data, models, prices, results
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
@@ -40,34 +38,38 @@ def make_planning_experiment(parameters: Parameters, source: Source | None = Non
         model_folder = results.slugify(models.model_name(parameters.model))
         is_known = any((folder / model_folder).is_dir() for folder in results.readable_folders(parameters.folder))
         source = parameters.find_source(hashed=is_known or is_gguf(parameters.model))
-    return Experiment(parameters.replace(measure=False), source, lambda: None, missing=[])
+    return Experiment(parameters.replace(measure=False), source, lambda: None, missing={})
 
 
 def plan_notebooks(parameters_by_notebook: dict[str, BaseParameters]) -> list[dict]:
     """What notebooks will measure of one model, as results lack it, and how many seconds that takes on this machine.
     Rows: notebook, what, seconds, and "unknown", the reason where the seconds are not known, or None."""
-    rows: list[dict] = []
-    seen: set[str] = set()  # what an earlier notebook measures
+    rows, seen = [], {}  # what an earlier notebook measures
     for notebook, parameters in parameters_by_notebook.items():
         if not isinstance(parameters, Parameters):
             continue
         experiment, costs_by_work = make_planning_experiment(parameters), defaultdict(list)
         try:
             parameters.run(experiment)
-            missing = {json.dumps(entry, sort_keys=True): entry for entry in experiment.missing or ()}
-            for entry in (entry for name, entry in missing.items() if name not in seen):
-                for work, cost in _list_work(*entry, experiment):
-                    costs_by_work[work].append(cost)
-            seen |= missing.keys()
+            for work, cost in _list_missing_work(experiment, but=seen):
+                costs_by_work[work].append(cost)
+            seen |= experiment.missing or {}
         except InputError as error:  # this notebook will not be made, but others are
             costs_by_work["what this notebook asks for"].append(str(error))
         for work, costs in costs_by_work.items():
-            times, unknown = f", {len(costs)} times" * (len(costs) > 1), [of for of in costs if isinstance(of, str)]
-            dtype = experiment.source.dtype
-            seconds = [] if unknown else [cost.seconds(_time_this_machine(experiment), dtype) for cost in costs]
-            total = None if unknown or None in seconds else sum(seconds)
-            rows.append({"notebook": notebook, "what": work + times, "seconds": total, "unknown": (*unknown, None)[0]})
+            what, dtype = work + f", {len(costs)} times" * (len(costs) > 1), experiment.source.dtype
+            unknown = next((cost for cost in costs if isinstance(cost, str)), None)
+            seconds = [None] if unknown else [cost.seconds(_time_this_machine(experiment), dtype) for cost in costs]
+            total = None if None in seconds else sum(seconds)
+            rows.append({"notebook": notebook, "what": what, "seconds": total, "unknown": unknown})
     return rows
+
+
+def _list_missing_work(experiment: Experiment, but: Container[str] = ()) -> Work:
+    """Yield the work for all missing results, with its cost, except for those in `but`."""
+    for name, (kind, key) in (experiment.missing or {}).items():
+        if name not in but:
+            yield from _list_work(kind, key, experiment)
 
 
 def _list_work(kind: str, key: dict, experiment: Experiment) -> Work:
@@ -83,11 +85,7 @@ def _list_work(kind: str, key: dict, experiment: Experiment) -> Work:
         cut = max(map(_parse_cut, cut_names(key) or [key["cut"]]), key=lambda cut: cut.size)
         yield f"healing, {config.tokens:,} tokens", prices.healing_cost(shape, cut, config, dtype)
     choice = key.get("choice")
-    cuts = (
-        list_unknown_cuts(choice["rule"], choice["sizes"])
-        if choice
-        else sorted(map(_parse_cut, cut_names(key)), key=astuple)
-    )
+    cuts = list_unknown_cuts(choice["rule"], choice["sizes"]) if choice else list(map(_parse_cut, cut_names(key)))
     for task, settings in key.get("tasks", {}).items():
         if "length" in settings:
             length = settings["length"] or USUAL_ANSWER
@@ -128,7 +126,7 @@ def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "
     if "distances" in needs.values():
         result = find_or_measure_distances(experiment)
         distances = _read_cost(result) if result else {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
-    experiment.missing = [("distances", parameters.sequence_settings)]
+    experiment.missing = {"distances": ("distances", parameters.sequence_settings)}  # they are priced in any case
     tasks = [_plan_task(task, cuts_by_rule, experiment) for task, cuts_by_rule in cuts.items()]
     content: dict = {
         "model": source.name,
@@ -146,13 +144,11 @@ def plan_sweep(experiment: Experiment, machine: str | None = None, heal: str = "
         "tasks": tasks,
     }
     try:
-        count, dtype = models.find_sizes(source, trust_remote_code=parameters.trust_remote_code), source.dtype
+        count = models.find_sizes(source, trust_remote_code=parameters.trust_remote_code)
+        in_file, width = count.file_bytes, prices.ITEMSIZE[source.dtype]
         content["sizes"] = [
-            {"size": cut.size, "parameters": (number := count.parameters(cut))}
-            | {
-                "bytes": number * prices.ITEMSIZE[dtype],
-                "file_bytes": count.file_bytes and count.file_bytes.parameters(cut),
-            }
+            {"size": cut.size, "parameters": count.parameters(cut), "bytes": count.parameters(cut) * width}
+            | {"file_bytes": in_file and in_file.parameters(cut)}
             for cut in pruned
         ]
     except InputError as error:
@@ -241,17 +237,12 @@ def _predict_costs(experiment: Experiment, healed: Cut, machine: str, heal: str)
     """Seconds, memory and bytes, on a machine, of the missing results and of a healing."""
     shape, dtype, unknown = _find_shape(experiment), experiment.source.dtype, []
     target = _time_this_machine(experiment) if machine == "this" else prices.find_machine(machine)
-    works = {
-        work: cost
-        for kind, key in experiment.missing or ()
-        for work, cost in _list_work(kind, key, experiment)
-        if isinstance(cost, Cost)
-    }
+    works = {work: cost for work, cost in _list_missing_work(experiment) if isinstance(cost, Cost)}
     try:
         if not healed.is_of_layers:
             raise InputError("the cut drops sublayers, and what heals lacks whole layers")
-        of_healing = prices.healing_cost(shape, healed, PRESETS[heal], dtype)
-        works[f"healing without {healed.size} layers, {heal}"] = of_healing
+        cost = prices.healing_cost(shape, healed, PRESETS[heal], dtype)
+        works[f"healing without {healed.size} layers, {heal}"] = cost
     except InputError as error:
         unknown = [{"what": "healing", "unknown": str(error)}]
     costs = [

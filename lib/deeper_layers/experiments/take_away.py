@@ -27,7 +27,7 @@ def score_rounded(bits: str, cuts_by_rule: CutsByRule, experiment: Experiment) -
 
     `bits` is a data type ("bfloat16"), a quantization of bitsandbytes ("int8", "nf4"), which computes in bfloat16, or
     a type of llama.cpp's quantizer ("Q8_0", "Q2_K"), dequantized to float32 for the answers. If a GGUF file has this
-    type already, the file is used as it is. None if nothing is to be measured and results hold no such scores.
+    type already, the file is used as it is.
     """
     plain_dtype = bits if bits in DTYPES else "bfloat16" if bits in BITSANDBYTES else "float32"
     experiment = experiment.replace(dtype=plain_dtype)
@@ -49,12 +49,8 @@ def score_files(rule: str, cut: Cut, experiment: Experiment) -> Result | None:
 
     Variants are the file as it is ("whole"), without the layers ("sliced"), healed ("healed"), and healed and rounded
     by llama.cpp ("rounded"). The healed one in float32 also has the metric "tokens equal": how many tokens of
-    llama.cpp's answers to PROMPTS are those of transformers.
-
-    None if nothing is to be measured and results hold no such file.
-
-    Raises:
-        InputError: the model is no GGUF file, llama.cpp is not installed, or what slicing and healing raise.
+    llama.cpp's answers to PROMPTS are those of transformers. Raises InputError if the model is no GGUF file or
+    llama.cpp is not installed, and what slicing and healing raise.
     """
 
     def measure(shards):

@@ -216,7 +216,7 @@ def merge_layers(model, layers: list[MergedLayer], method: str = "merged"):
     _check_unquantized(model)
     pruned = drop_layers(model, cut_of_merges(layers, num_layers(model)))
     for layer, merged in zip(decoder_layers(pruned), layers, strict=True):
-        if isinstance(merged, tuple):
+        if not isinstance(merged, int):
             for path, matrix in _merge_matrices(model, merged, method).items():
                 owner, _, name = path.rpartition(".")
                 _set_parameter(layer.get_submodule(owner), name, matrix)
