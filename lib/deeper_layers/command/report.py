@@ -67,30 +67,27 @@ def report(
     from papermill import PapermillExecutionError
 
     name, classes = models.model_name(parameters.model), {of: CLASSES[of] for of in choose_notebooks(notebooks)}
-    inputs = {
-        notebook: parameters.model_dump(exclude_unset=True, include={*cls.model_fields})
-        for notebook, cls in classes.items()
-    }
     elsewhere = parameters.folder.resolve() != (root / "results").resolve()
     if cluster:
         return _run_as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
     out = checks.check_new_folder("out", out or Path("report") / results.slugify(name), writable=True)
     files.remove_leftovers(out)
-    for notebook in inputs:
+    for notebook in classes:
         check_unchanged(out / f"{notebook}.ipynb")
-    rows = plan_notebooks({notebook: cls(**inputs[notebook]) for notebook, cls in classes.items()})
+    typed = {of: parameters.model_dump(exclude_unset=True, include={*cls.model_fields}) for of, cls in classes.items()}
+    rows = plan_notebooks({notebook: cls(**typed[notebook]) for notebook, cls in classes.items()})
     total = duration(sum(row["seconds"] or 0 for row in rows))
     priced = [row | {"seconds": "not known" if row["unknown"] else duration(row["seconds"])} for row in rows]
     total = f"together about {total} on this machine as it is now, by arithmetic"
     print(f"{format_table(priced)}\n{total}" if priced else "nothing to measure: results hold all of it", flush=True)
     written, failed = {}, {}
-    for number, (notebook, notebook_inputs) in enumerate(inputs.items(), 1):
-        print(f"[{number}/{len(inputs)}] {notebook}", flush=True)
+    for number, notebook in enumerate(classes, 1):
+        print(f"[{number}/{len(classes)}] {notebook}", flush=True)
         path = out / f"{notebook}.ipynb"
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / path.name
             try:
-                execute_notebook(root / "notebooks" / path.name, run, notebook_inputs, Path.cwd())
+                execute_notebook(root / "notebooks" / path.name, run, typed[notebook], Path.cwd())
                 written[notebook] = str(path)
             except PapermillExecutionError as error:
                 failed[notebook] = error.evalue if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
@@ -108,7 +105,9 @@ def report(
         site = str(place / "_build" / "html" / "index.html")
     if failed:
         errors = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
-        raise InputError(f"{len(failed)} of {len(inputs)} notebooks were not made: {errors}; mend that, run this again")
+        raise InputError(
+            f"{len(failed)} of {len(classes)} notebooks were not made: {errors}; mend that, run this again"
+        )
     lines = [*written.values(), *([f"site: {site}"] if site else [])]
     return Answer({"model": name, "notebooks": written, "site": site}, ["\n".join(lines)])
 
@@ -133,17 +132,9 @@ def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: P
     # tqdm warns that IProgress is missing; its bars are lines of text in notebooks
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     with tempfile.TemporaryDirectory() as sockets:  # sockets of our own, as two kernels can race for a port
-        ipc = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
-        return papermill.execute_notebook(
-            source,
-            out,
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=folder,
-            progress_bar=False,
-            stderr_file=sys.stderr,
-            config=Config({"KernelManager": ipc}),
-        )
+        config = Config({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
+        options = {"kernel_name": "python3", "cwd": folder, "progress_bar": False, "stderr_file": sys.stderr}
+        return papermill.execute_notebook(source, out, parameters=parameters, config=config, **options)
 
 
 def check_unchanged(path: Path) -> list[str]:

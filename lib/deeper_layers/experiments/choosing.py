@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deeper_layers import data, export, results, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
@@ -19,9 +19,6 @@ from deeper_layers.experiments.scoring import MEASURED, list_data, score, score_
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, choose_merges, describe_price
-
-if TYPE_CHECKING:  # imports torch
-    from deeper_layers.export.tensors import Changed
 
 BRIDGE_SEQUENCES = 64  # a bridge is fitted on so many of the sequences of the distances
 CALIBRATION: dict = {"split": "train"}  # compared rules are calibrated on this split, and losses are of another
@@ -119,7 +116,7 @@ def choose_safe_cut(
     return min(blocks, key=lambda cut: distances[cut.size - 1, cut.start])
 
 
-def choose_cut_and_changes(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "Changed"]:
+def choose_cut_and_changes(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "export.Changed"]:
     """The cut of a rule that also changes weights, and the changed weights of the layers that stay. The rule is
     calibrated on the sequences of the distances; a bridge is fitted on the first of them."""
     rule_entry, inputs, parameters = REGISTERED[rule], _measure_inputs(rule, experiment), experiment.parameters
@@ -233,12 +230,12 @@ def measure_choice(rule: str, sizes: list[int], experiment: Experiment) -> Resul
 def _make_model_changer(rule: str, merged: dict[str, list], experiment: Experiment) -> Callable[[Cut], object]:
     """A function from a cut to the changed model of a rule. Models are cached, as several tasks need the same one.
     `merged` maps a size to the layers that are left, for a rule that merges layers."""
+    parameters = experiment.parameters
 
     @functools.cache
     def changed(cut: Cut):
-        text = _read_calibration_text(experiment, experiment.parameters.bridge_sequences)
-        merged_layers = merged.get(str(cut.size), [])
-        return rules.change_model(experiment.open_model()[0], REGISTERED[rule], cut, merged_layers, text)
+        model, text = experiment.open_model()[0], _read_calibration_text(experiment, parameters.bridge_sequences)
+        return rules.change_model(model, REGISTERED[rule], cut, merged.get(str(cut.size), []), text)
 
     return changed
 
