@@ -10,9 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 
-TRACEBACK_VARIABLE = (
-    "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks as usual, which developers want
-)
+TRACEBACK_VARIABLE = "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks, as developers want
 SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and others, which libraries may quote in errors
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_LENGTH = 2000  # characters of a message

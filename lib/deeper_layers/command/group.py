@@ -6,21 +6,13 @@ import warnings
 
 import click
 
+from deeper_layers import errors
 from deeper_layers.command.heal import heal
 from deeper_layers.command.measure import distances, scan, sweep
 from deeper_layers.command.plan import plan
 from deeper_layers.command.prune import prune
 from deeper_layers.command.report import report
 from deeper_layers.command.results import results
-from deeper_layers.errors import (
-    TRACEBACK_VARIABLE,
-    InputError,
-    disk_is_full,
-    first_line,
-    is_out_of_memory,
-    one_line,
-    write_fault_report,
-)
 
 INTERRUPTED, FAULT = 130, 70  # a shell's status of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
 
@@ -33,7 +25,7 @@ class Subcommands(click.Group):
 
     def invoke(self, context: click.Context):
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: click.echo(f"warning: {one_line(str(message))}", err=True)
+            warnings.showwarning = lambda message, *_: click.echo(f"warning: {errors.one_line(str(message))}", err=True)
             try:
                 return super().invoke(context)
             except KeyboardInterrupt:
@@ -41,35 +33,34 @@ class Subcommands(click.Group):
                 click.echo(f"\n{message}", err=True)
                 context.exit(INTERRUPTED)
             except click.ClickException as error:
-                error.message = one_line(error.message)  # it quotes what was typed
+                error.message = errors.one_line(error.message)  # it quotes what was typed
                 raise
             except (click.exceptions.Exit, click.Abort, BrokenPipeError):
                 raise  # BrokenPipeError: the reader of our output has closed the pipe
             except Exception as error:
-                if os.environ.get(TRACEBACK_VARIABLE):
+                if os.environ.get(errors.TRACEBACK_VARIABLE):
                     raise
                 if message := _explain_error(error):
-                    raise click.ClickException(one_line(message)) from None
-                message = f"{type(error).__name__}: {first_line(error)}"
-                click.echo(f"Error: {write_fault_report(message, traceback.format_exc())}", err=True)
+                    raise click.ClickException(errors.one_line(message)) from None
+                message = f"{type(error).__name__}: {errors.first_line(error)}"
+                click.echo(f"Error: {errors.write_fault_report(message, traceback.format_exc())}", err=True)
                 context.exit(FAULT)
 
 
 def _explain_error(error: Exception) -> str | None:
     """The message for an error that the user can correct; None for a fault of this software."""
-    if isinstance(error, InputError):
+    if isinstance(error, errors.InputError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: pip install {error.name}, or 'deeper-layers[book,cluster]' for reports"
     if isinstance(error, OSError) and error.filename is not None:
         return f"can't use {error.filename} ({error.strerror}): mend that, or name another place"
-    if disk_is_full(error):
-        return f"can't write any more ({first_line(error)}): make room, the same command goes on where it stopped"
-    if is_out_of_memory(error):
-        return (
-            f"out of memory ({first_line(error)}): use a machine with more, a smaller model, shorter sequences, or "
-            "--quantization nf4; the same command goes on where it stopped"
-        )
+    reason = errors.first_line(error)
+    if errors.disk_is_full(error):
+        return f"can't write any more ({reason}): make room, the same command goes on where it stopped"
+    if errors.is_out_of_memory(error):
+        advice = "use a machine with more, a smaller model, shorter sequences, or --quantization nf4"
+        return f"out of memory ({reason}): {advice}; the same command goes on where it stopped"
     return None
 
 
