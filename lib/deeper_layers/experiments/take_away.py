@@ -1,7 +1,6 @@
 """Scores by number of layers and of bits, and one file made for llama.cpp: sliced, healed, and rounded."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -52,34 +51,33 @@ def score_files(rule: str, cut: Cut, experiment: Experiment) -> Result | None:
     llama.cpp's answers to PROMPTS are those of transformers. Raises InputError if the model is no GGUF file or
     llama.cpp is not installed, and what slicing and healing raise.
     """
+    parameters, training = experiment.parameters, experiment.parameters.healing_parameters()
+    experiment = experiment.replace(dtype=training.dtype)
+    healing = Healing(cut, training.make_config(), Experiment(training, experiment.source))
 
     def measure(shards):
         with tempfile.TemporaryDirectory() as folder:
-            return _score_variants(cut, experiment, Path(folder), shards)
+            return _score_variants(healing, experiment, Path(folder), shards)
 
-    parameters = experiment.parameters
-    healing, tasks = parameters.healing_parameters(), parameters.task_settings
     settings = {
-        "tasks": tasks,
+        "tasks": parameters.task_settings,
         "cuts": name_cuts({rule: [UNPRUNED, cut]}),
-        "healing": healing.make_config().settings,
+        "healing": healing.config.settings,
         "text": parameters.text,
         "bits": parameters.gguf_type,
         "prompts": list(PROMPTS),
         "answer_tokens": TOKENS,
     }
-    reads = [Data(parameters.text, {"split": "train"}), *list_data(tasks)]
-    return experiment.replace(dtype=healing.dtype).find_or_measure("scores", settings, reads, measure)
+    reads = [Data(parameters.text, {"split": "train"}), *list_data(parameters.task_settings)]
+    return experiment.find_or_measure("scores", settings, reads, measure)
 
 
-def _score_variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shards) -> tuple[list[dict], dict]:
+def _score_variants(healing: Healing, experiment: Experiment, folder: Path, shards: Shards) -> tuple[list[dict], dict]:
     """Rows and details of all variants, whose files are written to `folder`."""
-    parameters, source, training = experiment.parameters, experiment.source, experiment.parameters.healing_parameters()
+    parameters, source, cut = experiment.parameters, experiment.source, healing.cut
     files = {"whole": export.find_gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
     answers = {"whole": _generate_answers(files["whole"])}  # first, as it fails where llama.cpp is not installed
-    healing_experiment = Experiment(training, dataclasses.replace(source, dtype=training.dtype))
-    healing = Healing(cut, training.make_config(), healing_experiment)
-    run, adapter = healing_experiment.require(healing.heal(), "the healing"), healing.find_adapters()
+    run, adapter = experiment.require(healing.heal(), "the healing"), healing.find_adapters()
     files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapter)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
     exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapter, type="f32")
