@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeper_layers import data, export, results, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
@@ -19,6 +19,9 @@ from deeper_layers.experiments.scoring import MEASURED, list_data, score, score_
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, choose_merges, describe_price
+
+if TYPE_CHECKING:  # imports torch
+    from deeper_layers.export.tensors import Changed
 
 BRIDGE_SEQUENCES = 64  # a bridge is fitted on so many of the sequences of the distances
 CALIBRATION: dict = {"split": "train"}  # compared rules are calibrated on this split, and losses are of another
@@ -116,7 +119,7 @@ def choose_safe_cut(
     return min(blocks, key=lambda cut: distances[cut.size - 1, cut.start])
 
 
-def choose_cut_and_changes(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "export.Changed"]:
+def choose_cut_and_changes(rule: str, size: int, experiment: Experiment) -> tuple[Cut, "Changed"]:
     """The cut of a rule that also changes weights, and the changed weights of the layers that stay. The rule is
     calibrated on the sequences of the distances; a bridge is fitted on the first of them."""
     rule_entry, inputs, parameters = REGISTERED[rule], _measure_inputs(rule, experiment), experiment.parameters

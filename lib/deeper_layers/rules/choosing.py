@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # slow, and not needed to choose
     import pandas as pd
 
 Losses = Callable[[list[Cut]], Sequence[float]]  # from cuts to the pruned models' losses on text, nats a token
-MergedLayer = int | tuple  # a layer's number, or layers merged into the first of them, which may be merged ones, too
+MergedLayer = int | tuple | list  # a layer's number, or layers merged into the first; parts may be merged ones, too
 Likeness = Callable[[list[MergedLayer]], float]  # cosine of final states: a model of these layers, and the whole one
 Chooser = Callable[[Sequence[int], int, Any], list[Cut]]  # from sizes, L and what the rule needs to a cut for each size
 # what a rule may need, and how many passes of all layers it takes to measure; a search has a price of its own
