@@ -58,6 +58,10 @@ class Estimate:
     def __sub__(self, other: "Estimate") -> "Estimate":
         return Estimate.combine(np.subtract, self, other)
 
+    def mean_over(self, is_chosen: np.ndarray | pd.Series) -> "Estimate":
+        """The mean over the cuts for which `is_chosen`, [C], is true."""
+        return Estimate.combine(lambda numbers: numbers[:, is_chosen].mean(axis=1), self)
+
     def judge(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
         """The verdict on a claim that the number lies from `floor` to `ceiling`: supported if the whole interval lies
         there, contradicted if nothing of it does, else inconclusive."""

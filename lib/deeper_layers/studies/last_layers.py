@@ -59,22 +59,15 @@ def find_answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, 
             yield form, PLACES[rule], curve, unasked.outcomes if unasked else np.zeros_like(curve.outcomes)
 
 
-def average_share_kept(curve: Measurement, guessed: np.ndarray) -> Estimate:
-    """k, the share kept above guessing without the question, mean over sizes."""
-    if not set(SIZES) <= set(curve.cuts["size"]):
-        return Estimate(untold=NOT_TESTED)
-    kept = shares_kept(curve.outcomes, resample(guessed))
-    return Estimate.combine(lambda numbers: numbers[:, curve.cuts["size"].isin(SIZES)].mean(axis=1), kept)
-
-
 def average_by_place(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
     """The mean of k over sizes and prompts, by model, form and place; NOT_TESTED if a size or prompt is missing."""
-    kept = {
-        (*curve.place[:2], place): average_share_kept(curve, guessed)
-        for _, place, curve, guessed in find_answers(scores)
-    }
+    kept, missing = {}, Estimate(untold=NOT_TESTED)
+    for _, place, curve, guessed in find_answers(scores):
+        sizes = curve.cuts["size"]
+        shares = shares_kept(curve.outcomes, resample(guessed)) if {*SIZES} <= {*sizes} else missing
+        kept[*curve.place[:2], place] = shares.mean_over(sizes.isin(SIZES))
     return {
-        (model, form, place): mean_of([kept.get((model, task, place), Estimate(untold=NOT_TESTED)) for task in tasks])
+        (model, form, place): mean_of([kept.get((model, task, place), missing) for task in tasks])
         for model in dict.fromkeys(model for model, *_ in kept)
         for (form, tasks), place in itertools.product(FORMS.items(), PLACES.values())
     }

@@ -13,7 +13,7 @@ import pandas as pd
 
 from deeper_layers.report.estimates import Estimate, correct_by_holm, resample, shares_kept
 from deeper_layers.report.names import task_title
-from deeper_layers.report.pairing import returns, select_best
+from deeper_layers.report.pairing import make_table, returns, select_best
 from deeper_layers.report.statistics import SIZE, find_scans
 from deeper_layers.studies.which_layers import collect_maps
 
@@ -57,8 +57,8 @@ def _average_kept(scores: pd.DataFrame, size: int = SIZE) -> dict[tuple[str, str
         shares = shares_kept(scan.outcomes, scan.guessing)
         for place in (MIDDLE, LATE) if {MIDDLE, LATE} <= set(places) else ():
             in_place = places == place
-            kept = Estimate.combine(lambda numbers, in_place=in_place: numbers[:, in_place].mean(axis=1), shares)
-            kept_by_place[*scan.place[:2], place] = int(in_place.sum()), scan.outcomes.shape[1], kept
+            counts = int(in_place.sum()), scan.outcomes.shape[1]
+            kept_by_place[*scan.place[:2], place] = *counts, shares.mean_over(in_place)
     return kept_by_place
 
 
@@ -71,16 +71,9 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
     """The numbers of the criterion: model, number ("D, letters less words" or "W, middle less late"), about, place,
     value with low and high, limit, verdict, p (of the number being 0, by the bootstrap) and p_holm (corrected for one
     number and model). For losses W is the loss of late blocks minus that of middle ones, nats a token."""
-    table = _compute_numbers(scores)
-    p_values = table[table["p"].notna()].groupby(["model", "number"])["p"]
-    return table.assign(p_holm=p_values.transform(correct_by_holm))
-
-
-@returns("model number about place value low high limit verdict p")
-def _compute_numbers(scores: pd.DataFrame) -> Iterator[dict]:
-    kept_by_place = {place: estimate for place, (*_, estimate) in _average_kept(scores).items()}
-    for model in dict.fromkeys(model for model, *_ in kept_by_place):
-        kept = {key[1:]: estimate for key, estimate in kept_by_place.items() if key[0] == model}
+    rows, all_kept, maps = [], _average_kept(scores), collect_maps(scores)
+    for model in dict.fromkeys(model for model, *_ in all_kept):
+        kept = {key[1:]: estimate for key, (*_, estimate) in all_kept.items() if key[0] == model}
         numbers = [
             (D, about, place, kept[letters, place] - kept[words, place], limit)
             for about, (letters, words) in PAIRS.items()
@@ -88,23 +81,21 @@ def _compute_numbers(scores: pd.DataFrame) -> Iterator[dict]:
             if {(letters, place), (words, place)} <= kept.keys()
         ]
         tasks = [task for task, form in FORMS.items() if form == "words" and (task, LATE) in kept]
-        drops = {task_title(task): kept[task, MIDDLE] - kept[task, LATE] for task in tasks} | _loss_gaps(scores, model)
-        numbers += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in drops.items()]
+        gaps = {task: kept[task, MIDDLE] - kept[task, LATE] for task in tasks}
+        for task in LOSSES:
+            losses = maps.get((model, task), {}).get(SIZE, np.empty(0))
+            places = classify_places(np.arange(len(losses)), len(losses) + SIZE)
+            if {MIDDLE, LATE} <= set(places):
+                late, middle = (losses[places == place].mean(axis=0) for place in (LATE, MIDDLE))
+                gaps[task] = Estimate.of(resample(late - middle))
+        numbers += [(W, task_title(task), f"{MIDDLE}, {LATE}", gap, 0.0) for task, gap in gaps.items()]
         for number, about, place, estimate, limit in numbers:
             verdict = estimate.judge_beyond(limit) if limit else estimate.judge(floor=0.0)
             row = {"model": model, "number": number, "about": about, "place": place, "limit": limit, "verdict": verdict}
-            yield row | {"p": estimate.p_value()} | estimate.columns()
-
-
-def _loss_gaps(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
-    estimates, all_maps = {}, collect_maps(scores)
-    for task in LOSSES:
-        losses = all_maps.get((model, task), {}).get(SIZE, np.empty(0))
-        places = classify_places(np.arange(len(losses)), len(losses) + SIZE)
-        if {MIDDLE, LATE} <= set(places):
-            late, middle = (losses[places == name].mean(axis=0) for name in (LATE, MIDDLE))
-            estimates[task_title(task)] = Estimate.of(resample(late - middle))
-    return estimates
+            rows.append(row | {"p": estimate.p_value()} | estimate.columns())
+    table = make_table("model number about place value low high limit verdict p".split(), rows)
+    p_values = table[table["p"].notna()].groupby(["model", "number"])["p"]
+    return table.assign(p_holm=p_values.transform(correct_by_holm))
 
 
 @returns("model task topic layers start size middle commonest margin items")
@@ -113,16 +104,12 @@ def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     often), margin (log-probability of the right choice minus that of the best other, nats, mean)."""
     scans = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
     for _, rows in select_best(_drop_unnormalized(scans)).groupby(["model", "task", "start"]):
-        model, task, start, layers = rows[["model", "task", "start", "layers"]].iloc[0]
-        chosen = np.concatenate(list(rows["chosen"])).astype(int)
-        margin = np.concatenate([_find_margins(*item) for item in zip(rows["logprobs"], rows["target"], strict=True)])
-        row = {"model": model, "task": task, "topic": task_title(task), "layers": layers, "start": start, "size": size}
-        row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
-        yield row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(chosen)}
-
-
-def _find_margins(logprobs: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The margin in nats of the right choice over the best other one, [I], from log-probabilities [I, K]."""
-    is_right = np.arange(logprobs.shape[1]) == target[:, None]
-    right, others = np.where(is_right, logprobs, np.nan), np.where(is_right, np.nan, logprobs)
-    return np.nanmax(right, axis=1).astype(float) - np.nanmax(others, axis=1)
+        row, chosen, margins = rows.iloc[0].to_dict(), np.concatenate(list(rows["chosen"])).astype(int), []
+        for logprobs, target in zip(rows["logprobs"], rows["target"]):  # [I, K], [I]
+            is_right = np.arange(logprobs.shape[1]) == target[:, None]
+            right, others = np.where(is_right, logprobs, np.nan), np.where(is_right, np.nan, logprobs)
+            margins.append(np.nanmax(right, axis=1).astype(float) - np.nanmax(others, axis=1))
+        margin = np.concatenate(margins)
+        row |= {"topic": task_title(row["task"]), "items": len(chosen), "middle": row["start"] + (size - 1) / 2}
+        row |= {"commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
+        yield row | {"margin": float(np.mean(margin[np.isfinite(margin)]))}
