@@ -58,15 +58,17 @@ def _select_maps(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[is_map_row(scores)].query("metric == 'loss'")
 
 
-def list_share_sizes(layers: int) -> list[int]:
-    return list(dict.fromkeys(max(1, (percent * layers + 50) // 100) for percent in PERCENT))  # halves are rounded up
+def list_share_sizes(maps: Maps) -> list[int]:
+    """The sizes of PERCENT; [] if the maps lack one of them."""
+    layers = next(size + len(costs) for size, costs in maps.items())
+    sizes = dict.fromkeys(max(1, (percent * layers + 50) // 100) for percent in PERCENT)  # halves are rounded up
+    return list(sizes) if sizes.keys() <= maps.keys() else []
 
 
 def find_maps(scores: pd.DataFrame) -> Iterator[tuple[str, Maps]]:
     """Yield each model that has maps of losses on TEXT for all sizes of PERCENT, with these maps."""
-    layers = scores.groupby("model")["layers"].first()
     for (model, text), maps in collect_maps(scores).items():
-        if text == TEXT and set(sizes := list_share_sizes(int(layers[model]))) <= set(maps):
+        if text == TEXT and (sizes := list_share_sizes(maps)):
             yield model, {size: maps[size] for size in sizes}
 
 
@@ -74,8 +76,7 @@ def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     """Every block: model, task (text), topic, layers, size, start, share, value (loss, nats a token), guessing, cost
     (loss minus that of the whole model), place (rank among blocks of its size that keep the last layer, from 1)."""
     rows = select_best(_select_maps(scores)).drop_duplicates(["model", "task", "cut"])
-    rows = rows.rename(columns={"chance": "guessing"})
-    rows = rows[["model", "task", "layers", "size", "start", "share", "value", "guessing"]]
+    rows = rows["model task layers size start share value chance".split()].rename(columns={"chance": "guessing"})
     whole = rows.query("size == 0").set_index(["model", "task"])["value"].rename("cost")
     rows = rows.query("size > 0").join(whole, on=["model", "task"]).dropna(subset="cost")
     inner = rows.query("start + size < layers").groupby(["model", "task", "size"])["value"]
@@ -99,12 +100,13 @@ def compute_regret(blocks: Float[np.ndarray, "B S"], costs: Float[np.ndarray, "K
     return np.mean(regrets, axis=0)
 
 
-def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+@returns("model corpus task size start best blocks place value low high")
+def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict]:
     """The regret of the most similar block, nats a token: model, corpus (of the distances), task (text of the losses),
     size, start (of the pick), best (start of the best block), blocks (their number), place (rank of the pick by loss,
     from 1), value with low and high, for which each draw of sequences picks again. Size 0 is the mean over PERCENT of
     the layers, if the maps have all of these sizes."""
-    rows, selected = [], select_distances(distances)
+    selected = select_distances(distances)
     for (model, task), maps in collect_maps(scores).items():
         for corpus, rows_of_text in selected.query("model == @model").groupby("corpus"):
             if rows_of_text["by_sequence"].isna().any():
@@ -117,11 +119,9 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
                 start, means = picks[0], costs.mean(axis=1)
                 regrets[size] = Estimate.of(compute_regret(costs, costs)[np.arange(len(picks)), picks])
                 row = {"size": size, "start": start, "best": means.argmin(), "blocks": len(costs)}
-                rows.append(shared | row | {"place": 1 + (means < means[start]).sum()} | regrets[size].columns())
-            if set(sizes := list_share_sizes(int(rows_of_text["layers"].iloc[0]))) <= set(regrets):
-                rows.append(shared | {"size": 0} | mean_of([regrets[size] for size in sizes]).columns())
-    names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
+                yield shared | row | {"place": 1 + (means < means[start]).sum()} | regrets[size].columns()
+            if sizes := list_share_sizes(maps):
+                yield shared | {"size": 0} | mean_of([regrets[size] for size in sizes]).columns()
 
 
 @returns("model rule title sizes value low high")
@@ -176,11 +176,10 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         healed = _select_losses(scores).query("model == @model and healing.notna()").sort_values("measured")
         whole = healed.query("size == 0").groupby("healing").agg(whole=("value", "last"))
         healed = healed.query("size > 0").join(whole, on="healing").dropna(subset=["rule", "whole"])
-        if len(healed):
-            last = healed.drop_duplicates(["rule", "size"], keep="last")
-            size = last["size"].mode()[0]
-            last = last.query("size == @size").set_index("rule")
-            table[f"healed, {title} (n = {size})"] = last["value"] - last["whole"]
+        last = healed.drop_duplicates(["rule", "size"], keep="last")
+        for size in last["size"].mode()[:1]:
+            of_size = last[last["size"] == size].set_index("rule")
+            table[f"healed, {title} (n = {size})"] = of_size["value"] - of_size["whole"]
     measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
     return table[measured].reset_index(names="rule")
 
@@ -208,13 +207,12 @@ def geometry(folder: Path | None = None) -> Iterator[dict]:
 def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The regret of the pick of each measure of `geometry`, the block with its least value, at PERCENT of the layers:
     nats a token, without an interval, as the map has every block."""
-    distance_rows = nearest(distances).rename(columns={"start": "layer", "distance": "value"})
+    distance_rows = nearest(distances).rename(columns={"distance": "value"})
     distance_rows["measure"] = "angular distance, on " + distance_rows["corpus"].map(rule_title)
-    candidates = pd.concat([measures.dropna(subset="value"), distance_rows])
-    candidates["order"] = candidates.groupby("measure", sort=False).ngroup()
-    candidates = candidates.query("layer + size < layers").sort_values("value", kind="stable")
+    measures = measures.dropna(subset="value").rename(columns={"layer": "start"})
+    candidates = pd.concat([measures, distance_rows], ignore_index=True).query("start + size < layers")
+    best = candidates.loc[candidates.groupby(["model", "measure", "size"], sort=False)["value"].idxmin()]
     for model, maps in find_maps(scores):
         regrets = {size: compute_regret(costs, costs)[0] for size, costs in maps.items()}
-        chosen = candidates.query(f"model == {model!r} and size in {list(maps)}").drop_duplicates(["measure", "size"])
-        chosen = chosen.sort_values(["order", "size"]).rename(columns={"layer": "start"})
+        chosen = best[(best["model"] == model) & best["size"].isin(list(maps))]
         yield chosen.assign(value=[regrets[size][int(start)] for size, start in zip(chosen["size"], chosen["start"])])
