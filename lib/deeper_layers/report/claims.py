@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report import estimates, paper, statistics
+from deeper_layers.report import estimates, pairing, paper, statistics
 from deeper_layers.report.estimates import AT_FLOOR, INCONCLUSIVE, NOT_TESTED, Estimate, resample
 from deeper_layers.report.names import (
     Sentences,
@@ -29,14 +29,7 @@ from deeper_layers.report.names import (
     rule_title,
     task_title,
 )
-from deeper_layers.report.pairing import (
-    Measurement,
-    find_measurements,
-    pair_outcomes,
-    pick_rules,
-    returns,
-    score_guessing,
-)
+from deeper_layers.report.pairing import Measurement, pair_outcomes, returns
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
 COLLAPSE_SHARE = 0.1  # the share of dropped layers from which on a model that collapses keeps little
@@ -50,7 +43,7 @@ class NoEstimate(Exception):
     """There is no number for a claim on a model: the reason, the verdict, and numbers beside it."""
 
     def __init__(self, reason: str, verdict: str = NOT_TESTED, beside: str = ""):
-        self.reason, self.estimate, self.beside = reason, Estimate(untold=verdict), beside
+        self.reason, self.answer = reason, (Estimate(untold=verdict), beside)
 
 
 class Model(NamedTuple):
@@ -59,13 +52,13 @@ class Model(NamedTuple):
     scores: pd.DataFrame
     distances: pd.DataFrame
     layers: int
-    gone: pd.DataFrame  # where half is gone, by the most similar blocks
+    gone: dict[str, Estimate]  # by task the share of the most similar layers with which half is gone
     recovery: pd.DataFrame
 
     def find_curve(self, task: str, rule: str = "similarity") -> Measurement:
         """The measurement of a task under a rule. Raises NoEstimate if there is none with the whole model."""
-        rows = pick_rules(self.scores.query("task == @task and rule == @rule"))
-        for curve in find_measurements(rows, all_scores=self.scores):
+        rows = pairing.pick_rules(self.scores.query("task == @task and rule == @rule"))
+        for curve in pairing.find_measurements(rows, all_scores=self.scores):
             if curve.cuts["size"].iloc[0] == 0:
                 return curve
         raise NoEstimate(f"{task_title(task)} was not asked, {rule_title(rule)}")
@@ -77,16 +70,14 @@ class Model(NamedTuple):
 
 
 def _find_half_gone(model: Model, task: str, with_rest: bool = False) -> Answer:
-    rows = {row["task"]: row for row in model.gone.to_dict("records")}
-    if task not in rows:
+    if task not in model.gone:
         raise NoEstimate(f"{task_title(task)} was not asked")
-    ends = ("share", *estimates.interval_columns("share"))
-    shares = {name: Estimate(*map(row.get, ends), untold=row["untold"]) for name, row in rows.items()}
-    share = shares.pop(task)
     rest = [
-        f"{task_title(name)} {format_number(gone, as_share=True)}" for name, gone in shares.items() if not gone.untold
+        f"{task_title(name)} {format_number(share, as_share=True)}"
+        for name, share in model.gone.items()
+        if with_rest and name != task and not share.untold
     ]
-    return share, f"half gone of {'; '.join(rest)}" if with_rest and rest else ""
+    return model.gone[task], f"half gone of {'; '.join(rest)}" if rest else ""
 
 
 def _find_collapse(model: Model) -> Answer:
@@ -156,7 +147,7 @@ def _compare_prompts(model: Model, column: str, first_value: int, second_value: 
     if not {first_value, second_value} <= set(rows[column]):
         raise NoEstimate("prompts were not varied")
     first, second = (pair_outcomes(rows.query(f"{column} == {value}"))[1][0] for value in (first_value, second_value))
-    if estimates.is_at_floor(first, score_guessing(rows)):
+    if estimates.is_at_floor(first, pairing.score_guessing(rows)):
         raise NoEstimate("the whole model only guesses", AT_FLOOR)
     return Estimate.of(resample(first - second)), f"whole model, {len(first)} items"
 
@@ -201,15 +192,13 @@ def _compare_seeds(model: Model) -> Answer:
 
 def _describe_healed(model: Model, task: str) -> Answer:
     """Raise NoEstimate with the recoveries of our healings beside, as none has the paper's settings."""
-    table = model.require_recovery()
+    table = model.require_recovery().sort_values(["learning_rate", "tokens"], ascending=[True, False])
     of_task = table.query("task == @task")
-    estimated = of_task.query("untold == ''").sort_values(["rule", "size", "learning_rate"])
-    of_task = table if of_task.empty else of_task
-    rate, tokens = min(zip(of_task["learning_rate"], of_task["tokens"]), key=lambda pair: (pair[0], -pair[1]))
-    share, times = tokens / paper.HEALING_TOKENS, rate / paper.LEARNING_RATE
+    nearest = (table if of_task.empty else of_task).iloc[0]
+    share, times = nearest["tokens"] / paper.HEALING_TOKENS, nearest["learning_rate"] / paper.LEARNING_RATE
     lines = [
         f"n = {row['size']} ({row['rule']}, {row['learning_rate']:g}) {format_number(row)}"
-        for row in estimated.to_dict("records")
+        for row in of_task.query("untold == ''").sort_values(["rule", "size"], kind="stable").to_dict("records")
     ]
     recovered = f"recovered of {task_title(task)} by rule and rate: {'; '.join(lines)}" if lines else ""
     raise NoEstimate(f"healed at {times:.0f}× the paper's rate, on {share:.2%} of its tokens", beside=recovered)
@@ -243,25 +232,26 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict
     beside (numbers that decide nothing), power (half of the interval)."""
     models = {}
     for name in dict.fromkeys([*scores["model"], *distances["model"]]):
-        rows, blocks = (table.query("model == @name", local_dict={"name": name}) for table in (scores, distances))
-        layers, gone = int(pd.concat([rows["layers"], blocks["layers"]]).max()), statistics.half_gone_table(rows)
-        models[name] = Model(rows, blocks, layers, gone.query("rule == 'similarity'"), statistics.recovery_table(rows))
+        rows, blocks = scores[scores["model"] == name], distances[distances["model"] == name]
+        gone = {
+            row.task: Estimate(row.share, row.share_low, row.share_high, untold=row.untold)
+            for row in statistics.half_gone_table(rows).query("rule == 'similarity'").itertuples()
+        }
+        layers = int(max([*rows["layers"], *blocks["layers"]]))
+        models[name] = Model(rows, blocks, layers, gone, statistics.recovery_table(rows))
     for claim, (name, model) in itertools.product(CLAIMS, models.items()):
-        yield _judge(DEFAULTS | claim, name, model)
-
-
-def _judge(claim: dict, name: str, model: Model) -> dict:
-    try:
-        (estimate, beside), reason = QUERIES[claim["claim"]](model), ""
-    except NoEstimate as no_estimate:
-        estimate, beside, reason = no_estimate.estimate, no_estimate.beside, no_estimate.reason
-    limits = claim["floor"], claim["ceiling"]
-    verdict = estimate.judge(*limits) if claim["is_tested"] else NOT_TESTED
-    if verdict != NOT_TESTED and any(np.allclose((estimate.low, estimate.high), limit) for limit in limits):
-        verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
-    power = (estimate.high - estimate.low) / 2
-    row = claim | {"model": name} | estimate.columns() | {"verdict": verdict, "reason": reason}
-    return row | {"power": power if math.isfinite(power) else np.nan, "beside": beside}
+        claim, reason = DEFAULTS | claim, ""
+        try:
+            estimate, beside = QUERIES[claim["claim"]](model)
+        except NoEstimate as no_estimate:
+            (estimate, beside), reason = no_estimate.answer, no_estimate.reason
+        limits = claim["floor"], claim["ceiling"]
+        verdict = estimate.judge(*limits) if claim["is_tested"] else NOT_TESTED
+        if verdict != NOT_TESTED and any(np.allclose((estimate.low, estimate.high), limit) for limit in limits):
+            verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
+        power = (estimate.high - estimate.low) / 2
+        row = claim | {"model": name} | estimate.columns() | {"verdict": verdict, "reason": reason, "beside": beside}
+        yield row | {"power": power if math.isfinite(power) else np.nan}
 
 
 def shown(claims: pd.DataFrame):
@@ -276,16 +266,14 @@ def shown(claims: pd.DataFrame):
         shared = first["reason"] if not first["is_tested"] and claim_rows["reason"].nunique() == 1 else ""
         differs = shared or (first["differs"] if first["is_tested"] else "how the models were healed")
         note = f"We count: {first['number']}. Differs: {differs}. Figure: {first['figure']}."
-        cells = {"claim": (first["page"], first["title"], first["sentence"], note), "the paper": first["paper"]}
+        texts = map(as_html, (first["page"], first["title"], first["sentence"], note))
+        claim = '<a data-page="{}">{}</a>. {} <small>{}</small>'.format(*texts)
+        cells = {"claim": [claim], "the paper": first["paper"]}  # lists hold HTML, which is escaped already
         for row in claim_rows.to_dict("records"):
             number = "" if pd.isna(row["value"]) else f": {format_number(row, as_share=row['as_share'])}"
-            cells[model_title(row["model"])] = (row["verdict"] + number, "" if shared else row["reason"])
+            reason = f" <small>{as_html(row['reason'])}</small>" if row["reason"] and not shared else ""
+            cells[model_title(row["model"])] = [as_html(row["verdict"] + number) + reason]
         rows.append(cells)
     caption = "The paper's claims: its number, ours with 95% intervals, and the verdict."
-    in_html = dict.fromkeys(map(model_title, claims["model"]), "{} <small>{}</small>")
-    in_html["claim"] = '<a data-page="{}">{}</a>. {} <small>{}</small>'
-    form = {
-        name: lambda cell, text=text: text.format(*map(as_html, cell)).removesuffix(" <small></small>")
-        for name, text in in_html.items()
-    }
-    return as_table(pd.DataFrame(rows), caption, form | {"the paper": None})
+    form = dict.fromkeys(["claim", *map(model_title, claims["model"])], "{0[0]}")
+    return as_table(pd.DataFrame(rows), caption, form)
