@@ -61,20 +61,16 @@ class Panel:
         if marker:
             trace["marker"] = {"color": colour, "size": size + 3, "symbol": marker + "-open" * (not filled)}
         if hover is not None:
-            trace |= {
-                "text": list(map(as_lines, hover)),
-                "hoverinfo": "text",
-                "hovertemplate": "%{text}<extra></extra>",
-            }
+            trace |= {"text": list(map(as_lines, hover)), "hoverinfo": "text"}
+            trace["hovertemplate"] = "%{text}<extra></extra>"
         self._add_trace(label, x=round_values(x), y=round_values(y), showlegend=label is not None, **trace)
 
     def draw_band(self, x, low, high, *, colour, label=None) -> None:
         """Draw a band between two heights, in one piece for each run without gaps."""
-        x, low, high = (np.asarray(values, dtype=float) for values in (x, low, high))
-        is_known = np.isfinite(low) & np.isfinite(high)
-        self.ax.fill_between(x, low, high, where=is_known, color=colour, alpha=0.18, linewidth=0)
-        across, up, places = [], [], np.flatnonzero(is_known)
-        for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+        x, low, high = (np.ma.masked_invalid(np.asarray(values, dtype=float)) for values in (x, low, high))
+        self.ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        across, up = [], []
+        for run in np.ma.clump_unmasked(high - low):
             across += [*round_values(x[run]), *round_values(x[run][::-1]), None]
             up += [*round_values(low[run]), *round_values(high[run][::-1]), None]
         shade = "rgba({:.0f},{:.0f},{:.0f},0.18)".format(*(255 * part for part in to_rgb(colour)))
@@ -112,13 +108,13 @@ class Figure:
     """One picture in both forms. A notebook shows it with its rows and the command that makes it.
 
     `name` identifies the figure on its page and names its files: a-z, 0-9 and single hyphens. `titles` has one title
-    for each panel, row by row; `tall` are the heights of the rows in pixels.
+    for each panel, row by row; `tall` are the heights of the rows in pixels, or that of each.
     """
 
     @matplotlib.rc_context(PRINT)
-    def __init__(self, name: str, x: str, y: str, titles: Sequence[str], *, columns: int = 1, tall: Sequence[int] = ()):
+    def __init__(self, name: str, x: str, y: str, titles: Sequence[str], *, columns: int = 1, tall=0):
         rows = -(-len(titles) // columns)
-        tall = list(tall) or [340 if len(titles) == 1 else 200 if columns > 1 else 240] * rows
+        tall = np.broadcast_to(tall or (340 if len(titles) == 1 else 200 if columns > 1 else 240), rows).tolist()
         self.name, self.columns, self.scale, self.legend = name, columns, None, {}
         size = 6.6 if columns < 3 else 2.5 * columns, (sum(tall) + 60 * rows) / 90
         self.static = matplotlib.figure.Figure(size, layout="constrained")
@@ -171,10 +167,9 @@ class Figure:
         # In JSON "<" occurs only inside strings. Escaped, no label can end the script. Browsers reject NaN.
         live = json.dumps(self.live, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
         caption = re.sub(r"<(?!/?(?:em|strong|b|i|code|sub|sup|br)>)", "&lt;", self.caption)
-        notebook, made = os.environ.get(NOTEBOOK), ""
-        if notebook:
-            made = as_html(f"papermill notebooks/{notebook}.ipynb out.ipynb -p model ORG/NAME")
-            made = f' <code class="command">{made}</code>'
+        notebook = as_html(os.environ.get(NOTEBOOK, ""))
+        command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p model ORG/NAME"
+        made = f' <code class="command">{command}</code>' if notebook else ""
         return (
             f'<figure class="measured" id="{self.name}"><div class="plot"><img alt="{as_html(self.alt)}" '
             f'src="data:image/svg+xml;base64,{base64.b64encode(self.svg()).decode()}"></div>'

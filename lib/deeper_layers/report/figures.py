@@ -144,8 +144,7 @@ def heat_maps(distances: pd.DataFrame):
     """Maps of distances over first layer and block size, each row rescaled to 0 to 1, l*(n) marked (figure 4)."""
     rows = select_distances(distances)
     of_size = rows.groupby(["model", "corpus", "size"])["distance"]
-    least, most = of_size.transform("min"), of_size.transform("max")
-    rows = rows.assign(shade=(rows["distance"] - least) / (most - least).replace(0, np.nan))
+    rows["shade"] = of_size.transform(lambda values: (values - values.min()) / (values.max() - values.min()))
     marks = {NEAREST: find_nearest(distances), "the authors' l*(n)": paper.authors_starts()}
     caption = (
         "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
@@ -168,15 +167,12 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
 
 def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
     """Maps of the column `shade`, 0 to 1, over first layer and size, a panel for each model and `text`; the hover text
-    has the column `told`. `marks` are tables of blocks by label, with columns model, start and size."""
+    has the column `field` in the form `form`. `marks` are tables of blocks by label: model, start and size."""
     if rows.empty:
         return Sentences([], name)
     panels = split_panels(rows, "model", column_if_several(rows, text))
-    columns = min(2, len(panels))
-    tall = [300 if columns > 1 else 420] * -(-len(panels) // columns)
-    picture = Figure(
-        name, AXES["start"], "Layers in the block, n", [head for head, _ in panels], columns=columns, tall=tall
-    )
+    look = {"columns": min(2, len(panels)), "tall": 300 if len(panels) > 1 else 420}
+    picture = Figure(name, AXES["start"], "Layers in the block, n", [head for head, _ in panels], **look)
     picture.add_scale(title)
     for panel, (_, part) in zip(picture.panels, panels):
         layers = int(part["layers"].iloc[0])

@@ -47,7 +47,8 @@ def hours(folder: Path | None = None) -> pd.DataFrame:
     return rows.agg(runs=("kind", "size"), **sums, GiB=("GiB", "max")).reset_index()
 
 
-def written_answers(folder: Path | None = None) -> pd.DataFrame:
+@returns("model dtype topic models answers tokens seconds_an_answer tokens_a_second device")
+def written_answers(folder: Path | None = None) -> Iterator[pd.DataFrame]:
     """The time to write answers, by all pruned models of a file together: model, dtype, topic, models, answers (of each
     model), tokens (mean of an answer), seconds_an_answer, tokens_a_second, device."""
     rows = results.scores(folder).query("outcome.notna()").drop_duplicates(["path", "task", "cut"])
@@ -57,9 +58,7 @@ def written_answers(folder: Path | None = None) -> pd.DataFrame:
     times = written.groupby(["path", "topic"], sort=False).agg(**sums).reset_index()
     times = times.merge(results.runs(folder), on="path")
     times = times.assign(tokens=times["sum"] / times["all"], seconds_an_answer=times["seconds"] / times["all"])
-    times["tokens_a_second"] = times["sum"] / times["seconds"]
-    names = ["model", "dtype", "topic", "models", "answers", "tokens", "seconds_an_answer", "tokens_a_second", "device"]
-    return put_in_order(times)[names]
+    yield put_in_order(times.assign(tokens_a_second=times["sum"] / times["seconds"]))
 
 
 @returns("trainer version model dropped steps first last")
@@ -72,8 +71,7 @@ def trained_elsewhere(content: dict) -> Iterator[dict]:
 
 def data(scores: pd.DataFrame) -> pd.DataFrame:
     """The data sets: data, source, licence, splits, asked (the most items or sequences measured with one model)."""
-    distinct = scores.drop_duplicates(["model", "task", "subject", "items"])
-    by_subject = distinct.groupby(["model", "task", "subject"], dropna=False)["items"].max()
+    by_subject = scores.groupby(["model", "task", "subject"], dropna=False)["items"].max()
     items_by_task, sets = by_subject.groupby(["model", "task"]).sum().groupby("task").max(), pd.read_csv(DATA)
     items = [items_by_task[items_by_task.index.str.fullmatch(tasks)].max() for tasks in sets["tasks"]]
     return sets.drop(columns="tasks").assign(asked=pd.Series(items).fillna(0).astype(int))
@@ -82,11 +80,9 @@ def data(scores: pd.DataFrame) -> pd.DataFrame:
 def models(folder: Path | None = None) -> pd.DataFrame:
     """The models: model, layers, weights (type in which they are published), hash, dtype, vocabulary, licence."""
     names = ["layers", "weights", "hash", "dtype", "vocabulary"]
-    all_runs = results.runs(folder).query("kind == 'scores'")
-    ranked = all_runs.sort_values(
-        "dtype", key=lambda col: -col.map(col.value_counts()).astype(int), kind="stable"
-    )  # usual first
-    table = ranked.groupby("model")[names].first().reset_index()
+    table = results.runs(folder).query("kind == 'scores'")
+    table = table.iloc[table["dtype"].map(-table["dtype"].value_counts()).argsort(kind="stable")]  # the usual first
+    table = table.groupby("model")[names].first().reset_index()
     return table.assign(hash=table["hash"].str[:23], licence=table["model"].map(LICENCES).fillna(""))
 
 
@@ -107,7 +103,8 @@ def asked_twice(scores: pd.DataFrame) -> Iterator[dict]:
         yield row | {"differ": (chosen[0] != chosen[1]).sum(), "turned": (right[0] != right[1]).sum()}
 
 
-def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+@returns("model task topic size start items published published_low published_high again within")
+def published_again(published: pd.DataFrame, again: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Published scores beside those of a new measurement: model, task, topic, size, start, items, published with
     published_low and published_high (Wilson's), again, within (whether it lies in that interval)."""
     key = ["model", "task", "subject", "metric", "cut", "shots", "limit"]
@@ -117,19 +114,16 @@ def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFram
     )
     rows = with_wilson(new.rename(columns={"value": "again"}).merge(old[[*key, "value"]], on=key))
     rows = rows.assign(within=rows["again"].between(rows["low"], rows["high"]), topic=rows["task"].map(task_title))
-    rows = rows.rename(columns={"value": "published", "low": "published_low", "high": "published_high"})
-    return rows["model task topic size start items published published_low published_high again within".split()]
+    yield rows.rename(columns={"value": "published", "low": "published_low", "high": "published_high"})
 
 
-def sizes(scores: pd.DataFrame) -> pd.DataFrame:
+@returns("model bits size share bytes MB task topic items value low high")
+def sizes(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Bytes and scores by type of weights: model, bits, size, share, bytes, MB, task, topic, items, value low, high."""
     rows = scores.query("bytes.notna() and metric == 'acc' and healing.isna() and repeat == 0")
-    rows = with_wilson(rows.drop_duplicates(["model", "bits", "cut", "task", "subject"]))
-    rows = rows.assign(
-        bits=rows["bits"].fillna("as published"), topic=rows["task"].map(task_title), MB=rows["bytes"] / 1e6
-    )
-    names = ["model", "bits", "size", "share", "bytes", "MB", "task", "topic", "items", "value", "low", "high"]
-    return put_in_order(rows[names].sort_values(["bits", "size", "task"]))
+    rows = rows.drop_duplicates(["model", "bits", "cut", "task", "subject"]).fillna({"bits": "as published"})
+    rows = with_wilson(rows).assign(topic=rows["task"].map(task_title), MB=rows["bytes"] / 1e6)
+    yield put_in_order(rows.sort_values(["bits", "size", "task"]))
 
 
 def with_wilson(rows: pd.DataFrame) -> pd.DataFrame:

@@ -56,12 +56,10 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
     def cell(value):
         return html.escape(escape_invisible(value), quote=False) if isinstance(value, str) else value
 
-    names = {name: cell(name) for name in rows.columns}
-    if isinstance(form, dict):
-        form = {names[name]: column_form for name, column_form in form.items()}
-    cells = rows.rename(columns=names).reset_index(drop=True).map(cell)
+    cells = rows.reset_index(drop=True).map(cell)
     short = cells.map(lambda value: "short" if isinstance(value, str) and len(value) <= SHORT else "")
-    table = cells.style.hide(axis="index").format(form, na_rep=missing).set_td_classes(short)
+    table = cells.style.hide(axis="index").format(form, na_rep=missing).format_index(cell, axis="columns")
+    table = table.set_td_classes(short)
     if len(cells.columns) > MANY:
         table = table.set_table_attributes('class="full-width"')
     return table.set_caption(cell(caption))
@@ -92,8 +90,8 @@ def sort_names(names, first: tuple[str, ...] = FIRST) -> list[str]:
 
 def put_in_order(rows: pd.DataFrame, first: tuple[str, ...] = FIRST) -> pd.DataFrame:
     """Rows sorted by model: those of `first` in its order, then the others by name."""
-    places = {name: place for place, name in enumerate(sort_names(rows["model"].unique(), first))}
-    return rows.sort_values("model", key=lambda models: models.map(places), kind="stable", ignore_index=True)
+    order = sort_names(rows["model"].unique(), first)
+    return rows.sort_values("model", key=lambda models: models.map(order.index), kind="stable", ignore_index=True)
 
 
 def model_title(model: str) -> str:
@@ -109,14 +107,13 @@ def format_number(value, low=None, high=None, *, as_share: bool = False, digits:
     if pd.isna(value):
         return "not measured"
 
-    def form(number: int | float, mark: str) -> str:
-        if math.isinf(number):
-            return "never"
-        return f"{100 * number:.{max(digits - 2, 0)}f}{mark}" if as_share else f"{number:.{digits}f}"
+    def form(number: int | float) -> str:
+        style = f".{max(digits - 2, 0)}%" if as_share else f".{digits}f"
+        return "never" if math.isinf(number) else f"{number:{style}}"
 
-    if low is None or pd.isna(low) or math.isinf(low):
-        return form(value, "%")
-    return f"{form(value, '%')} ({form(low, '')} to {form(high, '%')})"
+    if pd.isna(low) or math.isinf(low):
+        return form(value)
+    return f"{form(value)} ({form(low).removesuffix('%')} to {form(high)})"
 
 
 class Sentences:

@@ -115,7 +115,7 @@ def write_card_text(
     cut_scores: list[Score] | None = None,
 ) -> str:
     """The text of a model card about a cut, in Markdown: its distance, its scores, the tasks that it ruins.
-    `found` are the results of `find_scores`, if they are known already."""
+    `cut_scores` are the results of `find_scores`, if they are known already."""
     blocks = select_distances(distances.query("@cut.is_block and start == @cut.start and size == @cut.size"))
     lines = [
         f"Angular distance of the dropped block: {block.distance:.4f} (units of pi; "

@@ -42,7 +42,7 @@ def find_measurements(
     scores: pd.DataFrame, also: Sequence[str] = (), all_scores: pd.DataFrame | None = None
 ) -> Iterator[Measurement]:
     """Yield the measurement that counts for each model, task and rule, and each value of the columns `also`.
-    The score of guessing is computed from the rows `of`, or else `scores`: more rows know more right answers."""
+    The score of guessing is computed from `all_scores`, or else `scores`: more rows know more right answers."""
     all_rows, levels = scores if all_scores is None else all_scores, {}
     best = select_best(scores, also)
     for place, rows in best[best["outcome"].notna()].groupby([*PLACE, *also], dropna=False, sort=False):

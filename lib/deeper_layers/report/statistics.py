@@ -66,13 +66,14 @@ def _find_answers(rows: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Measurem
 
 
 def _tabulate_by_cut(measured: Iterable[Measurement], also: Sequence[str] = ()) -> pd.DataFrame:
-    names = ["model", "task", "rule", "topic", *also, "layers", "cut", "size", "start", "share", "metric", "items"]
-    names += ["value", "low", "high", "guessing", "whole", *KEPT]
+    names = (
+        f"model task rule topic {' '.join(also)} layers cut size start share metric items value low high guessing whole"
+    )
     tables = []
     for curve in measured:
-        kept = estimates.shares_kept(curve.outcomes, curve.guessing) if curve.has_whole else Estimate(untold="")
+        kept = estimates.shares_kept(curve.outcomes, curve.guessing) if curve.has_whole else Estimate()
         tables.append(curve.cuts.assign(**estimate_mean(curve.outcomes).columns() | kept.columns("kept")))
-    return pairing.make_table(names, tables)
+    return pairing.make_table([*names.split(), *KEPT], tables)
 
 
 @returns("model task rule topic layers items guessing whole largest value low high share share_low share_high untold")
@@ -94,11 +95,9 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     rows = scores.query("metric == 'loss'")
     rows = rows.assign(healed=describe_healings(rows["healing"], rows["bits"]))
     table = curves(rows, also=["healing", "bits", "healed"]).drop(columns=KEPT)
-    settings = {healing: json.loads(healing) for healing in table["healing"].dropna().unique()}
-    template = "healed at {learning_rate:g}, rank {rank}, {tokens:,} tokens"
-    lines = {healing: template.format(**setting) for healing, setting in settings.items()}
-    line = [lines.get(healing, "not healed") for healing in table["healing"]]
-    return table.assign(line=line, relative=table["value"] / table["guessing"])
+    text = "healed at {learning_rate:g}, rank {rank}, {tokens:,} tokens"
+    line = table["healing"].map(lambda healing: text.format(**json.loads(healing)), na_action="ignore")
+    return table.assign(line=line.fillna("not healed"), relative=table["value"] / table["guessing"])
 
 
 @returns(
@@ -140,7 +139,6 @@ def find_recovery(place: str, scores: pd.DataFrame) -> pd.DataFrame:
     is_alike = scores["healing"].isin(scores.loc[is_own, "healing"]) & (scores["cut"] == WHOLE)
     counted = scores.assign(repeat=scores["repeat"].mask(is_own, 0))  # its rows count, even if others were to
     table = recovery_table(counted[is_own | is_alike | scores["healing"].isna()])
-    table = table[table["cut"].isin(scores.loc[is_own, "cut"].iloc[:1])]
     return table.sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
 
 
@@ -162,7 +160,7 @@ def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
 @returns("model task topic size share items value low high")
 def rules_compared(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Similarity-informed minus simple heuristic, at the sizes at which they drop different layers."""
-    measured = {first.place: first for first in find_measurements(scores.query("rule in @RULES"), all_scores=scores)}
+    measured = {first.place: first for first in find_measurements(scores.query("rule in @RULES"))}
     for model, task in dict.fromkeys(place[:2] for place in measured):
         first, second = (measured.get((model, task, rule)) for rule in RULES)
         if first and second and first.outcomes.shape[1] == second.outcomes.shape[1]:
