@@ -33,7 +33,7 @@ from deeper_layers.report.pairing import Measurement, pair_outcomes, returns
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
 COLLAPSE_SHARE = 0.1  # the share of dropped layers from which on a model that collapses keeps little
-DEFAULTS = {"floor": -math.inf, "ceiling": math.inf, "differs": "not healed", "as_share": False, "is_tested": True}
+DEFAULTS = {"floor": -math.inf, "ceiling": math.inf, "differs": "not healed", "as_share": False}
 
 
 Answer = tuple[Estimate, str]  # the number of one claim on one model, and numbers beside it that decide nothing
@@ -224,7 +224,7 @@ QUERIES: dict[str, Callable[[Model], Answer]] = {
 
 
 @returns(
-    "claim title sentence paper figure page number floor ceiling differs as_share is_tested model value low high "
+    "claim title sentence paper figure page number floor ceiling differs as_share model value low high "
     "verdict reason beside power"
 )
 def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict]:
@@ -246,7 +246,7 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict
         except NoEstimate as no_estimate:
             (estimate, beside), reason = no_estimate.answer, no_estimate.reason
         limits = claim["floor"], claim["ceiling"]
-        verdict = estimate.judge(*limits) if claim["is_tested"] else NOT_TESTED
+        verdict = estimate.judge(*limits)
         if verdict != NOT_TESTED and any(np.allclose((estimate.low, estimate.high), limit) for limit in limits):
             verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
         power = (estimate.high - estimate.low) / 2
@@ -256,22 +256,19 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict
 
 def shown(claims: pd.DataFrame):
     """The table of the page: claim (with what we count, what differs, and the paper's figure) | the paper's number |
-    our number and verdict, one column a model. If a claim is tested on no model, the reason stands once. The book makes
-    links of the attributes data-page."""
+    our number and verdict, one column a model. The book makes links of the attributes data-page."""
     if claims.empty:
         return Sentences([], "claims")
     rows = []
     for _, claim_rows in claims.groupby("claim", sort=False):
         first = claim_rows.iloc[0]
-        shared = first["reason"] if not first["is_tested"] and claim_rows["reason"].nunique() == 1 else ""
-        differs = shared or (first["differs"] if first["is_tested"] else "how the models were healed")
-        note = f"We count: {first['number']}. Differs: {differs}. Figure: {first['figure']}."
+        note = f"We count: {first['number']}. Differs: {first['differs']}. Figure: {first['figure']}."
         texts = map(as_html, (first["page"], first["title"], first["sentence"], note))
         claim = '<a data-page="{}">{}</a>. {} <small>{}</small>'.format(*texts)
         cells = {"claim": [claim], "the paper": first["paper"]}  # lists hold HTML, which is escaped already
         for row in claim_rows.to_dict("records"):
             number = "" if pd.isna(row["value"]) else f": {format_number(row, as_share=row['as_share'])}"
-            reason = f" <small>{as_html(row['reason'])}</small>" if row["reason"] and not shared else ""
+            reason = f" <small>{as_html(row['reason'])}</small>" if row["reason"] else ""
             cells[model_title(row["model"])] = [as_html(row["verdict"] + number) + reason]
         rows.append(cells)
     caption = "The paper's claims: its number, ours with 95% intervals, and the verdict."

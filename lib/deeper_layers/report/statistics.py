@@ -96,8 +96,8 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(healed=describe_healings(rows["healing"], rows["bits"]))
     table = curves(rows, also=["healing", "bits", "healed"]).drop(columns=KEPT)
     text = "healed at {learning_rate:g}, rank {rank}, {tokens:,} tokens"
-    line = table["healing"].map(lambda healing: text.format(**json.loads(healing)), na_action="ignore")
-    return table.assign(line=line.fillna("not healed"), relative=table["value"] / table["guessing"])
+    line = ["not healed" if pd.isna(run) else text.format(**json.loads(run)) for run in table["healing"]]
+    return table.assign(line=line, relative=table["value"] / table["guessing"])
 
 
 @returns(
