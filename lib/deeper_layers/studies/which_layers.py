@@ -100,13 +100,12 @@ def compute_regret(blocks: Float[np.ndarray, "B S"], costs: Float[np.ndarray, "K
     return np.mean(regrets, axis=0)
 
 
-@returns("model corpus task size start best blocks place value low high")
-def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict]:
+def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """The regret of the most similar block, nats a token: model, corpus (of the distances), task (text of the losses),
     size, start (of the pick), best (start of the best block), blocks (their number), place (rank of the pick by loss,
     from 1), value with low and high, for which each draw of sequences picks again. Size 0 is the mean over PERCENT of
     the layers, if the maps have all of these sizes."""
-    selected = select_distances(distances)
+    rows, selected = [], select_distances(distances)
     for (model, task), maps in collect_maps(scores).items():
         for corpus, rows_of_text in selected.query("model == @model").groupby("corpus"):
             if rows_of_text["by_sequence"].isna().any():
@@ -119,9 +118,11 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict
                 start, means = picks[0], costs.mean(axis=1)
                 regrets[size] = Estimate.of(compute_regret(costs, costs)[np.arange(len(picks)), picks])
                 row = {"size": size, "start": start, "best": means.argmin(), "blocks": len(costs)}
-                yield shared | row | {"place": 1 + (means < means[start]).sum()} | regrets[size].columns()
+                rows.append(shared | row | {"place": 1 + (means < means[start]).sum()} | regrets[size].columns())
             if sizes := list_share_sizes(maps):
-                yield shared | {"size": 0} | mean_of([regrets[size] for size in sizes]).columns()
+                rows.append(shared | {"size": 0} | mean_of([regrets[size] for size in sizes]).columns())
+    names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
 
 
 @returns("model rule title sizes value low high")
