@@ -14,7 +14,7 @@ Letters in shapes: B sequences, T tokens, D width, L layers, L1 = L + 1 residual
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -43,8 +43,8 @@ def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[F
 
     Entry [l, m] is between the residuals that enter layers l and m; index L is the one that leaves the last layer.
     """
-    for by_layer in Network(model).residuals(map(_check_batch, batches), _last_token_residuals):
-        yield batch_distances(_stack_layers(by_layer)).numpy()
+    for residuals in _stack_residuals(model, map(_check_batch, batches), _pick_last_tokens):
+        yield batch_distances(residuals).numpy()
 
 
 def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -105,19 +105,20 @@ def _check_batch(batch: object) -> Batch:
     return {name: batch[name] for name in names}
 
 
-def _last_token_residuals(residuals: Residuals) -> list[torch.Tensor]:
-    """The residuals [B, D] entering and leaving a layer at each row's last token, on whichever side it is padded."""
-    mask = residuals.batch["attention_mask"]
+def _pick_last_tokens(states: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The states [B, D] of each row's last token, on whichever side it is padded."""
+    mask = batch["attention_mask"]
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
-    return [
-        hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)].cpu()
-        for hidden in (residuals.entering, residuals.leaving)
-    ]
+    return states[torch.arange(len(states), device=states.device), last.to(states.device)].cpu()
 
 
-def _stack_layers(by_layer: list[list[torch.Tensor]]) -> torch.Tensor:
-    """Stack [L+1, ...] what enters each layer and what leaves the last, from pairs of both for each layer."""
-    return torch.stack([entering for entering, _ in by_layer] + [by_layer[-1][1]])
+def _stack_residuals(
+    model, batches: Iterable[Batch], pick: Callable[[torch.Tensor, Batch], torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """For each batch [L+1, ...]: what `pick` takes of what enters each layer and leaves the last."""
+    keep = lambda around: [pick(states, around.batch) for states in (around.entering, around.leaving)]  # noqa: E731
+    for by_layer in Network(model).residuals(batches, keep):
+        yield torch.stack([entering for entering, _ in by_layer] + [by_layer[-1][1]])
 
 
 def arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
@@ -132,8 +133,7 @@ def arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L
 def iterate_residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
     """For each sequence [T], what enters each layer and leaves the last, in float64, on the device of the model."""
     batches = ({"input_ids": sequence[None]} for sequence in sequences)
-    keep = lambda residuals: [residuals.entering[0], residuals.leaving[0]]  # noqa: E731
-    return (_stack_layers(by_layer).double() for by_layer in Network(model).residuals(batches, keep))
+    return (residuals.double() for residuals in _stack_residuals(model, batches, lambda states, _: states[0]))
 
 
 def show_progress(items: Sequence | None, description: str, unit: str = "sequence") -> tqdm:
@@ -148,11 +148,9 @@ def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray,
     Source: Men et al., arXiv 2403.03853, equation 1, whose Block Influence is 1 less the values beside the diagonal;
     Chen et al., arXiv 2403.19135, equation 5. One pass; memory does not grow with the number of sequences, each [T].
     """
-    total = np.zeros(())
-    for residuals in iterate_residuals(model, show_progress(sequences, "cosines of residuals")):
-        unit = nn.functional.normalize(residuals, dim=-1)
-        total = total + torch.einsum("ltd,mtd->lm", unit, unit).cpu().numpy()
-    return total / sum(map(len, sequences))
+    passes = iterate_residuals(model, show_progress(sequences, "cosines of residuals"))
+    units = (nn.functional.normalize(residuals, dim=-1) for residuals in passes)
+    return sum(torch.einsum("ltd,mtd->lm", unit, unit).cpu().numpy() for unit in units) / sum(map(len, sequences))
 
 
 def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "2 L"]:

@@ -62,7 +62,7 @@ def find_or_measure_distances(experiment: Experiment, *, by_sequence: bool = Fal
 
 def find_or_measure_geometry(experiment: Experiment) -> Result | None:
     """The geometry of a model's residuals, on the sequences of its distances."""
-    parameters, layers = experiment.parameters, experiment.source.num_layers
+    parameters = experiment.parameters
 
     def measure(shards):
         from deeper_layers.rules import geometry  # imports torch
@@ -75,10 +75,7 @@ def find_or_measure_geometry(experiment: Experiment) -> Result | None:
         )
         passes = list(run_in_batches(shards, 0, batches, record, "one pass"))
         skips = list(run_in_batches(shards, len(batches), skip_batches, leave_out, "without each layer"))
-        bar = functools.partial(tqdm, desc="dimensions", unit="layer", total=layers + 1, mininterval=5, file=sys.stderr)
-        layer_metrics, state_metrics, pairs = geometry.combine_batches(
-            passes, skips, neighbours=parameters.neighbours, progress=bar
-        )
+        layer_metrics, state_metrics, pairs = geometry.combine_batches(passes, skips, neighbours=parameters.neighbours)
         rows = [
             {"metric": name, "start": index, "size": size, "value": float(f"{value:.6g}")}
             for values_by_metric, size in ((layer_metrics, 1), (state_metrics, 0))

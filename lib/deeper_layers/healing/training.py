@@ -116,13 +116,14 @@ def train(
         seed=config.seed,
     )
     keep_freed_memory()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())  # the Trainer seeds all generators
-        if folder is None:
-            output = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        else:
-            output = Path(folder) / _name_healing(healed, config, cut, sequences, whole)
-            check_writable(output)
+    # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
+    forward = _build_forward(healed, config, cut, whole, teacher)
+    # the Trainer seeds all generators
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch, replacing_forward(healed, forward):
+        output = (
+            Path(scratch) if folder is None else Path(folder) / _name_healing(healed, config, cut, sequences, whole)
+        )
+        check_writable(output)
         trainer = Trainer(
             model=healed,
             args=_arguments(config, output, model.device, checkpoints=folder is not None),
@@ -131,8 +132,6 @@ def train(
             callbacks=[progress := _Progress(config)],
         )
         trainer.remove_callback(PrinterCallback)
-        # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
-        stack.enter_context(replacing_forward(healed, _build_forward(healed, config, cut, whole, teacher)))
         state = _train_from_last_checkpoint(trainer, output, progress)
     steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(
@@ -212,9 +211,12 @@ def _build_forward(
         with torch.no_grad(), _recorded_residuals(whole, cut.stop) as targets:
             whole_inputs = {name: tensor.to(whole.device) for name, tensor in inputs.items() if name != "labels"}
             whole.base_model(**whole_inputs, use_cache=False)
+        # |x - y|^2 / |y|^2: x is the residual at the cut, y the unpruned model's residual after the dropped layers
+        x, y = (states[-1].float() * mask[:, :, None] for states in (residuals, targets))
+        auxiliary = (x - y).square().sum() / y.square().sum()
         # with a count the Trainer sums the losses of a step's batches, else it takes their mean
         share = config.at_once / config.batch_sequences if count else 1.0
-        return {"loss": loss + config.auxiliary * share * _compute_auxiliary(residuals[-1], targets[-1], mask)}
+        return {"loss": loss + config.auxiliary * share * auxiliary}
 
     return forward
 
@@ -229,12 +231,6 @@ def _recorded_residuals(model: PreTrainedModel, layer: int) -> Iterator[list[tor
 
     with decoder_layers(model)[layer].register_forward_pre_hook(keep, with_kwargs=True):
         yield residuals
-
-
-def _compute_auxiliary(residual: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """|x - y|^2 / |y|^2: x is the residual at the cut, y the unpruned model's residual after the dropped layers."""
-    x, y = (states.float() * mask[:, :, None] for states in (residual, target))
-    return (x - y).square().sum() / y.square().sum()
 
 
 class _Progress(TrainerCallback):
@@ -282,7 +278,6 @@ def _arguments(config: HealingConfig, output: Path, device: torch.device, *, che
         optim="adamw_torch",
         per_device_train_batch_size=config.at_once,
         activation_checkpointing=config.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         seed=config.seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",

@@ -17,7 +17,7 @@ Letters in shapes: T tokens, D width.
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -158,7 +158,7 @@ def _fit_by_cosine(start: torch.Tensor, *sides: torch.Tensor) -> torch.Tensor:
         m, y, z = (side[batch.to(side.device)].float() for side in sides)
         return 1 - nn.functional.cosine_similarity(m @ bridge + y, z, dim=-1).mean()
 
-    _minimize(torch.optim.Adam([bridge], lr=COSINE_RATE), loss, len(sides[0]), COSINE_EPOCHS, COSINE_BATCH)
+    _minimize(loss, [bridge], COSINE_RATE, len(sides[0]), COSINE_EPOCHS, COSINE_BATCH)
     return bridge.detach().double()
 
 
@@ -175,16 +175,13 @@ def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[
             call = _get_call(model, sequences[number], below, torch.float32)
         return nn.functional.mse_loss(call(layer, entering[None])[0], target)
 
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=TRAINING_RATE, weight_decay=0.0)
-    _minimize(optimizer, loss, len(sequences), TRAINING_EPOCHS, 1)
+    _minimize(loss, layer.parameters(), TRAINING_RATE, len(sequences), TRAINING_EPOCHS, 1)
     return layer.to(dtype).requires_grad_(False)
 
 
-def _minimize(
-    optimizer: torch.optim.Optimizer, loss: Callable[[torch.Tensor], torch.Tensor], items: int, epochs: int, size: int
-) -> None:
-    """Minimize a loss over all items, `size` of them a step, each epoch in an order that a fixed seed draws."""
-    generator = torch.Generator().manual_seed(0)
+def _minimize(loss: Callable, parameters: Iterable, rate: float, items: int, epochs: int, size: int) -> None:
+    """Minimize a loss over all items by Adam, `size` of them a step, each epoch in an order that a fixed seed draws."""
+    optimizer, generator = torch.optim.Adam(parameters, lr=rate), torch.Generator().manual_seed(0)
     batches = [batch for _ in range(epochs) for batch in torch.randperm(items, generator=generator).split(size)]
     with torch.enable_grad():
         for batch in show_progress(batches, "bridge", "step"):

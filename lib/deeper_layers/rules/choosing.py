@@ -8,7 +8,7 @@ changing.py merges the layers and builds the bridges.
 
 import csv
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ Losses = Callable[[list[Cut]], Sequence[float]]  # from cuts to the pruned model
 MergedLayer = int | tuple | list  # a layer's number, or layers merged into the first; parts may be merged ones, too
 Likeness = Callable[[list[MergedLayer]], float]  # cosine of final states: a model of these layers, and the whole one
 Chooser = Callable[[Sequence[int], int, Any], list[Cut]]  # from sizes, L and what the rule needs to a cut for each size
+Part = tuple[str, int]  # what is dropped ("layers", ATTENTION or MLP), and the layer
+Step = tuple[int, Sequence[int]]  # of a search: how many layers its models share, and how many each of them has alone
 # what a rule may need, and how many passes of all layers it takes to measure; a search has a price of its own
 PASSES = {
     "": 0.0,
@@ -36,7 +38,6 @@ PASSES = {
     "losses": 0.0,  # a function that measures pruned models: `Losses`
     "likeness": 0.0,  # a function that compares models with merged layers to the whole one: `Likeness`
 }
-PARTS = (ATTENTION, MLP)
 SPARED_FIRST, SPARED_LAST = 4, 2  # layers that "plus" variants keep at either end
 SEEDS = range(5)  # of the random draws: enough to see how much they differ
 
@@ -55,12 +56,16 @@ class Rule:
     published: str  # the score that others report for Llama-2-7B, not healed
     code: str  # the public code that makes the same choices, with its commit
     chooser: Chooser
-    search_price: Callable[[int, int], tuple[float, int]] | None  # see `price`
+    search: Callable[[int, int], list[Step]] | None  # from the largest size and L to the dearest steps of its search
 
     def price(self, size: int, layers: int) -> tuple[float, int]:
         """The highest price over the calibration text, for the largest size and L layers: passes of all layers, and
         passes of the head, one for each model whose loss is measured."""
-        return self.search_price(size, layers) if self.search_price else (PASSES[self.needs], 0)
+        if self.needs == "likeness":  # a merge that was tried before is not measured again
+            return 1.0 + len(THRESHOLDS) * layers, 0
+        steps = self.search(size, layers) if self.search else []
+        passes = sum(shared + sum(alone) for shared, alone in steps) / layers
+        return passes or PASSES[self.needs], sum(len(alone) for _, alone in steps)
 
     @property
     def fitting_passes(self) -> float:
@@ -136,10 +141,9 @@ def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> "pd.Dat
     """Two matrices [n, l] as a table with a row for each block: start (l), size (n), distance, stderr, samples."""
     import pandas as pd  # slow
 
-    layers = len(mean)
-    size, start = np.nonzero(np.arange(1, layers + 1)[:, None] + np.arange(layers) <= layers)
-    values = {"distance": mean[size, start], "stderr": error[size, start]}
-    return pd.DataFrame({"start": start, "size": size + 1} | values | {"samples": samples})
+    row, start = np.nonzero(np.tri(len(mean))[::-1])  # of the blocks that fit
+    values = {"distance": mean[row, start], "stderr": error[row, start], "samples": samples}
+    return pd.DataFrame({"start": start, "size": row + 1} | values)
 
 
 def distance_matrix(table: "pd.DataFrame") -> Float[np.ndarray, "L L"]:
@@ -165,69 +169,50 @@ def _choose_similar_block(first: int = 0, extra: int = 0) -> Chooser:
     )
 
 
-# ---- orders: of layers, or of sublayers (row of PARTS, layer) --------------------------------------------------------
+# ---- orders of layers, or of sublayers -----------------------------------------------------------------------------
 
 
-def _cut_of_sublayers(sublayers: Sequence[tuple[int, int]]) -> Cut:
-    return Cut.of(**{part: [layer for row, layer in sublayers if row == number] for number, part in enumerate(PARTS)})
+def _make_cut(parts: Iterable[Part]) -> Cut:
+    return Cut.of(**{kind: [layer for part, layer in parts if part == kind] for kind, _ in parts})
 
 
-def _choose_lowest(
-    scores: Callable[[Any, Sequence[int]], Sequence[float] | np.ndarray], *, spare_ends: bool = False
+def _choose_in_order(
+    rank: Callable[[list[Part], Any, int], list[Part]], *kinds: str, first: int = 0, last: int = 0
 ) -> Chooser:
-    """The layers of the lowest scores, wherever they are, all ranked at once; of equal layers the first. `spare_ends`
-    keeps the first and last layers, as the "plus" variants do."""
+    """The candidates that `rank` puts first, wherever they are: parts of these kinds, of all but the first and last
+    layers. A size of n drops n of them, of two kinds 2n, about as many weights as n layers have."""
 
-    def choose_cuts(sizes, layers, measurement):
-        candidates = range(layers)[SPARED_FIRST:-SPARED_LAST] if spare_ends else range(layers)
-        order = [candidates[position] for position in np.argsort(scores(measurement, candidates), kind="stable")]
-        return [Cut.of(order[:size]) for size in sizes]
+    def choose_cuts(sizes, layers, known):
+        candidates = [(kind, layer) for kind in kinds for layer in range(first, layers - last)]
+        order = rank(candidates, known, len(kinds) * max(sizes, default=0))
+        return [_make_cut(order[: len(kinds) * size]) for size in sizes]
 
     return choose_cuts
 
 
-def _choose_similar_sublayers(*rows: int) -> Chooser:
-    """LLM-Drop: the sublayers whose input and output are most alike, by 1 - cos(x, x + f(norm(x))).
-
-    `rows` are those of PARTS to choose from. A size of n drops n attentions, or n MLPs, or 2n of both together, about
-    as many weights as n layers have. Of equal sublayers attention goes first.
-    """
-
-    def choose_cuts(sizes, layers, cosines):
-        order = np.argsort(1 - cosines[list(rows)].ravel(), kind="stable")
-        sublayers = [(rows[position // layers], position % layers) for position in map(int, order)]
-        return [_cut_of_sublayers(sublayers[: size * len(rows)]) for size in sizes]
-
-    return choose_cuts
+def _by_score(scores: Callable[[list[Part], Any], Sequence[float] | np.ndarray]):
+    """From the lowest score to the highest, all ranked at once; of equal candidates the first is first."""
+    return lambda candidates, known, _: [
+        candidates[place] for place in np.argsort(scores(candidates, known), kind="stable")
+    ]
 
 
-def _choose_greedily(
-    candidates: Callable[[int], list], make_cut: Callable[[Sequence], Cut] = Cut.of, per_layer: int = 1
-) -> Chooser:
-    """Drops one candidate after another: the one whose removal leaves the lowest loss on text, of equal ones the first.
+def _greedily(candidates: list[Part], losses: Losses, number: int) -> list[Part]:
+    """One after another the one whose removal leaves the lowest loss on text, of equal ones the first.
 
     The candidates of a step share the layers below those in which they differ. The tree of layers therefore runs them
-    at about half the price of separate runs. `per_layer` is how many candidates are dropped for each layer of the size.
+    at about half the price of separate runs.
     """
-
-    def choose_cuts(sizes, layers, losses):
-        order: list = []
-        for _ in range(per_layer * max(sizes, default=0)):
-            remaining = [candidate for candidate in candidates(layers) if candidate not in order]
-            order.append(remaining[int(np.argmin(losses([make_cut([*order, candidate]) for candidate in remaining])))])
-        return [make_cut(order[: per_layer * size]) for size in sizes]
-
-    return choose_cuts
+    order: list[Part] = []
+    for _ in range(number):
+        remaining = [candidate for candidate in candidates if candidate not in order]
+        order.append(remaining[int(np.argmin(losses([_make_cut([*order, candidate]) for candidate in remaining])))])
+    return order
 
 
-def _choose_at_random(seed: int) -> Chooser:
-    """A control: layers in the random order of a seed. The last layer stays, as under the paper's rules."""
-
-    def choose_cuts(sizes, layers, _):
-        order = random.Random(f"layers {seed}").sample(range(layers - 1), layers - 1)
-        return [Cut.of(order[:size]) for size in sizes]
-
-    return choose_cuts
+def _at_random(seed: int):
+    """A control: the random order of a seed."""
+    return lambda candidates, *_: random.Random(f"layers {seed}").sample(candidates, len(candidates))
 
 
 # ---- merges ------------------------------------------------------------------------------------------------------
@@ -274,68 +259,50 @@ def _merge_downwards(merged: list[MergedLayer], wanted: int, likeness: Likeness,
     return merged
 
 
-# ---- the highest price of a search: passes of all layers (nodes of its trees over L), and passes of the head ---------
-
-
-def _price_layer_search(size: int, layers: int) -> tuple[float, int]:
-    """All models share the layers below the last candidate. The model without layer i adds the layers above it."""
-    counts = range(layers - 2, layers - size - 2, -1)  # candidates in each step
-    return sum(count + sum(range(1, count + 1)) for count in counts) / layers, sum(counts)
-
-
-def _price_sublayer_search(size: int, layers: int) -> tuple[float, int]:
-    """A candidate runs alone from its layer on. In the worst case the cheapest candidates are dropped first."""
-    layers_from, steps = sorted(2 * [*range(1, layers + 1)]), range(2 * size)
-    return sum(layers + sum(layers_from[step:]) for step in steps) / layers, sum(2 * layers - step for step in steps)
-
-
 # ---- the table ---------------------------------------------------------------------------------------------------
 
-
-def _plus_pair(name: str, scores: Callable[[Any, Sequence[int]], Sequence[float] | np.ndarray]) -> dict[str, Chooser]:
-    return {name: _choose_lowest(scores), f"{name}-plus": _choose_lowest(scores, spare_ends=True)}
-
-
 _laco = _for_each_size(lambda size, layers, likeness: cut_of_merges(choose_merges(size, layers, likeness), layers))
-_choose_bridged_block = _choose_similar_block(first=1)
+_bridged = _choose_similar_block(first=1)
+# ranks by perplexity are ranks by loss
+_by_loss = _by_score(lambda candidates, losses: losses([_make_cut([candidate]) for candidate in candidates]))
+_by_salience = _by_score(lambda candidates, saliences: saliences[[layer for _, layer in candidates]])
+_by_influence = _by_score(lambda _, cosines: 1 - np.diagonal(cosines, offset=1))
+# LLM-Drop: 1 - cos(x, x + f(norm(x))); of equal sublayers attention goes first
+_by_turn = _by_score(lambda parts, cosines: [1 - cosines[int(kind == MLP), layer] for kind, layer in parts])
 CHOOSERS: dict[str, Chooser] = {
     "similarity": _for_each_size(lambda size, _, distances: similarity_cut(distances, size)),
     "simple": _for_each_size(lambda size, layers, _: simple_cut(layers, size)),
     "reverse": _for_each_size(lambda size, layers, _: Cut(layers - size, size)),
-    **{f"random-{seed}": _choose_at_random(seed) for seed in SEEDS},
-    "block-influence": _choose_lowest(lambda cosines, _: 1 - np.diagonal(cosines, offset=1)),
+    # the last layer stays, as under the paper's rules
+    **{f"random-{seed}": _choose_in_order(_at_random(seed), "layers", last=1) for seed in SEEDS},
+    "block-influence": _choose_in_order(_by_influence, "layers"),
     "window-cosine": _choose_similar_block(),
-    # ranks by perplexity are ranks by loss
-    **_plus_pair("perplexity", lambda losses, layers: losses([Cut(layer, 1) for layer in layers])),
-    **_plus_pair("taylor", lambda saliences, layers: saliences[layers]),
-    "greedy": _choose_greedily(lambda layers: [*range(1, layers - 1)]),  # never the ends, as in the authors' code
-    "llm-drop-attention": _choose_similar_sublayers(0),
-    "llm-drop-mlp": _choose_similar_sublayers(1),
-    "llm-drop": _choose_similar_sublayers(0, 1),
-    "block-pruner": _choose_greedily(
-        lambda layers: [(row, layer) for row in range(2) for layer in range(layers)], _cut_of_sublayers, per_layer=2
-    ),
-    "laco": _laco,
-    "laco-code": _laco,
-    "replaceme": _choose_bridged_block,
-    "replaceme-cosine": _choose_bridged_block,
-    "prune-and-comp": _choose_bridged_block,
+    "perplexity": _choose_in_order(_by_loss, "layers"),
+    "perplexity-plus": _choose_in_order(_by_loss, "layers", first=SPARED_FIRST, last=SPARED_LAST),
+    "taylor": _choose_in_order(_by_salience, "layers"),
+    "taylor-plus": _choose_in_order(_by_salience, "layers", first=SPARED_FIRST, last=SPARED_LAST),
+    "greedy": _choose_in_order(_greedily, "layers", first=1, last=1),  # never the ends, as in the authors' code
+    "llm-drop-attention": _choose_in_order(_by_turn, ATTENTION),
+    "llm-drop-mlp": _choose_in_order(_by_turn, MLP),
+    "llm-drop": _choose_in_order(_by_turn, ATTENTION, MLP),
+    "block-pruner": _choose_in_order(_greedily, ATTENTION, MLP),
+    **dict.fromkeys(("laco", "laco-code"), _laco),
+    **dict.fromkeys(("replaceme", "replaceme-cosine", "prune-and-comp"), _bridged),
     "streamline": _choose_similar_block(extra=1),
 }
-SEARCH_PRICES = {
-    # models without one layer share the layers below it; a merge that was tried before is not measured again
-    **dict.fromkeys(
-        ("perplexity", "perplexity-plus"), lambda _, layers: ((layers - 1 + sum(range(layers))) / layers, layers)
-    ),
-    **dict.fromkeys(("laco", "laco-code"), lambda _, layers: (1.0 + len(THRESHOLDS) * layers, 0)),
-    "greedy": _price_layer_search,
-    "block-pruner": _price_sublayer_search,
+# of searches by loss: models without one layer share the layers below it, and each has those above it alone
+SEARCHES: dict[str, Callable[[int, int], list[Step]]] = {
+    **dict.fromkeys(("perplexity", "perplexity-plus"), lambda _, layers: [(layers - 1, range(layers))]),
+    "greedy": lambda size, layers: [(n, range(1, n + 1)) for n in range(layers - 2, layers - size - 2, -1)],
+    # a model without a sublayer runs alone from that layer on; in the worst case the cheapest go first
+    "block-pruner": lambda size, layers: [
+        (layers, sorted(2 * [*range(1, layers + 1)])[step:]) for step in range(2 * size)
+    ],
 }
 with open(Path(__file__).with_name("rules.csv"), encoding="utf-8") as _table:
     _rows: list[dict[str, Any]] = [*csv.DictReader(_table)]
 REGISTERED = {
-    row["name"]: Rule(**row, chooser=CHOOSERS[row["name"]], search_price=SEARCH_PRICES.get(row["name"]))
-    for row in _rows
+    row["name"]: Rule(**row, chooser=CHOOSERS[row["name"]], search=SEARCHES.get(row["name"])) for row in _rows
 }
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare
 # rules that change no weights: their cut determines the pruned model

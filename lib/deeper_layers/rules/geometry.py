@@ -17,6 +17,7 @@ import torch
 
 from deeper_layers.cuts import ATTENTION, MLP
 from deeper_layers.models.network import Network, Residuals
+from deeper_layers.similarity import show_progress
 
 DISCARDED = 0.1  # share of the ratios of TwoNN that is left out, the largest ones: Facco et al. 2017
 TOP_TOKENS = 5  # likeliest tokens whose overlap is counted: Csordas et al. 2025
@@ -221,9 +222,7 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
 # ---- all batches together ------------------------------------------------------------------------------------
 
 
-def combine_batches(
-    passes: list[Arrays], skips: list[Arrays], *, neighbours: int, progress=iter
-) -> tuple[Arrays, Arrays, Arrays]:
+def combine_batches(passes: list[Arrays], skips: list[Arrays], *, neighbours: int) -> tuple[Arrays, Arrays, Arrays]:
     """The measures of layers [L], of states [L+1], and of pairs: above the diagonal of [L+1, L+1] or [L, L].
 
     `passes` and `skips` are what `record_passes` and `skip_each_layer` yield. Measures of layers: cosine_PART,
@@ -240,7 +239,7 @@ def combine_batches(
     clouds = [torch.from_numpy(np.concatenate(arrays)).double() for arrays in residuals]  # [N, D]
     measures = [
         (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffle_coordinates(points)))
-        for points in progress(clouds)
+        for points in show_progress(clouds, "dimensions", "layer")
     ]
     states = [*mean["lens"].T, mean["entropy"], *np.array(measures).T]
     cka, overlap = np.zeros((2, len(clouds), len(clouds)))
