@@ -25,9 +25,7 @@ from tqdm import tqdm
 from deeper_layers.checks import short_repr
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, is_parallel
-from deeper_layers.models.network import Network, Residuals
-
-Batch = dict[str, torch.Tensor]
+from deeper_layers.models.network import Batch, Network, Residuals
 
 
 @torch.inference_mode()
@@ -53,7 +51,7 @@ def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np
         raise InputError("there is no sequence to measure distances on: give at least one batch")
     rows = np.concatenate(batches)
     error = rows.std(axis=0, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else np.full(rows[0].shape, np.nan)
-    return arrange_by_size(rows.mean(axis=0)), arrange_by_size(error), len(rows)
+    return _arrange_by_size(rows.mean(axis=0)), _arrange_by_size(error), len(rows)
 
 
 def measure_distances(model: nn.Module, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -121,7 +119,7 @@ def _stack_residuals(
         yield torch.stack([entering for entering, _ in by_layer] + [by_layer[-1][1]])
 
 
-def arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
+def _arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
     """Turn values [l, m] for all pairs of residuals into [n, l] with n = m - l."""
     layers = len(pairs) - 1
     matrix = np.full((layers, layers), np.nan)

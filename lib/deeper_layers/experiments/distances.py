@@ -52,9 +52,8 @@ def find_or_measure_distances(experiment: Experiment, *, by_sequence: bool = Fal
         table = distance_table(*similarity.mean_distances(distances))
         details: dict = {"tokens": _count_tokens(batches)}
         if by_sequence:
-            matrices = [similarity.arrange_by_size(sequence) for batch in distances for sequence in batch]
-            places = table["size"] - 1, table["start"]
-            details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in matrices]))
+            stop = table["start"] + table["size"]
+            details["by_sequence"] = pack_halves(np.concatenate(distances)[:, table["start"], stop])
         return table.to_dict("records"), details
 
     return _find_or_measure("distances", {"by_sequence": True} if by_sequence else {}, experiment, measure)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # slow, and not needed to choose
     import pandas as pd
 
 Losses = Callable[[list[Cut]], Sequence[float]]  # from cuts to the pruned models' losses on text, nats a token
-MergedLayer = int | tuple | list  # a layer's number, or layers merged into the first; parts may be merged ones, too
+MergedLayer = int | Sequence  # a layer's number, or layers merged into the first, which may be merged ones, too
 Likeness = Callable[[list[MergedLayer]], float]  # cosine of final states: a model of these layers, and the whole one
 Chooser = Callable[[Sequence[int], int, Any], list[Cut]]  # from sizes, L and what the rule needs to a cut for each size
 Part = tuple[str, int]  # what is dropped ("layers", ATTENTION or MLP), and the layer
@@ -38,7 +38,7 @@ PASSES = {
     "losses": 0.0,  # a function that measures pruned models: `Losses`
     "likeness": 0.0,  # a function that compares models with merged layers to the whole one: `Likeness`
 }
-SPARED_FIRST, SPARED_LAST = 4, 2  # layers that "plus" variants keep at either end
+PLUS = {"first": 4, "last": 2}  # layers that "plus" variants keep at either end
 SEEDS = range(5)  # of the random draws: enough to see how much they differ
 
 
@@ -61,8 +61,6 @@ class Rule:
     def price(self, size: int, layers: int) -> tuple[float, int]:
         """The highest price over the calibration text, for the largest size and L layers: passes of all layers, and
         passes of the head, one for each model whose loss is measured."""
-        if self.needs == "likeness":  # a merge that was tried before is not measured again
-            return 1.0 + len(THRESHOLDS) * layers, 0
         steps = self.search(size, layers) if self.search else []
         passes = sum(shared + sum(alone) for shared, alone in steps) / layers
         return passes or PASSES[self.needs], sum(len(alone) for _, alone in steps)
@@ -278,9 +276,9 @@ CHOOSERS: dict[str, Chooser] = {
     "block-influence": _choose_in_order(_by_influence, "layers"),
     "window-cosine": _choose_similar_block(),
     "perplexity": _choose_in_order(_by_loss, "layers"),
-    "perplexity-plus": _choose_in_order(_by_loss, "layers", first=SPARED_FIRST, last=SPARED_LAST),
+    "perplexity-plus": _choose_in_order(_by_loss, "layers", **PLUS),
     "taylor": _choose_in_order(_by_salience, "layers"),
-    "taylor-plus": _choose_in_order(_by_salience, "layers", first=SPARED_FIRST, last=SPARED_LAST),
+    "taylor-plus": _choose_in_order(_by_salience, "layers", **PLUS),
     "greedy": _choose_in_order(_greedily, "layers", first=1, last=1),  # never the ends, as in the authors' code
     "llm-drop-attention": _choose_in_order(_by_turn, ATTENTION),
     "llm-drop-mlp": _choose_in_order(_by_turn, MLP),
@@ -290,8 +288,10 @@ CHOOSERS: dict[str, Chooser] = {
     **dict.fromkeys(("replaceme", "replaceme-cosine", "prune-and-comp"), _bridged),
     "streamline": _choose_similar_block(extra=1),
 }
-# of searches by loss: models without one layer share the layers below it, and each has those above it alone
 SEARCHES: dict[str, Callable[[int, int], list[Step]]] = {
+    # a merge that was tried before is not measured again
+    **dict.fromkeys(("laco", "laco-code"), lambda _, layers: [(layers, ())] * (1 + len(THRESHOLDS) * layers)),
+    # models without one layer share the layers below it, and each has those above it alone
     **dict.fromkeys(("perplexity", "perplexity-plus"), lambda _, layers: [(layers - 1, range(layers))]),
     "greedy": lambda size, layers: [(n, range(1, n + 1)) for n in range(layers - 2, layers - size - 2, -1)],
     # a model without a sublayer runs alone from that layer on; in the worst case the cheapest go first

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from deeper_layers.cuts import ATTENTION, MLP
-from deeper_layers.models.network import Network, Residuals
+from deeper_layers.models.network import Batch, Network, Residuals
 from deeper_layers.similarity import show_progress
 
 DISCARDED = 0.1  # share of the ratios of TwoNN that is left out, the largest ones: Facco et al. 2017
@@ -25,7 +25,6 @@ ROWS = 32  # positions whose distributions over all tokens are in memory at once
 STATES = "lens_divergence lens_overlap prompt_entropy effective_rank two_nn two_nn_shuffled".split()
 PARTS = (ATTENTION, MLP, "layer")  # parts that add to the residual: the two sublayers, and both together
 
-Batch = dict[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]
 
 
