@@ -30,7 +30,7 @@ from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import write_file
 from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.network import replacing_forward
+from deeper_layers.models.network import replacing
 from deeper_layers.presets import HealingConfig
 
 PIECE = 2**27  # bytes of the logits, in float32, that are computed at once
@@ -111,7 +111,7 @@ def compute_final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Te
 
     def logits(states: torch.Tensor) -> torch.Tensor:
         replacement = dataclasses.replace(output, last_hidden_state=states[None])
-        with replacing_forward(body, lambda *_, **__: replacement):
+        with replacing(body, "forward", lambda *_, **__: replacement):
             return model(input_ids=inputs["input_ids"].new_zeros(1, len(states)), use_cache=False).logits[0]
 
     return output.last_hidden_state, logits

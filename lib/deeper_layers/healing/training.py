@@ -34,7 +34,7 @@ from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
 from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.network import replacing_forward
+from deeper_layers.models.network import replacing
 from deeper_layers.presets import HealingConfig
 
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
@@ -116,14 +116,13 @@ def train(
         seed=config.seed,
     )
     keep_freed_memory()
-    # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
-    forward = _build_forward(healed, config, cut, whole, teacher)
-    # the Trainer seeds all generators
-    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as scratch, replacing_forward(healed, forward):
-        output = (
-            Path(scratch) if folder is None else Path(folder) / _name_healing(healed, config, cut, sequences, whole)
-        )
-        check_writable(output)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())  # the Trainer seeds all generators
+        if folder is None:
+            output = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            output = Path(folder) / _name_healing(healed, config, cut, sequences, whole)
+            check_writable(output)
         trainer = Trainer(
             model=healed,
             args=_arguments(config, output, model.device, checkpoints=folder is not None),
@@ -132,6 +131,8 @@ def train(
             callbacks=[progress := _Progress(config)],
         )
         trainer.remove_callback(PrinterCallback)
+        # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
+        stack.enter_context(replacing(healed, "forward", _build_forward(healed, config, cut, whole, teacher)))
         state = _train_from_last_checkpoint(trainer, output, progress)
     steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(

@@ -1,6 +1,4 @@
-from .checkpoint_files import read_json as read_json
 from .configuration import count_stated_layers as count_stated_layers
-from .configuration import text_config as text_config
 from .decoder import decoder_layers as decoder_layers
 from .opening import device_name as device_name
 from .opening import load_empty_model as load_empty_model

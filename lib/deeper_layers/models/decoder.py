@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GPTNeoConfig, PreTrainedConfig, PreTrainedModel
 
-from deeper_layers.cuts import ATTENTION, MLP
+from deeper_layers.cuts import ATTENTION, MLP, WHOLE
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import count_layers, text_config
 
@@ -122,7 +122,9 @@ def is_output_parameter(name: str, part: str) -> bool:
 
 
 def running_only(layer: nn.Module, part: str) -> contextlib.AbstractContextManager:
-    """Inside, a layer runs only this part of it: its attention or its MLP."""
+    """Inside, a layer runs only this part of it: its attention, its MLP, or all of it."""
+    if part == WHOLE:
+        return contextlib.nullcontext()
     return find_sublayer(layer, MLP if part == ATTENTION else ATTENTION).register_forward_hook(
         _add_nothing, with_kwargs=True
     )

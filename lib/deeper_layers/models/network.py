@@ -98,11 +98,6 @@ class Network:
         return sum(value.nbytes for value in values if isinstance(value, torch.Tensor)) / 8 / len(self.layers)
 
     @cached_property
-    def layer_bytes(self) -> float:
-        """Bytes of the weights of a layer, on average."""
-        return sum(p.nbytes for p in self.layers.parameters()) / len(self.layers)
-
-    @cached_property
     def layer_devices(self) -> list[torch.device]:
         """The device of each layer: accelerate may have spread them over several (`device_map`)."""
         stored = [next((p.device for p in layer.parameters()), self.device) for layer in self.layers]
@@ -195,7 +190,7 @@ class Network:
     def _replacing_layers(self, forward: Callable) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
-                stack.enter_context(replacing_forward(layer, forward))
+                stack.enter_context(replacing(layer, "forward", forward))
             yield
 
 
@@ -230,21 +225,21 @@ def holding_weights(layer: torch.nn.Module) -> Iterator[None]:
         for part in list(filter(has_offloaded_params, layer.modules())) if is_offloaded else ():
             stack.enter_context(align_module_device(part))
             # accelerate's hook would read the weights at each call
-            stack.enter_context(replacing_forward(part, vars(part)["_old_forward"]))
+            stack.enter_context(replacing(part, "forward", vars(part)["_old_forward"]))
         yield
 
 
 @contextlib.contextmanager
-def replacing_forward(module, forward: Callable) -> Iterator[None]:
-    """Inside, `forward` takes the place of a module's own forward."""
-    previous = vars(module).get("forward")
-    module.forward = forward
+def replacing(owner, method: str, function: Callable) -> Iterator[None]:
+    """Inside, a function takes the place of an object's own method, like a module's "forward"."""
+    previous = vars(owner).get(method)
+    setattr(owner, method, function)
     try:
         yield
     finally:
-        del module.forward
+        delattr(owner, method)
         if previous is not None:
-            module.forward = previous
+            setattr(owner, method, previous)
 
 
 def group_by_cost(items: Iterable, cost: Callable[[list], float], limit: int) -> Iterator[list]:

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import BOUNDARIES
-from deeper_layers.models.network import Call, Network, StopForward, cache_argument
+from deeper_layers.models.network import Call, Network, StopForward, cache_argument, replacing
 
 MASKABLE = ("sdpa", "eager")  # implementations of attention that take a given mask
 POSITIONAL = ("attention_mask", "position_ids", "position_embeddings")  # arguments with an entry for each position
@@ -94,9 +94,13 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
         isinstance(value, torch.Tensor) and value.ndim > 1 and name not in POSITIONAL for name, value in named.items()
     ):
         raise NotImplementedError("the last layer is handed more that may go by positions, as biases of attention do")
-    name = cache_argument(layer)
-    cache = named[name] = _CollectingCache(named.get(name))
-    with contextlib.suppress(StopForward):
+    cache, states = named[cache_argument(layer)], []
+
+    def collect(*added, **options):
+        states.extend(PrefixCache.update(cache, *added, **options))
+        raise StopForward
+
+    with replacing(cache, "update", collect), contextlib.suppress(StopForward):
         layer(residual, **named)
     if not places.shape[1]:
         return residual[:, :0]
@@ -107,7 +111,7 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
         return tensor.expand(len(places), *tensor.shape[1:])[rows, columns]
 
     if (mask := named.get("attention_mask")) is None:
-        keys = torch.arange(cache.states[0].shape[-2], device=places.device)
+        keys = torch.arange(states[0].shape[-2], device=places.device)
         named["attention_mask"] = (keys <= places[:, :, None] + len(keys) - residual.shape[1])[:, None]
     else:
         named["attention_mask"] = take(mask[:, 0])[:, None]
@@ -115,20 +119,5 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
         named["position_ids"] = take(positions)
     if (tables := named.get("position_embeddings")) is not None:
         named["position_embeddings"] = tuple(map(take, tables))
-    return Call((), named)(layer, take(residual))
-
-
-class _CollectingCache:
-    """A cache that stops a layer when it has given its keys and values, and gives them back in the second run."""
-
-    def __init__(self, cache):
-        self.cache, self.states = cache, None
-
-    def update(self, *states, **named):
-        if self.states is None:
-            self.states = states[:2] if self.cache is None else self.cache.update(*states, **named)
-            raise StopForward
-        return self.states
-
-    def __getattr__(self, name):
-        return getattr(self.cache, name)
+    with replacing(cache, "update", lambda *_, **__: states):
+        return Call((), named)(layer, take(residual))

@@ -3,7 +3,6 @@
 Letters in shapes: B sequences of a batch, T tokens, S scored positions of a sequence, N of a batch, C cuts, D width.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -69,7 +68,8 @@ class Forward:
         self.network, self.tree, self.tokens, self.scored_only = network, tree, batch.tokens, scored_only
         self.batch = PaddedBatch(batch, network.device)
         self.cache = PrefixCache(prefix, len(batch.prefix) + batch.width, keeps)
-        options: dict = {"use_cache": True, network.cache_argument: self.cache} if prefix is not None or keeps else {}
+        needs_cache = prefix is not None or keeps or scored_only
+        options: dict = {"use_cache": True, network.cache_argument: self.cache} if needs_cache else {}
         if self.batch.branches:
             masks = attention_masks(network, *self.batch.branches)
             options |= {"position_ids": self.batch.branches[0], "attention_mask": masks}
@@ -85,7 +85,7 @@ class Forward:
         rows, slots, places = (tensor.to(device) for tensor in (batch.rows, batch.slots, batch.places))
         for node in self.tree.levels[layer]:
             self.cache.node, residual = node.leaves, self.residuals[node.enters].to(device)
-            with running_part(module, node.part):
+            with running_only(module, node.part):
                 if self.scored_only and node.ends and node.part == WHOLE:
                     output, columns = run_scored(module, call, residual, places), slots
                 else:
@@ -109,8 +109,3 @@ def run_layers(forwards: list[Forward], progress: Callable[[float], object] = la
 def logits_in_parts(network: Network, states: torch.Tensor) -> Iterator[torch.Tensor]:
     """Logits of states [..., N, D] that leave last layers, in parts of at most HEAD_ELEMENTS numbers."""
     return map(network.logits, states.split(max(1, HEAD_ELEMENTS // network.head.weight.shape[0]), dim=-2))
-
-
-def running_part(module, part: str) -> contextlib.AbstractContextManager:
-    """Inside, a layer runs only its attention or its MLP, or all of it."""
-    return contextlib.nullcontext() if part == WHOLE else running_only(module, part)

@@ -20,12 +20,13 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn import functional
 
 from deeper_layers.cuts import Cut
+from deeper_layers.models.decoder import running_only
 from deeper_layers.models.network import LayerInputs
 from deeper_layers.pruning import silence_sublayers
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
-from deeper_layers.sweeping.forward import logits_in_parts, running_part
+from deeper_layers.sweeping.forward import logits_in_parts
 from deeper_layers.sweeping.harness import Answer, RequestRecorder, quiet
 from deeper_layers.sweeping.parts import FIRST_WRITTEN, Parts, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
@@ -247,7 +248,7 @@ class Decoding:
         for layer, run in zip(network.load_in_turn([run.layer for run in self.layer_runs]), self.layer_runs):
             if run.models in inputs:
                 cache.buffers, rows, module = run.buffers, self.rows[run.models], network.layers[layer]
-                with running_part(module, run.part):
+                with running_only(module, run.part):
                     output = inputs[run.models].calls[layer](module, residuals[rows].to(network.layer_devices[layer]))
                 residuals[rows] = output.to(residuals.device)
         return torch.cat([logits.argmax(dim=-1) for logits in logits_in_parts(network, residuals[..., 0, :])])

@@ -237,7 +237,7 @@ def plan_requests(
         layer_steps=steps,
         bytes=min(memory, max(map(family.bytes_needed, parts), default=0)),
         requests=len(requests.pairs),
-        reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if family.is_streamed else 0,
+        reads=len(parts) * sum(p.nbytes for p in family.network.layers.parameters()) if family.is_streamed else 0,
         seconds=None if family.is_streamed or not steps else _predict_seconds(family, batches, steps),
     )
 
