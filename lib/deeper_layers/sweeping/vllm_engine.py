@@ -29,10 +29,8 @@ def check_installed(engine: str | None) -> None:
 def check_engine(engine: str, model, tasks: list[str]) -> None:
     """Raise InputError for a model that the engine would read in another way, and where `tasks` is not empty. `tasks`
     are those that are scored by log-likelihoods, which the engine does not compute here."""
-    from deeper_layers.models.network import is_streamed  # imports torch, which the list of engines does not need
-
-    is_plain = getattr(model.config, "quantization_config", None) is None and not is_streamed(model)
-    if tasks or not is_plain:
+    is_on_disk = any(parameter.is_meta for parameter in model.parameters())
+    if tasks or is_on_disk or getattr(model.config, "quantization_config", None) is not None:
         why = f"{tasks[0]!r} is scored by log-likelihoods" if tasks else "the model is quantized, or its layers on disk"
         raise InputError(f"engine is {engine!r}, and {why}: leave it out")
 
