@@ -48,6 +48,14 @@ def test_two_seeds_of_one_healing_are_compared_and_of_two_healings_are_not():
     assert table.loc["seeds", "reason"] == "MMLU was asked of one seed"
 
 
+def test_two_ranks_of_several_seeds_are_compared_by_their_loss():
+    losses = {"task": "c4", "metric": "loss", "chance": 2.0}
+    runs = [(HEALING | {"rank": rank, "seed": seed}, rank / 20) for rank in (2, 8) for seed in (0, 1)]
+    healed = [row for run, loss in runs for row in curve([0.1, loss], healing=json.dumps(run), **losses)]
+    table = claims.claims_table(made(curve([0.1, 0.9], **losses) + healed), distances_of(np.ones((4, 5))))
+    assert table.set_index("claim").loc["ranks", "value"] == pytest.approx((2 - 8) / 20)
+
+
 def test_one_number_decides_within_its_limits_and_short_healings_test_nothing(found):
     told = found[found["verdict"].isin(["supported", "contradicted"])]
     inside = (told["floor"] <= told["low"]) & (told["low"] <= told["value"]) & (told["high"] <= told["ceiling"])

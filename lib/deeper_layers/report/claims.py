@@ -155,7 +155,7 @@ def _compare_prompts(model: Model, column: str, first_value: int, second_value: 
 def _compare_ranks(model: Model) -> Answer:
     """The loss on C4 after healing at the lowest rank minus that at the highest, of ranks with several seeds."""
     model.require_recovery()
-    rows = model.scores.query("healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(
+    rows = model.scores.query("size > 0 and healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(
         ["cut", "healing"]
     )
     if rows.empty:
@@ -177,7 +177,7 @@ def _compare_seeds(model: Model) -> Answer:
     """The accuracy on MMLU after healing with one seed minus that after healing alike with the next one."""
     if model.require_recovery().query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
         raise NoEstimate("MMLU of healed models with several seeds: the whole model only guesses", AT_FLOOR)
-    rows = model.scores.query("task == 'mmlu' and metric == 'acc' and healing.notna() and repeat == 0")
+    rows = model.scores.query("task == 'mmlu' and size > 0 and metric == 'acc' and healing.notna() and repeat == 0")
     settings = [json.loads(healing) for healing in rows["healing"]]
     rows = rows.assign(seed=[of_row.pop("seed") for of_row in settings], settings=list(map(str, settings)))
     rows = rows.drop_duplicates(["cut", "settings", "seed", "limit", "subject"])
