@@ -42,10 +42,7 @@ SHARED |= dict.fromkeys(("qwen3_next", "qwen3_5_text", "lfm2", "falcon_h1", "mam
 UNHEALED = ("mixtral", "qwen3_moe", "gpt_oss", "mamba")  # experts and a Mamba are no feed-forward modules
 UNSTREAMED = ("gpt_bigcode",)  # whose head can't be on a disk
 # what no configuration of the family can state, as each message must
-REFUSED = {
-    "gemma3n": r"changes model\.embed_tokens_per_layer\.weight",
-    "jamba": r"changes model\.layers\.\d\.",
-}
+REFUSED = {"gemma3n": r"changes model\.embed_tokens_per_layer\.weight", "jamba": r"changes model\.layers\.\d\."}
 SELDOM = [name for name in ALL_FAMILIES if name not in (*FOUR, *REFUSED)]
 
 

@@ -72,10 +72,8 @@ def same_size(name: str):
 
 
 def older_mark(here: Path) -> None:
-    """Of weights, too, the mark of a folder once held SHA-256."""
-    mark = lineage.read_lineage(here / "out")
-    hashes = {name: file_hash(here / "out" / name) for name in mark.files}
-    (here / "out" / LINEAGE).write_text(lineage.format_lineage(mark, hashes))
+    mark, out = lineage.read_lineage(here / "out"), here / "out"
+    (out / LINEAGE).write_text(lineage.format_lineage(mark, {name: file_hash(out / name) for name in mark.files}))
 
 
 NEW, OVER = ["whole", "new", *ONE], ["whole", "out", "--start", 0, "--drop", 1, "--overwrite"]
@@ -89,7 +87,7 @@ CASES = {
     "OUT.gguf is a folder": (write("new.gguf/thesis.tex"), NEW_FILE, "new.gguf exists"),
     # ---- what is not ours, unchanged, is not replaced
     "OUT is ours": (write("out.old/thesis.tex"), OVER, ""),
-    "OUT is ours, of an earlier version": (older_mark, OVER, ""),
+    "OUT is ours, with SHA-256 of its weights, as it once was": (older_mark, OVER, ""),
     "weights of OUT have as many other bytes": (same_size(f"out/{SHARD}"), OVER, f"{SHARD} in it is not ours"),
     "a file of OUT has as many other bytes": (same_size("out/config.json"), OVER, "config.json in it is not ours"),
     "a tensor in OUT.gguf has as many other bytes": (same_size("out.gguf"), OVER_FILE, "as it was written"),

@@ -126,13 +126,7 @@ def test_adapters_are_added_in_full_precision_and_written_in_a_type(type, file_t
         ("model.layers.1.mlp.up_proj", 64, 1, {}, "on blk.1.ffn_up.weight, which tiny does not have"),
         (DOWN, 32, 1, {}, r"has the shape \(32, 64\), its adapter \(32, 32\)"),
         (DOWN, 64, 300, {}, r"blk.3.ffn_down.weight would hold 27\d+.*, too large for F16: .*f32"),
-        (
-            DOWN,
-            64,
-            1,
-            {"base": {"name": "x", "weights": "sha256:1"}, "cut": [1, 2]},
-            "healing.json of .*sha256:1",
-        ),
+        (DOWN, 64, 1, {"base": {"name": "x", "weights": "sha256:1"}, "cut": [1, 2]}, "healing.json of .*sha256:1"),
     ],
 )
 def test_adapters_that_do_not_belong_or_fit(module, width, size, record, message, tiny, tmp_path):

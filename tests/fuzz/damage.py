@@ -70,10 +70,7 @@ def to_tensors(content, rest: bytes) -> bytes:
     return save({name: tensor.contiguous().clone() for name, tensor in content.items()}, {"format": "pt"})
 
 
-CODECS = {
-    ".json": [(of_json, to_json)],
-    ".safetensors": [(of_header, to_header), (of_tensors, to_tensors)],
-}
+CODECS = {".json": [(of_json, to_json)], ".safetensors": [(of_header, to_header), (of_tensors, to_tensors)]}
 
 
 def edit(path: Path, act: Callable, codec: int = -1) -> None:
