@@ -83,6 +83,8 @@ def test_curves_are_told_apart_by_what_one_asks_for_and_losses_have_nothing_kept
     table = made(curve([0.75, 0.5], shots=0) + curve([0.7, 0.4], shots=5))
     assert len(statistics.curves(table)) == 2, "one measurement counts"
     assert statistics.curves(table, ["shots"]).groupby("shots")["value"].max().to_dict() == {0: 0.75, 5: 0.7}
+    limited = made(curve([0.75, 0.5], limit=ITEMS, commonest=0.3) + curve([0.75, 0.5], commonest=0.4, model="all"))
+    assert statistics.curves(limited).groupby("model")["guessing"].max().to_dict() == {"m": 0.3, "all": 0.4}
     table["outcome"] *= 0.5  # no share of items
     found = statistics.curves(table)
     assert found["kept"].isna().all() and (found["low"] < found["value"]).all()

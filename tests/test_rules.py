@@ -46,12 +46,13 @@ def sequences():
 # --- the paper's, on distances made by hand, and what holds of all rules -----------------------------------
 
 
-def test_the_most_similar_block_without_the_last_layer_and_the_first_of_equals():
+def test_the_papers_rules_leave_the_last_layer_and_take_the_first_of_equals_and_random_draws_differ():
     cuts = [Cut(0, 0), Cut(1, 1), Cut(0, 2), Cut(0, 3)]
     assert REGISTERED["similarity"].choose([0, 1, 2, 3], 4, DISTANCES) == cuts
     assert [similarity_cut(DISTANCES, size) for size in range(4)] == cuts
     assert REGISTERED["simple"].choose([2, 0, 3], 4) == [Cut(1, 2), Cut(0, 0), Cut(0, 3)]
     assert REGISTERED["greedy"].choose([2, 4], LAYERS, lambda cuts: [1.0] * len(cuts)) == [Cut(1, 2), Cut(1, 4)]
+    assert len({REGISTERED[f"random-{seed}"].choose([4], 20)[0] for seed in SEEDS}) == 5
 
 
 def known_by_hand(layers: int) -> dict:
@@ -80,10 +81,6 @@ def test_a_rule_says_where_it_is_from_and_chooses_cuts_that_fit(rule):
     assert not rule.name.startswith("random-") or set(cuts[0].dropped) < set(cuts[1].dropped)
     with pytest.raises(InputError, match=r"size is \d+; expected 0 to "):
         rule.choose([12 - rule.spares], 11, known)
-
-
-def test_random_draws_differ():
-    assert len({REGISTERED[f"random-{seed}"].choose([4], 20)[0] for seed in SEEDS}) == 5
 
 
 @pytest.mark.parametrize("layers", [3, 5, 8])
