@@ -57,7 +57,7 @@ def test_a_model_from_the_hub_is_named_with_its_commit(tiny_folder, tmp_path, mo
     monkeypatch.setattr(slicing, "checkpoint_folder", lambda *_: tmp_path / "snapshots" / "0123abcd")
     card = card_of(slice_checkpoint("someone/something", CUT, tmp_path / "out", revision="main"))
     assert card.data.base_model == "someone/something" and "someone/something at revision `0123abcd`; this" in card.text
-    assert '{"model": {"path": "someone/something", "revision": "0123abcd"}}' in card.text
+    assert '{"model": {"path": "someone/something", "revision": "0123abcd"}}' in card.text and "None" not in card.text
 
 
 @pytest.mark.parametrize(
