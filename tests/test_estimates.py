@@ -85,3 +85,5 @@ def test_verdicts():
     for (floor, ceiling), verdict in limits.items():
         assert Estimate(0.5, 0.4, 0.6).judge(floor, ceiling) == verdict
     assert Estimate(math.nan, math.nan, math.nan).judge(0, 1) == "not tested"
+    beyond = {0.3: "supported", 0.55: "inconclusive", 0.7: "contradicted", -0.1: "contradicted"}
+    assert {limit: Estimate(0.5, 0.4, 0.6).judge_beyond(limit) for limit in beyond} == beyond

@@ -14,14 +14,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.healing import distillation
 from deeper_layers.healing.adapters import find_ffn_modules, merge_adapters
-from deeper_layers.healing.distillation import (
-    Teacher,
-    check_final_states,
-    divergence,
-    draw_sequences,
-    keep_teacher,
-    read_states,
-)
+from deeper_layers.healing.distillation import Teacher, check_final_states, divergence, draw_sequences
 from deeper_layers.healing.training import heal, train
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
@@ -194,6 +187,7 @@ def test_training_is_a_plain_loop(family, names, values, opened):
     assert kept <= {parameter.data_ptr() for parameter in whole.parameters()}, "weights are there once"
     config = dataclasses.replace(SMALL, dropout=0.0, **values)
     learnt = draw_sequences(opened[1], texts, config)
+    assert len(draw_sequences(opened[1], texts, dataclasses.replace(config, steps=1))) == config.batch_sequences
     assert record.distinct_tokens == sum(map(len, learnt)) and not model.training
     assert record.tokens == record.distinct_tokens * config.steps * config.batch_sequences / len(learnt)
     expected, losses = plain_loop(whole, learnt, config, names)
@@ -277,11 +271,11 @@ def test_a_model_that_makes_its_logits_otherwise_is_refused(monkeypatch):
 def test_states_kept_on_disk_teach_as_the_model_does(opened, tmp_path):
     asked = {"packed": False, "steps": 3, **DISTILL}
     config = dataclasses.replace(SMALL, **asked)
-    keep_teacher(*opened, TEXTS, config, tmp_path)
+    distillation.keep_teacher(*opened, TEXTS, config, tmp_path)
     (beside, record), (kept, after) = (healed(opened, whole=whole, **asked) for whole in (None, tmp_path))
     assert after.losses == pytest.approx(record.losses, abs=1e-4) and close(beside, kept, atol=1e-3)
     with pytest.raises(InputError, match="holds no states of the unpruned model"):
-        read_states(tmp_path, draw_sequences(opened[1], TEXTS, config)[0], "of another")
+        distillation.read_states(tmp_path, draw_sequences(opened[1], TEXTS, config)[0], "of another")
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match="holds no states .*keep_teacher"):

@@ -6,14 +6,9 @@ import pytest
 from transformers import MixtralConfig
 
 from deeper_layers import models, prices
+from deeper_layers.command.report import CLASSES
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.experiments.choosing import list_unknown_cuts
-from deeper_layers.experiments.notebook_parameters import (
-    ComparedHealingsParameters,
-    ReasoningParameters,
-    SimilarityParameters,
-    TakeAwayParameters,
-)
 from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.models import configuration
 from deeper_layers.presets import PRESETS
@@ -118,7 +113,7 @@ def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, 
 
 def test_what_notebooks_will_measure_is_told_once_and_not_where_results_hold_it(tiny_folder, tmp_path):
     given = {"model": str(tiny_folder), "results": str(tmp_path / "results"), "samples": 8, "sequence_length": 32}
-    kinds = (SimilarityParameters, ReasoningParameters, ComparedHealingsParameters)
+    kinds = [CLASSES[notebook] for notebook in ("01-similarity", "03-reasoning", "04-healing")]
     small = {"tasks": "capitals, written_facts", "sizes": "0, 2", "limit": 6, "text": "wikipedia"}
     asked = {of.notebook: of(**given | {k: v for k, v in small.items() if k in of.model_fields}) for of in kinds}
     found = {(row["notebook"][:2], row["what"]): row["seconds"] for row in plan_notebooks(asked)}
@@ -132,5 +127,5 @@ def test_what_notebooks_will_measure_is_told_once_and_not_where_results_hold_it(
 
 def test_a_file_on_its_way_has_a_price_before_its_cut_is_known(tiny_gguf, tmp_path):
     given = {"tasks": "capitals", "sizes": "0, 2", "drop": 2, "limit": 6, "bits": "Q8_0"}
-    asked = TakeAwayParameters(model=str(tiny_gguf), results=str(tmp_path), **given)
+    asked = CLASSES["08-take-away"](model=str(tiny_gguf), results=str(tmp_path), **given)
     assert "healing, 122,880 tokens" in [row["what"] for row in plan_notebooks({"08-take-away": asked})]

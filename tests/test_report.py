@@ -83,8 +83,13 @@ def test_curves_are_told_apart_by_what_one_asks_for_and_losses_have_nothing_kept
     table = made(curve([0.75, 0.5], shots=0) + curve([0.7, 0.4], shots=5))
     assert len(statistics.curves(table)) == 2, "one measurement counts"
     assert statistics.curves(table, ["shots"]).groupby("shots")["value"].max().to_dict() == {0: 0.75, 5: 0.7}
-    limited = made(curve([0.75, 0.5], limit=ITEMS, commonest=0.3) + curve([0.75, 0.5], commonest=0.4, model="all"))
-    assert statistics.curves(limited).groupby("model")["guessing"].max().to_dict() == {"m": 0.3, "all": 0.4}
+    guessed = made(
+        curve([0.75, 0.5], limit=ITEMS, commonest=0.3)
+        + curve([0.75, 0.5], commonest=0.4, model="all")
+        + curve([0.75, 0.5], subject="law", target=np.zeros(ITEMS), task="mmlu_of_law", model="group")
+    )
+    found = statistics.curves(guessed).groupby("model")["guessing"].max()
+    assert found.to_dict() == {"m": 0.3, "all": 0.4, "group": 1.0} and len(statistics.half_gone_table(guessed)) == 3
     table["outcome"] *= 0.5  # no share of items
     found = statistics.curves(table)
     assert found["kept"].isna().all() and (found["low"] < found["value"]).all()
@@ -120,6 +125,7 @@ def test_headline_numbers_of_what_is_published():
         [1.07, 0.96, 1.18],
     ]
     recovered = statistics.recovery_table(qwen[qwen["task"] == "c4"]).query("untold == '' and rule == 'similarity'")
+    assert recovered["cut"].str.fullmatch(r"\d+,\d+").all()
     by_rate = recovered.groupby("learning_rate")["value"].agg(["min", "max"]).round(2)
     assert by_rate.values.tolist() == [[-0.10, -0.03], [-0.06, 0.06], [0.07, 0.30]]
     mmlu = qwen[qwen["task"] == "mmlu"]

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import attention, forward, tree_model
@@ -91,6 +91,7 @@ def test_as_much_is_shared_as_gives_each_model_s_own_numbers(made, sharing):
     model, cuts, few = made(), [Cut(1, 2), Cut(3, 2)], requests(128, few_shot=50, questions=5)
     family = TreeModel(model, cuts)
     assert family.sharing == sharing
+    assert family.sharing or family.layer_steps == 2 * (num_layers(model) - 2)
     for cut, *found in zip(cuts, *loglikelihoods(family, few, batch_tokens=256), strict=True):
         expected = loglikelihoods(TreeModel(drop_layers(model, cut), [Cut(0, 0)], Sharing.NOTHING), few)
         np.testing.assert_allclose(found, np.concatenate(expected), atol=2e-4, rtol=0, err_msg=str(cut))
