@@ -76,7 +76,8 @@ def test_published_claims_are_judged_as_written_down(found):
 def test_the_table_names_every_claim(found):
     text = claims.shown(found).to_html().replace("&#x27;", "'")
     assert all(f'<a data-page="{claim["page"]}">{claim["title"]}</a>' in text for claim in claims.CLAIMS)
-    assert "contradicted: 11% (7 to 14%)" in text
+    differs = found.loc[found["verdict"] == "contradicted", "differs"]
+    assert "contradicted: 11% (7 to 14%)" in text and all(f"Differs: {of}." in text for of in differs)
 
 
 if __name__ == "__main__":

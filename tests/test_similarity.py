@@ -40,6 +40,7 @@ def test_equals_a_plain_loop_however_padded_and_batched(family, sequences):
         assert found.dtype == np.float64 and samples == len(sequences)
         np.testing.assert_allclose(found, each.mean(axis=0), atol=1e-6, rtol=0)
         np.testing.assert_allclose(error, each.std(axis=0, ddof=1) / np.sqrt(samples), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(measure_distances(model, given[:2])[1], np.abs(each[0] - each[1]) / 2, atol=1e-6)
 
 
 def test_padding_is_never_the_last_token_nor_the_final_norm_passed(sequences):
