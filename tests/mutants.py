@@ -49,7 +49,7 @@ def changes(tree: ast.Module) -> list[tuple[ast.AST, str, object]]:
                 found.append((node, "value", not value))
             case ast.Constant(int(value) | float(value)):
                 found.append((node, "value", value + 1))
-            case ast.Return(ast.AST()) | ast.Assign():
+            case ast.Return(ast.AST() as value) | ast.Assign(value=value) if ast.unparse(value) != "None":
                 found.append((node, "value", ast.Constant(None)))
     return found
 
