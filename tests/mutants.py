@@ -85,9 +85,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=25, help="of each part")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "checkout"
         left_out = shutil.ignore_patterns(".git", ".venv", "_build", "executed", "__pycache__")
-        shutil.copytree(ROOT, folder, symlinks=True, ignore=left_out)
+        folder = Path(shutil.copytree(ROOT, f"{place}/checkout", symlinks=True, ignore=left_out))
         for part in options.parts or PARTS:
             for path, text, said in draw(part, options.count):
                 (folder / path.relative_to(ROOT)).write_text(text, encoding="utf-8")

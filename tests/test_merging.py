@@ -110,12 +110,13 @@ def test_what_was_begun_with_other_adapters_is_begun_anew(llama, monkeypatch):
     assert same(one, two)
 
 
-def renamed(old: str, new: str, targets: bool = False):
-    """Tensors under other names; with `targets` the settings name those modules, and the adapters are whole."""
+def renamed(old: str, new: str, targets: bool = False, keep: slice = slice(None)):
+    """Tensors under other names, of some columns; with `targets` the settings name those modules, too."""
 
     def spoil(folder):
         path, modules = folder / "adapter" / WEIGHTS, read_adapter(folder / "adapter").settings["target_modules"]
-        save_file({name.replace(old, new): tensor for name, tensor in load_file(path).items()}, path)
+        found = {name: tensor[:, keep] if old in name else tensor for name, tensor in load_file(path).items()}
+        save_file({name.replace(old, new): tensor.contiguous() for name, tensor in found.items()}, path)
         if targets:
             edited(SETTINGS, target_modules=[name.replace(old, new) for name in modules])(folder)
 
@@ -132,6 +133,7 @@ def quantize(folder):
     (renamed("layers.3", "layers.4", targets=True), "model.layers.4.* has no such tensor|it has no model.layers.4"),
     (renamed("model.layers.3.mlp.up_proj", "lm_head", targets=True), "lm_head.* has one of shape|do not fit .*lm_head"),
     (renamed("layers.3", "layers.4"), "no adapters of model.layers.3"),
+    (renamed("3.mlp.up_proj.lora_A", "3.mlp.up_proj.lora_A", keep=slice(9)), "has one of shape|do not fit .*mismatch"),
     (renamed("3.mlp.up_proj.lora_A", "3.mlp.up_proj.lora_B"), "up_proj has no A and B"),
     (edited(SETTINGS, use_dora=True), "no plain LoRA .*use_dora"),
     (edited(SETTINGS, init_lora_weights="pissa"), "no plain LoRA .*init_lora_weights.*'pissa'"),
@@ -145,6 +147,8 @@ def test_adapters_that_do_not_belong_here_are_refused_on_disk_and_in_memory(spoi
     with pytest.raises(InputError, match=words):
         slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "adapter")
     assert not (llama / "out").exists()
+    pruned, base = drop_layers(shared_model("llama"), CUT), model_key(str(llama / "whole"), llama / "whole")
+    before = list(pruned.named_modules())
     with pytest.raises(InputError, match=words):
-        base = model_key(str(llama / "whole"), llama / "whole")
-        load_adapters(drop_layers(shared_model("llama"), CUT), llama / "adapter", base, CUT)
+        load_adapters(pruned, llama / "adapter", base, CUT)
+    assert list(pruned.named_modules()) == before

@@ -119,11 +119,8 @@ def test_headline_numbers_of_what_is_published():
     regret = which_layers.regret_table(scores[scores["task"] == "c4"], distances[distances["corpus"] == "c4"])
     assert (regret.loc[regret["start"] == regret["best"], "place"] == 1).all()
     mean = regret[regret["size"] == 0].set_index("model")[["value", "low", "high"]].round(2)
-    assert mean.loc[[QWEN, SMOLLM, GEMMA]].values.tolist() == [
-        [0.01, -0.01, 0.01],
-        [0.67, 0.39, 1.3],
-        [1.07, 0.96, 1.18],
-    ]
+    regrets = [[0.01, -0.01, 0.01], [0.67, 0.39, 1.3], [1.07, 0.96, 1.18]]
+    assert mean.loc[[QWEN, SMOLLM, GEMMA]].values.tolist() == regrets
     recovered = statistics.recovery_table(qwen[qwen["task"] == "c4"]).query("untold == '' and rule == 'similarity'")
     assert recovered["cut"].str.fullmatch(r"\d+,\d+").all()
     by_rate = recovered.groupby("learning_rate")["value"].agg(["min", "max"]).round(2)

@@ -118,9 +118,11 @@ def _score(cuts: dict[str, CutsByRule], experiment: Experiment, *, by_rule: bool
     paths, tables, rows = [str(result.path) for result in measured.values()], [], []
     for name, result in measured.items():
         tables += _make_tables(result, cuts[name])
-        for rule, rule_cuts in cuts[name].items() if by_rule else ():
-            rows += as_dicts(result.rows[result.rows["cut"].isin([cut.name for cut in rule_cuts])].assign(rule=rule))
-        rows += [] if by_rule else as_dicts(result.rows)
+        parts = [result.rows]
+        if by_rule:
+            names = {rule: [cut.name for cut in rule_cuts] for rule, rule_cuts in cuts[name].items()}
+            parts = [result.rows[result.rows["cut"].isin(chosen)].assign(rule=rule) for rule, chosen in names.items()]
+        rows += [row for part in parts for row in as_dicts(part)]
     half_gone, half_gone_text = _find_half_gone(measured.values())
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}

@@ -62,12 +62,13 @@ def print_answer(function: Callable[..., Answer]) -> Callable:
 def format_table(rows: Sequence[dict]) -> str:
     """Rows as lines with aligned columns; empty columns are left out."""
     names = [name for name in rows[0] if any(row.get(name) not in (None, "") for row in rows)]
-    cells = [
-        # a list is the least and the most
-        [" to ".join(f"{end:,}" for end in cell) if isinstance(cell, list) else cell for cell in map(row.get, names)]
-        for row in rows
-    ]
+    cells = [[_format_range(row.get(name)) for name in names] for row in rows]
     return tabulate(cells, names, tablefmt="plain", floatfmt=",.3f", intfmt=",", missingval="")
+
+
+def _format_range(cell: object) -> object:
+    """A list of the least and the most value as "least to most"; any other cell as it is."""
+    return " to ".join(f"{end:,}" for end in cell) if isinstance(cell, list) else cell
 
 
 def as_dicts(rows: "pd.DataFrame") -> list[dict]:

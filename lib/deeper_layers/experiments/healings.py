@@ -45,7 +45,7 @@ class Healing:
         return parameters.base_settings | {"healing": self.config.settings, "text": parameters.text}
 
     def heal(self) -> Result | None:
-        """The training loss by step: read from results, else healed now."""
+        """The training loss by step: read from results, else healed now; None if nothing is to be measured."""
 
         def measure(_):
             record = dataclasses.asdict(self._load_or_train()[1])

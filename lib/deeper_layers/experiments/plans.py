@@ -44,7 +44,8 @@ def make_planning_experiment(parameters: Parameters, source: Source | None = Non
 def plan_notebooks(parameters_by_notebook: dict[str, BaseParameters]) -> list[dict]:
     """What notebooks will measure of one model, as results lack it, and how many seconds that takes on this machine.
     Rows: notebook, what, seconds, and "unknown", the reason where the seconds are not known, or None."""
-    rows, seen = [], {}  # what an earlier notebook measures
+    rows: list[dict] = []
+    seen: dict[str, object] = {}  # what an earlier notebook measures
     for notebook, parameters in parameters_by_notebook.items():
         if not isinstance(parameters, Parameters):
             continue

@@ -54,6 +54,8 @@ def score(
         changed: a function from a cut to the model it leaves, where weights change too; `reads` are the data it uses.
         details: further details to keep.
         settings: further settings that determine the numbers.
+
+    Returns None if nothing is to be measured and results hold no such scores.
     """
     parameters = experiment.parameters
     tasks = {name: parameters.task_settings[name] | (prompt or {}) for name in names}

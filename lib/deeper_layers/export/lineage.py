@@ -25,8 +25,8 @@ from deeper_layers.results.schema import Count, Name, StrictModel
 
 LINEAGE = "pruning.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# of weights, XXH3 of 128 bits: it tells whether a file is as it was written, and takes a tenth of a copy's time, where
-# SHA-256 takes longer than the copy. Older folders have SHA-256 here, too
+# of weights, XXH3 of 128 bits: it tells whether a file is as it was written, and is quicker than a copy, where SHA-256
+# is slower. Older folders have SHA-256 here, too
 WeightsHash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 hash_weights = functools.partial(file_hash, algorithm=xxhash.xxh3_128)
 

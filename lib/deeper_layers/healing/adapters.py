@@ -112,10 +112,23 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
         inference_mode=True,
     )
     advice = "give adapters that were trained on this model after this cut"
-    with as_input_error(f"the adapters in {folder} do not fit the pruned model", advice), _peft_muted():
+    problem = f"the adapters in {folder} do not fit the pruned model"
+    with as_input_error(problem, advice), _peft_muted(), _restored_after_errors(pruned):
         if unknown := sorted(ranks.keys() - dict(pruned.named_modules()).keys()):
             raise ValueError(f"it has no {unknown[0]}")
         return PeftModel.from_pretrained(pruned, adapter.folder, config=config).eval()
+
+
+@contextlib.contextmanager
+def _restored_after_errors(model: PreTrainedModel) -> Iterator[None]:
+    """After an error inside, the model has its own modules: peft replaces them before it reads any adapter."""
+    parts = [(module, name, part) for module in model.modules() for name, part in module.named_children()]
+    try:
+        yield
+    except Exception:
+        for module, name, part in parts:
+            setattr(module, name, part)
+        raise
 
 
 @contextlib.contextmanager

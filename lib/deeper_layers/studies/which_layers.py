@@ -177,10 +177,11 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         healed = _select_losses(scores).query("model == @model and healing.notna()").sort_values("measured")
         whole = healed.query("size == 0").groupby("healing").agg(whole=("value", "last"))
         healed = healed.query("size > 0").join(whole, on="healing").dropna(subset=["rule", "whole"])
-        last = healed.drop_duplicates(["rule", "size"], keep="last")
-        for size in last["size"].mode()[:1]:
-            of_size = last[last["size"] == size].set_index("rule")
-            table[f"healed, {title} (n = {size})"] = of_size["value"] - of_size["whole"]
+        if len(healed):
+            last = healed.drop_duplicates(["rule", "size"], keep="last")
+            size = last["size"].mode()[0]
+            last = last.query("size == @size").set_index("rule")
+            table[f"healed, {title} (n = {size})"] = last["value"] - last["whole"]
     measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
     return table[measured].reset_index(names="rule")
 
