@@ -101,8 +101,8 @@ def _find_right_choices(rows: pd.DataFrame) -> np.ndarray:
     if (targets := rows["target"].dropna()).size:
         return targets.iloc[0].astype(int)
     right = np.full(int(rows["items"].iloc[0]), -1)
-    for row in rows.dropna(subset=["chosen", "outcome"]).itertuples():
-        right[row.outcome == 1] = row.chosen[row.outcome == 1]
+    for chosen, outcome in rows[["chosen", "outcome"]].dropna().itertuples(index=False):
+        right[outcome == 1] = chosen[outcome == 1]
     return right
 
 
@@ -133,9 +133,11 @@ def add_runs(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def get_outcomes(rows: pd.DataFrame) -> dict[str, Vectors]:
-    """The outcomes of the rows of one run, by cut and subject."""
-    subjects = rows[::-1].assign(subject=rows["subject"].fillna(""))  # reversed, as the first of two rows counts
-    return {cut: dict(zip(group["subject"], group["outcome"])) for cut, group in subjects.groupby("cut", sort=False)}
+    """The outcomes of the rows of one run, by cut and subject; of two rows the first counts."""
+    outcomes: dict[str, Vectors] = {}
+    for cut, subject, outcome in zip(rows["cut"], rows["subject"].fillna(""), rows["outcome"]):
+        outcomes.setdefault(cut, {}).setdefault(subject, outcome)
+    return outcomes
 
 
 def align(run: dict[str, Vectors], cuts: Sequence[str], wanted: Vectors) -> list[Float[np.ndarray, " I"]]:
