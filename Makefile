@@ -10,7 +10,7 @@ book: .venv/installed
 	$(BIN)/jupyter-book build book/ -W -n --keep-going
 	@echo "open book/_build/html/index.html"
 
-# as many processes as processors: threads within each only wait for each other
+# as many processes as processors, and so one thread in each
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: style
