@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 from deeper_layers.package_index import Wheel
@@ -24,6 +25,17 @@ RELATIONS = {
     "past": 'What is the past tense of "{}"',
     "french": 'What is the French word for "{}"',
     "currency": "What is the name of the currency of {}",
+}
+# the question for each relation of answers.csv
+ANSWER_RELATIONS = {
+    "spanish_to_english": 'What is the English word for the Spanish word "{}"',
+    "english_to_spanish": 'What is the Spanish word for "{}"',
+    "country": "What is the country in which the city of {} lies",
+    "person": "Who is {}",
+    "product": "What is the product of {}",
+    "roman": "What is the number that is written {} in Roman numerals",
+    "atomic": "What is the atomic number of {}",
+    "year": "What is the year in which {}",
 }
 
 
@@ -79,6 +91,28 @@ def facts() -> list[dict]:
         others = [other["answer"] for other in rows if other["relation"] == row["relation"] and other is not row]
         items.append(prompts | _draw_choices(draw, row["answer"], others))
     draw.shuffle(items)
+    return items
+
+
+def answers() -> list[dict]:
+    """Facts with one answer each, of four kinds: kind, relation, subject, question, asked, choices, answer (its index).
+
+    The kinds are an English word, a foreign word (the same pairs), a name and a number. Each letter is right equally
+    often in each kind, but for a remainder. Nobody owns these facts; the table is made here.
+    """
+    rows, draw = _read_table("answers"), random.Random(0)
+    draw.shuffle(rows)
+    items, asked_by_kind = [], Counter()
+    for row in rows:
+        question = ANSWER_RELATIONS[row["relation"]].format(row["subject"])
+        same_relation = {other["answer"] for other in rows if other["relation"] == row["relation"]}
+        choices = draw.sample(sorted(same_relation - {row["answer"]}), 3)
+        place = asked_by_kind[row["kind"]] % 4
+        asked_by_kind[row["kind"]] += 1
+        choices.insert(place, row["answer"])
+        names = {name: row[name] for name in ("kind", "relation", "subject")}
+        prompts = {"question": question, "asked": question.partition(" is ")[2]}
+        items.append(names | prompts | {"choices": choices, "answer": place})
     return items
 
 
