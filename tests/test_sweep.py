@@ -55,7 +55,7 @@ def test_what_gives_other_numbers_is_left_out(llama, monkeypatch):
         (attention, "append_states", lambda prefix, own: own, Sharing.LAYERS),
     ):
         monkeypatch.setattr(module, name, wrong)
-        monkeypatch.setattr(tree_model, "TRIED", weakref.WeakKeyDictionary())
+
         family = TreeModel(llama, CUTS)
         assert family.sharing == left
         np.testing.assert_allclose(loglikelihoods(family, ASKED[60])[0], expected, atol=1e-4, rtol=0)

@@ -9,6 +9,7 @@ import yaml
 
 from deeper_layers.cuts import ATTENTION, MLP, WHOLE, Cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.choosing import UnknownCut
 from deeper_layers.sweeping.tree import Tree
 
 pytestmark = pytest.mark.quick
@@ -24,6 +25,36 @@ def test_what_a_cut_drops_and_keeps():
     assert eval(repr(cut)) == cut and repr(Cut(3, 3)) == "Cut(start=3, size=3)"
     cut = Cut(np.int64(3), torch.tensor(2))
     assert cut == Cut(3, 2) and type(cut.start) is type(cut.size) is int
+
+
+CONTRADICTIONS = [
+    {"start": 0, "size": 3, "scattered": (1, 9)},  # another number of layers
+    {"start": 0, "size": 2, "scattered": (1, 9)},  # another first layer
+    {"start": 9, "size": 2, "scattered": (9, 1)},
+    {"start": 1, "size": 3, "scattered": (1, 9, 9)},
+    {"start": 1, "size": 2, "scattered": (1, 2)},  # a block, which has another name
+    {"start": 1, "size": 2, "scattered": (1, -9)},
+    {"start": 1, "size": 2, "scattered": [1, 9]},
+    {"start": 1, "size": 2, "scattered": None},
+    {"start": 1, "size": 2, "scattered": (1, "9")},
+    {"start": 1, "size": 2, "attention": (2,)},  # of a layer that is dropped
+    {"start": 0, "size": 0, "attention": (3,), "mlp": (3,)},  # nothing of it is left
+    {"start": 0, "size": 0, "mlp": (4, 3)},
+    {"start": 0, "size": 0, "mlp": (3, 3)},
+]
+
+
+@pytest.mark.parametrize("fields", CONTRADICTIONS, ids=str)
+def test_a_cut_that_contradicts_itself_is_refused(fields):
+    with pytest.raises(InputError, match=r"contradicts itself; expected sorted|no tuple of layers|is -9; |is '9'; "):
+        Cut(**fields)
+
+
+def test_what_agrees_is_a_cut_however_it_is_made():
+    made = Cut(np.int64(1), 2, (np.int64(1), 9), (2,), (4, 6))
+    assert made == Cut.of([9, 1], attention=[2], mlp=[6, 4]) and {type(index) for index in made.dropped} == {int}
+    given = UnknownCut(0, 3, rule="greedy")
+    assert given.name == "greedy 3" and given.dropped == (0, 1, 2)
 
 
 def test_each_cut_has_one_name_by_which_it_is_found():

@@ -18,7 +18,7 @@ WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # the part of a layer that 
 class Cut:
     """What to drop: a block of contiguous layers; any other layers, or sublayers, with `Cut.of`.
 
-    Raises InputError where start or size is not a whole number of layers.
+    Raises InputError where start or size is not a whole number of layers, and where the fields contradict each other.
 
     Example:
         >>> from deeper_layers import Cut
@@ -43,6 +43,22 @@ class Cut:
             object.__setattr__(self, name, value)
         if self.size == 0:
             object.__setattr__(self, "start", 0)
+        if not (type(self.scattered) is type(self.attention) is type(self.mlp) is tuple):
+            raise InputError(f"{short_repr(self)} holds what is no tuple of layers: Cut.of(layers=[1, 9]) makes one")
+        if self.scattered or self.attention or self.mlp:
+            self._check_lists()
+
+    def _check_lists(self) -> None:
+        """Raise InputError where the fields are not those that `Cut.of` gives for what is dropped."""
+        fields = self.start, self.size, self.scattered, self.attention, self.mlp
+        expected = _find_fields(self.dropped, self.attention, self.mlp)
+        if fields != expected:
+            raise InputError(
+                f"{self!r} contradicts itself; expected sorted layers, none of them twice, and their number as size: "
+                "Cut.of(layers=[1, 9]) sorts and counts them"
+            )
+        for name, value in zip(("start", "size", "scattered", "attention", "mlp"), expected):  # plain integers
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         fields = [f"{name}={value}" for name, value in vars(self).items() if value or name in ("start", "size")]
@@ -60,14 +76,7 @@ class Cut:
             >>> Cut.of(layers=[2, 7], mlp=[5]).describe(num_layers=9)
             'drops layers 2, 7 (0-based, 2 of 9) and the MLP of layer 5, keeps [0:2], [3:7] and [8:9]'
         """
-        dropped, without_attention, without_mlp = (
-            {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
-            for name, indices in (("layers", layers), ("attention", attention), ("mlp", mlp))
-        )
-        block = sorted(dropped | without_attention & without_mlp)  # a layer that loses both is dropped
-        attention, mlp = (tuple(sorted(part - set(block))) for part in (without_attention, without_mlp))
-        scattered = tuple(block) if len(find_ranges(block)) > 1 else ()
-        return cls(block[0] if block else 0, len(block), scattered, attention, mlp)
+        return cls(*_find_fields(layers, attention, mlp))
 
     @classmethod
     def named(cls, name: str | list[int]) -> "Cut":
@@ -164,6 +173,18 @@ class Cut:
         """
         self.check_of_layers(num_layers, "mergekit's passthrough takes whole layers; drop whole layers")
         return mergekit_yaml(find_ranges(self.kept(num_layers)), model_name, revision)
+
+
+def _find_fields(layers: Iterable[int], attention: Iterable[int], mlp: Iterable[int]) -> tuple:
+    """The five fields of the cut that drops these layers, and these sublayers of others, all in any order."""
+    dropped, without_attention, without_mlp = (
+        {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
+        for name, indices in (("layers", layers), ("attention", attention), ("mlp", mlp))
+    )
+    block = sorted(dropped | without_attention & without_mlp)  # a layer that loses both is dropped
+    attention, mlp = (tuple(sorted(part - set(block))) for part in (without_attention, without_mlp))
+    scattered = tuple(block) if len(find_ranges(block)) > 1 else ()
+    return block[0] if block else 0, len(block), scattered, attention, mlp
 
 
 UNPRUNED = Cut(0, 0)  # drops nothing: the whole model

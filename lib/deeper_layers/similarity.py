@@ -25,6 +25,7 @@ from tqdm import tqdm
 from deeper_layers.checks import short_repr
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, is_parallel
+from deeper_layers.models.measuring import check_has_weights, check_tokens, measuring
 from deeper_layers.models.network import Batch, Network, Residuals
 
 
@@ -41,7 +42,11 @@ def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[F
 
     Entry [l, m] is between the residuals that enter layers l and m; index L is the one that leaves the last layer.
     """
-    for residuals in _stack_residuals(model, map(_check_batch, batches), _pick_last_tokens):
+    check_has_weights(model)
+    if not isinstance(batches, Iterable) or isinstance(batches, Mapping):
+        raise InputError(f"batches is {short_repr(batches)}, expected a list of batches: put one into a list")
+    checked = (_check_batch(model, batch) for batch in batches)
+    for residuals in _stack_residuals(model, checked, _pick_last_tokens):
         yield batch_distances(residuals).numpy()
 
 
@@ -76,7 +81,8 @@ def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.nd
         0..L-1; nan where l + n > L.
 
     Raises:
-        InputError: there is no sequence, a sequence is all padding, or a batch has another form.
+        InputError: there is no sequence, a sequence is all padding, a batch has another form or tokens that the model
+            does not have, or the model has no weights.
 
     Example:
         >>> from deeper_layers import angular_distances, load_model, similarity_cut
@@ -91,16 +97,25 @@ def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.nd
     return measure_distances(model, batches)[0]
 
 
-def _check_batch(batch: object) -> Batch:
-    """The tokens and the mask of a batch. Raises InputError for what is no batch."""
+def _check_batch(model: nn.Module, batch: object) -> Batch:
+    """The tokens and the mask of a batch. Raises InputError for what is no batch of the model's tokens."""
     names = ("input_ids", "attention_mask")
-    if not isinstance(batch, Mapping) or not all(isinstance(batch.get(name), torch.Tensor) for name in names):
+    tensors = [batch.get(name) for name in names] if isinstance(batch, Mapping) else [None]
+    if not all(isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.numel() for tensor in tensors):
         raise InputError(
-            f"a batch is {short_repr(batch)}; expected {' and '.join(names)}, [B, T], as tokenizers give them"
+            f"a batch is {short_repr(batch)}; expected {' and '.join(names)}, [B, T] with a token at least, as "
+            "tokenizers give them: leave empty ones out"
         )
-    if (batch["attention_mask"].sum(dim=1) == 0).any():
+    ids, mask = tensors
+    if ids.shape != mask.shape or ids.is_floating_point() or ((mask != 0) & (mask != 1)).any():
+        raise InputError(
+            f"a batch has input_ids {list(ids.shape)} of {ids.dtype} and attention_mask {list(mask.shape)}; expected "
+            "whole numbers of one shape, and a mask of 0 and 1, as tokenizers give them"
+        )
+    if (mask.sum(dim=1) == 0).any():
         raise InputError("a sequence is all padding: it has no last token")
-    return {name: batch[name] for name in names}
+    check_tokens(model, int(ids.min()), int(ids.max()))
+    return {"input_ids": ids.long(), "attention_mask": mask.long()}
 
 
 def _pick_last_tokens(states: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -174,6 +189,8 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
     return (torch.stack(sums).sum(dim=0) / sum(map(len, sequences))).cpu().numpy()
 
 
+@measuring
+@torch.inference_mode(False)
 def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L"]:
     """For each layer the sum over its weights of abs(w dL/dw), L the mean cross-entropy over sequences, each [T].
 
@@ -187,17 +204,25 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
         for name, weight in layer.named_parameters()
         if not name.endswith("bias")
     }
-    if not all(weight.is_floating_point() and not weight.is_meta for weight in layer_of):
-        raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
+    if any(not weight.is_floating_point() or weight.is_meta or weight.is_inference() for weight in layer_of):
+        raise InputError(
+            "the weights are quantized, on disk or of inference mode, without a gradient: open the model without that"
+        )
     total = [torch.zeros_like(weight) for weight in layer_of]
+    frozen = [weight for weight in layer_of if not weight.requires_grad]
     device, targets = model.get_input_embeddings().weight.device, sum(len(sequence) - 1 for sequence in sequences)
-    for sequence in show_progress(sequences, "saliences"):
-        ids = sequence[None].to(device, torch.long)
-        with torch.enable_grad():
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets
-        # experts that were not chosen have no gradient, which counts as zeros
-        torch._foreach_add_(total, torch.autograd.grad(loss, [*layer_of], allow_unused=True, materialize_grads=True))
+    try:
+        nn.ParameterList(frozen).requires_grad_(True)
+        for sequence in show_progress(sequences, "saliences"):
+            ids = sequence[None].to(device, torch.long, copy=True)
+            with torch.enable_grad():
+                logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+                loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets
+                # experts that were not chosen have no gradient, which counts as zeros
+                gradients = torch.autograd.grad(loss, [*layer_of], allow_unused=True, materialize_grads=True)
+            torch._foreach_add_(total, gradients)
+    finally:
+        nn.ParameterList(frozen).requires_grad_(False)
     sums = np.zeros(len(decoder_layers(model)))
     for (weight, number), gradient in zip(layer_of.items(), total, strict=True):
         sums[number] += float((weight.detach().double() * gradient.double()).abs().sum())

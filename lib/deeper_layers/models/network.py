@@ -18,9 +18,10 @@ from accelerate.utils import align_module_device, has_offloaded_params
 from transformers import DynamicCache
 
 from deeper_layers.cuts import ATTENTION
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import decoder_layers, layers_path, running_only
+from deeper_layers.models.measuring import evaluating
 
 MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
 Batch = dict[str, torch.Tensor]
@@ -114,7 +115,8 @@ class Network:
         """For each batch, what `keep` returns for the residuals around each layer: L values in the layers' order.
 
         The last entry of `hidden_states` in transformers lies after the final norm, so residuals are measured here.
-        Where layers are on disk, many batches go through a layer while it is in memory.
+        Where layers are on disk, many batches go through a layer while it is in memory. The model runs in evaluation
+        mode, and between batches is in its own.
 
         Args:
             batches: each with `input_ids` [B, T] and, where there is padding, `attention_mask`. They come to `keep` on
@@ -127,7 +129,11 @@ class Network:
         width = text_config(self.model.config).hidden_size * self.dtype.itemsize
         cost = lambda group: width * sum(batch["input_ids"].numel() for batch in group)  # noqa: E731
         for group in group_by_cost(batches, cost, MEMORY if is_streamed(self.model) else 0):
-            yield from self._residuals(group, keep)
+            problem = f"{type(self.model).__name__} can't run on this batch"
+            # not around the yield
+            with evaluating(self.model), as_input_error(problem, "give all weights one data type", RuntimeError):
+                kept = self._residuals(group, keep)
+            yield from kept
 
     @torch.inference_mode()  # not around the yield: whoever takes them may want gradients
     def _residuals(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers, output_parameters
+from deeper_layers.models.measuring import measuring
 from deeper_layers.models.network import Call, Network
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import Likeness, MergedLayer, Rule, cut_of_merges
@@ -69,6 +70,7 @@ def _check_unquantized(model) -> None:
 # ---- bridges -----------------------------------------------------------------------------------------------------
 
 
+@measuring
 def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "least squares"):
     """A model without the layers of a cut, with a bridge that is fitted on sequences of tokens, each [T].
 
@@ -254,6 +256,7 @@ def build_likeness(model, sequences: list[torch.Tensor], method: str = "merged")
     return lambda layers: compare(tuple(layers))
 
 
+@measuring
 @torch.inference_mode()
 def _compute_final_states(model, sequence: torch.Tensor) -> torch.Tensor:
     ids = sequence[None].to(model.get_input_embeddings().weight.device)

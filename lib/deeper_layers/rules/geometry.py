@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from deeper_layers.cuts import ATTENTION, MLP
+from deeper_layers.models.measuring import evaluating
 from deeper_layers.models.network import Batch, Network, Residuals
 from deeper_layers.similarity import show_progress
 
@@ -199,7 +200,7 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
     network = Network(model)
     layers = len(network.layers)
     for batch in batches:
-        with torch.inference_mode():  # not around the yield
+        with torch.inference_mode(), evaluating(model):  # not around the yield
             ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
             inputs, kept = network.layer_inputs(ids, attention_mask=mask), select_tokens(mask, tokens)
             later = np.zeros((len(kept[0]), layers, layers))

@@ -7,6 +7,7 @@ layer runs on the lanes of all models that keep it. Buffers hold the keys and va
 Letters in shapes: C cuts, B prompts, K keys.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -20,22 +21,24 @@ from lm_eval.models.huggingface import HFLM
 from torch.nn import functional
 
 from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.decoder import running_only
+from deeper_layers.models.measuring import check_tokens
 from deeper_layers.models.network import LayerInputs
 from deeper_layers.pruning import silence_sublayers
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
 from deeper_layers.sweeping.forward import logits_in_parts
-from deeper_layers.sweeping.harness import Answer, RequestRecorder, quiet
+from deeper_layers.sweeping.harness import Answer, RequestRecorder, opening
 from deeper_layers.sweeping.parts import FIRST_WRITTEN, Parts, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 
-# entries of a generation configuration that greedy decoding follows here or does not need
+# entries of a generation configuration that greedy decoding follows here, or that HFLM sets itself
 FOLLOWED = set(
-    "bos_token_id eos_token_id pad_token_id temperature top_k top_p use_cache max_length max_new_tokens do_sample "
+    "bos_token_id eos_token_id pad_token_id temperature top_k top_p use_cache max_length do_sample "
     "transformers_version _from_model_config".split()
 )
 AreFinished = Callable[[list[list[int]]], list[bool]]  # which answers are finished
@@ -53,15 +56,19 @@ def generate(
     """The answers of each cut, with the text that lm-eval's HFLM gives for the pruned model.
 
     `memory` bounds the bytes taken beside the weights. HFLM itself generates where a task samples, where the model's
-    generation configuration asks for more than greedy decoding, or where the model takes no given mask.
+    generation configuration asks for more than greedy decoding, or where the model takes no given mask. Raises
+    InputError where that configuration asks for what HFLM can't do.
     """
     if not instances:
         return [[] for _ in model.cuts]
+    model.forget()
     network = model.network.model
     recorder = RequestRecorder(network, tokenizer)
     prompts = [recorder.prompt(instance) for instance in instances]
-    in_use = {name for name, value in network.generation_config.to_diff_dict().items() if value not in (None, False)}
-    if model.sharing < Sharing.MASKS or in_use - FOLLOWED or not all(prompt.greedy for prompt in prompts):
+    tokens = {token for prompt in prompts for token in prompt.tokens}
+    check_tokens(network, min(tokens, default=0), max(tokens, default=0))
+    is_greedy = all(prompt.greedy for prompt in prompts) and not find_unusual_settings(network)
+    if model.sharing < Sharing.MASKS or not is_greedy:
         return generate_one_by_one(network, tokenizer, model.cuts, instances, shards=shards, what=what)
     written = np.empty((len(model.cuts), len(prompts)), dtype=object)
     with Parts(shards, what, written.size, "answer", FIRST_WRITTEN) as parts:
@@ -74,6 +81,17 @@ def generate(
         [Answer(recorder.text(prompt, tokens), len(tokens), ended) for prompt, (tokens, ended) in zip(instances, row)]
         for row in written
     ]
+
+
+def find_unusual_settings(model) -> list[str]:
+    """The entries of a model's generation configuration that ask for more than greedy decoding."""
+    if model.generation_config is None:
+        raise InputError(
+            "the model's generation_config is None, expected one: give it a GenerationConfig()"
+        )
+    # 0 asks for something, as of guidance_scale
+    entries = model.generation_config.to_diff_dict().items()
+    return sorted(name for name, value in entries if not (value is None or value is False or name in FOLLOWED))
 
 
 def _write_answers(
@@ -123,16 +141,25 @@ def generate_one_by_one(
     shards: Shards | None = None,
     what: str = "generation",
 ) -> list[list[Answer]]:
-    """The same, one pruned model after another, by lm-eval's own HFLM or by its model of another engine."""
+    """The same, one pruned model after another, by lm-eval's own HFLM or by its model of another engine.
+
+    Answers are written one by one where the generation configuration asks for more than greedy decoding: repetitions,
+    beams and guidance depend on the padding and on the other prompts of a batch.
+    """
+    unusual = find_unusual_settings(model)
+    words = ", ".join(unusual)
+    problem = f"the model's generation_config has {words}, which lm-eval's HFLM or this model can't follow"
+    advice = f"set {words} to None there"
 
     def run(cut: Cut) -> list[str]:
         pruned = silence_sublayers(model, cut)
         if engine:
             texts = vllm_engine.generate(pruned, tokenizer, instances)
         else:
-            with quiet():
-                lm = HFLM(pretrained=pruned, tokenizer=tokenizer, batch_size=ROWS)
-            texts = lm.generate_until(instances, disable_tqdm=True)
+            with opening(pruned, tokenizer) as given:
+                lm = HFLM(batch_size=1 if unusual else ROWS, **given)
+            with as_input_error(problem, advice) if unusual else contextlib.nullcontext():
+                texts = lm.generate_until(instances, disable_tqdm=True)
         parts.update()
         return texts
 

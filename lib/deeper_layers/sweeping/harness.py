@@ -6,6 +6,7 @@ once, and it scores one set of answers after another; sweeps.py computes these.
 
 import collections
 import contextlib
+import copy
 import difflib
 import functools
 import hashlib
@@ -32,6 +33,7 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import corpora, embedded
 from deeper_layers.errors import InputError
+from deeper_layers.models.network import replacing
 from deeper_layers.results.packing import pack, pack_halves
 from deeper_layers.sweeping.planning import Requests
 
@@ -72,8 +74,8 @@ class RequestRecorder(HFLM):
     """lm-eval's HFLM without running a model: it records what HFLM would ask, and turns written tokens into text."""
 
     def __init__(self, model, tokenizer):
-        with quiet():
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
+        with opening(model, tokenizer) as given:
+            super().__init__(batch_size=1, **given)
         # choices of a question follow each other and share a context
         self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
 
@@ -119,6 +121,16 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+@contextlib.contextmanager
+def opening(model, tokenizer) -> Iterator[dict]:
+    """Inside, lm-eval's HFLM opens a model and leaves it and its tokenizer as they are: HFLM would tie weights that
+    were untied, and give a tokenizer without padding one. Yields HFLM's arguments."""
+    if tokenizer.pad_token is None:
+        tokenizer = copy.deepcopy(tokenizer)
+    with quiet(), replacing(model, "tie_weights", lambda *_, **__: None):
+        yield {"pretrained": model, "tokenizer": tokenizer}
 
 
 @functools.cache

@@ -17,11 +17,13 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float64
 from lm_eval.api.instance import Instance
+from transformers import PreTrainedTokenizerBase
 
-from deeper_layers.checks import MANY, check_whole_number
+from deeper_layers.checks import MANY, check_whole_number, short_repr
 from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.measuring import check_tokens, measuring
 from deeper_layers.models.network import group_by_cost
 from deeper_layers.results.shards import Shards
 from deeper_layers.rules.changing import build_likeness
@@ -37,6 +39,7 @@ MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences"
 Losses = tuple[pd.DataFrame, dict[str, list[float]]]
 
 
+@measuring
 def sweep(
     model,
     tokenizer,
@@ -79,8 +82,10 @@ def sweep(
 
     Raises:
         InputError: unknown tasks, or those scored in another way; no cuts, or some that don't fit the model; a limit
-            below 1; an engine that is not installed, or asked for tasks that are not generated; a pruned model whose
-            log-probabilities are not numbers, as where float16 is too small for it.
+            below 1; a model without weights or head; a tokenizer with tokens that the model does not have; a model
+            whose generation configuration asks for what lm-eval's HFLM can't do; an engine that is not installed, or
+            asked for tasks that are not generated; a pruned model whose log-probabilities are not numbers, as where
+            float16 is too small for it.
 
     Example:
         >>> from deeper_layers import Cut, load_model, simple_cut, sweep
@@ -92,8 +97,10 @@ def sweep(
     if engine is not None:
         vllm_engine.check_installed(engine)
     prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order, "datasets": datasets}
-    lm_tasks = _load_tasks(model, tokenizer, tasks, cuts, limit, **prompts)
+    lm_tasks = _load_tasks(model, tokenizer, tasks, cuts, limit, batch_tokens, memory, **prompts)
     distinct_cuts, options = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
+    if family is not None and (family.network.model is not model or family.cuts != distinct_cuts):
+        raise InputError("family is of another model or other cuts, expected TreeModel(model, cuts): leave it out")
     answers = np.full((len(distinct_cuts), len(lm_tasks.requests.pairs)), np.array((np.nan, False), ANSWER))
     if engine is None:
         family = family or TreeModel(model, distinct_cuts)
@@ -127,6 +134,7 @@ def _print_finished_tasks(tasks: harness.Tasks, cuts: list[Cut], answers: np.nda
             print(f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(tasks, done, row):.3f}", file=sys.stderr)
 
 
+@measuring
 def plan(
     model,
     tokenizer,
@@ -160,23 +168,30 @@ def plan(
         >>> planned.requests, planned.layers
         (16, 30)
     """
-    lm_tasks = _load_tasks(model, tokenizer, tasks, cuts, limit, num_fewshot=num_fewshot, datasets=datasets)
+    prompts = {"num_fewshot": num_fewshot, "datasets": datasets}
+    lm_tasks = _load_tasks(model, tokenizer, tasks, cuts, limit, batch_tokens, memory, **prompts)
     planned = plan_requests(TreeModel(model, cuts), lm_tasks.requests, batch_tokens, memory)
     return dataclasses.replace(planned, generated=len(lm_tasks.generations))
 
 
-def _load_tasks(model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, **prompts) -> harness.Tasks:
-    """The requests of the tasks, after checking that the cuts fit the model and that the limit is a number."""
+def _load_tasks(
+    model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, batch_tokens: int, memory: int, **prompts
+) -> harness.Tasks:
+    """The requests of the tasks, after checking all that a sweep is given: cuts fit the model, numbers are numbers."""
     check_cuts(model, cuts)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(f"tokenizer is {short_repr(tokenizer)}, expected the model's: load_model gives both")
     if limit is not None:
         check_whole_number("limit", limit, 1, MANY, "None is all items")
+    check_whole_number("batch_tokens", batch_tokens, 1, MANY, "leave it out")
+    check_whole_number("memory", memory, 1, sys.maxsize, "bytes beside the weights: leave it out")
     return harness.collect_requests(harness.load_tasks(tasks, **prompts), model, tokenizer, limit=limit)
 
 
 def check_cuts(model, cuts: list[Cut]) -> None:
     """Raise InputError where there is no cut, or one that does not fit the model."""
-    if not cuts:
-        raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
+    if not isinstance(cuts, list | tuple) or not cuts:
+        raise InputError(f"cuts is {short_repr(cuts)}, expected a list of some: [Cut(0, 0)] is the whole model")
     for cut in cuts:
         check_cut(cut)
         cut.check(num_layers(model))
@@ -201,6 +216,7 @@ def loglikelihoods(
     answers = np.empty((len(family.cuts), len(requests.pairs)), ANSWER) if out is None else out
     if not requests.pairs:
         return answers["logprob"], answers["greedy"]
+    family.forget()
     plan = plan_requests(family, requests, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
     with Parts(shards, what, plan.layer_steps, "layer-step") as parts:
@@ -224,7 +240,11 @@ def plan_requests(
     family: TreeModel, requests: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY
 ) -> Plan:
     """Plan how to run these requests, and what that costs; one small batch runs to predict the time. Where memory is
-    short, a batch runs in smaller ones, and these for some of the cuts at a time."""
+    short, a batch runs in smaller ones, and these for some of the cuts at a time. Raises InputError for tokens that
+    the model does not have."""
+    if requests.pairs:
+        tokens = {token for pair in requests.pairs for part in pair for token in part}
+        check_tokens(family.network.model, min(tokens), max(tokens))
     batches = plan_batches(requests, batch_tokens, family.sharing)
     # where layers are on disk, as many batches as memory holds go through together
     parts = list(group_by_cost(batches, family.bytes_needed, memory if family.is_streamed else 0))
@@ -293,6 +313,7 @@ def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **options) 
     return request_loss(model, cuts, text_requests(sequences), **options)
 
 
+@measuring
 def request_loss(
     model, cuts: list[Cut], requests: Requests, *, batch_tokens: int | None = None, shards: Shards | None = None
 ) -> Losses:

@@ -18,14 +18,13 @@ import contextlib
 import copy
 import functools
 import itertools
-import weakref
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.decoder import first_layer_of_each_kind, num_layers
 from deeper_layers.models.network import Network, holding_weights, is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
@@ -35,7 +34,6 @@ from deeper_layers.sweeping.parts import LEAST_ROWS, MemoryEstimate, run_in_halv
 from deeper_layers.sweeping.planning import MEMORY, Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
-TRIED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # results of trials by model: a search asks at each step
 FEW_TOKENS = 512  # before fewer tokens run together, fewer models do
 FEW_ROWS = 16  # whose logarithms fit into a processor's cache
 # of an answer its log-probability in nats, and whether greedy decoding gives it
@@ -69,6 +67,10 @@ class TreeModel:
             self._selection = copy.copy(self)
             vars(self._selection).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={}, _selection=self)
         return self._selection
+
+    def forget(self) -> None:
+        """Forget the prefixes that were run: the model may have changed since."""
+        self._prefixes, self._selection = {}, self
 
     @property
     def layer_steps(self) -> int:
@@ -172,15 +174,8 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
 def try_sharing(model, cuts: list[Cut]) -> Sharing:
     """The most sharing with which these pruned models give the plain log-probabilities, except for rounding. Raises
     InputError where the configuration can't state one of the models that are tried."""
+    # tried each time: between two calls attention, hooks or weights of a model may change
     trial_model, trial_cuts = _shrink_for_trial(model, cuts)
-    results = TRIED.setdefault(model, {})
-    if tuple(trial_cuts) not in results:
-        results[tuple(trial_cuts)] = _find_sharing(trial_model, trial_cuts)
-    return results[tuple(trial_cuts)]
-
-
-def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
-    """The most sharing that works for these cuts of the model on trial."""
     network = Network(trial_model)
     tokens = [(7919 * i + 13) % network.head.weight.shape[0] for i in range(38)]
     requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
@@ -199,7 +194,9 @@ def _find_sharing(trial_model, trial_cuts: list[Cut]) -> Sharing:
     with contextlib.ExitStack() as stack:
         for layer in network.layers:  # layers on disk are read once for all trials
             stack.enter_context(holding_weights(layer))
-        plain = answers(Sharing.NOTHING)
+        problem = f"{type(model).__name__} can't run on a few tokens"
+        with as_input_error(problem, "give all weights one data type and place", RuntimeError):
+            plain = answers(Sharing.NOTHING)
         # rounding changes them a little; a wrong mask or position as much as they differ from each other
         allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
         for sharing in sorted(Sharing, reverse=True)[:-1]:
