@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,17 @@ ADAPTERS = "adapter_config.json"  # transformers then takes the folder for adapt
 MAX_HEADER_BYTES = 100_000_000  # bytes of a header, by the format; no other JSON of a checkpoint is larger
 NUMBERED = re.compile(r"^(?P<prefix>(?:[^.\d]\w*\.)+)(?P<number>0|[1-9][0-9]{0,8})\.(?P<rest>.+)$")
 ADVICE = "give a checkpoint saved by save_pretrained"
+# files beside a model that can't change its numbers, and why not: all others count in its key
+CANNOT_MATTER = {
+    "README* LICENSE* NOTICE* USE_POLICY*": "words for people",
+    "*.png *.jpg *.jpeg *.gif *.svg *.webp *.pdf": "pictures for people",
+    ".*": "hidden files, of git and of editors",
+    "*.bin *.pt *.pth *.ckpt *.pkl": "pickled weights and states of training, which are never opened",
+    "*.h5 *.msgpack *.onnx *.onnx_data *.gguf *.tflite": "weights in other formats: safetensors alone are opened",
+    "pruning.json": "the cuts that made the model, which stand in its weights already",
+}
+# of files in folders below, these alone are read
+BELOW = ("**/*.py", "additional_chat_templates/*")
 
 
 class Tensor(NamedTuple):
@@ -62,6 +74,15 @@ def list_plain_files(folder: Path) -> list[Path]:
             if not path.is_file() or not any(Path(os.path.realpath(path)).is_relative_to(place) for place in allowed):
                 raise ValueError(f"{path.name} is no regular file, or leads out of it")
         return paths
+
+
+def list_files_that_matter(folder: Path) -> list[Path]:
+    """The files of a checkpoint that can change its numbers, sorted: all but those in CANNOT_MATTER, and of folders
+    below those in BELOW. Raises what `list_plain_files` does."""
+    patterns = " ".join(CANNOT_MATTER).split()
+    paths = [path for path in list_plain_files(folder) if not any(fnmatchcase(path.name, p) for p in patterns)]
+    below = {path for pattern in BELOW for path in folder.glob(pattern) if path.parent != folder and path.is_file()}
+    return paths + sorted(below)
 
 
 def list_tensors(folder: Path) -> list[Tensor]:

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError, as_input_error
-from deeper_layers.models.checkpoint_files import is_gguf, list_tensors, local_path, read_json
+from deeper_layers.models.checkpoint_files import (
+    is_gguf,
+    list_files_that_matter,
+    list_tensors,
+    local_path,
+    read_json,
+)
 from deeper_layers.models.configuration import count_layers, read_config
 from deeper_layers.package_index import Wheel, cache_folder, check_hash, get_cached_file, hash_once
 from deeper_layers.results.store import read_results
@@ -21,6 +27,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 NOT_HASHED = "not read"  # the fingerprint of weights that were not hashed: no result has it
 CONFIG_ONLY = "none"  # the fingerprint of a model of which there is a configuration alone
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# the files of a folder that are hashed first, in this order
+FIRST = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "*.safetensors")
 # files to fetch from the hub, which may hold the same weights in another form: what says how to read them, and weights
 CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
 WEIGHT_PATTERNS = ("*.safetensors", "LICENSE*")
@@ -209,16 +217,31 @@ def model_name(model: str) -> str:
 
 
 def model_key(model: str, checkpoint: Path) -> dict:
-    """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`). Local weights are hashed."""
+    """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`).
+
+    A packaged model and a GGUF file are known by their hash: nothing beside them is read. A model of the hub is known
+    by its commit, which covers all its files. A folder is known by a hash of every file that can change a number:
+    configurations, weights, tokenizer, templates, settings of generation, code. What can't change any stands in
+    `checkpoint_files.CANNOT_MATTER`, with the reason.
+    """
     path, weights = local_path(model), f"hub:{checkpoint.name}"
     if model in PACKAGED:
         weights = f"sha256:{PACKAGED[model].sha256}"
-    elif os.path.isdir(path):  # its configuration, its weights, and the tokenizer, which puts tokens to them
-        files = [path / "config.json", *sorted(path.glob("tokenizer*")), *sorted(path.glob("*.safetensors"))]
-        weights = f"sha256:{hashlib.sha256(''.join(map(hash_once, files)).encode()).hexdigest()}"
+    elif os.path.isdir(path):
+        weights = f"sha256:{_hash_folder(path)}"
     elif is_gguf(path):
         weights = f"sha256:{hash_once(path)}"
     return {"name": model_name(model), "weights": weights}
+
+
+def _hash_folder(folder: Path) -> str:
+    """The hash of all files of a folder that matter. Where there are none but FIRST, it is what it was before the
+    others counted. The others are hashed with their names, which say how they are read."""
+    paths = list_files_that_matter(folder)
+    first = [path for pattern in FIRST for path in paths if path.parent == folder and path.match(pattern)]
+    names = {path: path.relative_to(folder).as_posix() for path in paths if path not in first}
+    parts = [hash_once(path) for path in first] + [f"{hash_once(path)} {name}\n" for path, name in names.items()]
+    return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def find_recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
