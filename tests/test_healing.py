@@ -58,7 +58,7 @@ PAPER = {  # appendix A.1: sequence length, millions of tokens, peak learning ra
 
 
 def test_presets_are_those_of_the_paper_and_of_published_results():
-    assert PRESETS.keys() == {*PAPER, "small", "distill"}
+    assert PRESETS.keys() == {*PAPER, "small", "distill", "head-and-last-3"}
     for name, expected in PAPER.items():
         one = PRESETS[name]
         assert (one.sequence_length, round(one.tokens / 1e6), one.learning_rate, one.rank) == expected
