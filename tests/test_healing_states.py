@@ -12,13 +12,18 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalL
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments import healings
+from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.healing import distillation
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from deeper_layers.healing.distillation import divergence, keep_teacher
+from deeper_layers.healing.state import hash_model
 from deeper_layers.healing.training import heal, train
+from deeper_layers.models.opening import load_model
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.pruning import drop_layers
+from tests import faults
 from tests.test_distributed import TEXTS
 from tests.test_healing import CUT, DISTILL, SMALL, close
 from tests.tiny import tiny_model
@@ -304,3 +309,57 @@ def test_the_divergence_is_from_the_student_to_the_teacher(temperature):
     forward, backward = scipy.special.rel_entr(p, q).sum(), scipy.special.rel_entr(q, p).sum()
     found = divergence(torch.from_numpy(student), torch.from_numpy(teacher), temperature).item()
     assert found == pytest.approx(temperature**2 * forward, rel=1e-5) and abs(forward / backward - 1) > 0.05
+
+
+# ---- quantized, and killed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_of_quantized_models_the_scales_count_too_and_a_killed_healing_goes_on(quantization, tiny_folder, tmp_path):
+    config = dataclasses.replace(LITTLE, quantization=quantization, steps=4)
+
+    def opened_anew():
+        model, tokenizer = load_model(str(tiny_folder), quantization=quantization, dtype="float32")
+        return drop_layers(model, CUT), tokenizer
+
+    def healed(folder):
+        model, tokenizer = opened_anew()
+        return train(model, tokenizer, TEXTS, config, folder=folder)
+
+    straight, record = healed(None)
+    assert faults.killed_at(8, lambda: healed(tmp_path / "folder")) and len(list((tmp_path / "folder").iterdir())) == 1
+    again, after = healed(tmp_path / "folder")
+    assert after.losses == record.losses and close(straight, again)
+    assert len(list((tmp_path / "folder").iterdir())) == 1, "the same model opened again has the same folder"
+    model, _ = opened_anew()
+    before = hash_model(model)
+    weight = model.model.layers[0].mlp.up_proj.weight  # the same whole numbers, which mean others now
+    (weight.quant_state.absmax if quantization == "nf4" else weight.SCB).mul_(2)
+    assert hash_model(model) != before
+
+
+@pytest.mark.parametrize("preset", [pytest.param("small", marks=pytest.mark.thorough), "head-and-last-3"])
+def test_the_command_killed_at_any_write_ends_as_undisturbed(preset, tiny_folder, tmp_path, monkeypatch):
+    least = {"steps": 2, "warmup_steps": 0, "batch_sequences": 2, "at_once": 2, "sequence_length": 32, "save_every": 1}
+    monkeypatch.setitem(PRESETS, preset, dataclasses.replace(PRESETS[preset], quantization=None, **least))
+    of_split = lambda corpus, *, split=None, **_: [f"{split} {text}" for text in TEXTS]  # noqa: E731
+    monkeypatch.setattr("deeper_layers.data.texts", of_split)
+
+    def healed(folder):
+        parameters = HealingParameters(
+            model=str(tiny_folder), dtype="float32", quantization=None, text="wikipedia", tasks="capitals", limit=4,
+            preset=preset, results=str(folder / "results"), loss_sequences=4, loss_length=32,
+        )  # fmt: skip
+        monkeypatch.setattr(healings, "cache_folder", lambda: folder / "cache")
+        healing = healings.Healing(CUT, parameters.make_config(), Experiment(parameters))
+        run, measured = healing.heal_and_score()
+        healing.find_adapters()
+        return [row["loss"] for row in run.records], measured.records
+
+    expected: list = []
+    calls = faults.calls_of(lambda: expected.append(healed(tmp_path / "counted")))
+    for number in range(0, len(calls), max(1, len(calls) // 5)):
+        folder = tmp_path / f"{number}"
+        assert faults.killed_at(number, lambda folder=folder: healed(folder)), f"call {number}"
+        assert healed(folder) == expected[0], f"call {number}"
+        assert not list(folder.rglob("checkpoint-*")) and not list(folder.rglob("*.lock")), f"call {number}"

@@ -206,7 +206,8 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     """A plain model with the adapters added to its weights: it computes what the healed model does.
 
     Quantized weights are dequantized first: adapters are trained on rounded weights, and rounding the sum again would
-    undo part of them. The healed model stays unchanged, and so does the model that it shares weights with.
+    undo part of them. With weights in int8, bitsandbytes also rounds what enters a layer, and the result does not: its
+    numbers are near. The healed model stays unchanged, and so does the model that it shares weights with.
 
     Args:
         healed: the result of `heal`.
