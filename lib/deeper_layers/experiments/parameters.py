@@ -73,7 +73,7 @@ Preset = Annotated[
     str,
     one_of(
         PRESETS,
-        'the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", "distill", or "head-and-last-3"',
+        'the paper\'s for one of its models ("Llama-2 7B", ...), "small", "distill", or "head-and-last-3"',
     ),
 ]
 Rules = Annotated[str, list_of(RULES, description='who chooses the dropped block: "similarity", "simple", or both')]
@@ -343,8 +343,8 @@ class HealingParameters(TaskParameters):
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
 
     def __init__(self, **values):
-        preset = PRESETS.get(values.get("preset", ""))
-        if preset and preset.last_layers:  # trains weights as they are, so that others than the usual ones are opened
+        trained_whole = [name for name, preset in PRESETS.items() if preset.last_layers]
+        if values.get("preset") in trained_whole:  # as they are, not quantized as usual
             values = {"quantization": None} | values
         super().__init__(**values)
 
