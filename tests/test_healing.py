@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import random
 import shutil
 
 import pytest
@@ -58,7 +59,7 @@ PAPER = {  # appendix A.1: sequence length, millions of tokens, peak learning ra
 
 
 def test_presets_are_those_of_the_paper_and_of_published_results():
-    assert PRESETS.keys() == {*PAPER, "small", "distill"}
+    assert PRESETS.keys() == {*PAPER, "small", "distill", "head-and-last-3"}
     for name, expected in PAPER.items():
         one = PRESETS[name]
         assert (one.sequence_length, round(one.tokens / 1e6), one.learning_rate, one.rank) == expected
@@ -125,8 +126,25 @@ def test_the_attention_of_first_generation_qwen_gets_no_adapter():
 # ---- training --------------------------------------------------------------------------------------------
 
 
+def plain_sequences(tokenizer, texts, config):
+    """The sequences of a healing: each text alone, or all of them in one row that is cut every so many tokens."""
+    order, length = random.Random(config.seed).sample(texts, len(texts)), config.sequence_length
+    if not config.packed:
+        return [torch.tensor(tokenizer.encode(text)[:length]) for text in order]
+    row = [token for text in order for token in [*tokenizer.encode(text), tokenizer.eos_token_id]]
+    return list(torch.tensor(row[: len(row) // length * length]).split(length))
+
+
 def plain_loop(whole, learnt, config, names):
     """The same by peft and torch alone, one sequence after another, all logits at once: the model, and its losses."""
+    without = copy.deepcopy(whole)
+    layers = without.base_model.layers
+    del layers[CUT.start : CUT.stop]
+    for number, layer in enumerate(layers):
+        (getattr(layer, "self_attn", None) or layer.attention).layer_idx = number
+    without.config.num_hidden_layers = len(layers)
+    if getattr(without.config, "layer_types", None):
+        del without.config.layer_types[CUT.start : CUT.stop]
 
     def loss_of(rows):
         total, squares = 0.0, []
@@ -144,7 +162,7 @@ def plain_loop(whole, learnt, config, names):
 
     torch.manual_seed(config.seed)
     lora = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=names, task_type="CAUSAL_LM")
-    healed = get_peft_model(drop_layers(whole, CUT), lora).train()
+    healed = get_peft_model(without, lora).train()
     trained = [parameter for parameter in healed.parameters() if parameter.requires_grad]
     descent = torch.optim.AdamW(trained, weight_decay=0.0)
     draws = (torch.Generator().manual_seed(config.seed + epoch) for epoch in range(config.steps))
@@ -186,7 +204,9 @@ def test_training_is_a_plain_loop(family, names, values, opened):
     kept = {parameter.data_ptr() for parameter in model.parameters() if not parameter.requires_grad}
     assert kept <= {parameter.data_ptr() for parameter in whole.parameters()}, "weights are there once"
     config = dataclasses.replace(SMALL, dropout=0.0, **values)
-    learnt = draw_sequences(opened[1], texts, config)
+    learnt = plain_sequences(opened[1], texts, config)
+    whole_steps = min(len(learnt) // config.batch_sequences, config.steps)
+    learnt = learnt[: whole_steps * config.batch_sequences]
     assert len(draw_sequences(opened[1], texts, dataclasses.replace(config, steps=1))) == config.batch_sequences
     assert record.distinct_tokens == sum(map(len, learnt)) and not model.training
     assert record.tokens == record.distinct_tokens * config.steps * config.batch_sequences / len(learnt)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -15,6 +16,7 @@ from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_ad
 from deeper_layers.models.sources import find_model, model_key
 from deeper_layers.pruning import drop_layers
 from tests.test_command import typed
+from tests.test_healing import GATED
 from tests.test_slicing import saved, tensors
 from tests.tiny import FAMILIES, shared_model, tiny_model
 
@@ -78,6 +80,34 @@ def test_equals_merging_and_saving_bit_by_bit(family, dtype, cut, heeded, tmp_pa
     ours, plain = tensors(out), tensors(slice_checkpoint(source, cut, tmp_path / "plain"))
     changed = {name for name in ours if not torch.equal(ours[name], plain[name])}
     assert len(changed) == len(read_adapter(adapter).factors) > 0
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # which peft asks for
+def test_of_ranks_that_differ_by_module_each_update_is_divided_by_its_own(tmp_path):
+    """Beside peft's own sum, and a plain one of the tensors on disk."""
+    whole = saved("llama", tmp_path / "whole")
+    ranks = {"layers.1.mlp.up_proj": 1, "layers.3.mlp.down_proj": 5}
+    lora = LoraConfig(r=3, rank_pattern=ranks, lora_alpha=7, target_modules=GATED, task_type="CAUSAL_LM")
+    healed = get_peft_model(drop_layers(whole, CUT), lora)
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in healed.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)
+    healed.peft_config["default"].base_model_name_or_path = ""
+    save_adapters(healed, tmp_path / "adapter", find_model(str(tmp_path / "whole")).key, CUT)
+    expected, kept = drop_layers(whole, CUT).state_dict(), load_file(tmp_path / "adapter" / WEIGHTS)
+    for name in (name for name in kept if "lora_A" in name):
+        a, b = kept[name], kept[name.replace("lora_A", "lora_B")]
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        assert len(a) == next((rank for end, rank in ranks.items() if module.endswith(end)), 3)
+        expected[f"{module}.weight"] = expected[f"{module}.weight"] + 7 / len(a) * b @ a
+    loaded = load_adapters(drop_layers(whole, CUT), tmp_path / "adapter", find_model(str(tmp_path / "whole")).key, CUT)
+    out = tensors(slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out", adapter=tmp_path / "adapter"))
+    merged = {name: tensor.clone() for name, tensor in merge_adapters(loaded).state_dict().items()}
+    of_peft = healed.merge_and_unload().state_dict()  # which changes the weights of the whole model, too
+    for found in (merged, out, of_peft):
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
 
 
 def test_a_checkpoint_of_the_bare_decoder_has_shorter_names_than_the_adapters(tmp_path):

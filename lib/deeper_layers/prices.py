@@ -188,6 +188,8 @@ def writing_cost(shape: Shape, cuts: list[Cut], answers: int, prompts: int, long
 
 def healing_cost(shape: Shape, cut: Cut, config: HealingConfig, dtype: str) -> Cost:
     """The cost of a healing after a cut. Raises InputError where no adapter can be added to the model."""
+    if config.last_layers:
+        return _last_layers_cost(shape, cut, config)
     if shape.adapted_widths is None:
         raise InputError("its layers have no linear modules outside of attention that adapters could be put on")
     size, share, shares = ITEMSIZE[dtype], 1 - cut.size / shape.layers, config.batch_sequences // config.at_once
@@ -200,6 +202,20 @@ def healing_cost(shape: Shape, cut: Cut, config: HealingConfig, dtype: str) -> C
     inside = LAYER_TENSORS * tokens * shape.inner * size
     activations = layers * tokens * shape.width * size + inside if config.gradient_checkpointing else layers * inside
     learning = tokens * shape.vocabulary * (size + 4) + ADAPTER_BYTES * config.rank * share * shape.adapted_widths
+    return Cost(operations, weights + activations + learning, weights, config.steps * shares, shares)
+
+
+def _last_layers_cost(shape: Shape, cut: Cut, config: HealingConfig) -> Cost:
+    """The cost of training the last layers and the head with all their weights, which is done in float32."""
+    share, trained = 1 - cut.size / shape.layers, config.last_layers / shape.layers
+    shares = config.batch_sequences // config.at_once
+    all_layers = 2 * shape.active + shape.attention * config.sequence_length / 2
+    # gradients pass these layers alone, and go to their weights
+    operations = config.tokens * ((share + 2 * trained) * all_layers + 3 * 2 * shape.head)
+    weights = 4 * (shape.parameters - (1 - share) * shape.in_layers)
+    tokens = config.at_once * config.sequence_length
+    activations = 4 * tokens * (config.last_layers * LAYER_TENSORS * shape.inner + 2 * shape.vocabulary)
+    learning = ADAPTER_BYTES * (trained * shape.in_layers + shape.head)
     return Cost(operations, weights + activations + learning, weights, config.steps * shares, shares)
 
 

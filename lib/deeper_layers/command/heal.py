@@ -26,7 +26,8 @@ LAYER_RULES = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers
 @subcommand(HealingParameters, "Fine-tune a pruned model, keep the adapters, score it.", but=("sizes", "rules"))
 @cut_options(LAYER_RULES, ("layers",))
 def heal(parameters: HealingParameters, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
-    """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
+    """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result. The
+    preset head-and-last-3 trains the head and the last three layers in place of adapters.
 
     What that gives back is said where results hold the scores from before, as `deeper-layers sweep` measures them in
     the same --dtype and --quantization, and notebook 03 the loss.
@@ -38,6 +39,7 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     deeper-layers heal embedded --drop 3 --text wikipedia --tasks capitals
     deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
     deeper-layers heal embedded --drop 3 --objective distill
+    deeper-layers heal embedded --start 26 --drop 4 --preset head-and-last-3
     deeper-layers heal embedded --layers "5, 12-14"
     """
     given, experiment, config = read_cut(drop, start, layers=layers), Experiment(parameters), parameters.make_config()
@@ -53,10 +55,11 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     # published results come without adapters: train them here, unless nothing is to be measured
     adapters = str(healing.find_adapters()) if parameters.measure else None
     record = {"losses": [row["loss"] for row in run.records]} | {key: run.details[key] for key in RUN_DETAILS}
+    learnt = f"all weights of {run.details['tuned']}" if config.last_layers else f"adapters of rank {config.rank}"
     head = (
         f"{name}: {cut.describe(depth)}\n"
         f"{'distilled' if config.objective == 'distill' else 'healed'} on {record['tokens']:,} tokens of "
-        f"{parameters.text} in {record['seconds']:.0f} s: adapters of rank {config.rank}, {config.steps} steps; the "
+        f"{parameters.text} in {record['seconds']:.0f} s: {learnt}, {config.steps} steps; the "
         f"training loss went from {record['losses'][0]:.3f} to {record['losses'][-1]:.3f} nats a token"
     )
     rows, recovery = as_dicts(scored.rows), find_recovery(scored.place, results.scores(parameters.folder, name))

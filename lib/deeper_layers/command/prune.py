@@ -78,6 +78,8 @@ class PruneParameters(Parameters):
 
     def make_opening_parameters(self, rounded: bool) -> Parameters:
         """The parameters for opening, and with --heal healing, the model; `rounded` weights are not quantized again."""
+        if self.heal and rounded and PRESETS[self.heal].last_layers:
+            raise InputError(f"--heal is {self.heal}, and OUT a GGUF file, to which adapters are added: give a folder")
         cls, healing = (HealingParameters, {"preset": self.heal}) if self.heal else (Parameters, {})
         healing |= {"quantization": None} if self.heal and rounded else {}
         values = self.model_dump(exclude_unset=True, include={*cls.model_fields} - {"dtype"})

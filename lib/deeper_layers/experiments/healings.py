@@ -49,6 +49,7 @@ class Healing:
 
         def measure(_):
             record = dataclasses.asdict(self._load_or_train()[1])
+            record = {name: value for name, value in record.items() if value != ""}  # nothing was tuned but adapters
             return [{"step": step, "loss": loss} for step, loss in enumerate(record.pop("losses"), start=1)], record
 
         return self.experiment.find_or_measure("healing", self.settings | {"cut": self.cut.name}, [self.text], measure)
@@ -61,7 +62,7 @@ class Healing:
             self.experiment.parameters.task_settings,
             {rule: [self.cut] for rule in rules},
             self.experiment,
-            changed=lambda _: self._load_or_train()[0].get_base_model(),
+            changed=lambda _: self._make_scored_model(),
             reads=[self.text],
             details={"healed_tokens": run.details["tokens"]} if run else {},
             **self.settings,
@@ -74,6 +75,13 @@ class Healing:
             self._load_or_train()
         return self._folder
 
+    def _make_scored_model(self):
+        """The healed model with its adapters; where weights themselves were trained, the plain model of them."""
+        healed = self._load_or_train()[0]
+        if self.config.last_layers:
+            return healing.merge_adapters(healed, self.experiment.open_model()[0].dtype)
+        return healed.get_base_model()
+
     @functools.cached_property
     def _folder(self) -> Path:
         """The folder of the adapters in the cache, named after all that determines them."""
@@ -84,9 +92,10 @@ class Healing:
 
     def _read_record(self) -> "healing.Record | None":
         """The record of the training, which is written last; None if it is not in the cache."""
-        with contextlib.suppress(InputError, KeyError):
+        with contextlib.suppress(InputError, TypeError):
             recorded = export.read_adapter(self._folder).healing or {}
-            return healing.Record(**{field.name: recorded[field.name] for field in dataclasses.fields(healing.Record)})
+            names = [field.name for field in dataclasses.fields(healing.Record) if field.name in recorded]
+            return healing.Record(**{name: recorded[name] for name in names})
         return None
 
     def _load_or_train(self):

@@ -70,7 +70,11 @@ Dtype = Annotated[str, one_of(["auto", *DTYPES], '"auto" (the checkpoint\'s own)
 Quantization = Annotated[str | None, one_of(BITSANDBYTES, 'None, "nf4" or "int8" (bitsandbytes)')]
 Corpus = Annotated[str, one_of(data.CORPORA)]
 Preset = Annotated[
-    str, one_of(PRESETS, 'the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", or "distill"')
+    str,
+    one_of(
+        PRESETS,
+        'the paper\'s for one of its models ("Llama-2 7B", ...), "small", "distill", or "head-and-last-3"',
+    ),
 ]
 Rules = Annotated[str, list_of(RULES, description='who chooses the dropped block: "similarity", "simple", or both')]
 AnyRules = Annotated[str, list_of(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")]
@@ -338,6 +342,12 @@ class HealingParameters(TaskParameters):
     loss_sequences: int = Field(128, ge=2, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
 
+    def __init__(self, **values):
+        trained_whole = [name for name, preset in PRESETS.items() if preset.last_layers]
+        if values.get("preset") in trained_whole:  # as they are, not quantized as usual
+            values = {"quantization": None} | values
+        super().__init__(**values)
+
     def check(self) -> None:
         super().check()
         self.make_config()
@@ -345,9 +355,6 @@ class HealingParameters(TaskParameters):
     def make_config(self, **others) -> HealingConfig:
         """The preset, changed by these parameters, then by `others`. Raises InputError for an impossible setting."""
         settings, preset = self.model_dump(include=SETTINGS, exclude_none=True), PRESETS[self.preset]
-        if "steps" in settings:  # keep the share of warm-up steps
-            share = preset.warmup_steps / preset.steps
-            settings["warmup_steps"] = round(share * min(settings["steps"], checks.MANY))
         seed = preset.seed if self.healing_seed is None else self.healing_seed
         settings = {"seed": seed, "quantization": self.quantization} | settings | others
         return dataclasses.replace(preset, **settings)

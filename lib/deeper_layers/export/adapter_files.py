@@ -1,4 +1,5 @@
-"""A folder of low-rank adapters on disk: its base model and cut, and the update of each module.
+"""A folder of low-rank adapters on disk: its base model and cut, and the update of each module. In place of adapters it
+may hold all weights of modules that were trained.
 
 It is read without peft and without the model, so that adapters can be added to a checkpoint while it is copied.
 """
@@ -30,7 +31,8 @@ IGNORED = (
     "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout layers_pattern "
     "megatron_core qalora_group_size ensure_weight_tying exclude_modules layers_to_transform"
 ).split()
-FACTOR_NAME = re.compile(r"^base_model\.model\.(.+)\.lora_[AB]\.weight$")
+PREFIX = "base_model.model."  # of the names of all tensors
+FACTOR_NAME = re.compile(rf"^{re.escape(PREFIX)}(.+)\.lora_[AB]\.weight$")
 Rank = Annotated[int, Field(ge=1)]
 
 
@@ -45,7 +47,9 @@ class LoraSettings(StrictModel):
     fan_in_fan_out: bool = False
     bias: Literal["none"] = "none"
     init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True  # others change the weights below the adapters
-    target_modules: list[str]
+    # peft's word for no adapters stands beside modules that were trained with all their weights
+    target_modules: list[str] | Literal["dummy-target-modules"]
+    modules_to_save: list[str] = []
 
 
 class HealingCourse(StrictModel):
@@ -58,6 +62,7 @@ class HealingCourse(StrictModel):
     trained_parameters: Count
     seconds: Number
     losses: Annotated[list[Number], Field(min_length=1)]
+    tuned: str = ""
 
 
 class Identity(StrictModel):
@@ -75,9 +80,15 @@ class Adapter:
     folder: Path
     settings: dict  # peft's
     factors: "dict[str, tuple[Tensor, Tensor]]"  # by module: A [rank, in] and B [out, rank], in float32
+    weights: "dict[str, Tensor]"  # in place of adapters, by name: all weights of modules that were trained
     base: dict | None = None  # `Source.key` of the model that was pruned and healed; None where peft wrote the folder
     cut: Cut | None = None  # what was dropped before; None where peft wrote the folder
     healing: dict | None = None  # settings, text and course of the healing, where they are recorded
+
+    @property
+    def trained_modules(self) -> list[str]:
+        """The modules that were trained with all their weights."""
+        return list(self.settings.get("modules_to_save") or [])
 
     @property
     def fingerprint(self) -> str:
@@ -120,7 +131,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         identity = _read_checked(folder / IDENTITY, Identity)
         base, cut, healing = identity["base"], Cut.named(identity["cut"]), identity.get("healing")
     with as_input_error(f"{folder / WEIGHTS} is no whole file of low-rank adapters", "heal anew"):
-        return Adapter(folder, settings, _read_factors(folder / WEIGHTS, settings), base, cut, healing)
+        return Adapter(folder, settings, *_read_tensors(folder / WEIGHTS, settings), base, cut, healing)
 
 
 def _read_checked(path: Path, schema: type[StrictModel]) -> dict:
@@ -135,20 +146,44 @@ def _read_checked(path: Path, schema: type[StrictModel]) -> dict:
     return content
 
 
-def _read_factors(path: Path, settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
-    """A and B of each module. Raises ValueError for other tensors, and for ranks or modules that the settings deny."""
-    import torch  # slow, as is the next
-    from safetensors.torch import load_file
+def _read_tensors(path: Path, settings: dict) -> "tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]":
+    """A and B of each module, or all weights of each. Raises ValueError for tensors that the settings deny."""
+    from safetensors.torch import load_file  # slow to import
 
-    tensors, factors = load_file(path), {}
+    tensors = load_file(path)
+    if settings.get("modules_to_save"):
+        return {}, _check_weights(tensors, settings)
+    return _check_factors(tensors, settings), {}
+
+
+def _check_weights(tensors: "dict[str, Tensor]", settings: dict) -> "dict[str, Tensor]":
+    """The weights of modules that were trained with all of them, by the names that they have in the model."""
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    modules = tuple(f"{module}." for module in settings["modules_to_save"])
+    for name, tensor in weights.items():
+        if not name.startswith(modules) or not tensor.isfinite().all():
+            raise ValueError(f"{name} is no tensor of finite numbers of a module that was trained")
+    if missing := [module for module in modules if not any(name.startswith(module) for name in weights)]:
+        raise ValueError(f"no weights of {missing[0][:-1]}, which {SETTINGS} asks for")
+    if isinstance(settings["target_modules"], list):
+        raise ValueError("it holds adapters beside whole modules, expected one of both")
+    return weights
+
+
+def _check_factors(tensors: "dict[str, Tensor]", settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
+    """A and B of each module. Raises ValueError for other tensors, and for ranks or modules that the settings deny."""
+    import torch  # slow
+
+    factors = {}
     ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
     for module in dict.fromkeys(FACTOR_NAME.sub(r"\1", name) for name in tensors):
-        names = (f"base_model.model.{module}.lora_{which}.weight" for which in "AB")
+        names = (f"{PREFIX}{module}.lora_{which}.weight" for which in "AB")
         a, b = (tensors.get(name, torch.empty(0)).float() for name in names)
         is_pair = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and len(a) in ranks
         if not is_pair or not (a.isfinite().all() and b.isfinite().all()):
             raise ValueError(f"{module} has no A and B, matrices of finite numbers that fit, of a rank in {ranks}")
         factors[module] = a, b
-    if missing := [end for end in settings["target_modules"] if not any(f".{m}".endswith(f".{end}") for m in factors)]:
+    targets = settings["target_modules"]
+    if missing := [end for end in targets if not any(f".{m}".endswith(f".{end}") for m in factors)]:
         raise ValueError(f"no adapters of {missing[0]}, which {SETTINGS} asks for")
     return factors

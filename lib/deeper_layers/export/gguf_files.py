@@ -230,6 +230,8 @@ def _find_updates(adapter: Adapter, source: Source, cut: Cut, header: Header) ->
     """The update of each adapted tensor, by its new name in a GGUF file."""
     if adapter.base:  # only weights are compared: one model can have two names, its own and the file's
         adapter.check(adapter.base | {"weights": source.weights}, cut)
+    if adapter.weights:
+        raise InputError(f"{adapter.folder} holds whole modules, expected adapters: write a folder, and convert that")
     names = gguf.get_tensor_name_map(ARCHITECTURES[header.architecture], source.num_layers - cut.size)
     updates = {}
     for module in adapter.factors:

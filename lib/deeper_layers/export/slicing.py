@@ -22,6 +22,7 @@ from deeper_layers.export.model_card import read_facts, render_model_card
 from deeper_layers.export.tensors import Changed, Layout, read_layout
 from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import list_plain_files, local_path, read_json
+from deeper_layers.models.configuration import text_part
 from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
 from deeper_layers.package_index import file_hash
 
@@ -115,6 +116,9 @@ def slice_checkpoint(
         if adapters.base:  # else peft wrote the folder, and the base is not recorded
             adapters.check(model_key(source, folder), cut)
         tensors.add_adapter(entries, layout, adapters)
+        if tensors.replace_weights(entries, layout, adapters):
+            for part in (config, text_part(config)):
+                part["tie_word_embeddings"] = False
     if cast := tensors.cast_entries(entries, layout, dtype, bool(facts.quantized)):
         set_dtype(config, cast)
 

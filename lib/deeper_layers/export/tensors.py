@@ -5,6 +5,7 @@ checkpoint is not run: its layers follow from config.json and the tensors' names
 copied as bytes; others are edited one at a time.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -192,6 +193,28 @@ def add_adapter(entries: Entries, layout: Layout, adapter: Adapter) -> None:
             return (old.float() + adapter.compute_update(module)).to(old.dtype)
 
         _add_edit(entries, f"{name}.weight", shape, f"the adapters in {adapter.folder}", add)
+
+
+def replace_weights(entries: Entries, layout: Layout, adapter: Adapter) -> bool:
+    """Replace the weights of modules that were trained with all of them. Returns whether the head shared its weights
+    with the embedding before: now it has a tensor of its own, and the configuration has to say so."""
+    is_untied = False
+    for name, weights in adapter.weights.items():
+        name = f"{layout.prefix}{name.removeprefix(layout.module)}" if name.startswith(layout.module) else name
+        if name not in entries and (shared := _find_embedding(layout, name)) in entries:
+            entries[name], is_untied = dataclasses.replace(entries[shared], edits=[]), True
+        shape = list(weights.shape)
+        _add_edit(entries, name, shape, f"what was trained in {adapter.folder}", lambda _, weights=weights: weights)
+    return is_untied
+
+
+def _find_embedding(layout: Layout, head: str) -> str | None:
+    """The name of the embedding's weights, where the head's weights, of this name, are the same."""
+    if layout.model is None or not layout.model.config.get_text_config(decoder=True).tie_word_embeddings:
+        return None
+    inputs, outputs = layout.model.get_input_embeddings(), layout.model.get_output_embeddings()
+    names = {id(module): f"{name}.weight" for name, module in layout.model.named_modules()}
+    return names[id(inputs)] if names[id(outputs)] == head else None
 
 
 def _add_edit(entries: Entries, name: str, shape: list[int], cause: str, edit: Callable) -> None:

@@ -12,9 +12,11 @@ fit beside the student to disk: D numbers a token, from which the V logits follo
 Letters in shapes: B sequences, T tokens, N positions that predict a token, D width, V vocabulary.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,10 +31,12 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import write_file
+from deeper_layers.healing.state import evaluating, hash_model
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import replacing
 from deeper_layers.presets import HealingConfig
 
+OWNER = "teacher.json"  # beside states on disk: the hash of the model whose states they are
 PIECE = 2**27  # bytes of the logits, in float32, that are computed at once
 IGNORED = -100  # the label of positions that do not count in a loss
 
@@ -44,8 +48,11 @@ def draw_sequences(tokenizer, texts: list[str], config: HealingConfig) -> list[t
     """
     if not isinstance(config, HealingConfig):
         raise InputError(f"config is {short_repr(config)}, expected a HealingConfig: PRESETS['small'] is one")
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    is_list = isinstance(texts, Sequence) and not isinstance(texts, str | bytes)
+    if not is_list or not all(isinstance(text, str) for text in texts):
         raise InputError(f"texts is {short_repr(texts)}, expected a list of documents: put them into one")
+    if not callable(tokenizer):
+        raise InputError(f"tokenizer is {short_repr(tokenizer)}, expected that of the model: load_model gives both")
     length, batch = config.sequence_length, config.batch_sequences
     drawn = token_sequences(
         tokenizer, texts, length=length, seed=config.seed, packed=config.packed, tokens=config.tokens
@@ -152,7 +159,8 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
 
     `heal` takes the folder as whole=, and then the unpruned model need not be in memory. It is not trained here, so
     transformers may have opened it with device_map="auto", with a part of it in host memory or on disk. An interrupted
-    call goes on when it is repeated with the same arguments.
+    call goes on when it is repeated with the same arguments. Raises InputError where the folder holds the states of
+    another model.
 
     Example:
         >>> from deeper_layers.healing import keep_teacher
@@ -160,16 +168,39 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
         >>> healed = heal(pruned, tokenizer, texts, PRESETS["distill"], whole="states")
     """
     learned = draw_sequences(tokenizer, texts, config)
-    teacher = Teacher(whole, whole, config, UNPRUNED)
+    with evaluating(whole):
+        teacher = Teacher(whole, whole, config, UNPRUNED)
+        _claim_states(Path(folder), hash_model(whole))
+        _write_states(teacher, learned, config, Path(folder))
+
+
+def _write_states(teacher: Teacher, learned: list[torch.Tensor], config: HealingConfig, folder: Path) -> None:
+    """Write the states of all sequences of which the folder has none yet."""
     paths = {find_states_path(folder, tokens, teacher.head): tokens for tokens in learned}
     missing = [(path, tokens) for path, tokens in paths.items() if not path.exists()]
     for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
         batch = missing[first : first + config.at_once]
         ids = pad_sequence([tokens.long() for _, tokens in batch], batch_first=True)
         # padding is on the right, where no token attends to it
-        states = teacher.states({"input_ids": ids.to(whole.device)}).cpu()
+        states = teacher.states({"input_ids": ids.to(teacher.whole.device)}).cpu()
         for (path, tokens), state in zip(batch, states, strict=True):
             write_file(path, save({"states": state[: len(tokens)].contiguous()}))
+
+
+def _claim_states(folder: Path, owner: str) -> None:
+    """Write whose states a folder holds. Raises InputError where they are another model's, or nobody's."""
+    if (folder / OWNER).exists() or any(folder.glob("teacher-*.safetensors")):
+        if read_owner(folder) != owner:
+            raise InputError(f"{folder} holds states of another model, or does not say of which: give another folder")
+        return
+    write_file(folder / OWNER, json.dumps({"weights": owner}).encode())
+
+
+def read_owner(folder: Path | str) -> str | None:
+    """The hash of the model whose states a folder holds; None where it does not say."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return str(json.loads((Path(folder) / OWNER).read_text(encoding="utf-8"))["weights"])
+    return None
 
 
 def read_states(folder: Path | str, tokens: torch.Tensor, head: str) -> torch.Tensor:

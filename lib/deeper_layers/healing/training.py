@@ -4,7 +4,8 @@ Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The train
 are those of transformers' Trainer, the adapters are peft's; `deeper_layers.presets` has the settings.
 
 Two variants are our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try, and
-adapters above the cut only. A third is known from others: distillation (distillation.py).
+adapters above the cut only. Two are known from others: distillation (distillation.py), and to train the head and the
+last layers with all their weights in place of adapters (Lu et al., arXiv 2411.15558).
 
 Letters in shapes: B sequences, T tokens, D width.
 """
@@ -28,12 +29,14 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from deeper_layers.cuts import Cut
+from deeper_layers.checks import check_path
+from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import check_writable
-from deeper_layers.healing.adapters import add_adapters
-from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
-from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.healing.adapters import add_adapters, release_last_layers
+from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences, read_owner
+from deeper_layers.healing.state import check_model, evaluating, hash_model, kept_random_state
+from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers
 from deeper_layers.models.network import replacing
 from deeper_layers.presets import HealingConfig
 
@@ -49,6 +52,7 @@ class Record:
     distinct_tokens: int  # of the texts
     trained_parameters: int
     seconds: float  # of training; those before an interruption count up to the checkpoint from which it went on
+    tuned: str = ""  # in words, what was trained with all its weights; "" where adapters were
 
 
 def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options) -> PeftModel:
@@ -60,7 +64,8 @@ def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingCon
     `Record`. Source: paper, section 3.3 and appendix A.1.
 
     Args:
-        model: the result of `drop_layers`, quantized or not; its weights stay unchanged.
+        model: the result of `drop_layers`, quantized or not. It stays as it was: weights, modules, modes, and which of
+            its parameters take gradients.
         tokenizer: that of the model.
         texts: documents to learn from. The seed draws their order, and they are repeated when they end.
         config: settings, such as `PRESETS["small"]`.
@@ -71,19 +76,23 @@ def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingCon
             is repeated with the same arguments goes on from the last checkpoint and ends with the same adapters.
 
     Returns:
-        The model with its adapters, in evaluation mode; `merge_adapters` makes a plain model of it.
+        A copy of the model with adapters, in evaluation mode; `merge_adapters` makes a plain model of it. Weights that
+        are frozen share memory with the model's. With `last_layers`, as in `PRESETS["head-and-last-3"]`, these and the
+        head are trained in place of adapters. Then the copy is in float32, and the head has weights of its own where
+        it shares them with the embedding, which is not trained.
 
     Raises:
-        InputError: the model takes no adapters, a variant lacks what it needs, the texts don't fill one step,
-            checkpoints can't be written or read, the processes can't share a step, or the loss is not finite.
+        InputError: the model can't run, has adapters already or takes none, gradients are switched off, a variant lacks
+            what it needs, the texts don't fill one step, checkpoints can't be written or read, the processes can't
+            share a step, or the loss is not finite.
 
     Example:
         >>> import dataclasses
         >>> from deeper_layers import PRESETS, drop_layers, heal, load_model, simple_cut
         >>> model, tokenizer = load_model("embedded")
         >>> pruned = drop_layers(model, simple_cut(num_layers=30, size=20))
-        >>> little = dataclasses.replace(PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=1, at_once=1,
-        ...     sequence_length=16, quantization=None)
+        >>> little = dataclasses.replace(PRESETS["small"], steps=1, batch_sequences=1, at_once=1, sequence_length=16,
+        ...     quantization=None)
         >>> healed = heal(pruned, tokenizer, ["A few words to learn from, again and again. " * 4], little)
         >>> healed.peft_config["default"].r
         8
@@ -103,25 +112,18 @@ def train(
 ) -> tuple[PeftModel, Record]:
     """Heal a pruned model, see `heal`. Returns the model with its adapters, and a `Record`."""
     sequences = draw_sequences(tokenizer, texts, config)
-    _check_variant(model, config, cut, whole)
-    if isinstance(whole, PreTrainedModel):
-        whole.eval()
-    teacher = Teacher(whole, model, config, cut) if config.objective == "distill" else None
-    healed = add_adapters(
-        model,
-        rank=config.rank,
-        alpha=config.alpha,
-        dropout=config.dropout,
-        first_layer=cut.start if cut and config.adapters == "above" else 0,
-        seed=config.seed,
-    )
-    keep_freed_memory()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())  # the Trainer seeds all generators
+        stack.enter_context(kept_random_state())  # the Trainer seeds all generators
+        stack.enter_context(evaluating(model, whole))
+        check_model(model, sequences)
+        _check_variant(model, config, cut, whole)
+        teacher = Teacher(whole, model, config, cut) if config.objective == "distill" else None
+        healed = _add_what_learns(model, config, cut)
+        keep_freed_memory()
         if folder is None:
             output = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            output = Path(folder) / _name_healing(healed, config, cut, sequences, whole)
+            output = check_path("folder", folder) / _name_healing(healed, config, cut, sequences, whole)
             check_writable(output)
         trainer = Trainer(
             model=healed,
@@ -141,8 +143,34 @@ def train(
         distinct_tokens=sum(map(len, sequences)),
         trained_parameters=healed.get_nb_trainable_parameters()[0],
         seconds=round(steps[-1]["seconds"], 2),
+        tuned=_describe_tuned(model, config),
     )
     return healed.eval(), record
+
+
+def _add_what_learns(model: PreTrainedModel, config: HealingConfig, cut: Cut | None) -> PeftModel:
+    """A copy of the model with new adapters, or whose last layers and head will train."""
+    if config.last_layers:
+        return release_last_layers(model, config.last_layers)
+    return add_adapters(
+        model,
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
+        first_layer=cut.start if cut and config.adapters == "above" else 0,
+        seed=config.seed,
+    )
+
+
+def _describe_tuned(model: PreTrainedModel, config: HealingConfig) -> str:
+    """What is trained with all its weights, in words; "" where adapters are."""
+    if not config.last_layers:
+        return ""
+    head, prefix, last = model.get_output_embeddings(), layers_path(model), num_layers(model) - 1
+    name = next(name for name, module in model.named_modules() if module is head)
+    is_tied = head.weight is model.get_input_embeddings().weight
+    words = f"{name}, untied from the embedding, which was not trained" if is_tied else name
+    return f"{prefix}.{last - config.last_layers + 1} to {prefix}.{last}, and {words}"
 
 
 def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Progress") -> TrainerState:
@@ -166,15 +194,10 @@ def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Prog
 
 
 def _name_healing(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
-    """The name of a healing's folder: a hash of settings, cut, text, and the models' shapes and smallest tensors."""
-    # a teacher's states on disk are checked when they are read
-    models = (healed, whole) if isinstance(whole, PreTrainedModel) else (healed,)
-    parameters = [
-        (name, tuple(p.shape), str(p.dtype), p.tolist() if p.ndim == 1 else None)
-        for model in models
-        for name, p in model.named_parameters()
-    ]
-    digest = hashlib.sha256(repr([config.settings, cut, parameters]).encode())
+    """The name of a healing's folder: a hash of all that determines it: settings, cut, text, and all weights of the
+    models. Of a teacher whose states are on disk it is the hash that `keep_teacher` wrote beside them."""
+    teacher = hash_model(whole) if isinstance(whole, PreTrainedModel) else read_owner(whole) if whole else None
+    digest = hashlib.sha256(repr([config.settings, cut, hash_model(healed), teacher]).encode())
     for tokens in sequences:
         digest.update(tokens.numpy().tobytes() + b"\0")
     return f"healing-{digest.hexdigest()[:12]}"
@@ -182,6 +205,10 @@ def _name_healing(healed: PeftModel, config: HealingConfig, cut: Cut | None, seq
 
 def _check_variant(model: PreTrainedModel, config: HealingConfig, cut: Cut | None, whole) -> None:
     """Raise InputError where a variant lacks what it needs."""
+    if cut is not None:
+        check_cut(cut)
+    if config.last_layers and getattr(model, "is_quantized", False):
+        raise InputError("last_layers are trained as they are, and the weights are quantized: open the model without")
     if config.adapters == "above" and cut is None:
         raise InputError("adapters 'above' need cut=: pass what was dropped")
     if config.auxiliary and not (cut and isinstance(whole, PreTrainedModel)):

@@ -161,7 +161,7 @@ def _compare_ranks(model: Model) -> Answer:
     if rows.empty:
         raise NoEstimate("no loss was measured after healing")
     settings = pd.DataFrame(map(statistics.parse_healing, rows["healing"]), rows.index).drop(columns="healing")
-    rows = rows.join(settings).query("not distillation and adapters == 'all' and auxiliary == 0")
+    rows = rows.join(settings).query("rank > 0 and not distillation and adapters == 'all' and auxiliary == 0")
     for cut, runs in rows.groupby("cut"):
         seeds = runs.groupby("rank")["seed"].nunique()
         seeds = seeds[seeds > 1]
@@ -192,7 +192,7 @@ def _compare_seeds(model: Model) -> Answer:
 
 def _describe_healed(model: Model, task: str) -> Answer:
     """Raise NoEstimate with the recoveries of our healings beside, as none has the paper's settings."""
-    table = model.require_recovery().sort_values(["learning_rate", "tokens"], ascending=[True, False])
+    table = model.require_recovery().query("rank > 0").sort_values(["learning_rate", "tokens"], ascending=[True, False])
     of_task = table.query("task == @task")
     nearest = (table if of_task.empty else of_task).iloc[0]
     share, times = nearest["tokens"] / paper.HEALING_TOKENS, nearest["learning_rate"] / paper.LEARNING_RATE

@@ -95,8 +95,8 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     rows = scores.query("metric == 'loss'")
     rows = rows.assign(healed=describe_healings(rows["healing"], rows["bits"]))
     table = curves(rows, also=["healing", "bits", "healed"]).drop(columns=KEPT)
-    text = "healed at {learning_rate:g}, rank {rank}, {tokens:,} tokens"
-    line = ["not healed" if pd.isna(run) else text.format(**json.loads(run)) for run in table["healing"]]
+    text = "healed at {learning_rate:g}, {learnt}, {tokens:,} tokens"
+    line = ["not healed" if pd.isna(run) else text.format(**parse_healing(run)) for run in table["healing"]]
     return table.assign(line=line, relative=table["value"] / table["guessing"])
 
 
@@ -226,7 +226,9 @@ def parse_healing(healing: str) -> dict:
     """The settings of a healing as columns; the column healing has them in words."""
     run = json.loads(healing)
     run["distillation"] = run.get("objective") == "distill"
-    tags = [f"rank {run['rank']}", f"{run['tokens']:,} tokens", f"rate {run['learning_rate']:g}", f"seed {run['seed']}"]
+    layers = run.get("last_layers", 0)
+    run["learnt"] = f"head and last {layers} layers" if layers else f"rank {run['rank']}"
+    tags = [run["learnt"], f"{run['tokens']:,} tokens", f"rate {run['learning_rate']:g}", f"seed {run['seed']}"]
     tags += ["distilled"] * run["distillation"] + [f"auxiliary loss {run['auxiliary']:g}"] * bool(run["auxiliary"])
     tags += [f"adapters {run['adapters']}"] * (run["adapters"] != "all") + [f"on {run['text']}"] * (run["text"] != "c4")
     tags += [f"in {run['quantization']}"] * bool(run["quantization"])

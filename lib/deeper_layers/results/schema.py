@@ -122,7 +122,8 @@ KINDS = {
         "a pruned model healed, its loss and its answers",
         key={"cut": CutName, "healing": Settings, "text": Name},
         row={"step": Count, "loss": Number},
-        details=dict.fromkeys(("tokens", "distinct_tokens", "trained_parameters"), Count) | {"seconds": Number},
+        details=dict.fromkeys(("tokens", "distinct_tokens", "trained_parameters"), Count)
+        | {"seconds": Number, "tuned": OPTIONAL_TEXT},  # tuned: what was trained with all its weights, in words
     ),
     "geometry": _make_kind(
         "how residuals lie in space, layer by layer",
