@@ -18,7 +18,7 @@ import pandas as pd
 
 from deeper_layers.report.estimates import AT_FLOOR, NOT_TESTED, Estimate, resample, shares_kept
 from deeper_layers.report.names import task_title
-from deeper_layers.report.pairing import Measurement, find_measurements, returns, select_best
+from deeper_layers.report.pairing import PLACE, PROMPT, Measurement, find_measurements, returns, select_best
 from deeper_layers.report.statistics import RULES, SIZE, find_scans
 from deeper_layers.studies.which_layers import collect_maps
 
@@ -95,7 +95,7 @@ def _find_block_shares(
 ) -> dict[tuple[str, str], BlockShares]:
     """The shares kept by every block of a size, by model and task, where there are blocks of both places."""
     shares_by_task = {}
-    for scan in find_scans(_drop_unnormalized(scores), FORMS, size):
+    for scan in find_scans(drop_unnormalized(scores), FORMS, size):
         starts = scan.cuts["start"].where(scan.cuts["size"] > 0, -1).to_numpy(dtype=int)
         if {MIDDLE, LATE} <= {*classify_places(starts, scan.layers, size)}:
             kept = shares_kept(scan.outcomes, _find_guessing(scan, as_registered))
@@ -109,7 +109,7 @@ def _find_guessing(curve: Measurement, as_registered: bool) -> float:
     return float(curve.rows["chance"].max()) if is_chance else curve.guessing
 
 
-def _drop_unnormalized(scores: pd.DataFrame) -> pd.DataFrame:
+def drop_unnormalized(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows without scores of MMLU in words that are not normalized by length, as the criterion demands."""
     return scores.query("task != 'mmlu_continuation' or metric == 'acc_norm'")
 
@@ -140,6 +140,13 @@ def find_numbers(scores: pd.DataFrame, *, as_registered: bool = False, without_k
     yield from _find_c(scores, as_registered)
 
 
+def keep_latest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of what was measured several times only the latest measurement, which then counts: repeat is 0."""
+    same = [*PLACE, *PROMPT, "subject", "metric", "cut", "healing", "bits", "changed"]
+    latest = rows.sort_values("measured", kind="stable").drop_duplicates(same, keep="last")
+    return latest.sort_index().assign(repeat=0)
+
+
 def _compare_losses(losses: np.ndarray, without: tuple[int, ...]) -> Estimate | None:
     """The mean loss without late blocks minus that without middle ones, from the losses of all blocks, [B, S]."""
     starts = np.arange(len(losses))
@@ -150,16 +157,21 @@ def _compare_losses(losses: np.ndarray, without: tuple[int, ...]) -> Estimate | 
 
 
 def _find_c(scores: pd.DataFrame, as_registered: bool) -> Iterator[Number]:
-    """C by model and rule: what is kept of MMLU's letters less what is kept of its words, mean over sizes."""
+    """C by model and rule: what is kept of MMLU's letters less what is kept of its words, mean over sizes.
+
+    Of Qwen's letters an earlier measurement was known when C was registered; the one made for it counts, which is the
+    latest.
+    """
     letters, words = PAIRS["MMLU"]
-    tasks = {"tasks": (letters, words), "questions": QUESTIONS_OF_C, "rules": RULES}
-    rows = scores.query("task in @tasks and rule in @rules and limit == @questions", local_dict=tasks)
-    curves = {curve.place: curve for curve in find_measurements(_drop_unnormalized(rows), all_scores=scores)}
-    for model, _, rule in [place for place in curves if place[1] == words]:
-        both = [curves.get((model, task, rule)) for task in (letters, words)]
-        if all(curve is not None and {0, *SIZES_OF_C} <= {*curve.cuts["size"]} for curve in both):
-            kept = [shares_kept(curve.outcomes, _find_guessing(curve, as_registered)) for curve in both]
-            means = [one.mean_over(curve.cuts["size"].isin(SIZES_OF_C)) for one, curve in zip(kept, both)]
+    names = {"tasks": (letters, words), "questions": QUESTIONS_OF_C, "rules": RULES}
+    rows = scores.query("task in @tasks and rule in @rules and limit == @questions", local_dict=names)
+    rows = keep_latest(drop_unnormalized(rows[rows["size"].isin((0, *SIZES_OF_C))]))
+    curves = {curve.place: curve for curve in find_measurements(rows, all_scores=scores)}
+    for (model, task, rule), of_words in curves.items():
+        of_letters = curves.get((model, letters, rule)) if task == words else None
+        if of_letters is not None and len(of_letters.cuts) == len(of_words.cuts) == 1 + len(SIZES_OF_C):
+            kept = [shares_kept(one.outcomes, _find_guessing(one, as_registered)) for one in (of_letters, of_words)]
+            means = [one.mean_over(of_words.cuts["size"] > 0) for one in kept]
             yield Number(model, C, rule, "1 to 8 layers", -LEAST, means[0] - means[1])
 
 
@@ -200,7 +212,8 @@ def _correct_level(numbers: list[Number]) -> float:
 def _find_registered_verdict(number: Number, of_model: list[Number]) -> str:
     """The verdict on one number, from the numbers of its model that are judged together with it."""
     if number.number == D:
-        by_place = {one.place: one.estimate for one in of_model if one[1:3] == number[1:3]}
+        same = [one for one in of_model if one.number == D and one.about == number.about]
+        by_place = {one.place: one.estimate for one in same}
         return _judge_d(by_place[MIDDLE], by_place[LATE])
     if number.number == C:
         return _judge_c(number.estimate)
@@ -231,10 +244,15 @@ def judge_models(judged: pd.DataFrame) -> Iterator[dict]:
     """The registered verdict on each model, from `judge_as_registered`: confirmed where all sets of questions that can
     show it are, refuted where one is, else open; "not tested" if no set can show it. sets counts those that can."""
     for model, rows in judged[judged["number"] == D].groupby("model", sort=False):
-        verdicts = {*rows.loc[rows["verdict"] != AT_FLOOR, "verdict"]}
-        verdict = REFUTED if REFUTED in verdicts else CONFIRMED if verdicts == {CONFIRMED} else OPEN
-        sets = rows.loc[rows["verdict"] != AT_FLOOR, "about"].nunique()
-        yield {"model": model, "verdict": verdict if verdicts else NOT_TESTED, "sets": sets}
+        shown = rows[rows["verdict"] != AT_FLOOR]
+        verdicts = {*shown["verdict"]}
+        if not verdicts:
+            verdict = NOT_TESTED
+        elif REFUTED in verdicts:
+            verdict = REFUTED
+        else:
+            verdict = CONFIRMED if verdicts == {CONFIRMED} else OPEN
+        yield {"model": model, "verdict": verdict, "sets": shown["about"].nunique()}
 
 
 def compare_judgements(scores: pd.DataFrame) -> pd.DataFrame:
@@ -262,7 +280,7 @@ def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """The two phases of arXiv 2605.07271 by block of `size` layers: commonest (share of the choice that is given most
     often), margin (log-probability of the right choice minus that of the best other, nats, mean)."""
     scans = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
-    for _, rows in select_best(_drop_unnormalized(scans)).groupby(["model", "task", "start"]):
+    for _, rows in select_best(drop_unnormalized(scans)).groupby(["model", "task", "start"]):
         row, chosen, margins = rows.iloc[0].to_dict(), np.concatenate(list(rows["chosen"])).astype(int), []
         for logprobs, target in zip(rows["logprobs"], rows["target"]):  # [I, K], [I]
             is_right = np.arange(logprobs.shape[1]) == target[:, None]
