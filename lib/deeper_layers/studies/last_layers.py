@@ -15,7 +15,18 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report.estimates import NOT_TESTED, Estimate, estimate_mean, mean_of, resample, shares_kept
+from deeper_layers.report.estimates import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    SUPPORTED,
+    Estimate,
+    estimate_mean,
+    mean_of,
+    resample,
+    shares_kept,
+)
+from deeper_layers.report.names import Sentences, model_title, put_in_order
 from deeper_layers.report.pairing import Measurement, find_measurements, returns, select_best
 
 SIZES = range(1, 9)
@@ -30,6 +41,8 @@ UNASKED = {"letters": "facts_by_letter_unasked", "words": "facts_in_words_unaske
 LEAST = {"X": 0.50, "Y": 0.10}
 LETTERS_HALF, WRITING_HALF = "X, its half about letters", "X, its half about writing"
 LEAST_OF_A_HALF = 0.10  # as for Y, and in the first study; chosen after the data
+PREDICTED = "We predicted that losing the last layers hurts writing more than losing the most similar ones."
+OUTCOMES = {SUPPORTED: "It does", CONTRADICTED: "It does not", INCONCLUSIVE: "It stays open"}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
@@ -137,4 +150,19 @@ def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
     for (model, form, place), kept in average_by_place(scores).items():
         if model in table.index:
             table.loc[model, f"{form}_{place}"] = kept.value
-    return table.reset_index()
+    names = [f"{form}_{place}" for form, place in itertools.product(FORMS, PLACES.values())]
+    return table.reset_index().reindex(columns=["model", "verdict", *names])
+
+
+def tell_prediction(scores: pd.DataFrame) -> Sentences:
+    """The prediction in plain words, and whether it came true in each model that can write: as Y was judged."""
+    sentences = []
+    table = put_in_order(outcome(scores, "Y"))
+    for verdict, beginning in OUTCOMES.items():
+        rows = table[table["verdict"] == verdict]
+        shares = "{} ({:.0%} kept against {:.0%})"
+        names = map(model_title, rows["model"])
+        models = itertools.starmap(shares.format, zip(names, rows["written_late"], rows["written_similar"]))
+        if len(rows):
+            sentences.append(f"{beginning} in {' and '.join(models)}.")
+    return Sentences([PREDICTED, *sentences] if sentences else [], "prediction")

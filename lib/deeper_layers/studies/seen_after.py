@@ -145,3 +145,15 @@ def _compare_pair(last_dropped: np.ndarray, last_kept: np.ndarray) -> dict:
     sure = [name for name, sign in signs.items() if min(sign * difference.low, sign * difference.high) > 0]
     means = {"last_dropped": last_dropped.mean(), "last_kept": last_kept.mean(), "items": len(last_kept)}
     return means | difference.columns() | {"better": "".join(sure)}
+
+
+@returns("model size tasks dropped kept texts texts_dropped texts_kept")
+def count_better(compared: pd.DataFrame) -> Iterator[dict]:
+    """How many tasks, and how many texts, are surely better with the last layer dropped, or kept: by model and size,
+    from `compare_last_layer`."""
+    for (model, size), rows in compared.groupby(["model", "size"], sort=False):
+        is_text = rows["metric"] == "loss"
+        tasks, texts = rows[~is_text]["better"], rows[is_text]["better"]
+        of_tasks = {"tasks": len(tasks), "dropped": (tasks == "dropped").sum(), "kept": (tasks == "kept").sum()}
+        of_texts = {"texts_dropped": (texts == "dropped").sum(), "texts_kept": (texts == "kept").sum()}
+        yield {"model": model, "size": size, "texts": len(texts)} | of_tasks | of_texts
