@@ -13,6 +13,7 @@ from deeper_layers.studies.last_layers import (
     judge_as_registered,
     judge_now,
     kept_by_form,
+    tell_prediction,
 )
 from tests.test_report import GEMMA, QWEN, SMOLLM, made, published
 
@@ -81,6 +82,16 @@ def test_x_is_the_sum_of_two_halves_and_one_may_carry_it_alone():
     writing, letters = judge_now(answers({("written", "late"): 0.3})).to_dict("records")
     assert x["verdict"] == SUPPORTED and x["value"] == pytest.approx(writing["value"] + letters["value"])
     assert writing["verdict"] == SUPPORTED != letters["verdict"]
+
+
+@pytest.mark.parametrize(("kept", "said"), [({LATE: 0.2}, "It does in m ("), ({}, "It does not in m (")])
+def test_the_prediction_is_told_in_plain_words_with_what_came_of_it(kept, said):
+    table = answers(kept)
+    told = str(tell_prediction(table))
+    late, similar = kept_by_form(table).query("asked == 'written'")["value"]
+    assert told.startswith("We predicted that losing the last layers hurts writing more than")
+    assert f"{said}{late:.0%} kept against {similar:.0%})." in told
+    assert str(tell_prediction(table[:0])) == "Not measured."
 
 
 def test_of_what_is_published_writing_carries_x():

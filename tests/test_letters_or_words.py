@@ -20,10 +20,12 @@ from deeper_layers.studies.letters_or_words import (
     W,
     classify_places,
     compare_judgements,
+    costs,
     judge_as_registered,
     judge_models,
     judge_now,
     keep_latest,
+    tell_written,
 )
 from tests.test_report import GEMMA, QWEN, SMOLLM, made, published
 
@@ -115,6 +117,14 @@ def test_a_cliff_is_of_letters_or_of_knowledge(letters, words, verdict):
     (judged,) = judge_as_registered(table).query("number == @C").to_dict("records")
     assert judged["value"] == pytest.approx(letters - words, abs=0.01) and judged["level"] == 0.975
     assert judged["verdict"] == verdict
+
+
+def test_what_each_place_leaves_of_written_facts_is_one_sentence():
+    rows = [row | {"task": "written_facts"} for row in scan({("capitals", LATE): 0.4}) if row["task"] == "capitals"]
+    table = made([row | {"chance": 0.0, "commonest": 0.0} for row in rows], LAYERS)
+    late = (CHANCE + 0.4 * (WHOLE - CHANCE)) / WHOLE
+    assert str(tell_written(costs(table))).endswith(f": 100% and {late:.0%} in m.")
+    assert str(tell_written(costs(table[:0]))) == "Not measured."
 
 
 def test_of_two_measurements_the_latest_counts_for_the_cliff():

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.report.estimates import AT_FLOOR, NOT_TESTED, Estimate, resample, shares_kept
-from deeper_layers.report.names import task_title
+from deeper_layers.report.names import Sentences, model_title, put_in_order, task_title
 from deeper_layers.report.pairing import PLACE, PROMPT, Measurement, find_measurements, returns, select_best
 from deeper_layers.report.statistics import RULES, SIZE, find_scans
 from deeper_layers.studies.which_layers import collect_maps
@@ -88,6 +88,17 @@ def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
         for place in (MIDDLE, LATE):
             row = {"place": place, "blocks": int((places == place).sum())}
             yield shared | row | shares.mean_in(place, size).columns()
+
+
+def tell_written(rows: pd.DataFrame) -> Sentences:
+    """What middle and late blocks leave of written facts in each model, from `costs`, in one sentence."""
+    table = put_in_order(rows[rows["task"] == "written_facts"].dropna(subset="value"))
+    by_place = table.pivot_table(index="model", columns="place", values="value", sort=False)
+    shares = [
+        f"{kept[MIDDLE]:.0%} and {kept[LATE]:.0%} in {model_title(str(model))}" for model, kept in by_place.iterrows()
+    ]
+    beginning = "Of written facts a middle block leaves, and a late block with the last layer kept:"
+    return Sentences([f"{beginning} {'; '.join(shares)}."] if shares else [], "found")
 
 
 def _find_block_shares(

@@ -151,9 +151,9 @@ def _compare_pair(last_dropped: np.ndarray, last_kept: np.ndarray) -> dict:
 def count_better(compared: pd.DataFrame) -> Iterator[dict]:
     """How many tasks, and how many texts, are surely better with the last layer dropped, or kept: by model and size,
     from `compare_last_layer`."""
-    for (model, size), rows in compared.groupby(["model", "size"], sort=False):
+    for _, rows in compared.groupby(["model", "size"], sort=False):
         is_text = rows["metric"] == "loss"
         tasks, texts = rows[~is_text]["better"], rows[is_text]["better"]
         of_tasks = {"tasks": len(tasks), "dropped": (tasks == "dropped").sum(), "kept": (tasks == "kept").sum()}
         of_texts = {"texts_dropped": (texts == "dropped").sum(), "texts_kept": (texts == "kept").sum()}
-        yield {"model": model, "size": size, "texts": len(texts)} | of_tasks | of_texts
+        yield rows.iloc[0][["model", "size"]].to_dict() | {"texts": len(texts)} | of_tasks | of_texts
