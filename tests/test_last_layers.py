@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, NOT_TESTED, SUPPORTED
+from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED
 from deeper_layers.studies.last_layers import (
     FORMS,
     PLACES,
     SIZES,
     UNASKED,
     compare_dtypes,
-    judge_prediction,
+    judge_as_registered,
+    judge_now,
     kept_by_form,
+    tell_prediction,
 )
 from tests.test_report import GEMMA, QWEN, SMOLLM, made, published
 
@@ -44,14 +46,14 @@ def answers(kept: dict[tuple[str, str], float], whole: float = 0.9, sizes=SIZES)
     ],
 )
 def test_a_dissociation_is_found_where_it_is_and_x_is_a_difference_of_differences(kept, verdicts, x):
-    found = judge_prediction(answers(kept)).set_index("number")
+    found = judge_as_registered(answers(kept)).set_index("number")
     assert found["verdict"].tolist() == verdicts and found.loc["X", "value"] == pytest.approx(x, abs=0.1)
 
 
 def test_a_model_that_guesses_or_was_not_asked_of_all_sizes_shows_nothing():
-    found = judge_prediction(answers({}, whole=0.27)).set_index("number")["verdict"]
+    found = judge_as_registered(answers({}, whole=0.27)).set_index("number")["verdict"]
     assert found["X"] == AT_FLOOR and found["Y"] != AT_FLOOR  # what is written is never right by guessing
-    assert set(judge_prediction(answers({}, sizes=range(1, 8)))["verdict"]) == {NOT_TESTED}
+    assert set(judge_as_registered(answers({}, sizes=range(1, 8)))["verdict"]) == {NOT_TESTED}
 
 
 def test_data_types_are_compared_question_by_question():
@@ -73,3 +75,29 @@ def test_what_is_published_keeps_letters_and_loses_what_is_written_with_the_last
         [0.31, 0.10],
     ]
     assert set(kept.query("asked == 'letters' and model != @QWEN")["untold"]) == {AT_FLOOR}
+
+
+def test_x_is_the_sum_of_two_halves_and_one_may_carry_it_alone():
+    x = judge_as_registered(answers({("written", "late"): 0.3})).set_index("number").loc["X"]
+    writing, letters = judge_now(answers({("written", "late"): 0.3})).to_dict("records")
+    assert x["verdict"] == SUPPORTED and x["value"] == pytest.approx(writing["value"] + letters["value"])
+    assert writing["verdict"] == SUPPORTED != letters["verdict"]
+
+
+@pytest.mark.parametrize(("kept", "said"), [({LATE: 0.2}, "It does in m ("), ({}, "It does not in m (")])
+def test_the_prediction_is_told_in_plain_words_with_what_came_of_it(kept, said):
+    table = answers(kept)
+    told = str(tell_prediction(table))
+    late, similar = kept_by_form(table).query("asked == 'written'")["value"]
+    assert told.startswith("We predicted that losing the last layers hurts writing more than")
+    assert f"{said}{late:.0%} kept against {similar:.0%})." in told
+    assert str(tell_prediction(table[:0])) == "Not measured."
+
+
+def test_of_what_is_published_writing_carries_x():
+    of_qwen = published()[0].query("model == @QWEN")
+    x = judge_as_registered(of_qwen).set_index("number").loc["X"]
+    writing, letters = judge_now(of_qwen).to_dict("records")
+    assert [x["value"], writing["value"], letters["value"]] == pytest.approx([0.693, 0.663, 0.029], abs=5e-4)
+    assert [letters["low"], letters["high"]] == pytest.approx([-0.086, 0.155], abs=0.005)
+    assert [x["verdict"], writing["verdict"], letters["verdict"]] == [SUPPORTED, SUPPORTED, INCONCLUSIVE]

@@ -15,7 +15,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.report import figures, measured, names, paper, statistics
 from deeper_layers.report.one_cut import describe_lengths
 from deeper_layers.results import frames
-from deeper_layers.studies import letters_or_words, which_layers
+from deeper_layers.studies import which_layers
 
 QWEN, SMOLLM, GEMMA = "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"
 LAYERS, ITEMS = 10, 200
@@ -136,13 +136,6 @@ def test_headline_numbers_of_what_is_published():
     )
     twice = measured.asked_twice(scores).query("task == 'mmlu'")
     assert twice["differ"].agg(["min", "max"]).tolist() == [14, 70] and twice["turned"].max() == 46
-
-
-def test_letters_go_in_the_middle_and_words_late():
-    found = letters_or_words.differences(published()[0].query("model == @QWEN")).set_index(["about", "place"])
-    of_capitals = found.loc[("Capitals", "middle")]
-    assert of_capitals["value"] == pytest.approx(-0.27, abs=0.005) and of_capitals["verdict"] == "supported"
-    assert found[found["number"].str.startswith("W")]["verdict"].tolist() == ["supported"] * 5
 
 
 def test_rules_and_measures_are_judged_by_the_regret_of_what_they_pick():

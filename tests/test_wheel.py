@@ -31,6 +31,11 @@ def test_a_wheel_has_what_is_published_and_answers_from_it(tmp_path):
     published = tmp_path / "site" / "deeper_layers" / "results" / "published"
     units = {path.relative_to(ROOT / "results") for path in (ROOT / "results").glob("*/*.json")}
     assert {path.relative_to(published) for path in published.rglob("*.json")} == units and units
+    registered = ROOT / "lib" / "deeper_layers" / "studies" / "registered"
+    packed = tmp_path / "site" / "deeper_layers" / "studies" / "registered"
+    assert {path.name: path.read_bytes() for path in packed.iterdir()} == {
+        path.name: path.read_bytes() for path in registered.iterdir()
+    }
     (tmp_path / "here").mkdir()
     words = [sys.executable, "-m", "deeper_layers", "distances", "embedded", "--json"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -61,6 +61,14 @@ class Estimate:
     def mean_over(self, is_chosen: np.ndarray | pd.Series) -> "Estimate":
         """The mean over the cuts for which `is_chosen`, [C], is true."""
         return Estimate.combine(lambda numbers: numbers[:, is_chosen].mean(axis=1), self)
+
+    def at_level(self, level: float) -> "Estimate":
+        """The same number with its interval at another level, such as 0.975."""
+        if self.untold:
+            return self
+        tails = (1 - level) / 2, (1 + level) / 2
+        low, high = np.nanquantile(self.numbers[1:], tails, axis=0, method="inverted_cdf")
+        return replace(self, low=low, high=high)
 
     def judge(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
         """The verdict on a claim that the number lies from `floor` to `ceiling`: supported if the whole interval lies
