@@ -104,8 +104,8 @@ CASES = {
     # ---- names beside OUT
     "the folder for what is under way": (write("new.deeper-layers.partial/mine"), NEW, "mine, which is not ours"),
     "OUT.lock is somebody's": (write("new.lock"), NEW, ""),
-    "what is made in it is somebody's": (write("new.deeper-layers.partial/made/thesis.tex"), NEW, "made, which is not"),
-    "what it replaces is somebody's": (write("new.deeper-layers.partial/before/thesis.tex"), NEW, "before, which is not"),
+    "what is made in it is somebody's": (write("new.deeper-layers.partial/made/thesis.tex"), NEW, "holds made"),
+    "what it replaces is somebody's": (write("new.deeper-layers.partial/before/thesis.tex"), NEW, "holds before"),
     "it is a file": (write("new.deeper-layers.partial"), NEW, "is no folder of ours"),
     "it is a link to a folder": (link("new.deeper-layers.partial", "whole"), NEW, "is no folder of ours"),
     "the lock is somebody's": (write("new.deeper-layers.lock", "text"), NEW, "is no lock of ours"),
