@@ -173,7 +173,9 @@ def prune(
         click.echo(f"warning: {message}", err=True)
     if isinstance(parameters, HealingParameters):
         adapter = Healing(cut, parameters.make_config(), experiment).find_adapters()
-    changes = {"adapter": adapter, "changed": changed, "name": options.push_to_hub}
+    looked_at = [name for name in ("corpus", "samples", "sequence_length", "seed") if changed and is_typed(name)]
+    settings = [word for name in looked_at for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    changes = {"adapter": adapter, "changed": changed, "name": options.push_to_hub, "settings": settings}
     export.prune_checkpoint(model, described, output, **changes, **opening)
     address, message = None, f"{described.model} without {cut.size} of its {depth} layers"
     if options.push_to_hub:
