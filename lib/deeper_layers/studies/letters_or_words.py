@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report.estimates import Estimate, correct_by_holm, resample, shares_kept
+from deeper_layers.report.estimates import Estimate, resample, shares_kept
 from deeper_layers.report.names import task_title
 from deeper_layers.report.pairing import make_table, returns, select_best
 from deeper_layers.report.statistics import SIZE, find_scans
@@ -69,8 +69,8 @@ def _drop_unnormalized(scores: pd.DataFrame) -> pd.DataFrame:
 
 def differences(scores: pd.DataFrame) -> pd.DataFrame:
     """The numbers of the criterion: model, number ("D, letters less words" or "W, middle less late"), about, place,
-    value with low and high, limit, verdict, p (of the number being 0, by the bootstrap) and p_holm (corrected for one
-    number and model). For losses W is the loss of late blocks minus that of middle ones, nats a token."""
+    value with low and high, limit and verdict. For losses W is the loss of late blocks minus that of middle ones, nats
+    a token."""
     rows, all_kept, maps = [], _average_kept(scores), collect_maps(scores)
     for model in dict.fromkeys(model for model, *_ in all_kept):
         kept = {key[1:]: estimate for key, (*_, estimate) in all_kept.items() if key[0] == model}
@@ -92,10 +92,8 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
         for number, about, place, estimate, limit in numbers:
             verdict = estimate.judge_beyond(limit) if limit else estimate.judge(floor=0.0)
             row = {"model": model, "number": number, "about": about, "place": place, "limit": limit, "verdict": verdict}
-            rows.append(row | {"p": estimate.p_value()} | estimate.columns())
-    table = make_table("model number about place value low high limit verdict p".split(), rows)
-    p_values = table[table["p"].notna()].groupby(["model", "number"])["p"]
-    return table.assign(p_holm=p_values.transform(correct_by_holm))
+            rows.append(row | estimate.columns())
+    return make_table("model number about place value low high limit verdict".split(), rows)
 
 
 @returns("model task topic layers start size middle commonest margin items")
