@@ -153,7 +153,9 @@ def prune(
     known = {"results_folder": options.folder, "known": not chosen.changes}
     described = export.describe_pruning(model, config, depth, cut, **known, **opening)
     if options.for_ and not safe([cut]):
-        raise InputError(f"--for is {options.for_}, and {'; '.join(described.engine_warnings())}")
+        wrong = [item for item in described.engines if item.engine in split_list(options.for_)]
+        reasons = "; ".join(f"{item.engine} would read it wrongly: {item.why}" for item in wrong)
+        raise InputError(f"--for is {options.for_}, and {reasons}: give another cut, or leave it out")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if options.dry_run:
         bytes, dtype = output.size_function(sized())(cut)
