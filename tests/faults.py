@@ -83,13 +83,14 @@ def killed_at(number: int, step: Callable[[], object]) -> bool:
 def ending(end: Callable[[], object], number: int, times: int, torn: bool) -> Callable:
     """A watcher that lets calls pass until one number, and ends that and some after it.
 
-    `torn`: a file that such a call opens has lost what it had by then, and got the beginning of something.
+    `torn`: a file that such a call opens has lost what it had by then, and got the beginning of something; except for
+    locks, into which nothing is written.
     """
     seen = itertools.count()
 
     def watcher(event, path):
         if number <= next(seen) < number + times:
-            if torn and event == "open":
+            if torn and event == "open" and not str(path).endswith(".lock"):
                 with contextlib.suppress(OSError):
                     Path(path).write_bytes(b"{")
             end()

@@ -39,6 +39,30 @@ def test_a_plateau_ends_no_earlier_than_the_papers(task, shares, verdict, reason
     assert table.loc["plateau", ["verdict", "reason"]].tolist() == [verdict, reason]
 
 
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [
+        ([0.75, 0.3, 0.75, 0.3, 0.25], "inconclusive"),  # one spike
+        ([0.75, 0.3, 0.75, 0.74, 0.25], "contradicted"),
+        ([0.75, 0.3, 0.3, 0.3, 0.25], "supported"),
+    ],
+)
+def test_one_cut_alone_does_not_decide_whether_a_curve_collapses(shares, verdict):
+    table = claims.claims_table(made(curve(shares, rule="simple")), distances_of(np.ones((4, 5)))).set_index("claim")
+    found = table.loc["simple-unhealed"]
+    assert found["verdict"] == verdict and ("n = 2 alone decides" in found["reason"]) == (verdict == "inconclusive")
+
+
+def test_prompts_are_compared_on_pruned_models():
+    """The whole model gives the same answers whatever the order, and a pruned one does not."""
+    rows = [row | {"shots": 5, "order": order} for order in (0, 1) for row in curve([0.75, 0.6, 0.4])]
+    rows[-2] |= {"outcome": rows[-2]["outcome"][::-1].copy()}
+    table = claims.claims_table(made(rows), distances_of(np.ones((4, 5)))).set_index("claim")
+    assert (
+        table.loc["shot-order", "verdict"] == "inconclusive" and "2 pruned models" in table.loc["shot-order", "reason"]
+    )
+
+
 def test_two_seeds_of_one_healing_are_compared_and_of_two_healings_are_not():
     plain = curve([0.75, 0.4]) + curve([0.75, 0.6], healing=SEEDS[0])
     for healing, verdict in ((SEEDS[1], "supported"), (OTHER, "not tested")):
@@ -77,7 +101,7 @@ def test_the_table_names_every_claim(found):
     text = claims.shown(found).to_html().replace("&#x27;", "'")
     assert all(f'<a data-page="{claim["page"]}">{claim["title"]}</a>' in text for claim in claims.CLAIMS)
     differs = found.loc[found["verdict"] == "contradicted", "differs"]
-    assert "contradicted: 11% (7 to 14%)" in text and all(f"Differs: {of}." in text for of in differs)
+    assert "contradicted: 11% or 14% (7% to 14%)" in text and all(f"Differs: {of}." in text for of in differs)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import scoring
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import VARIABLE
+from tests.test_results import KEY, Measure, signed
 
 DONE = subprocess.CompletedProcess([], 0)
 SMALL = ["--samples", "8", "--sequence-length", "32", "--limit", "6"]
@@ -233,3 +234,28 @@ def test_a_folder_of_results_is_checked_before_it_is_sent(tmp_path):
     damaged = Path(copies[0])
     damaged.write_bytes(damaged.read_bytes()[:-9])
     assert damaged.name in typed("results", "check", tmp_path, code=1).stdout
+
+
+def test_what_others_put_into_a_folder_of_results_is_told_and_moves_no_terminal(tmp_path):
+    odd = "pwned\x1b]0;pwned\x07\x1b[2J"
+    measure = Measure(tmp_path)
+    paths = [measure(KEY | {"model": {"name": name, "weights": "1"}}).path for name in (odd, "a", "b")]
+    assert "all files are whole" in typed("results", "check", tmp_path).stdout
+    signed(lambda of: of["rows"][1].update(value=0.5))(paths[2])
+    elsewhere = tmp_path / odd
+    elsewhere.mkdir()
+    paths[1].rename(elsewhere / paths[1].name)
+    names = ["notes.txt", f"scores-{odd}.json", "scores-a-123.json", f"tables-a-{'0' * 12}.json"]
+    for name in names:
+        (elsewhere / name).write_text("{}")
+    (tmp_path / f"scores-a-{'0' * 12}.json").write_text("{}")
+    done = typed("results", "check", tmp_path, code=1)
+    said = done.stdout.replace(str(tmp_path), "")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stdout + done.stderr)
+    for line in (
+        "/notes.txt is no result by its", "scores-a-123.json is not a readable result",
+        f"tables-a-{'0' * 12}.json is not a readable", f"/scores-a-{'0' * 12}.json is no result by its",
+        "is of the model a: move it into a", "is 0.5, and the mean of its",
+    ):  # fmt: skip
+        assert line in said, line
+    assert len(json.loads(typed("results", "check", tmp_path, "--json", code=1).stdout)["odd"]) == 7

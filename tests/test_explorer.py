@@ -48,6 +48,18 @@ def test_every_block_says_what_each_task_keeps():
     assert untold == [None, None, None, 0.0] and model["asked"][number]["floor"], "the whole model guesses"
 
 
+def test_a_slider_over_blocks_of_a_size_stays_on_the_items_of_all_of_them():
+    """Of a block that a rule was asked of with more items, too."""
+    model = explored(
+        ("0,0", "capitals", [1] * 80, {"limit": 80}),
+        ("4,3", "capitals", [1, 1, 1, 0] * 20, {"limit": 80}),
+        ("2,2", "capitals", [1, 0] * 40, {"limit": 80}),
+        *((cut, "capitals", [1] * 40, {"rule": "blocks of 2", "limit": 40}) for cut in ("0,0", "2,2", "3,2")),
+    )
+    items = {cut: model["asked"][told["capitals"][0]]["items"] for cut, told in model["cuts"].items()}
+    assert items == {"4,3": 80, "2,2": 40, "3,2": 40}
+
+
 def test_a_share_is_rounded_once():
     found = explored(("0,0", "capitals", [1] * 127, {}), ("4,3", "capitals", [1] * 40 + [0] * 87, {}))
     assert f"{100 * found['cuts']['4,3']['capitals'][1]:.0f}" == "31"  # 40 of 127 are 31.496%

@@ -104,6 +104,13 @@ CASES = {
     # ---- names beside OUT
     "the folder for what is under way": (write("new.deeper-layers.partial/mine"), NEW, "mine, which is not ours"),
     "OUT.lock is somebody's": (write("new.lock"), NEW, ""),
+    "what is made in it is somebody's": (write("new.deeper-layers.partial/made/thesis.tex"), NEW, "holds made"),
+    "what it replaces is somebody's": (write("new.deeper-layers.partial/before/thesis.tex"), NEW, "holds before"),
+    "it is a file": (write("new.deeper-layers.partial"), NEW, "is no folder of ours"),
+    "it is a link to a folder": (link("new.deeper-layers.partial", "whole"), NEW, "is no folder of ours"),
+    "the lock is somebody's": (write("new.deeper-layers.lock", "text"), NEW, "is no lock of ours"),
+    "the lock is a folder": (write("new.deeper-layers.lock/mine"), NEW, "is no lock of ours"),
+    "the lock is a link": (link("new.deeper-layers.lock", "nowhere"), NEW, "is no lock of ours"),
     # ---- OUT can't be
     "OUT has a long name": (None, ["whole", "n" * 300, *ONE], "name too long"),
     "OUT lies in a file": (write("file"), ["whole", "file/out", *ONE], "file is no folder"),
@@ -245,6 +252,23 @@ def test_killed_or_failing_at_any_call_the_same_again_ends_as_undisturbed(name, 
         with contextlib.suppress(InputError):  # it exists: it was killed when all was there
             step(models, out)
         assert snapshot(out.parent) == expected, (number, call)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(is_folder, tmp_path, monkeypatch):
+    """After a power failure a name without its content would be a damaged file, or an OUT that can't be made again."""
+    events = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (events.append(os.readlink(f"/proc/self/fd/{number}")), fsync(number))
+    )
+    monkeypatch.setattr(os, "rename", lambda old, new: (events.append("renamed"), rename(old, new)))
+    with files.atomic_dir(tmp_path / "out", is_folder=is_folder) as made:
+        names = ["a", "b/c", "b/.d"] if is_folder else [""]
+        for name in names:
+            write(name, "text")(made) if is_folder else made.write_text("text")
+        written = {str(made / name) if name else str(made) for name in names}
+    assert set(events[: events.index("renamed")]) == written and events.count("renamed") == 1
 
 
 # ---- two at once -----------------------------------------------------------------------------------------------

@@ -8,8 +8,18 @@ import pandas as pd
 import pytest
 
 from deeper_layers import results
+from deeper_layers.experiments.notebook_parameters import (
+    QuestionAnsweringParameters,
+    ScanParameters,
+    SimilarityParameters,
+)
+from deeper_layers.experiments.plans import make_planning_experiment
+from deeper_layers.presets import PRESETS
+from deeper_layers.report.pairing import find_measurements, score_guessing
 from deeper_layers.results import frames, places
+from deeper_layers.results.packing import pack
 from deeper_layers.results.schema import KINDS
+from deeper_layers.results.store import write_result
 from deeper_layers.rules.choosing import REGISTERED
 
 pytestmark = pytest.mark.quick
@@ -85,3 +95,61 @@ def test_a_curve_of_each_rule_begins_with_the_whole_model_and_what_was_measured_
     assert all(own["size"].is_unique and own["size"].min() == 0 for _, own in rules)
     dropped = rules.get_group("llm-drop-attention").set_index("size").loc[4]
     assert dropped["cut"].startswith("attention ") and pd.isna(dropped["start"]) and dropped["share"] == 4 / 18
+
+
+# ---- made-up results: what the published ones could hide, as their numbers would be recorded again under a fault ----
+
+KEY = {"model": {"name": "m", "weights": "1"}, "dtype": "float32", "tasks": {"a": {"shots": 2, "limit": 4}}}
+KEY |= {"data": "first", "cuts": {"simple": ["0,0", "3,1"]}}
+LEVELS = {"a": {"chance": 0.25, "majority": 0.5}}
+
+
+def write_made_up(folder, right: int = 2, measured: str = "2026-01-02T00:00:00", details: dict | None = None, **key):
+    """A result in which so many of 4 items are right under every cut; its file below the folder of results."""
+    key = KEY | key
+    outcome = pack(np.arange(4) < right)
+    row = {"task": "a", "metric": "acc", "value": right / 4, "stderr": None, "items": 4, "outcome": outcome}
+    cuts = dict.fromkeys(cut for cuts in key["cuts"].values() for cut in cuts)
+    run = {"measured": measured, "device": "", "commit": None, "seconds": 1.0, "peak_memory_bytes": 1}
+    details = {"num_layers": 5, "weights": "none", "levels": LEVELS} | (details or {})
+    return write_result("scores", key, run, [row | {"cut": cut} for cut in cuts], details, folder).place
+
+
+def test_of_what_was_measured_twice_more_cuts_count_then_the_later_one(tmp_path):
+    later = write_made_up(tmp_path, 3, "2026-01-03T00:00:00", data="second")
+    earlier = write_made_up(tmp_path)
+    more = write_made_up(tmp_path, 1, "2026-01-01T00:00:00", data="third", cuts={"simple": ["0,0", "3,1", "2,2"]})
+    other = write_made_up(tmp_path, 4, quantization="nf4")
+    table = results.scores(tmp_path)
+    for cut in ("0,0", "3,1"):
+        repeats = table[table["cut"] == cut].set_index("path")["repeat"].to_dict()
+        assert repeats == {more: 0, later: 1, earlier: 2, other: 0}, "of other weights it is no repeat"
+    assert table.set_index("path")["bits"].dropna().to_dict() == {other: "nf4"}
+    (measured,) = (one for one in find_measurements(table) if one.place[2] == "simple")
+    assert measured.cuts["size"].tolist() == [0, 1, 2] and measured.outcomes.mean() == 1 / 4
+
+
+def test_guessing_is_the_better_of_two_ways_and_what_is_healed_or_asked_otherwise_is_apart(tmp_path):
+    write_made_up(tmp_path)
+    settings = PRESETS["small"].settings
+    healed = {"healing": settings, "text": "c4", "cuts": {"simple": ["3,1"]}}
+    write_made_up(tmp_path, 3, details={"healed_tokens": 7}, **healed)
+    write_made_up(tmp_path, 1, tasks={"a": {"shots": 2, "limit": 4, "order": 1}}, data="second")
+    write_made_up(tmp_path, 0, details={"levels": {"a": {"chance": 0.25, "majority": 0.0}}}, dtype="bfloat16")
+    table = results.scores(tmp_path)
+    assert (table["repeat"] == 0).all() and len(table) == 7
+    first = table.query("dtype == 'float32'")
+    assert set(first["chance"]) == {0.25} and set(first["commonest"]) == {0.5}
+    assert table.query("dtype == 'bfloat16'")["commonest"].isna().all(), "a majority of nothing is not known"
+    assert json.loads(first["healing"].dropna().item()) == settings | {"text": "c4", "tokens": 7}
+    assert score_guessing(first) == 0.5 and score_guessing(table.query("dtype == 'bfloat16'")) == 0.25
+
+
+def test_another_quantization_is_another_measurement(tiny_folder):
+    """Every key of every notebook has it, so that no result of rounded weights answers for others."""
+    for kind in (SimilarityParameters, QuestionAnsweringParameters, ScanParameters):
+        parameters = kind(model=str(tiny_folder), quantization="nf4", results="/nowhere")
+        experiment = make_planning_experiment(parameters)
+        experiment.parameters.run(experiment)
+        keys = [key for _, key in experiment.missing.values()]
+        assert keys and {key["quantization"] for key in keys} == {"nf4"}

@@ -1,25 +1,38 @@
 """`deeper-layers prune`: what it says before it writes, the largest model that fits, and where it uploads to."""
 
+import dataclasses
 import functools
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from deeper_layers.command.measure import _find_half_gone
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.export import PruningDescription
-from deeper_layers.export.pruned_checkpoint import Output, read_size
-from deeper_layers.models.sources import EMBEDDED, QWEN, find_model
+from deeper_layers.export.lineage import read_lineage
+from deeper_layers.export.pruned_checkpoint import Output, name_for_others, read_size
+from deeper_layers.healing.adapters import add_adapters, save_adapters
+from deeper_layers.models.sources import EMBEDDED, PACKAGED, QWEN, find_model
 from deeper_layers.package_index import file_hash
+from deeper_layers.pruning import drop_layers
 from deeper_layers.report import one_cut
+from deeper_layers.results.frames import tabulate_scores
+from deeper_layers.results.packing import pack
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.store import cut_names, find_model_name, read_results, write_result
 from tests.test_command import said, typed
+from tests.test_results import KEY
 from tests.test_slicing import released, tensors
 from tests.tiny import tiny_model
 
@@ -68,6 +81,42 @@ def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
     assert score.pruned[0] in [found["value"].iloc[0] for found in rows if len(found)]
 
 
+def test_of_sizes_that_were_not_measured_nothing_is_said_for_sure(tmp_path):
+    """Of 12 layers 0, 4 and 8 were dropped: half is gone somewhere from 1 to 4, or nobody knows where."""
+    key = KEY | {"cuts": {"simple": ["0,0", "7,4", "3,8"]}}
+    row = {"metric": "acc", "items": 100, "stderr": None}
+    for task, numbers in {"lost": (100, 30, 0), "kept": (100, 97, 95)}.items():
+        rows = [
+            row | {"task": task, "cut": cut, "value": right / 100, "outcome": pack(np.arange(100) < right)}
+            for cut, right in zip(key["cuts"]["simple"], numbers, strict=True)
+        ]
+        details = {"levels": {task: {"chance": 0.0}}, "num_layers": 12, "weights": "none"}
+        run = {"measured": "2026-01-01T00:00:00", "device": "", "commit": None, "seconds": 1, "peak_memory_bytes": 1}
+        write_result("scores", key | {"tasks": {task: {}}}, run, rows, details, tmp_path)
+    (kept, lost), table = read_results(tmp_path), tabulate_scores(read_results(tmp_path))
+    content, words = _find_half_gone([lost, kept])
+    assert re.search(r"lost +simple +1 to 4\n", words) and re.search("kept +simple +more than 8, the most meas", words)
+    assert [(row["value"], row["sizes"]) for row in content] == [(4, (0, 4, 8)), (None, (0, 4, 8))]
+    scores = one_cut.find_scores(table, Cut(7, 4))
+    (message,) = PruningDescription("a", 12, Cut(7, 4), [], None, [], scores).warnings()
+    assert "ruins 1 of 2 tasks" in message
+    assert message.endswith("guessing 0.00; largest measured n that keeps it: 0, and it is ruined from 1 to 4 on")
+    (score,) = (score for score in scores if score.topic == "kept")
+    assert (score.largest, score.smallest) == (8, None)
+
+
+def test_a_card_of_a_healed_checkpoint_does_not_have_the_scores_of_the_unhealed_cut_as_its_own():
+    cut, measured = Cut(2, 4), read_results(results_folder(), model=EMBEDDED.name)
+    scores = one_cut.find_scores(tabulate_scores(measured), cut)
+    described = PruningDescription(EMBEDDED.name, 30, cut, [], None, measured, scores)
+    own, of_strangers = described.card(), described.card(mock.Mock(healing=None))
+    healing = {"config": HealingParameters(steps=7).make_config().settings, "text": "c4"}  # nobody measured that
+    for healed in (of_strangers, described.card(mock.Mock(healing=healing))):
+        assert "| the same cut, not healed |" in healed and "this one" not in healed
+        assert "Of the same cut, not healed, surely less than half" in healed and "its answers have" not in healed
+    assert "| this one |" in own and "not healed" not in own and "\nSurely less than half of what the whole" in own
+
+
 def test_criterion_of_ruin_is_that_of_its_words():
     """Against a plain count of what is left above guessing, with and without doubt."""
     before = np.repeat([1.0, 0.0], [90, 10])
@@ -86,6 +135,14 @@ def test_engines_that_would_misread_it_are_named_and_a_cut_for_them_is_chosen(tm
     assert odd["engines"][0]["nearest_safe"]["size"] == 2
     even = answered(*words, "--rule", "simple", "--drop", 2, "--for", "vllm, llama.cpp", "--dry-run")
     assert even["engines"] == [] and even["cut"] == {"start": 3, "size": 2}
+    for given in (["--start", 3, "--drop", 2], ["--layers", "3-4"]):  # a cut that is given is not replaced, but judged
+        kept = answered(*words, *given, "--for", "vllm, llama.cpp", "--dry-run")
+        assert kept["engines"] == [] and kept["cut"] == {"start": 3, "size": 2}
+    for given in (["--start", 2, "--drop", 1], ["--layers", "2"], ["--layers", "0, 3"]):
+        refused = said("prune", *words, *given, "--for", "vllm")
+        assert "--for is vllm, and vllm would read it wrongly" in refused
+        assert "it wrongly" in typed("prune", *words, *given, "--dry-run").stdout, "told, where nobody asks for it"
+    assert not (tmp_path / "out").exists()
     assert "--drop is 1, and no block" in said("prune", *words, "--rule", "simple", "--drop", 1, "--for", "vllm")
     assert "vllm would read it wrongly" in typed("prune", *words, "--rule", "simple", "--drop", 1).stderr
 
@@ -108,6 +165,62 @@ def test_layers_for_multi_token_prediction_are_left_out_where_that_is_asked_for(
     typed("prune", *words, "--without-mtp")
     assert weights(tmp_path / "out") == planned < kept
     assert "--without-mtp" in (tmp_path / "out" / "README.md").read_text()
+
+
+# ---- the command in what is written ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("tiny.gguf", SIMPLE),
+        ("tiny", SIMPLE + ["--dtype", "float16"]),
+        ("tiny", ["--layers", "0, 2", "--mlp", "3", "--silence"]),
+        ("tiny", [*SIMPLE[:2], "--rule", "replaceme", "--samples", "6", "--sequence-length", "16", "--seed", "3"]),
+        ("tiny", ["--adapter", "ours"]),
+    ],
+)
+def test_the_command_in_a_checkpoint_makes_the_same_once_paths_are_put_in(
+    source, words, tiny_folder, tiny_gguf, opened, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for folder in ("here", "path/to"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copytree(tiny_folder, tmp_path / folder / "tiny")
+        shutil.copyfile(tiny_gguf, tmp_path / folder / "tiny.gguf")
+        healed = add_adapters(drop_layers(opened[0], Cut(2, 2)), rank=2, alpha=2, dropout=0.0)
+        for name, factor in healed.named_parameters():
+            if "lora_B" in name:
+                factor.data.fill_(0.01)
+        save_adapters(
+            healed, tmp_path / folder / "ours", find_model(str(tiny_folder)).key | {"name": "tiny"}, Cut(2, 2)
+        )
+    asked = [str(tmp_path / "here" / word) if word == "ours" else word for word in words]
+    out = tmp_path / "here" / "out"
+    typed("prune", tmp_path / "here" / source, out, *asked, "--results", tmp_path / "results")
+    command = read_lineage(out).steps[-1].command
+    assert command in (out / "README.md").read_text() and f" path/to/{source} out " in command
+    for name in ("README.md", "pruning.json"):
+        assert str(tmp_path) not in (out / name).read_text()
+    typed(*shlex.split(command)[1:], "--results", tmp_path / "results")
+    first, again = (tensors(folder) for folder in (out, tmp_path / "out"))
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_model_that_anybody_can_fetch_is_named_in_the_command(tiny_gguf, tmp_path, monkeypatch):
+    known = dataclasses.replace(EMBEDDED, name="Known", sha256=file_hash(tiny_gguf))
+    monkeypatch.setitem(PACKAGED, "Known", known)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert name_for_others(str(tiny_gguf)) == ["Known"] and name_for_others("embedded") == ["embedded"]
+    of_hub = dataclasses.replace(find_model(str(tiny_gguf)), revision="0123abcd")
+    monkeypatch.setattr("deeper_layers.models.find_model", lambda *_, **__: of_hub)
+    assert name_for_others("some/one", trust_remote_code=True) == [
+        "some/one",
+        "--revision",
+        "0123abcd",
+        "--trust-remote-code",
+    ]
 
 
 # ---- the largest that fits -------------------------------------------------------------------------------

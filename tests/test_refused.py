@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 
 import deeper_layers as ours
-from deeper_layers import PRESETS, Cut, InputError
+from deeper_layers import PRESETS, Cut, InputError, export
 from deeper_layers.command import main
 from deeper_layers.data import corpora
 from deeper_layers.errors import MAX_LENGTH
@@ -53,9 +53,9 @@ TYPED = [  # what is typed, exit status, words of the line
     ("plan", 2, "expected MODEL, or --model-config"),
     ("plan --model-config t5.json", 1, "encoder-decoder"),
     ("plan tiny --machine h100x0", 1, "--machine is 'h100x0', expected 'this' or one of h100, h200"),
-    ("sweep embedded --sizes two", 1, "--sizes is 'two', expected block sizes: \"all\""),
+    ("sweep embedded --sizes two", 1, "--sizes is 'two', expected numbers like \"0-8, 12\", or all"),
     ("sweep embedded --sizes 0-30", 1, "--sizes is 30; expected a whole number from 0 to 29; the last of 30"),
-    ("sweep embedded --tasks capitals:five", 1, "--tasks is 'capitals:five', expected \"mmlu:5@20/0-8\""),
+    ("sweep embedded --tasks capitals:five", 1, "--tasks is 'capitals:five', expected tasks like \"mmlu:5@20/0-8\": 5"),
     ("sweep embedded --tasks 'capitals:1, capitals:2'", 1, "twice, and asks other things"),
     ("sweep embedded --tasks 'sums, capitals:5'", 1, "task 'capitals' has no examples for its prompt"),
     ("sweep embedded --tasks capitols", 1, "did you mean capitals"),
@@ -63,17 +63,21 @@ TYPED = [  # what is typed, exit status, words of the line
     ("sweep embedded --tasks wikitext", 1, "is of type loglikelihood_rolling"),
     ("sweep tiny --tasks piqa --datasets tiny --results new", 1, "DATASETS_MIRROR"),
     ("sweep embedded --limit 0", 1, "--limit is 0, expected greater than or equal to 1"),
-    ("sweep embedded --rules best", 1, "--rules is 'best', expected who chooses what is dropped: similarity"),
+    ("sweep embedded --rules best", 1, "--rules is 'best', expected some of similarity, simple, "),
+    ("sweep embedded --tasks capitals@0", 1, "20 items, of which there is at least 1"),
+    ("sweep embedded --layers 30", 1, "--layers 30 is of layer 30; expected layers 0 to 29"),
+    ("scan embedded --starts 28 --blocks 3", 1, "--starts 28 --blocks 3 is of layer 30; expected"),
     ("sweep embedded --limit 7 --no-measure", 1, "not measured: capitals"),
     ("sweep embedded --layers 1 --sizes 0-1", 2, "--layers and --sizes exclude each other"),
-    ("distances embedded --device gpu", 1, "--device is 'gpu', expected \"auto\", \"cpu\""),
-    ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected none, \"nf4\" or"),
+    ("distances embedded --device gpu", 1, "--device is 'gpu', expected one of auto, cpu"),
+    ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected one of nf4, int8, or none:"),
     ("distances tiny --revision main", 1, "is no hub id: leave it out"),
     ("distances tiny --results FILE", 1, "FILE is no folder: name another place"),
     ("scan tiny --starts 3 --sizes 0-2", 2, "--sizes and --blocks 4 exclude each other"),
     ("heal embedded", 2, "--drop says how many layers go, --layers which: give one of them"),
     ("heal embedded --drop 30", 1, "--drop is 30; expected 0 to 29"),
-    ("heal embedded --drop 2 --start 29", 1, "the cut is of layer 30"),
+    ("heal embedded --drop 2 --start 29", 1, "--start 29 --drop 2 is of layer 30; expected layers 0 to 29"),
+    ("heal embedded --drop 2 --text bible", 1, "--text is 'bible', expected one of wikipedia, c4, code"),
     ("heal embedded --drop 3 --learning-rate nan", 1, "--learning-rate is nan"),
     ("prune embedded out --drop 2 --start 0 --rule simple", 2, "give one of them"),
     ("prune embedded out --drop 2 --heal small --no-measure", 2, "--heal and --no-measure exclude each other"),
@@ -85,6 +89,9 @@ TYPED = [  # what is typed, exit status, words of the line
     ("prune tiny.gguf out.gguf --drop 1 --dtype float16", 1, "a folder is made of any model, in a --dtype"),
     ("prune tiny out --drop 1 --for ollama", 1, "the engine is 'ollama', expected one of llama.cpp"),
     ("prune tiny out --drop 1 --push-to-hub a/b/c", 1, "a/b/c"),
+    ("prune tiny out --drop 1 --heal big", 1, "--heal is 'big', expected one of Llama-2 7B, "),
+    ("prune tiny out --start 4 --drop 2", 1, "--start 4 --drop 2 is of layer 5; expected layers 0 to 4"),
+    ("prune tiny out --to-size big", 1, "--to-size is 'big', expected bytes as 400MB"),
     ("prune tiny out --mlp 1", 1, "--silence writes zeros into a folder where they end"),
     ("report embedded --notebooks 99", 1, "--notebooks is '99', expected 'all' or some of 01-similarity"),
 ]  # fmt: skip
@@ -117,6 +124,19 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.load_model("tiny", device="meta"), "device is 'meta'"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "/dev/null/out"), "/dev/null"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), ""), "out is '', expected Unicode text"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), None), "out is None, expected str or Path"),
+    (lambda m, t: ours.slice_checkpoint(None, Cut(0, 1), "out"), "source is None, expected str or Path"),
+    (lambda m, t: ours.slice_checkpoint("tiny", (0, 1), "out"), "cut is (0, 1), expected Cut"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", adapter=b"x"), "adapter is b'x', expected str or"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", adapter="a\0"), "adapter is 'a\\x00', expected"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", changed={"a": 1}), "expected Changed or None"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", overwrite="no"), "overwrite is 'no', expected bool"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", card=[]), "card is [], expected str"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", command=("a", "b")), "expected str or None"),
+    (lambda m, t: export.slice_gguf("tiny.gguf", 1, "out.gguf"), "cut is 1, expected Cut"),
+    (lambda m, t: export.slice_gguf("tiny.gguf", Cut(0, 1), ""), "out is '', expected Unicode text"),
+    (lambda m, t: export.slice_gguf("tiny.gguf", Cut(0, 1), None), "expected str or Path: give one"),
+    (lambda m, t: export.quantize("tiny.gguf", "out.gguf", ["Q8_0"]), "type is ['Q8_0'], expected str"),
     (lambda m, t: shown.QuestionAnsweringParameters.from_names({"modle": "a"}), "unknown parameter 'modle'"),
     (lambda m, t: shown.TakeAwayParameters(tasks="sums/0-1"), "tasks is 'sums/0-1', expected"),
 ]  # fmt: skip
@@ -131,9 +151,10 @@ def in_one_line(error: InputError) -> str:
 @pytest.mark.quick
 @pytest.mark.parametrize(("call", "words"), GIVEN, ids=[words for _, words in GIVEN])
 def test_what_is_given(call, words, opened, here):
+    before = sorted(here.rglob("*"))
     with pytest.raises(InputError) as caught:
         call(*opened)
-    assert words in in_one_line(caught.value)
+    assert words in in_one_line(caught.value) and sorted(here.rglob("*")) == before
 
 
 ODD = [None, True, 7, -7, 10**30, 10**5000, 1.5, math.nan, math.inf, [], {}, b"x", object(), "7", "", "x" * 5000,
@@ -187,6 +208,39 @@ def test_what_may_not_be_read_is_named(here):
     said = done.communicate(timeout=120)[1]
     (here / "tiny").chmod(0o700)
     assert done.returncode == 1 and "Permission denied: 'tiny/" in said.splitlines()[-1]
+
+
+def test_where_the_folder_of_the_shell_is_gone(here):
+    (here / "gone").mkdir()
+    os.chdir(here / "gone")
+    (here / "gone").rmdir()
+    for typed in ("plan embedded", f"prune {here / 'tiny'} out --rule simple --drop 1", "results check ."):
+        done = CliRunner().invoke(main, shlex.split(typed))
+        assert done.exit_code == 1 and done.stderr.startswith("Error: the folder in which this was typed is gone")
+    os.chdir(here)
+
+
+@pytest.mark.parametrize("number", ["abc", "2", "-1"])
+def test_a_result_is_measured_by_one_process(number, here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", number)
+    done = CliRunner().invoke(main, shlex.split("sweep tiny --tasks capitals --limit 2 --rules simple --sizes 0-1"))
+    assert done.exit_code == 1 and f"WORLD_SIZE is {number}, and a result is measured by one" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize(
+    ("typed", "words"), [(PRUNE, "can't print the answer ([Errno 28]"), ("--help", "can't print (No space left")]
+)
+def test_an_answer_that_can_not_be_printed_is_told_so_and_what_was_written_stays(typed, words, here):
+    path = os.pathsep.join([str(ROOT / "lib"), str(ROOT)])
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "deeper_layers", *shlex.split(typed)]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+        )
+    line = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and line.startswith("Error: ") and words in line and "Traceback" not in done.stderr
+    assert "same command" not in line and (here / "out" / "config.json").exists() == (typed == PRUNE)
 
 
 def test_a_full_disk_and_a_mirror_of_the_environment_are_noticed(here, monkeypatch):

@@ -79,6 +79,38 @@ def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(sha
     assert {*found["untold"], half["untold"]} == {untold}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "likely", "ends", "for_good", "words"),
+    [
+        (range(9), (3, 4), (2, 4), 3, "3 or 4 (2 to 4)"),
+        (range(9), (2,), (2, 2), 5, "2, for good from 5"),
+        (range(9), (2,), (1, 2), np.inf, "2 (1 to 2), not for good"),
+        (range(9), (7, 8), (7, 8), 7, "7 or 8"),
+        (range(9), (8, np.inf), (8, np.inf), 8, "8 or more than 8, the most measured"),
+        (range(9), (7, 8), (5, np.inf), 7, "7 or 8 (5 to 8 or more than 8)"),
+        ((0, 4, 8), (4,), (4, 4), 4, "1 to 4"),
+        ((0, 4, 8), (4, 8), (4, 8), 4, "1 to 8"),
+        ((0, 4, 8), (8,), (4, 8), 8, "5 to 8 (1 to 8)"),
+        ((0, 4, 8), (np.inf,), (np.inf, np.inf), np.inf, "more than 8, the most measured"),
+    ],
+)
+def test_where_half_is_gone_is_told_as_surely_as_it_is_known(sizes, likely, ends, for_good, words):
+    row = {"layers": 8, "sizes": tuple(sizes), "likely": likely, "value": likely[0], "for_good": for_good}
+    row |= {"low": ends[0], "high": ends[1]}
+    assert statistics.describe_half_gone(row) == words
+    shares = statistics.describe_half_gone(row, as_share=True)
+    assert shares == re.sub(r"\d", lambda number: f"{int(number[0]) / 8:.0%}", words)
+
+
+def test_half_gone_is_a_range_where_sizes_were_left_out_and_nothing_at_floor():
+    rows = [{"cut": "0,0", "outcome": right(0.9)}, {"cut": "1,4", "outcome": right(0.4)}]
+    rows += [{"cut": "1,8", "outcome": right(0.8)}]
+    (half,) = statistics.half_gone_table(made(rows)).to_dict("records")
+    assert half["words"] == "1 to 4, not for good" and half["sizes"] == (0, 4, 8) and half["value"] == 4
+    (floor,) = statistics.half_gone_table(made(curve([0.3, 0.2]))).to_dict("records")
+    assert floor["words"] == "" and floor["untold"] == "at floor"
+
+
 def test_curves_are_told_apart_by_what_one_asks_for_and_losses_have_nothing_kept():
     table = made(curve([0.75, 0.5], shots=0) + curve([0.7, 0.4], shots=5))
     assert len(statistics.curves(table)) == 2, "one measurement counts"
@@ -100,8 +132,10 @@ def test_lengths_tell_stopping_from_being_wrong():
     whole = {"cut": "0,0", "outcome": np.array([1, 1, 1, 0]), "written": [10, 20, 30, 40], "ended": np.ones(4)}
     cut = {"cut": "6,2", "outcome": np.array([1, 0, 0, 0]), "written": [30, 50, 90, 90], "ended": np.arange(4) < 2}
     scores = made([row | {"task": "gsm8k"} for row in (whole, cut)])
-    found = statistics.lengths(scores)[["value", "at_most", "ended", "of_ended", "tokens", "times"]].values.tolist()
-    assert found == [[0.75, 0.75, 1, 0.75, 25, 1], [0.25, 0.75, 0.5, 0.5, 70, 2.8]]
+    lengths = statistics.lengths(scores)
+    found = lengths[["value", "at_most", "gap", "ended", "of_ended", "tokens", "times"]].values.tolist()
+    assert found == [[0.75, 0.75, 0, 1, 0.75, 25, 1], [0.25, 0.75, 0, 0.5, 0.5, 70, 2.8]]
+    assert (lengths["gap_low"] < 0).all() and (lengths["gap_high"] > 0).all()
     (said,) = describe_lengths(scores, Cut(6, 2))
     assert "70 tokens (median), 2.8 times" in said and "50% are cut off" in said
 
@@ -136,6 +170,41 @@ def test_headline_numbers_of_what_is_published():
     )
     twice = measured.asked_twice(scores).query("task == 'mmlu'")
     assert twice["differ"].agg(["min", "max"]).tolist() == [14, 70] and twice["turned"].max() == 46
+
+
+def test_a_column_of_the_leaderboard_compares_rules_that_were_healed_alike():
+    """Similarity was healed last at another rate, which would flatter it."""
+    loss = {"task": "c4", "metric": "loss", "chance": 9.0}
+
+    def healed(rule: str, cut: str, rate: float, value: float, day: int) -> dict:
+        run = {"rank": 8, "seed": 0, "learning_rate": rate, "tokens": 64, "text": "c4", "auxiliary": 0.0}
+        told = {"healing": json.dumps(run | {"adapters": "all", "quantization": None}), "measured": f"2026-1{day}"}
+        return loss | told | {"rule": rule, "cut": cut, "outcome": np.full(4, value)}
+
+    rows = [healed("similarity", "0,0", rate, 3.0 - rate, 0) for rate in (0.1, 0.2)]
+    rows += [healed("similarity", "2,4", 0.1, 3.5, 0), healed("simple", "5,4", 0.1, 4.5, 0)]
+    rows += [healed("similarity", "2,4", 0.2, 3.1, 2), healed("similarity", "2,6", 0.2, 3.3, 2)]
+    alike = which_layers.select_healed_alike(made(rows)).set_index("rule")["rise"]
+    assert alike.round(6).to_dict() == {"similarity": 0.6, "simple": 1.6}
+    board = which_layers.leaderboard(*published())
+    (column,) = [name for name in board if name.startswith("healed, Qwen")]
+    assert column == "healed, Qwen2.5-Coder-1.5B (n = 4, rate 0.005, 61,440 tokens)"
+    assert board.set_index("rule")[column].dropna().round(3).to_dict() == {"similarity": 0.115, "simple": 0.596}
+
+
+def test_random_picks_are_drawn_anew_for_their_interval():
+    rules = which_layers.rules(published()[0].query("model == @QWEN")).set_index("rule")
+    random = rules.loc["random, mean of 5 draws", ["value", "low", "high"]].round(1)
+    assert random.tolist() == [1.1, 0.3, 1.8]
+
+
+def test_one_depth_is_told_of_the_paper_s_models_and_of_ours():
+    found = statistics.depth_at_quarter(published()[1].query("corpus in ['c4', 'wikipedia']"))
+    assert found.groupby("model")["depth"].unique().map(lambda depths: depths.round(2).tolist()).to_dict() == {
+        QWEN: [0.48], GEMMA: [0.81], SMOLLM: [0.5],
+    }  # fmt: skip
+    of_paper = paper.depth_at_quarter().set_index("model")["depth"].round(2)
+    assert of_paper[["meta-llama/Llama-2-7b-hf", "mistralai/Mistral-7B-v0.1"]].tolist() == [0.78, 0.78]
 
 
 def test_rules_and_measures_are_judged_by_the_regret_of_what_they_pick():

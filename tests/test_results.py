@@ -133,6 +133,15 @@ DAMAGE = {
     "another version": signed(lambda of: of.update(version=2)),
     "more outcomes than items": with_outcomes(pack(np.zeros(4))),
     "outcomes that unpack to much": with_outcomes(pack(np.zeros(10**7))),
+    "a cut of layers that the model lacks": signed(lambda of: of["rows"][1].update(cut="3,4")),
+    "a cut of all layers": signed(lambda of: of["rows"][1].update(cut="0,5")),
+    "the attention of a layer that it lacks": signed(lambda of: of["rows"][1].update(cut="attention 5")),
+    "a rule's cut of layers that it lacks": signed(lambda of: of["details"].update(cuts={"simple": ["5,1"]})),
+    "a group that holds itself": signed(lambda of: of["details"].update(groups={"a": ["b", "a"]})),
+    "groups that hold each other": signed(lambda of: of["details"].update(groups={"c": ["b"], "b": ["c"]})),
+    "an accuracy beyond 1": signed(lambda of: of["rows"][0].update(value=1.25)),
+    "an accuracy below 0": signed(lambda of: of["rows"][0].update(value=-0.25, metric="exact_match,strict-match")),
+    "a loss below 0": signed(lambda of: of["rows"][0].update(value=-0.25, metric="loss")),
 }
 
 

@@ -40,6 +40,7 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
         }
         model["rules"] = {RULES[rule]: cuts["cut"].unique().tolist() for rule, cuts in chosen}
         cuts: dict[str, dict] = {}
+        extents: dict[tuple[str, str], tuple[int, int]] = {}
         of_part = {f"embedded_{task}" for task in of_model["task"].unique()}  # a few items of what is asked in full
         of_model = of_model[~of_model["task"].isin(of_part)]
         for (task, *_), answers in of_model.groupby(["task", *pairing.PROMPT, "metric"], dropna=False):
@@ -50,11 +51,15 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
             number, title = len(model["asked"]), names.escape_invisible(names.task_title(task))
             facts, kept = _estimate_kept(outcomes, pairing.score_guessing(answers), answers["metric"].iloc[0] == "loss")
             model["asked"].append({"task": task, "title": title, "items": outcomes.shape[1]} | facts)
+            # of two measurements that with more blocks of this size, so that a slider stays on the same items, then
+            # that with more items
+            blocks = order.groupby("size")["cut"].transform("size")
             numbers = np.broadcast_arrays(kept.value, kept.low, kept.high, outcomes.mean(axis=1))
-            for cut, *of_cut in zip(order["cut"], *numbers, strict=True):
-                before = cuts.setdefault(cut, {}).get(task)  # of two measurements that with more items
-                if before is None or model["asked"][before[0]]["items"] < outcomes.shape[1]:
-                    cuts[cut][task] = [number, *map(_round, of_cut)]
+            for cut, blocks_alike, *of_cut in zip(order["cut"], blocks, *numbers, strict=True):
+                extent = blocks_alike, outcomes.shape[1]
+                if extent > extents.get((cut, task), (0, 0)):
+                    extents[cut, task] = extent
+                    cuts.setdefault(cut, {})[task] = [number, *map(_round, of_cut)]
         whole = cuts.pop("0,0", {})
         model["cuts"] = cuts
         model["tasks"] = sorted(whole, key=lambda task: (_sort_key(task), model["asked"][whole[task][0]]["title"]))

@@ -13,6 +13,9 @@ def main() -> None:
     except KeyboardInterrupt:  # before a subcommand begins, which says more: group.py
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:  # of help, which is printed before a subcommand begins
+        print(f"Error: can't print ({error.strerror}): let the output go elsewhere", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

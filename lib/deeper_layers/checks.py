@@ -3,11 +3,15 @@
 Nothing is opened here: reading a pipe or a device in the place of a folder would block.
 """
 
+import functools
+import inspect
 import operator
 import os
 import re
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from deeper_layers.errors import InputError, as_input_error
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic.fields import FieldInfo
 
+Function = TypeVar("Function", bound=Callable)
 LAYERS = 10_000  # more than any model has: lists of that many layers stay small
 SEED = 2**32 - 1  # the largest that numpy and torch both take
 TOKENS = 2**20  # of one sequence
@@ -66,14 +71,35 @@ def check_new_folder(name: str, value: str | Path, *, writable: bool = False) ->
     return path
 
 
+def check_types(function: Function) -> Function:
+    """A decorator: the function raises InputError for an argument that is of no type in its annotation, which is a
+    class or a union of classes."""
+    parameters = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        for name, value in (*zip(parameters, args), *kwargs.items()):
+            kind = parameters[name].annotation if name in parameters else object  # else Python refuses the name
+            if not isinstance(value, kind):
+                kinds = [of.__name__.removesuffix("Type") for of in typing.get_args(kind) or (kind,)]
+                raise InputError(f"{name} is {short_repr(value)}, expected {' or '.join(kinds)}: give one")
+        return function(*args, **kwargs)
+
+    return checked  # ty: ignore[invalid-explicit-return]
+
+
 def explain_validation_error(error: "ValidationError", fields: "Mapping[str, FieldInfo]") -> InputError:
-    """The first error of pydantic in one line, or the error that a check of ours raised in it."""
+    """The first error of pydantic in one line, or the error that a check of ours raised in it. A field's title says
+    what is expected where its description, the help text, does not."""
     first = error.errors(include_url=False)[0]
     if raised := first.get("ctx", {}).get("error"):
         return InputError(str(raised))
     name, message = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
     if first["type"] == "string_pattern_mismatch":
-        message = f"expected {fields[name].description}"
+        field = fields[name]
+        message = f"expected {field.title or field.description}"
+        if type(None) in typing.get_args(field.annotation):
+            message += ", or None"
     value = "missing" if first["type"] == "missing" else short_repr(first["input"])
     return InputError(f"{name} is {value}, {message}: correct the parameter")
 

@@ -1,8 +1,8 @@
 """Write files and folders that are either absent or complete, and never overwrite somebody else's.
 
-What shall be at PATH is made in the folder PATH.deeper-layers.partial beside it, under a lock, and renamed when it is
-complete. A folder of this name without a lock was left by a killed process: the next one removes it, or goes on from
-it.
+Output is made in the folder PATH.deeper-layers.partial beside PATH, under a lock, and renamed when it is complete. A
+folder of this name without a lock was left by a killed process: the next one removes it, or goes on from it. What has
+these names and was not made here stays as it is, and is refused.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def atomic_dir(
     with _locked_partial_dir(path, check) as folder:
         content = folder / MADE
         if description is None or _read_description(folder) != description:
-            shutil.rmtree(content) if content.is_dir() else content.unlink(missing_ok=True)
+            _remove(content)
             (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
         if is_folder:
             content.mkdir(exist_ok=True)
@@ -73,6 +73,7 @@ def temporary_dir(path: Path) -> Iterator[Path]:
     """A folder beside `path` that is removed when the block ends, or after a kill by the next call."""
     remove_leftovers(path.parent)
     with _locked_partial_dir(path.with_name(f"{path.name}-{secrets.token_hex(4)}"), check_absent) as folder:
+        (folder / DESCRIPTION).write_text("null", encoding="utf-8")
         (folder / MADE).mkdir()
         yield folder / MADE
 
@@ -87,9 +88,11 @@ def write_file(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def locked(path: Path, message: str | None = None) -> Iterator[None]:
     """Inside, only this process works on what will be at `path`; the folder of that exists. Waits for another process,
-    after printing `message` on stderr; without a message it raises Timeout instead."""
+    after printing `message` on stderr; without a message it raises Timeout instead. Raises InputError where somebody
+    else's file has the lock's name."""
     lock_path = path.with_suffix(".lock")
     lock_path.parent.mkdir(parents=True, exist_ok=True)
+    _check_lock(lock_path)
     lock = FileLock(lock_path)
     try:
         lock.acquire(blocking=False)
@@ -151,9 +154,8 @@ def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
             stack.enter_context(locked(folder, message=None if check else ""))
         except Timeout:
             raise InputError(f"another process writes {path}: wait until it ends, or give another name") from None
+        _check_partial_dir(folder)
         folder.mkdir(exist_ok=True)
-        if foreign := set(os.listdir(folder)) - {MADE, REPLACED, DESCRIPTION}:
-            raise InputError(f"{folder} holds {min(foreign)}, which is not ours: move it away")
         try:
             _restore_replaced(folder, path)
             if check is not None:
@@ -162,7 +164,40 @@ def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
         finally:
             _restore_replaced(folder, path)
             if _read_description(folder) is None or not any(folder.glob(f"{MADE}/*")):
-                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # what stays does no harm
+                    # the description goes last: it tells the next process that the others were made here
+                    _remove(folder / MADE)
+                    _remove(folder / REPLACED)
+                    _remove(folder)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder or a file of ours, where there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _check_lock(path: Path) -> None:
+    """Raise InputError where a lock's name is that of something else: our locks are empty files."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.lstat()
+        if status.st_size or not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is no lock of ours, which is an empty file: move it away")
+
+
+def _check_partial_dir(folder: Path) -> None:
+    """Raise InputError where a partial folder's name is that of something else. Ours holds the description as long as
+    it holds anything."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise InputError(f"{folder} is no folder of ours: move it away")
+    names = set(os.listdir(folder))
+    foreign = names - {MADE, REPLACED, DESCRIPTION} if DESCRIPTION in names else names
+    if foreign:
+        raise InputError(f"{folder} holds {min(foreign)}, which is not ours: move it away")
 
 
 def _restore_replaced(folder: Path, path: Path) -> None:

@@ -27,6 +27,7 @@ class Subcommands(click.Group):
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: click.echo(f"warning: {errors.one_line(str(message))}", err=True)
             try:
+                check_working_folder()
                 return super().invoke(context)
             except KeyboardInterrupt:
                 message = "interrupted: what was measured in full is kept, and the same command goes on from there"
@@ -45,6 +46,12 @@ class Subcommands(click.Group):
                 message = f"{type(error).__name__}: {errors.first_line(error)}"
                 click.echo(f"Error: {errors.write_fault_report(message, traceback.format_exc())}", err=True)
                 context.exit(FAULT)
+
+
+def check_working_folder() -> None:
+    """Raise InputError where the folder is gone in which the command was typed: no path means anything there."""
+    with errors.as_input_error("the folder in which this was typed is gone", "go to one that is there", OSError):
+        os.getcwd()
 
 
 def _explain_error(error: Exception) -> str | None:

@@ -134,18 +134,16 @@ def _score(cuts: dict[str, CutsByRule], experiment: Experiment, *, by_rule: bool
 def _find_half_gone(measured: Iterable[Result]) -> tuple[list[dict], str]:
     """For each task and rule the number of layers without which half of the score above guessing is gone, with its
     interval, for JSON (null: more than the largest that was measured); and a table in words, "" without rows."""
-    from deeper_layers.report.names import format_number  # slow to import, as are the next
-    from deeper_layers.report.statistics import half_gone_table
+    from deeper_layers.report.statistics import half_gone_table  # slow to import, as is the next
     from deeper_layers.results.frames import tabulate_scores
 
     rows = half_gone_table(tabulate_scores([*measured])).query("untold == ''")
-    numbers = [
-        format_number(row, digits=0).replace("never", f"more than {row['largest']}") for row in rows.to_dict("records")
-    ]
-    head = "Half of what the whole model scores above guessing is gone without so many layers:"
-    text = format_table(as_dicts(rows[["task", "rule"]].assign(layers=numbers))) if numbers else ""
-    columns = ["task", "rule", "value", "low", "high", "largest"]
-    return as_dicts(rows[columns].replace(math.inf, math.nan)), f"{head}\n{text}" if text else ""
+    columns = ["task", "rule", "value", "low", "high", "sizes", "largest"]
+    content = as_dicts(rows[columns].replace(math.inf, math.nan))
+    if rows.empty:
+        return content, ""
+    table = format_table(as_dicts(rows[["task", "rule"]].assign(layers=rows["words"])))
+    return content, f"Half of what the whole model scores above guessing is gone without so many layers:\n{table}"
 
 
 def _make_tables(result: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from tabulate import tabulate
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, escape_invisible, first_line
 from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.models.sources import PACKAGED
 from deeper_layers.presets import PRESETS
@@ -33,6 +33,8 @@ MODEL = (
     f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
 )
 LISTS = ("layers", "attention", "mlp")  # options that take a list of layers
+CUT = ("start", "drop", "starts", "blocks", *LISTS)  # options that say which layers go
+OF_LAYER = "the cut is of layer"  # begins the message for a cut that reaches past the last layer
 NO_CUT = "--drop says how many layers go, --layers which: give one of them"
 
 
@@ -53,10 +55,24 @@ def print_answer(function: Callable[..., Answer]) -> Callable:
         with contextlib.redirect_stdout(sys.stderr):
             answer = function(**options)
         parts = (part if isinstance(part, str) else format_table(part) for part in answer.parts if part)
-        click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else "\n\n".join(parts))
+        _print(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else "\n\n".join(parts))
         click.get_current_context().exit(answer.status)
 
     return run
+
+
+def _print(text: str) -> None:
+    """Print an answer on stdout, without characters that move a terminal's cursor: names of others may hold them.
+    Raises InputError where it can't be printed."""
+    try:
+        click.echo("\n".join(map(escape_invisible, text.split("\n"))))
+    except BrokenPipeError:  # its reader has closed the pipe
+        raise
+    except OSError as error:
+        raise InputError(
+            f"can't print the answer ({first_line(error)}): what was measured or written before is complete, and "
+            "stays; let the output go elsewhere"
+        ) from error
 
 
 def format_table(rows: Sequence[dict]) -> str:
@@ -121,12 +137,22 @@ def _find_flags() -> dict[str, str]:
 
 
 def _name_options(message: str) -> str:
-    """A message of the library with its parameter as an option: "limit is 0" becomes "--limit is 0"."""
+    """A message of the library with its parameter as an option: "limit is 0" becomes "--limit is 0", and "the cut is
+    of layer 5" becomes "--start 4 --drop 2 is of layer 5"."""
+    if message.startswith(OF_LAYER) and (typed := _find_typed_cut()):
+        return message.replace(OF_LAYER, f"{typed} is of layer", 1)
     name, _, rest = message.partition(" ")
     flags = _find_flags() | {"size": next((f"--{of}" for of in ("drop", "sizes") if is_typed(of)), "size")}
     if name not in flags or not rest.startswith(("is ", "has ")):
         return message
     return f"{flags[name]} {rest.replace('None', 'none', 1)}"
+
+
+def _find_typed_cut() -> str:
+    """The options that were typed for the cut, as they were typed."""
+    context = click.get_current_context()
+    typed = [name for name in CUT if name in context.params and is_typed(name)]
+    return " ".join(f"--{name} {context.params[name]}" for name in typed)
 
 
 def _make_type_or_none(kind: type) -> Callable:

@@ -155,7 +155,9 @@ def prune(
     known = {"results_folder": options.folder, "known": not chosen.changes}
     described = export.describe_pruning(model, config, depth, cut, **known, **opening)
     if options.for_ and not safe([cut]):
-        raise InputError(f"--for is {options.for_}, and {'; '.join(described.engine_warnings())}")
+        wrong = [item for item in described.engines if item.engine in split_list(options.for_)]
+        reasons = "; ".join(f"{item.engine} would read it wrongly: {item.why}" for item in wrong)
+        raise InputError(f"--for is {options.for_}, and {reasons}: give another cut, or leave it out")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if options.dry_run:
         bytes, dtype = output.size_function(sized())(cut)
@@ -175,7 +177,9 @@ def prune(
         click.echo(f"warning: {message}", err=True)
     if isinstance(parameters, HealingParameters):
         adapter = Healing(cut, parameters.make_config(), experiment).find_adapters()
-    changes = {"adapter": adapter, "changed": changed, "name": options.push_to_hub}
+    looked_at = [name for name in ("corpus", "samples", "sequence_length", "seed") if changed and is_typed(name)]
+    settings = [word for name in looked_at for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    changes = {"adapter": adapter, "changed": changed, "name": options.push_to_hub, "settings": settings}
     export.prune_checkpoint(model, described, output, **changes, **opening)
     address, message = None, f"{described.model} without {cut.size} of its {depth} layers"
     if options.push_to_hub:

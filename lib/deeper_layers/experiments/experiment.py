@@ -132,10 +132,10 @@ class Experiment:
 
         Raises InputError under torchrun or accelerate with several processes: all would wait for the first one.
         """
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
             raise InputError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a result is measured by one process: start one; "
-                "healing by several is deeper_layers.heal in a script of yours"
+                f"WORLD_SIZE is {processes}, and a result is measured by one process: start one, or "
+                "unset it; healing by several is deeper_layers.heal in a script of yours"
             )
         path = results.result_path(kind, key, folder)
         files.check_writable(path.parent)
@@ -157,5 +157,5 @@ def _remove_leftovers(path: Path) -> None:
     Shards(path.with_suffix(".partial")).remove()
     files.remove_leftovers(path.parent)
     if path.with_suffix(".lock").exists():
-        with contextlib.suppress(Timeout), files.locked(path):
+        with contextlib.suppress(Timeout, InputError), files.locked(path):
             pass

@@ -55,15 +55,31 @@ def parse_numbers(text: str) -> list[int]:
     return sorted(numbers)
 
 
+# what is expected, in words, of one part of a list
+EXPECTED = {
+    NUMBER: 'numbers like "0-8, 12"',
+    TASK: 'tasks like "mmlu:5@20": 5 examples in the prompt, 20 items, of which there is at least 1',
+    TASK + OWN_SIZES: 'tasks like "mmlu:5@20/0-8": 5 examples in the prompt, 20 items, of which there is at least 1, '
+    "block sizes 0 to 8",
+}
+
+
 def one_of(names: Iterable[str], description: str | None = None) -> Any:
     """A field that takes one of these names."""
-    return Field(pattern=f"^({'|'.join(map(re.escape, names))})$", description=description)
+    names = list(names)
+    pattern = f"^({'|'.join(map(re.escape, names))})$"
+    return Field(pattern=pattern, description=description, title=f"one of {', '.join(names)}")
 
 
 def list_of(item: str | Iterable[str], *words: str, description: str | None = None) -> Any:
     """A field that takes a list of what the pattern `item` matches, or of these names; or one of `words` instead."""
-    item = item if isinstance(item, str) else "|".join(map(re.escape, item))
-    return Field(pattern=f"^({'|'.join([*words, LIST.format(item)])})$", description=description)
+    if isinstance(item, str):
+        expected = EXPECTED[item]
+    else:
+        names = list(item)
+        item, expected = "|".join(map(re.escape, names)), f"some of {', '.join(names)}"
+    pattern = f"^({'|'.join([*words, LIST.format(item)])})$"
+    return Field(pattern=pattern, description=description, title=", or ".join([expected, *words]))
 
 
 Dtype = Annotated[str, one_of(["auto", *DTYPES], '"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')]
@@ -176,6 +192,7 @@ class Parameters(BaseParameters):
     device: str = Field(
         "auto",
         pattern="^(auto|cpu|(cuda|mps|xpu|hpu|npu)(:[0-9]{1,3})?)$",
+        title="one of auto, cpu, cuda, cuda:1, mps",
         description='"auto", "cpu", "cuda" or "mps"',
     )
     quantization: Quantization = None

@@ -20,6 +20,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_reader import ReaderTensor
 from gguf.gguf_writer import GGUFValue, WriterState
 
+from deeper_layers import checks
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.export.adapter_files import Adapter, read_adapter
@@ -65,6 +66,7 @@ def find_gguf_file(source: Source) -> Path:
     return source.gguf or PACKAGED[source.folder].file()
 
 
+@checks.check_types
 def slice_gguf(
     source: str | Path | Source,
     cut: Cut,
@@ -85,12 +87,14 @@ def slice_gguf(
             keeps their types, but writes matrices with adapters in "f16": rounding the sum would undo part of it.
 
     Raises:
-        InputError: the source is no whole GGUF file, llama.cpp would take kept layers for another kind, the cut or the
-            adapters do not fit, llama.cpp is missing, `out` exists or can't be written, or the disk is full.
+        InputError: an argument is of another type, the source is no whole GGUF file, llama.cpp would take kept layers
+            for another kind, the cut or the adapters do not fit, llama.cpp is missing, `out` exists or can't be
+            written, or the disk is full.
     """
-    source, out = source if isinstance(source, Source) else find_model(str(source)), Path(out)
+    out = checks.check_path("out", out)
+    source = source if isinstance(source, Source) else find_model(str(source))
     check, path = check_our_gguf if overwrite else check_absent, find_gguf_file(source)
-    check_no_overlap(out, path, Path(adapter or path))
+    check_no_overlap(out, path, *([] if adapter is None else [checks.check_path("adapter", adapter)]))
     advice = "mend that, or name another place"
     with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out, check) as partial:
         if type in ROUNDED_TYPES:

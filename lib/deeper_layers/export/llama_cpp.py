@@ -5,7 +5,7 @@ It is an extra, not a dependency: `pip install 'deeper-layers[llama-cpp]'`. Noth
 
 from pathlib import Path
 
-from deeper_layers import files
+from deeper_layers import checks, files
 from deeper_layers.errors import InputError, as_input_error
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
@@ -67,6 +67,7 @@ class LlamaCpp:
         return generated
 
 
+@checks.check_types
 def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     """Write a GGUF file in another type with llama.cpp's quantizer. Tensors that have the type are copied.
 
@@ -75,7 +76,7 @@ def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     """
     if type not in FILE_TYPES:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
-    library, out = _load_library(source), Path(out)
+    library, out = _load_library(source), checks.check_path("out", out)
     options = library.LlamaModelQuantizeParams()
     options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], 1, True
     with files.atomic_file(out) as partial, as_input_error(f"llama.cpp can't quantize {source}", ADVICE, RuntimeError):

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from deeper_layers.errors import InputError, NotMeasuredError, as_input_error
 from deeper_layers.export.adapter_files import Adapter
 from deeper_layers.export.engines import Misreading, find_misreadings, find_nearest_safe
 from deeper_layers.export.llama_cpp import ROUNDED_TYPES
+from deeper_layers.models import checkpoint_files
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import HUB_ID, Source
 from deeper_layers.results.frames import tabulate_distances, tabulate_scores
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # slow
 
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # about
 BYTE_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+PLACEHOLDER = "path/to/"  # in a command for others, before the name of a file or folder of this machine
 ADVICE = "check the name, the token's rights and the connection"
 PARAMETER_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 
@@ -61,8 +63,8 @@ class PruningDescription:
         """A message with a line for each ruined task: surely less than half of the model's score above guessing is
         left. None where no task is ruined."""
         lines = [
-            f"  {score.asked}: whole model {score.whole[0]:.2f}, this cut {score.final[0]:.2f}, guessing "
-            f"{score.guessing:.2f}; largest n that does not: {score.largest}"
+            f"  {score.asked}: whole model {score.whole[0]:.2f}, this cut {score.pruned[0]:.2f}, guessing "
+            f"{score.guessing:.2f}; {describe_limit(score)}"
             for score in self.scores
             if score.ruined
         ]
@@ -84,7 +86,10 @@ class PruningDescription:
             healed_scores = one_cut.find_healed(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
             healed = None if healed_scores.empty else healed_scores
         pruned_scores = self.scores if healed is None else None
-        return one_cut.write_card_text(scores, tabulate_distances(self.measured), self.cut, healed, pruned_scores)
+        is_own = adapter is None or healed is not None
+        return one_cut.write_card_text(
+            scores, tabulate_distances(self.measured), self.cut, healed, pruned_scores, is_own=is_own
+        )
 
     def content(self) -> dict:
         """The description as content of a JSON file."""
@@ -98,6 +103,16 @@ class PruningDescription:
             "scores": [vars(score) for score in self.scores],
             "ruins": [score.topic for score in self.scores if score.ruined],
         }
+
+
+def describe_limit(score: "Score") -> str:
+    """How many layers, of the sizes that were measured, do not ruin a task, and how many do."""
+    text = f"largest measured n that keeps it: {score.largest}"
+    if score.smallest is None:
+        return text
+    least = (score.largest or 0) + 1
+    first = f"{score.smallest}" if least == score.smallest else f"{least} to {score.smallest}"
+    return f"{text}, and it is ruined from {first} on"
 
 
 def describe_pruning(
@@ -216,20 +231,23 @@ def prune_checkpoint(
     adapter: Path | None = None,
     changed: "Changed | None" = None,
     name: str | None = None,
+    settings: Sequence[str] = (),
     **opening,
 ) -> Path:
-    """Write a pruned model as described, and return its path. A folder's model card has the scores and the command."""
+    """Write a pruned model as described, and return its path. A folder's model card has the scores and the command, in
+    which `settings` are further options."""
     cut, out = described.cut, output.path
     options: dict = {"adapter": adapter, "overwrite": output.overwrite}
     if output.is_gguf:
         return export.slice_gguf(model, cut, out, type=output.type, **options)
     adapters = export.read_adapter(adapter) if adapter else None
-    # the command as others can type it: with the cut or the rule, and without paths of this machine
+    # the command as others can type it: with the cut or the rule, and placeholders for paths
     cut_words = ["--start", str(cut.start), "--drop", str(cut.size)] if cut.is_block else layer_options(cut)
     if changed:
         cut_words = ["--drop", str(cut.size), "--rule", changed.words.partition(":")[0]]
-    command = ["deeper-layers", "prune", described.model, out.name, *cut_words, *["--silence"] * output.silence]
-    command += ["--adapter", adapters.folder.name] if adapters else []
+    command = ["deeper-layers", "prune", *name_for_others(model, **opening), out.name, *cut_words, *settings]
+    command += ["--silence"] * output.silence
+    command += ["--adapter", PLACEHOLDER + adapters.folder.name] if adapters else []
     command += ["--dtype", output.dtype] if output.dtype != "auto" else []
     command += ["--without-mtp"] * (not output.mtp)
     options |= {"dtype": output.dtype, "mtp": output.mtp, "silence": output.silence, "changed": changed}
@@ -237,12 +255,29 @@ def prune_checkpoint(
     return export.slice_checkpoint(model, cut, out, **options, **card_options, **opening)
 
 
+def name_for_others(model: str, revision: str | None = None, trust_remote_code: bool = False) -> list[str]:
+    """A model as words of a command that anybody can type: a hub id with its commit, or the name of a packaged model; a
+    file or folder of this machine, which nobody else has, as a placeholder for its path."""
+    path = checkpoint_files.local_path(model)
+    if model in models.PACKAGED:
+        return [model]
+    code = ["--trust-remote-code"] * trust_remote_code
+    if not path.exists():
+        source = models.find_model(model, revision=revision, trust_remote_code=trust_remote_code)
+        return [model, *(["--revision", source.revision] if source.revision else []), *code]
+    if is_gguf(path):
+        weights = models.find_model(model).weights
+        names = [known.name for known in models.PACKAGED.values() if weights == f"sha256:{known.sha256}"]
+        return names[:1] or [PLACEHOLDER + path.name]
+    return [PLACEHOLDER + models.model_name(model), *code]
+
+
 def read_size(text: str) -> tuple[float, bool]:
     """A size like "400MB" or "1.5 GiB" in bytes, or like "300M" or "1.1B" in parameters; and whether it is in bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
     number, unit = (float(match[1]), match[2].upper()) if match else (0, "")
     if not number or unit not in BYTE_UNITS | PARAMETER_UNITS:
-        raise InputError(f"the size is {text!r:.40}, expected bytes as 400MB or 1.5GB, or parameters as 300M or 1.1B")
+        raise InputError(f"to_size is {text!r:.40}, expected bytes as 400MB or 1.5GB, or parameters as 300M or 1.1B")
     return number * (BYTE_UNITS | PARAMETER_UNITS)[unit], unit in BYTE_UNITS
 
 

@@ -41,6 +41,7 @@ WRITTEN = re.compile(r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\
 PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
 
 
+@checks.check_types
 def slice_checkpoint(
     source: str | Path,
     cut: Cut,
@@ -80,10 +81,11 @@ def slice_checkpoint(
         trust_remote_code: also copy code that comes with the checkpoint; it is not run here.
 
     Raises:
-        InputError: the source is no such checkpoint (a shard is missing, damaged or pickled, or does not match the
-            configuration), the cut does not fit it, its layers can't be told from its other tensors, the adapters are
-            of another model or cut, `out` exists, overlaps with what is read or is being written, the data type of
-            quantized weights is to be changed or is too small for a number, or the disk is full.
+        InputError: an argument is of another type, the source is no such checkpoint (a shard is missing, damaged or
+            pickled, or does not match the configuration), the cut does not fit it, its layers can't be told from its
+            other tensors, the adapters are of another model or cut, `out` exists, overlaps with what is read or is
+            being written, the data type of quantized weights is to be changed or is too small for a number, or the disk
+            is full.
 
     Returns:
         The folder `out`, complete: it opens in plain transformers, with a model card that says what was dropped.
@@ -100,7 +102,7 @@ def slice_checkpoint(
     check = lineage.check_our_folder if overwrite else check_absent
     check(out)
     folder = checkpoint_folder(source, revision)
-    lineage.check_no_overlap(out, folder, *([] if adapter is None else [Path(adapter)]))
+    lineage.check_no_overlap(out, folder, *([] if adapter is None else [checks.check_path("adapter", adapter)]))
     layout = read_layout(folder, mtp=mtp)
     stamps = _file_stamps(layout)
     large = local_path(source).is_dir() and sum(size for size, _ in stamps.values()) > MOST_HASHED

@@ -1,5 +1,8 @@
 """Estimates with 95% intervals: one paired bootstrap, Wilson's interval for a single accuracy, one set of verdicts.
 
+Draws say too little where few items decide: of nothing right in 200 answers each draw is 0. So where fewer than FEW
+items do, differences and shares kept have the intervals that follow from Wilson's (`differ`, `shares_kept`).
+
 The bootstrap draws items, or sequences of a text, with replacement, DRAWS times. A drawn number is an array: its first
 entry is computed from all items, each other entry from one draw, by the same formula. Models that share items share the
 draws, which depend only on the number of items and a seed. A census, such as the losses of every block, has no interval
@@ -17,11 +20,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from scipy.stats import binomtest
 
 DRAWS, PARTS = 10_000, 40  # the number of draws, and of the parts in which they are summed
 TAILS = 0.025, 0.975
+FEW = 10  # items that decide a number: with fewer its interval is not that of draws
 FLOOR_MARGIN = 0.05  # a model must surely be this much above guessing, or its task is at floor
 TIE_TOLERANCE = 1e-12  # means of equal numbers in another order differ by less
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
@@ -39,6 +43,9 @@ class Estimate:
     # from all items, then from each draw, [N] or [N, C]; empty without draws
     numbers: Float[np.ndarray, "N ..."] = field(default_factory=lambda: np.empty(0), repr=False)
     untold: str = ""  # why there is no number: AT_FLOOR or NOT_TESTED
+    few: bool | Bool[np.ndarray, " C"] = (
+        False  # whether fewer than FEW items decide, so that draws are not its interval
+    )
 
     @classmethod
     def of(cls, numbers: Float[np.ndarray, "N ..."]) -> "Estimate":
@@ -59,8 +66,12 @@ class Estimate:
         return Estimate.combine(np.subtract, self, other)
 
     def mean_over(self, is_chosen: np.ndarray | pd.Series) -> "Estimate":
-        """The mean over the cuts for which `is_chosen`, [C], is true."""
-        return Estimate.combine(lambda numbers: numbers[:, is_chosen].mean(axis=1), self)
+        """The mean over the cuts for which `is_chosen`, [C], is true. Where few items decide each of them, its ends are
+        the means of their ends, as if all erred together."""
+        mean = Estimate.combine(lambda numbers: numbers[:, is_chosen].mean(axis=1), self)
+        if mean.untold or not np.all(np.broadcast_to(self.few, len(is_chosen))[is_chosen]):
+            return mean
+        return replace(mean, low=self.low[is_chosen].mean(), high=self.high[is_chosen].mean(), few=True)
 
     def at_level(self, level: float) -> "Estimate":
         """The same number with its interval at another level, such as 0.975."""
@@ -86,11 +97,6 @@ class Estimate:
         if self.untold or max(ends) < abs(limit):
             return self.untold or CONTRADICTED
         return SUPPORTED if min(ends) > 0 and value >= abs(limit) else INCONCLUSIVE
-
-    def p_value(self) -> float:
-        """The two-sided p-value of the number being 0: twice the share of draws on its other side, one draw added."""
-        beyond = min((self.numbers[1:] <= 0).sum(), (self.numbers[1:] >= 0).sum())
-        return math.nan if self.untold else min(1.0, 2 * (beyond + 1) / len(self.numbers))
 
     def columns(self, name: str = "value") -> dict:
         """As columns of a frame: value, low and high, or `name`, `name`_low and `name`_high; and untold."""
@@ -141,6 +147,60 @@ def are_shares(outcomes: np.ndarray) -> bool:
     return bool(np.isin(outcomes, (0, 1)).all())
 
 
+# ---- where few items decide ---------------------------------------------------------------------------------------
+
+
+def differ(second: Shaped[np.ndarray, "*rows I"], first: Shaped[np.ndarray, "... I"]) -> Estimate:
+    """The mean of `second` minus that of `first`, of the same items. Of right and wrong answers that differ on fewer
+    than FEW items the interval is Newcombe's for paired shares (1998, method 10)."""
+    second, first = np.asarray(second, dtype=float), np.asarray(first, dtype=float)
+    estimate = Estimate.of(resample(second - first))
+    few = are_shares(second) and are_shares(first) and (second != first).sum(axis=-1) < FEW
+    if not np.any(few):
+        return estimate
+    (value, low, high), (first_value, first_low, first_high) = map(_find_wilson_ends, (second, first))
+    correlation = _correlate(second, first)
+    down, up = (
+        np.sqrt(np.maximum(own**2 - 2 * correlation * own * other + other**2, 0))
+        for own, other in ((value - low, first_high - first_value), (high - value, first_value - first_low))
+    )
+    difference = value - first_value
+    ends = np.where(few, difference - down, estimate.low), np.where(few, difference + up, estimate.high)
+    return replace(estimate, low=ends[0][()], high=ends[1][()], few=few)
+
+
+def _find_wilson_ends(right: Float[np.ndarray, "*rows I"]) -> tuple:
+    """The accuracy, and the ends of its interval."""
+    estimate = estimate_mean(right)
+    return estimate.value, estimate.low, estimate.high
+
+
+def _correlate(second: Float[np.ndarray, "*rows I"], first: Float[np.ndarray, "... I"]) -> np.ndarray:
+    """The correlation phi of answers to the same items, corrected for continuity as Newcombe has it; 0 where one of the
+    two has all items right, or all wrong."""
+    items = first.shape[-1]
+    right, first_right = second.sum(axis=-1), first.sum(axis=-1)
+    product = items * (second * first).sum(axis=-1) - right * first_right  # ad - bc, times the number of items
+    corrected = np.where(product > 0, np.maximum(product - items / 2, 0), product)
+    spread = np.sqrt(right * (items - right) * first_right * (items - first_right))
+    return np.divide(corrected, spread, out=np.zeros_like(spread), where=spread > 0)
+
+
+def _find_ratio_ends(above: tuple, whole_above: tuple, correlation: np.ndarray) -> tuple:
+    """The interval of a ratio from those of its parts (Donner and Zou 2012: variance estimates recovered); each part is
+    a value with low and high, and the lower one below is positive."""
+    (value, low, high), (whole, whole_low, whole_high) = above, whole_above
+
+    def solve(end, reach, sign):
+        """The ratio R at which the interval of value - R * whole ends at 0."""
+        own = np.abs(end - value)
+        scale, middle = whole**2 - reach**2, value * whole - correlation * own * reach
+        return (middle + sign * np.sqrt(np.maximum(middle**2 - scale * (value**2 - own**2), 0))) / scale
+
+    down, up = whole - whole_low, whole_high - whole
+    return solve(low, np.where(low >= 0, up, down), -1), solve(high, np.where(high >= 0, down, up), 1)
+
+
 # ---- numbers ------------------------------------------------------------------------------------------------------
 
 
@@ -151,18 +211,42 @@ def is_at_floor(right: Float[np.ndarray, " I"], guessing: float) -> bool:
 
 def shares_kept(right: Float[np.ndarray, "C I"], guessing: float | np.ndarray) -> Estimate:
     """The accuracy above guessing of each cut, as a share of the whole model's; AT_FLOOR if that is at floor.
-    `guessing` may be one number for each draw and cut, [N, C]."""
+    `guessing` may be one number for each draw and cut, [N, C].
+
+    Where a cut leaves fewer than FEW items right, or differs from the whole model on fewer, the interval follows from
+    Wilson's of both accuracies (`_find_ratio_ends`), with guessing held fixed."""
     if is_at_floor(right[0], np.ravel(guessing)[0]):
         return Estimate(untold=AT_FLOOR)
     above = resample(right) - guessing
-    return Estimate.of(above / np.maximum(above[:, :1], 1 / right.shape[1]))  # in a draw the whole model may only guess
+    kept = Estimate.of(above / np.maximum(above[:, :1], 1 / right.shape[1]))  # in a draw the whole model may only guess
+    few = (right.sum(axis=1) < FEW) | ((right != right[0]).sum(axis=1) < FEW)
+    few[0] = False  # what the whole model keeps of itself is sure
+    if not few.any():
+        return kept
+    level = np.broadcast_to(guessing, above.shape)[0]
+    parts = [np.stack(_find_wilson_ends(rows)) - level for rows in (right, np.broadcast_to(right[0], right.shape))]
+    low, high = _find_ratio_ends(*parts, _correlate(right, right[0]))
+    return replace(kept, low=np.where(few, low, kept.low), high=np.where(few, high, kept.high), few=few)
 
 
 def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series, guessing: float) -> Estimate:
     """The first of `sizes` (0, then rising, one for each cut) at which at most half of the accuracy above guessing is
     kept; infinity if there is none. AT_FLOOR as in `shares_kept`."""
-    kept = shares_kept(right, guessing)
-    return Estimate.combine(lambda numbers: find_first_size(numbers[:, 1:] <= 0.5 + TIE_TOLERANCE, sizes[1:]), kept)
+    return find_half_gone(shares_kept(right, guessing), sizes)[0]
+
+
+def find_half_gone(kept: Estimate, sizes: Sequence[int] | pd.Series) -> tuple[Estimate, Estimate]:
+    """The first size at which at most half is kept, and the first from which it stays so, from `shares_kept`."""
+
+    def find_first(numbers: np.ndarray) -> np.ndarray:
+        return find_first_size(numbers[:, 1:] <= 0.5 + TIE_TOLERANCE, sizes[1:])
+
+    def find_last(numbers: np.ndarray) -> np.ndarray:
+        is_gone = numbers[:, :0:-1] <= 0.5 + TIE_TOLERANCE  # from the largest size down to the smallest
+        stays_gone = np.logical_and.accumulate(is_gone, axis=1)[:, ::-1]
+        return find_first_size(stays_gone, sizes[1:])
+
+    return Estimate.combine(find_first, kept), Estimate.combine(find_last, kept)
 
 
 def find_first_size(is_so: np.ndarray, sizes: Sequence[int] | pd.Series) -> Float[np.ndarray, " N"]:
@@ -170,20 +254,26 @@ def find_first_size(is_so: np.ndarray, sizes: Sequence[int] | pd.Series) -> Floa
     return np.where(is_so.any(axis=1), np.asarray(sizes, dtype=float)[is_so.argmax(axis=1)], math.inf)
 
 
-def recovery(whole, pruned, healed, whole_healed=None, *, guessing: float = math.inf) -> Estimate:
+def recovery(whole, pruned, healed, whole_healed=None, *, guessing: float) -> Estimate:
     """The share of the gap between pruned and whole model that healing closes: 1 - gap after / gap before, from losses
-    or scores of the same items, [I] each.
+    or right answers to the same items, [I] each.
 
     The gap after healing is that to the whole model healed in the same way, as healing adapts any model to its text.
     Without `whole_healed` it is the gap to the whole model itself, which is larger where healing helps. NOT_TESTED if
-    the cut did not surely open a gap, or left a loss above guessing: a ruined model would seem to recover best.
+    the cut did not surely take something, or left a loss above guessing: a ruined model would seem to recover best.
+    AT_FLOOR if the whole model's answers are no better than `guessing`.
     """
+    is_accuracy = are_shares(np.stack([whole, pruned, healed]))
+    if is_accuracy and is_at_floor(whole, guessing):
+        return Estimate(untold=AT_FLOOR)
     aim_outcomes = whole if whole_healed is None else whole_healed
     before, pruned_means, after, aim = resample(np.stack([whole, pruned, healed, aim_outcomes])).T
-    gap = Estimate.of(pruned_means - before)
-    if gap.low <= 0 <= gap.high or pruned_means[0] > guessing:
+    change = differ(pruned, whole)
+    is_cost_sure = change.high < 0 if is_accuracy else change.low > 0
+    if not is_cost_sure or (not is_accuracy and pruned_means[0] > guessing):
         return Estimate(untold=NOT_TESTED)
-    gaps = np.where(gap.numbers == 0, np.nan, gap.numbers)  # in a few draws of ten thousand nothing is lost
+    gap = pruned_means - before
+    gaps = np.where(gap == 0, np.nan, gap)  # in a few draws of ten thousand nothing is lost
     return Estimate.of(1 - (after - aim) / gaps)
 
 
@@ -192,14 +282,23 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate.combine(lambda *numbers: np.mean(numbers, axis=0), *estimates)
 
 
+def mean_of_drawn(estimates: Sequence[Estimate], seed: int = 0) -> Estimate:
+    """The mean of what was drawn at random, such as the picks of a random rule or seeds of healing, which are drawn
+    anew too. Five picks are too few to resample, so each draw of items moves their mean by its standard error times
+    Student's t."""
+    if len(estimates) == 1:
+        return estimates[0]
+
+    def average(*numbers: np.ndarray) -> np.ndarray:
+        error = np.std(numbers, axis=0, ddof=1) / math.sqrt(len(numbers))
+        moves = np.random.default_rng(seed).standard_t(len(numbers) - 1, len(error))
+        moves[0] = 0.0  # the number itself
+        return np.mean(numbers, axis=0) + moves * error
+
+    return Estimate.combine(average, *estimates)
+
+
 def mcnemar_p_value(first: Float[np.ndarray, " I"], second: Float[np.ndarray, " I"]) -> float:
     """The exact two-sided p-value of two models being right equally often on the same items."""
     lost, gained = int((first > second).sum()), int((first < second).sum())
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
-
-
-def correct_by_holm(p: Sequence[float] | pd.Series) -> Float[np.ndarray, " N"]:
-    """p-values corrected for their number, in their order (Holm 1979)."""
-    order = np.argsort(p, kind="stable")
-    corrected = np.minimum(1, np.asarray(p, dtype=float)[order] * np.arange(len(p), 0, -1))
-    return np.maximum.accumulate(corrected)[np.argsort(order)]

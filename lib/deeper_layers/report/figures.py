@@ -192,7 +192,7 @@ def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
 
 def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows"):
     """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
-    Infinite values are open circles at the right end."""
+    Infinite values are open circles at the right end. The column `words`, if there is one, says each number."""
     all_rows, rows, ends = rows, rows[rows[x].notna()], [x, *interval_columns(x)]
     if rows.empty:
         return explain_nothing_drawn(all_rows, name)
@@ -220,7 +220,7 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
                 look = looks[value] | {"label": rule_title(value) if hue else None, "filled": not is_endless}
                 panel.draw_line(dots[x].clip(left, right), dots["at"], **look, line=None, hover=hover)
     note = " Bars are 95% intervals." if rows[ends[1:]].notna().any(axis=None) else ""
-    note += " Open circles: never, as far as layers were dropped." if endless.any() else ""
+    note += " Open circles: more layers than were dropped." if endless.any() else ""
     return picture.finish(rows, f"{title}.{note}", write_alt_text(panels, x))
 
 
@@ -321,7 +321,7 @@ def write_hover_texts(labels: str | pd.Series, line: pd.DataFrame, x: str, y: st
             lines.append(f"{size} layers dropped")
         if x and x not in ("size", "share", "start", "start_share"):
             lines.append(f"{x} {format_cell(row[x])}")
-        lines.append(format_number(row[y], row.get(low), row.get(high), digits=3))
+        lines.append(row.get("words") or format_number(row[y], row.get(low), row.get(high), digits=3))
         texts.append("\n".join(lines + ([f"{row['items']} items"] if "items" in row else [])))
     return texts
 

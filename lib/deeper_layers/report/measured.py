@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers import results
-from deeper_layers.report.estimates import Estimate, resample, wilson_interval
+from deeper_layers.report.estimates import differ, wilson_interval
 from deeper_layers.report.names import put_in_order, task_title
 from deeper_layers.report.pairing import pick_rules, returns
 from deeper_layers.results.frames import QUESTION
@@ -99,7 +99,7 @@ def asked_twice(scores: pd.DataFrame) -> Iterator[dict]:
         first, second = both.query("repeat == 1"), both.query("repeat == 0")
         chosen, right = ([np.concatenate(list(run[name])) for run in (first, second)] for name in ("chosen", "outcome"))
         row = dict(zip(columns, place, strict=True)) | {"topic": task_title(place[1])}
-        row |= dict.fromkeys(("items", "answers"), len(right[0])) | Estimate.of(resample(right[1] - right[0])).columns()
+        row |= dict.fromkeys(("items", "answers"), len(right[0])) | differ(right[1], right[0]).columns()
         yield row | {"differ": (chosen[0] != chosen[1]).sum(), "turned": (right[0] != right[1]).sum()}
 
 

@@ -15,6 +15,7 @@ from deeper_layers.report.statistics import RULES, WHOLE, lengths, select_distan
 NO_RULE = "this cut alone"  # in place of a rule, for a cut that no rule chose
 FEWEST = 10  # with fewer items nothing is sure
 LEFT = 0.5  # a task is ruined where less than this share of the accuracy above guessing is left
+NOT_HEALED = "the same cut, not healed"  # what the scores on the card of a healed checkpoint are of, without its own
 ENDS = 0.9  # lengths mean something only if the whole model ends at least this share of its answers
 Number = tuple[float, float, float]  # a value, and its interval
 
@@ -36,12 +37,8 @@ class Score:
     # the largest number of layers, under the rule that chose this cut, for which neither its cut nor any smaller one
     # that was measured ruins the task; None if the whole model is not surely above guessing
     largest: int | None = None
+    smallest: int | None = None  # the smallest measured number that ruins it, where one does
     rule: str | None = None
-
-    @property
-    def final(self) -> Number:
-        """The score of the checkpoint itself."""
-        return self.healed or self.pruned
 
 
 def is_surely_ruined(before: np.ndarray, after: np.ndarray, level: float) -> bool:
@@ -91,20 +88,24 @@ def find_scores(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = No
 
 
 def _judge_task(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
-    """The fields guessing, ruined, rule and largest of a `Score`. `outcomes` are those of the whole model, the pruned
-    one and, if there is one, the healed one, [2 or 3, I]."""
+    """The fields guessing, ruined, rule, largest and smallest of a `Score`. `outcomes` are those of the whole model, of
+    the pruned one and, if there is one, of the healed one, [2 or 3, I]."""
     level, rules = score_guessing(rows), pick_rules(rows.query("cut == @cut.name"))["rule"].tolist()
     rule = next((name for name in (*RULES, *rules) if name in rules), NO_RULE)
     if is_at_floor(outcomes[0], level):
         return {"guessing": level, "rule": rule}
-    tried, largest = rows.query("rule == @rule" if rules else "cut in [@WHOLE, @cut.name]"), 0
+    tried, largest, smallest = rows.query("rule == @rule" if rules else "cut in [@WHOLE, @cut.name]"), 0, None
     for name, size in tried.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
         pair = align(run, (WHOLE, name), run[cut.name])
-        if not pair or (name != WHOLE and is_surely_ruined(*pair, level)):
+        if not pair:
             break
-        largest = int(size) if pd.notna(size) else cut.size
+        number = int(size) if pd.notna(size) else cut.size
+        if name != WHOLE and is_surely_ruined(*pair, level):
+            smallest = number
+            break
+        largest = number
     ruined = is_surely_ruined(outcomes[0], outcomes[-1], level)
-    return {"guessing": level, "ruined": ruined, "largest": largest, "rule": rule}
+    return {"guessing": level, "ruined": ruined, "largest": largest, "smallest": smallest, "rule": rule}
 
 
 def write_card_text(
@@ -113,9 +114,11 @@ def write_card_text(
     cut: Cut,
     healed: pd.DataFrame | None = None,
     cut_scores: list[Score] | None = None,
+    is_own: bool = True,
 ) -> str:
     """The text of a model card about a cut, in Markdown: its distance, its scores, the tasks that it ruins.
-    `cut_scores` are the results of `find_scores`, if they are known already."""
+    `cut_scores` are the results of `find_scores`, if they are known already; `is_own` is False where the card is of a
+    healed checkpoint without scores of its own, and these are of the same cut, not healed."""
     blocks = select_distances(distances.query("@cut.is_block and start == @cut.start and size == @cut.size"))
     lines = [
         f"Angular distance of the dropped block: {block.distance:.4f} (units of pi; "
@@ -123,7 +126,8 @@ def write_card_text(
         for block in blocks.itertuples()
     ]
     if cut_scores := cut_scores or find_scores(scores, cut, healed):
-        heads = ["task", "whole model", *(["this one"] if healed is None else ["pruned", "healed, this one"])]
+        unhealed_heads = ["this one" if is_own else NOT_HEALED]
+        heads = ["task", "whole model", *(unhealed_heads if healed is None else ["pruned", "healed, this one"])]
         heads += ["guessing", "items", "measured in"]
         lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         for row in cut_scores:
@@ -132,9 +136,10 @@ def write_card_text(
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "With 95% intervals: accuracies with Wilson's, losses (nats a token) drawn anew over sequences."]
         if ruined := [as_markdown(row.topic) for row in cut_scores if row.ruined]:
-            text = "Surely less than half of what the whole model has above guessing is left on these:"
+            text = "surely less than half of what the whole model has above guessing is left on these:"
+            text = text.capitalize() if is_own else f"Of {NOT_HEALED}, {text}"
             lines += ["", f"{text} {'; '.join(ruined)}."]
-    if healed is None and (text := describe_lengths(scores, cut)):
+    if healed is None and is_own and (text := describe_lengths(scores, cut)):
         lines += ["", *map(as_markdown, text)]
     return "\n".join(lines)
 

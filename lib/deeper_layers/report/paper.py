@@ -25,6 +25,14 @@ def authors_starts():
         yield rows.assign(share=rows["size"] / record["layers"], start_share=rows["start"] / record["layers"])
 
 
+def depth_at_quarter() -> pd.DataFrame:
+    """The depth of statistics.depth_at_quarter in the paper's models: model, layers, size, start, depth."""
+    starts = authors_starts()
+    rows = starts.assign(layers=[PAPER["starts"][model]["layers"] for model in starts["model"]])
+    rows = rows.query("size == (layers + 2) // 4")
+    return rows.assign(depth=(rows["start"] + rows["size"] / 2) / rows["layers"])
+
+
 @returns("label share value")
 def cliffs():
     """The shares at which MMLU of the paper's models falls to guessing, as vertical lines."""

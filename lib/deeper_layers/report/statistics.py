@@ -6,7 +6,8 @@ for each model, task and rule the one measurement that counts (`pairing.find_mea
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ SIZE = 4  # layers in a block of the published scans of tasks
 RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed in the same way: a loss has only `high`, a score nothing
 NO_WHOLE = "whole model not healed alike"
+LIKELY = 2 / 3  # the share of the draws from which on one number of layers stands for itself
 KEPT = ["kept", "kept_low", "kept_high", "untold"]
 
 
@@ -76,16 +78,69 @@ def _tabulate_by_cut(measured: Iterable[Measurement], also: Sequence[str] = ()) 
     return pairing.make_table([*names.split(), *KEPT], tables)
 
 
-@returns("model task rule topic layers items guessing whole largest value low high share share_low share_high untold")
-def half_gone_table(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Where half is gone: value (layers dropped; infinite if half is never gone), share (value / layers), and largest,
-    the largest size that was measured."""
+@returns(
+    "model task rule topic layers items guessing whole sizes largest value low high share share_low share_high likely "
+    "for_good for_good_low for_good_high words untold"
+)
+def half_gone_table(scores: pd.DataFrame) -> Iterator[dict]:
+    """Where half is gone: value (layers dropped; infinite if half is never gone), share (value / layers), for_good (the
+    number from which it stays gone), likely (the fewest numbers that have LIKELY of the draws together), words (of
+    `describe_half_gone`), sizes (measured, rising), and largest, the last of them."""
     for curve in _find_answers(pick_rules(scores), scores):
-        if curve.cuts["size"].is_unique:
-            half = estimates.half_gone(curve.outcomes, curve.cuts["size"], curve.guessing)
-            share = Estimate.combine(lambda numbers, layers=curve.layers: numbers / layers, half)
-            columns = half.columns() | share.columns("share")
-            yield curve.cuts.tail(1).rename(columns={"size": "largest"}).assign(**columns)
+        if not curve.cuts["size"].is_unique:
+            continue
+        kept = estimates.shares_kept(curve.outcomes, curve.guessing)
+        half, for_good = estimates.find_half_gone(kept, curve.cuts["size"])
+        share = Estimate.combine(lambda numbers, layers=curve.layers: numbers / layers, half)
+        sizes = tuple(curve.cuts["size"].astype(int))
+        row = curve.cuts.iloc[-1].to_dict() | {"sizes": sizes, "largest": sizes[-1], "likely": _find_likely(half)}
+        row |= for_good.columns("for_good") | share.columns("share") | half.columns()
+        yield row | {"words": describe_half_gone(row)}
+
+
+def _find_likely(half: Estimate) -> tuple[float, ...]:
+    """The fewest numbers, rising, that have LIKELY of the draws together; () without a number."""
+    if half.untold:
+        return ()
+    numbers, counts = np.unique(half.numbers[1:], return_counts=True)
+    by_count = np.argsort(-counts, kind="stable")
+    together = np.cumsum(counts[by_count]) >= LIKELY * counts.sum()
+    return tuple(np.sort(numbers[by_count[: together.argmax() + 1]]).tolist())
+
+
+def describe_half_gone(row: Mapping, *, as_share: bool = False) -> str:
+    """A row of `half_gone_table` in words, in layers, or `as_share` of them: "3 or 4 (2 to 4), for good from 5".
+
+    Two numbers stand where neither has LIKELY of the draws, a range where sizes between were not measured: of 0, 4 and
+    8 layers the first at which half is gone may be "1 to 4". What was never gone is "more than 8, the most measured".
+    """
+    if pd.isna(row["value"]):
+        return ""
+    sizes, likely = [int(size) for size in row["sizes"]], row["likely"]
+
+    def write(number: float) -> str:
+        return f"{number / row['layers']:.0%}" if as_share else f"{number:.0f}"
+
+    def span(low: float, high: float) -> str:
+        """From one more than the next smaller size that was measured, up to `high`."""
+        beyond = f"more than {write(sizes[-1])}"
+        if math.isinf(low):
+            return beyond
+        first, last = sizes[sizes.index(int(low)) - 1] + 1, sizes[-1] if math.isinf(high) else int(high)
+        text = write(first) if first == last else f"{write(first)} to {write(last)}"
+        return f"{text} or {beyond}" if math.isinf(high) else text
+
+    text, ends = span(likely[0], likely[-1]), span(row["low"], row["high"])
+    is_interval_said = text == ends
+    if len(likely) == 2 and likely[0] + 1 == likely[1]:
+        text = f"{write(likely[0])} or {write(likely[1])}"
+    text += ", the most measured" if math.isinf(likely[-1]) else ""
+    text += "" if is_interval_said else f" ({ends})"
+    if row["for_good"] == row["value"]:
+        return text
+    if math.isinf(row["for_good"]):
+        return f"{text}, not for good"
+    return f"{text}, for good from {span(row['for_good'], row['for_good'])}"
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
@@ -109,10 +164,12 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
 
     The gap after healing is that to the whole model healed in the same way (whole_healed, missing if there is none).
     Without one a score has no recovery; a loss has only `high`, and untold is "at most": compare these by `healed`.
+    Nothing is recovered of a task of which the whole model knows nothing ("at floor"), or the cut took nothing ("not
+    tested").
     """
     scores = pairing.add_runs(scores)
     kept, unhealed = scores.query("repeat == 0"), scores.query("healing.isna()")
-    chance = kept.query("metric == 'loss'").groupby("model")["chance"].max()
+    guessing: dict = {}
     for (healing, run), rows in pairing.pick_metric(kept).groupby(["healing", "run"], sort=False):
         after, first_rows = get_outcomes(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
         files = unhealed.query(f"run == {run}").groupby("path", sort=False)
@@ -123,13 +180,25 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
                 continue
             first, (healed,) = first_rows.loc[cut].to_dict(), align(after, [cut], after[cut])
             (aim,), is_loss = align(after, [WHOLE], after[cut]) or [None], first["metric"] == "loss"
-            estimate = estimates.recovery(*pair, healed, aim, guessing=chance[first["model"]] if is_loss else np.inf)
+            question = tuple(first[name] for name in ("model", "task", "metric", "limit"))
+            if question not in guessing:
+                guessing[question] = _find_guessing(kept, first)
+            estimate = estimates.recovery(*pair, healed, aim, guessing=guessing[question])
             if aim is None and not estimate.untold:
                 at_most = Estimate(high=estimate.high, untold=AT_MOST)
                 estimate = at_most if is_loss else Estimate(untold=NO_WHOLE)
             row = first | parse_healing(healing) | {"topic": task_title(first["task"]), "items": len(healed)}
             row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | estimate_mean(healed).columns("healed")
             yield row | {"whole_healed": np.nan if aim is None else aim.mean()} | estimate.columns()
+
+
+def _find_guessing(scores: pd.DataFrame, row: dict) -> float:
+    """The score of guessing on the task of a row, or the loss of guessing of its model."""
+    if row["metric"] == "loss":
+        return float(scores.loc[(scores["model"] == row["model"]) & (scores["metric"] == "loss"), "chance"].max())
+    is_alike = (scores["task"] == row["task"]) & (scores["metric"] == row["metric"])
+    is_alike &= scores["limit"].isna() if pd.isna(row["limit"]) else scores["limit"].eq(row["limit"]).fillna(False)
+    return pairing.score_guessing(scores[is_alike])
 
 
 def find_recovery(place: str, scores: pd.DataFrame) -> pd.DataFrame:
@@ -142,10 +211,10 @@ def find_recovery(place: str, scores: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
 
 
-@returns("model task rule topic cut size start share items value low high lost gained changed p p_holm")
+@returns("model task rule topic cut size start share items value low high lost gained changed p")
 def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Answers that change: value (accuracy minus that of the whole model), lost, gained (items), changed (share of
-    items with another choice, if choices were kept), p (McNemar's, exact), p_holm (over the sizes of a curve)."""
+    items with another choice, if choices were kept), p (McNemar's, exact)."""
     for curve in _find_answers(pick_rules(scores), scores):
         whole, others = curve.outcomes[0], curve.outcomes[1:]
         counts = {"lost": (whole > others).sum(axis=1), "gained": (whole < others).sum(axis=1), "changed": np.nan}
@@ -153,8 +222,7 @@ def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
             choices = pairing.pair_outcomes(curve.rows.assign(outcome=curve.rows["chosen"]))[1]
             counts["changed"] = (choices[0] != choices[1:]).mean(axis=1)
         p = [estimates.mcnemar_p_value(whole, pruned) for pruned in others]
-        changes = Estimate.of(resample(others - whole)).columns()
-        yield curve.cuts[1:].assign(**changes, **counts, p=p, p_holm=estimates.correct_by_holm(p))
+        yield curve.cuts[1:].assign(**estimates.differ(others, whole).columns(), **counts, p=p)
 
 
 @returns("model task topic size share items value low high")
@@ -166,25 +234,32 @@ def rules_compared(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         if first and second and first.outcomes.shape[1] == second.outcomes.shape[1]:
             common = first.cuts.reset_index().merge(second.cuts.reset_index(), on="size", suffixes=("", "_simple"))
             if len(common := common.query("cut != cut_simple")):
-                differences = first.outcomes[common["index"]] - second.outcomes[common["index_simple"]]
-                yield common.assign(**Estimate.of(resample(differences)).columns())
+                pairs = first.outcomes[common["index"]], second.outcomes[common["index_simple"]]
+                yield common.assign(**estimates.differ(*pairs).columns())
 
 
-@returns("model task topic rule cut size items value at_most ended of_ended of_ended_low of_ended_high tokens times")
+@returns(
+    "model task topic rule cut size items value at_most gap gap_low gap_high ended of_ended of_ended_low of_ended_high "
+    "tokens times"
+)
 def lengths(scores: pd.DataFrame) -> Iterator[dict]:
-    """Written answers by cut: value (share right), at_most (the same if all cut-off answers were right), ended (share
-    not cut off), of_ended (share right among these), tokens (median), times (median over that of the whole model)."""
+    """Written answers by cut: value (share right), at_most (the same if all cut-off answers were right), gap (at_most
+    minus the whole model's value), ended (share not cut off), of_ended (share right among these), tokens (median),
+    times (median over that of the whole model)."""
     rows = scores.query("written.notna() and healing.isna() and bits.isna() and repeat == 0")
     question = ["model", "task", "dtype", "shots", "limit"]
     rows = pairing.pick_metric(rows).sort_values([*question, "rule", "size"], na_position="first")
     rows = rows.assign(topic=rows["task"].map(task_title), tokens=rows["written"].map(np.median).astype(float))
     for _, same_question in rows.groupby(question, dropna=False):
-        whole = same_question.query("cut == @WHOLE")["tokens"]
+        whole = same_question.query("cut == @WHOLE")
         for row in same_question.to_dict("records"):
             right, ended = row["outcome"] == 1, row["ended"] == 1
             estimate = estimate_mean(right[ended]) if ended.any() else Estimate(untold=estimates.NOT_TESTED)
             row |= {"at_most": (right | ~ended).mean(), "ended": ended.mean()} | estimate.columns("of_ended")
-            yield row | {"times": row["tokens"] / whole.iloc[0] if len(whole) else np.nan}
+            if len(whole):
+                gap = estimates.differ(right | ~ended, whole["outcome"].iloc[0] == 1)
+                row |= gap.columns("gap") | {"times": row["tokens"] / whole["tokens"].iloc[0]}
+            yield row
 
 
 # ---- distances and healings -----------------------------------------------------------------------------------------
@@ -209,6 +284,16 @@ def nearest(distances: pd.DataFrame) -> Iterator[dict]:
             starts = rows["start"].to_numpy(dtype=float)[resample(np.stack(list(rows["by_sequence"]))).argmin(axis=1)]
             row |= Estimate.of(starts).columns() | {"agrees": (starts[1:] == starts[0]).mean()}
         yield row
+
+
+@returns("model corpus layers size start depth depth_low depth_high agrees")
+def depth_at_quarter(distances: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The one depth that pages and claims tell: of the middle of the most similar block of a quarter of the layers (to
+    the nearest whole number, halves up), from 0 for the first layer to 1 for the end of the last one."""
+    rows = nearest(distances.query("size == (layers + 2) // 4"))
+    ends = {"depth": "start", "depth_low": "low", "depth_high": "high"}
+    depths = {name: (rows[of] + rows["size"] / 2) / rows["layers"] for name, of in ends.items()}
+    yield rows.assign(**depths)
 
 
 def group_sequences(distances: pd.DataFrame) -> pd.Series:

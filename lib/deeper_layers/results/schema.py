@@ -1,9 +1,11 @@
 """The four kinds of results: for each its key, its content, its version, and a description."""
 
+import functools
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from deeper_layers.cuts import Cut
 from deeper_layers.presets import HealingConfig
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -17,6 +19,10 @@ CutName = Annotated[str, Field(pattern=rf"^(\d{{1,5}},\d{{1,5}}|{LAYER_LIST}(; {
 Cuts = dict[Name, list[CutName]]  # the keys are names of rules, or GIVEN
 Settings = Annotated[dict, AfterValidator(lambda settings: HealingConfig(**settings) and settings)]  # of a healing
 GIVEN = "given"  # in place of a rule: no rule chose these cuts
+
+
+SHARES = ("acc", "acc_norm", "exact_match")  # metrics that are shares of the items
+METRIC_RANGES = ("0 or more", "0 to 1")  # of a loss, of a share
 
 
 class StrictModel(BaseModel):
@@ -137,7 +143,8 @@ KINDS = {
 
 
 def check_content(content: dict) -> tuple[str, dict, dict, list[dict], dict]:
-    """The kind, key, provenance, rows and details of a result. Raises ValueError, in one line, for other content."""
+    """The kind, key, provenance, rows and details of a result. Raises ValueError, in one line, for other
+    content, and where it contradicts itself."""
     kind, version = content.get("kind"), content.get("version")
     if kind not in KINDS or version != KINDS[kind].version:
         raise ValueError(f"{kind} of version {version} is no kind of results")
@@ -145,7 +152,33 @@ def check_content(content: dict) -> tuple[str, dict, dict, list[dict], dict]:
         KINDS[kind].content.model_validate(content)
     except ValidationError as error:
         raise ValueError(describe_error(error)) from None
+    check_consistency(content["key"], content["rows"], content["details"])
     return kind, *(content[name] for name in ("key", "provenance", "rows", "details"))
+
+
+@functools.lru_cache(maxsize=8192)
+def check_cut_name(name: str, num_layers: int) -> None:
+    """Raise ValueError where a model of so many layers can't lose what the name of a cut says."""
+    Cut.named(name).check(num_layers)
+
+
+def check_consistency(key: dict, rows: list[dict], details: dict) -> None:
+    """Raise ValueError, in one line, for a result that contradicts itself."""
+    layers, groups = details["num_layers"], details.get("groups", {})
+    names = {row["cut"] for row in rows if "cut" in row} | ({key["cut"]} if "cut" in key else set())
+    for cuts_by_rule in (key.get("cuts"), details.get("cuts")):
+        names |= {name for cuts in (cuts_by_rule or {}).values() for name in cuts}
+    for name in sorted(names):
+        check_cut_name(name, layers)
+    for group, tasks in groups.items():
+        if nested := groups.keys() & set(tasks):
+            raise ValueError(f"the group {group} holds {min(nested)}, a group: expected tasks alone")
+    for row in rows:
+        value, metric = row.get("value"), row.get("metric", "").partition(",")[0]
+        if "start" in row and row["start"] + row["size"] > layers:
+            raise ValueError(f"a block ends after layer {row['start'] + row['size'] - 1}, and the model has {layers}")
+        if value is not None and (metric in SHARES and not 0 <= value <= 1 or metric == "loss" and value < 0):
+            raise ValueError(f"{row['metric']} of {row['task']} is {value}, expected {METRIC_RANGES[metric in SHARES]}")
 
 
 def describe_error(error: ValidationError) -> str:

@@ -197,6 +197,21 @@ def read_results(folder: Path | None = None, kind: str | None = None, model: str
     return [result for result in results if model in (None, result.key["model"]["name"])]
 
 
+def find_misplaced(folder: Path) -> list[str]:
+    """A line for each file below a folder of results that no table reads, as it has not the place and name of a result,
+    and for each result in the folder of another model."""
+    lines = [
+        f"{path} is no result by its place and name (MODEL/KIND-NAME-KEYHASH.json): remove it"
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() and not (path.parent.parent == folder and path.match("*-*.json"))
+    ]
+    for result in read_results(folder):
+        name = slugify(result.key["model"]["name"])
+        if result.path and result.path.parent.name != name:
+            lines.append(f"{result.path} is of the model {result.key['model']['name']}: move it into {name}")
+    return lines
+
+
 def find_model_name(weights: str, folder: Path | None = None) -> str | None:
     """The name that results have for these weights, whatever the file is called; None if they have none."""
     models = (result.key["model"] for result in read_results(folder))

@@ -7,6 +7,7 @@ Letters in shapes: B blocks, S sequences, L layers.
 """
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from deeper_layers import results
-from deeper_layers.report.estimates import TIE_TOLERANCE, Estimate, mean_of, resample
+from deeper_layers.report.estimates import TIE_TOLERANCE, Estimate, mean_of, mean_of_drawn, resample
 from deeper_layers.report.names import model_title, put_in_order, rule_title, task_title
 from deeper_layers.report.pairing import find_measurements, is_map_row, returns, select_best
 from deeper_layers.report.statistics import group_sequences, nearest, select_distances, sort_by_model
@@ -128,7 +129,8 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 @returns("model rule title sizes value low high")
 def rules(scores: pd.DataFrame) -> Iterator[dict]:
     """The mean regret of each rule over the sizes (as text) of PERCENT of the layers, nats a token, best first. Rules
-    without all sizes are left out; random draws are averaged. The rules of others were calibrated on Wikipedia."""
+    without all sizes are left out; random draws are averaged, and drawn anew for the interval. The rules of others
+    were calibrated on Wikipedia."""
     chosen = _select_losses(scores).query("healing.isna() and outcome.notna() and rule not in ['similarity', 'simple']")
     for model, maps in find_maps(scores):
         sequences = next(iter(maps.values())).shape[1]
@@ -144,7 +146,7 @@ def rules(scores: pd.DataFrame) -> Iterator[dict]:
             if set(runs) >= set(maps)
         }
         if draws := [regrets.pop(rule) for rule in list(regrets) if rule.startswith("random-")]:
-            regrets[f"random, mean of {len(draws)} draws"] = mean_of(draws)
+            regrets[f"random, mean of {len(draws)} draws"] = mean_of_drawn(draws)
         shared = {"model": model, "sizes": ", ".join(map(str, maps))}
         for rule, regret in sorted(regrets.items(), key=lambda pair: pair[1].value):
             yield shared | {"rule": rule, "title": rule_title(rule)} | regret.columns()
@@ -158,8 +160,8 @@ def _select_losses(scores: pd.DataFrame) -> pd.DataFrame:
 def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """Rules by models: rule, title, source, passes (over the text, for 8 of 32 layers), "as in the code of" (code whose
     choices ours equal), published (what others kept of Llama-2-7B). For each model the mean regret (with "_low" and
-    "_high"), and the loss after healing minus that of the whole model healed in the same way, nats a token, at the size
-    at which most rules were healed."""
+    "_high"), and the loss after healing minus that of the whole model healed in the same way, nats a token: all rules
+    of a column were healed with the same settings, at the same size."""
     registered = {re.sub("random-.*", "random", rule): item for rule, item in REGISTERED.items()}
     columns = ["title", "source", "passes", "as in the code of", "published"]
     lines = [
@@ -174,16 +176,29 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         title = model_title(str(model))
         ends = {"value": f"regret, {title}", "low": f"regret, {title}_low", "high": f"regret, {title}_high"}
         table = table.join(rows.set_index("rule")[list(ends)].rename(columns=ends))
-        healed = _select_losses(scores).query("model == @model and healing.notna()").sort_values("measured")
-        whole = healed.query("size == 0").groupby("healing").agg(whole=("value", "last"))
-        healed = healed.query("size > 0").join(whole, on="healing").dropna(subset=["rule", "whole"])
+        healed = select_healed_alike(_select_losses(scores).query("model == @model"))
         if len(healed):
-            last = healed.drop_duplicates(["rule", "size"], keep="last")
-            size = last["size"].mode()[0]
-            last = last.query("size == @size").set_index("rule")
-            table[f"healed, {title} (n = {size})"] = last["value"] - last["whole"]
+            size, run = healed["size"].iloc[0], json.loads(healed["healing"].iloc[0])
+            name = f"healed, {title} (n = {size}, rate {run['learning_rate']:g}, {run['tokens']:,} tokens)"
+            table[name] = healed.set_index("rule")["rise"]
     measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
     return table[measured].reset_index(names="rule")
+
+
+def select_healed_alike(losses: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one size and one healing of a model, those with most rules, then the smallest size, then the latest;
+    rise is the loss minus that of the whole model healed in the same way."""
+    healed = losses[losses["healing"].notna()].sort_values("measured")
+    whole = healed.query("size == 0").drop_duplicates("healing", keep="last").set_index("healing")["value"]
+    healed = healed.query("size > 0").join(whole.rename("whole"), on="healing").dropna(subset=["rule", "whole"])
+    healed = healed.drop_duplicates(["rule", "size", "healing"], keep="last")
+    settings = healed.groupby(["size", "healing"]).agg(rules=("rule", "nunique"), measured=("measured", "max"))
+    if settings.empty:
+        return healed.assign(rise=[])
+    by_use = settings.reset_index().sort_values(["rules", "size", "measured"], ascending=[False, True, False])
+    size, healing = by_use[["size", "healing"]].iloc[0]
+    alike = healed[(healed["size"] == size) & (healed["healing"] == healing)]
+    return alike.assign(rise=alike["value"] - alike["whole"])
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------
