@@ -1,33 +1,70 @@
 """Would the tests notice? One small change of the code at a time, drawn by a seed, and which of them no test fails for.
 
-    python -m tests.mutants                               # 25 of each part of PARTS
-    python -m tests.mutants cuts export --count 5
+    python -m tests.mutants                               # 220 of all parts of PARTS, of each as it is large
+    python -m tests.mutants --seconds 600                 # in pieces: the last line says what to skip next time
+    python -m tests.mutants cuts export --count 25
 
-Each runs in a copy of this checkout, against the files of tests named with its part (of them what `make test` runs).
-What survives and is not the same program in other words is a missing test.
+Each runs in a copy of this checkout, against the files of tests named with its part (of them what `make test` runs): of
+these the tests that run the function, as a first run of all has found and HITS keeps. A process of tests begins with
+what is slow to import. What survives and is not the same program in other words is a missing test.
 """
 
 import argparse
 import ast
+import collections
+import contextlib
+import importlib
+import itertools
+import json
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-SECONDS, ROOT = 900, Path(__file__).resolve().parent.parent
-PARTS = {  # of each part its files below deeper_layers and its tests
-    "cuts": ("cuts.py", "pruning rules any_cut jobs tree"),
-    "similarity": ("similarity.py", "similarity rules widened"),
-    "pruning": ("pruning.py", "pruning any_cut slicing"),
-    "sweeping": ("sweeping/*.py", "tree sweep evaluation generation families streaming rules scans"),
-    "statistics": ("report/statistics.py report/estimates.py report/pairing.py", "estimates report"),
-    "claims": ("report/claims.py report/paper.py", "claims report"),
+import pytest
+
+SECONDS, ROOT = 600, Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "lib" / "deeper_layers"
+SLOW = "torch transformers pandas scipy.stats peft datasets lm_eval.evaluator gguf matplotlib.pyplot papermill"
+# of report/ what makes numbers: the others draw them
+STATISTICS = "report/statistics.py report/estimates.py report/pairing.py report/measured.py report/one_cut.py"
+HITS = ROOT / ".mutants-hits.json"  # by function of lib/ the tests that run it
+NOTE = """import os
+log, seen = os.open(os.environ.get("HITS_LOG", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT), set()
+write, environ = os.write, os.environ
+def note(function):
+    line = f"{environ.get('PYTEST_CURRENT_TEST', '')}\\t{function}\\n"
+    if line not in seen:
+        seen.add(line)
+        write(log, line.encode(errors="replace"))
+"""
+LEAST = 4  # mutants of a part, however small it is
+PARTS = {  # of each part its files below deeper_layers and its tests: first what is quick, or most about it
+    "cuts": ("cuts.py", "tree pruning jobs rules any_cut"),
+    "checks": ("checks.py errors.py markup.py", "edges refused names corpora rules results"),
+    "files": ("files.py", "files results prune"),
+    "package_index": ("package_index.py", "package_index embedded"),
+    "models": ("models/*.py", "bits widened devices pruning embedded gguf streaming families damage refused"),
+    "data": ("data/*.py data/tasks/*.py", "corpora embedded evaluation healed refused scans"),
+    "similarity": ("similarity.py", "similarity rules"),
+    "pruning": ("pruning.py", "pruning slicing any_cut"),
+    "rules": ("rules/*.py", "rules geometry scans"),
+    "sweeping": ("sweeping/*.py", "tree sweep evaluation generation streaming scans rules families"),
+    "healing": ("healing/*.py presets.py", "healing healed merging distributed"),
     "export": ("export/*.py", "slicing quantized seeing gguf merging prune model_card engines damage files"),
-    "healing": ("healing/*.py presets.py", "healing healed merging"),
+    "results": ("results/*.py", "results frames report corpora refused"),
+    "prices": ("prices.py", "prices"),
+    "experiments": ("experiments/*.py", "jobs prices results scans geometry healed generation edges command examples"),
+    "statistics": (STATISTICS, "estimates report claims examples"),
+    "claims": ("report/claims.py report/paper.py", "claims report"),
+    "studies": ("studies/*.py", "last_layers report geometry claims"),
+    "command": ("command/*.py __main__.py", "command edges refused jobs prices prune examples"),
 }
 PAIRS = "Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, Add Sub, Mult Div, And Or"
 SWAPS = {getattr(ast, one): getattr(ast, other) for one, other in map(str.split, PAIRS.split(", "))}
@@ -54,44 +91,139 @@ def changes(tree: ast.Module) -> list[tuple[ast.AST, str, object]]:
     return found
 
 
-def draw(part: str, count: int) -> Iterator[tuple[Path, str, str]]:
-    """Of a part first a file as it is, then mutants: the file, its text, and what was changed."""
-    files = sorted({path for glob in PARTS[part][0].split() for path in (ROOT / "lib" / "deeper_layers").glob(glob)})
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
-    every = [(path, *change) for path, tree in trees.items() for change in changes(tree)]
-    yield files[0], ast.unparse(trees[files[0]]), "nothing"
-    for path, node, name, value in random.Random(0).sample(every, min(count, len(every))):
-        held, before = getattr(node, name), ast.unparse(node)
-        setattr(node, name, value)
-        yield path, ast.unparse(trees[path]), f"{path.name}:{node.lineno}: {before:.60} is {ast.unparse(node):.60}"
-        setattr(node, name, held)
+def function_of(path: Path, line: int, tree: ast.Module) -> str:
+    """The innermost function that holds a line, by its file and its own line."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    around = [node.lineno for node in functions if node.lineno <= line <= (node.end_lineno or line)]
+    return f"{path.relative_to(LIBRARY)}:{max(around)}"
 
 
-def fails(folder: Path, part: str) -> bool:
-    """Whether one of a part's files of tests fails in a folder, or hangs."""
-    tests = [f"tests/test_{name}.py" for name in PARTS[part][1].split()]
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not thorough", *tests]
-    paths = {"PYTHONPATH": f"{folder}/lib{os.pathsep}{folder}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(words, capture_output=True, cwd=folder, env=os.environ | paths, timeout=SECONDS)
-        return done.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+def draw(parts: list[str], count: int) -> Iterator[tuple[str, Path, str, str, str]]:
+    """So many mutants of all parts: the part, the file, the function, its text, and what was changed."""
+    every = {}
+    for part in parts:
+        files = sorted({path for glob in PARTS[part][0].split() for path in LIBRARY.glob(glob)})
+        trees = [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in files]
+        every[part] = [(path, tree, *change) for path, tree in trees for change in changes(tree)]
+    total = sum(map(len, every.values()))
+    for part, of_part in every.items():
+        share = max(LEAST, round(count * len(of_part) / total))
+        for path, tree, node, name, value in random.Random(0).sample(of_part, min(share, len(of_part))):
+            held, before, function = getattr(node, name), ast.unparse(node), function_of(path, node.lineno, tree)
+            setattr(node, name, value)
+            said = f"{path.relative_to(LIBRARY)}:{node.lineno}: {before:.60} is {ast.unparse(node):.60}"
+            yield part, path, function, ast.unparse(tree), said
+            setattr(node, name, held)
+
+
+class Only:
+    """A plugin of pytest: of all tests only those that are wanted, by their names."""
+
+    def __init__(self, wanted: list[str]):
+        self.wanted = set(wanted)
+
+    def pytest_collection_modifyitems(self, items) -> None:
+        items[:] = [item for item in items if {item.nodeid, item.nodeid.partition("::")[0]} & self.wanted]
+
+
+def passes(folder: Path, files: list[str], wanted: list[str]) -> bool:
+    """Whether files of tests pass in a folder, in a process of its own, and do not hang."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()  # what it starts ends with it
+        with contextlib.suppress(BaseException):
+            os._exit(run_tests(folder, files, wanted))
+        os._exit(99)
+    for _ in range(SECONDS * 10):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status) in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        time.sleep(0.1)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def run_tests(folder: Path, files: list[str], wanted: list[str]) -> int:
+    os.chdir(folder)
+    paths = [f"{folder}/lib", str(folder)]
+    sys.path[:0] = paths
+    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    imported = "ignore:Module already imported"  # some are plugins of pytest
+    words = ["-q", "-x", "-p", "no:cacheprovider", "-W", imported, "-m", "not thorough", *files]
+    return pytest.main(words, plugins=[Only(wanted)])
+
+
+def find_hits(folder: Path, files: list[str]) -> dict[str, list[str]]:
+    """For each function the tests that run it, or whole files where it runs before a test does. One run of all."""
+    for path in sorted(LIBRARY.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
+            named = f"{path.relative_to(LIBRARY)}:{node.lineno}"
+            call = ast.parse(f"__import__('hits').note({named!r})").body
+            node.body[bool(ast.get_docstring(node)) : 0] = call
+        target = folder / path.relative_to(ROOT)
+        target.write_text(ast.unparse(ast.fix_missing_locations(tree)), encoding="utf-8")
+    (folder / "lib" / "hits.py").write_text(NOTE)
+    hits = collections.defaultdict(dict)
+    for file in files:
+        os.environ["HITS_LOG"] = str(folder / f"{Path(file).stem}.hits")
+        if not passes(folder, [file], [file]):
+            raise SystemExit(f"{file} fails without a change")
+        for line in Path(os.environ["HITS_LOG"]).read_text().splitlines():
+            test, _, function = line.rpartition("\t")
+            name, _, phase = test.rpartition(" (")
+            hits[function][name if phase == "call)" else file] = None
+        print(f"# {file} runs {len(hits)} functions", flush=True)
+    return {function: list(tests) for function, tests in hits.items()}
+
+
+def import_slow_modules() -> None:
+    """What tests import takes longer than most of them: it is imported once, and none of it is of this checkout."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with warnings.catch_warnings(action="ignore"):
+        for name in SLOW.split():
+            importlib.import_module(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("deeper_layers", "tests")]:
+        del sys.modules[name]
+
+
+def copy_checkout(place: str) -> Path:
+    left_out = shutil.ignore_patterns(".git", ".venv", "_build", "executed", "__pycache__")
+    return Path(shutil.copytree(ROOT, f"{place}/checkout", symlinks=True, ignore=left_out))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all by default")
-    parser.add_argument("--count", type=int, default=25, help="of each part")
+    parser.add_argument("--count", type=int, default=220, help="of all these parts")
+    parser.add_argument("--skip", type=int, default=0, help="so many of the first, which were tried")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no other after so many")
     options = parser.parse_args()
+    parts = options.parts or list(PARTS)
+    files_of = {part: [f"tests/test_{name}.py" for name in PARTS[part][1].split()] for part in PARTS}
+    import_slow_modules()
+    if not HITS.exists():
+        with tempfile.TemporaryDirectory() as place:
+            every = dict.fromkeys(file for part in PARTS for file in files_of[part])
+            HITS.write_text(json.dumps(find_hits(copy_checkout(place), list(every))))
+    hits, end = json.loads(HITS.read_text()), time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as place:
-        left_out = shutil.ignore_patterns(".git", ".venv", "_build", "executed", "__pycache__")
-        folder = Path(shutil.copytree(ROOT, f"{place}/checkout", symlinks=True, ignore=left_out))
-        for part in options.parts or PARTS:
-            for path, text, said in draw(part, options.count):
-                (folder / path.relative_to(ROOT)).write_text(text, encoding="utf-8")
-                print("killed  " if fails(folder, part) else "survived", f"{part}: {said}", flush=True)
-                shutil.copyfile(path, folder / path.relative_to(ROOT))
+        folder, drawn = copy_checkout(place), enumerate(draw(parts, options.count))
+        for number, (part, path, function, text, said) in itertools.islice(drawn, options.skip, None):
+            if time.monotonic() > end:
+                print(f"go on with --skip {number}", flush=True)
+                return
+            (folder / path.relative_to(ROOT)).write_text(text, encoding="utf-8")
+            wanted, hit = hits.get(function, []), False
+            for file in files_of[part]:
+                own = [test for test in wanted if test.partition("::")[0] == file]
+                hit = hit or bool(own and not passes(folder, [file], own))
+            print("killed  " if hit else "survived", f"{number} {part}: {said}", flush=True)
+            shutil.copyfile(path, folder / path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from deeper_layers import results
 from deeper_layers.cuts import Cut
-from deeper_layers.report import figures, measured, names, paper, statistics
+from deeper_layers.report import figures, measured, names, pairing, paper, statistics
 from deeper_layers.report.one_cut import describe_lengths
 from deeper_layers.results import frames
 from deeper_layers.studies import which_layers
@@ -126,6 +126,61 @@ def test_curves_are_told_apart_by_what_one_asks_for_and_losses_have_nothing_kept
     found = statistics.curves(table)
     assert found["kept"].isna().all() and (found["low"] < found["value"]).all()
     assert statistics.half_gone_table(table).empty
+
+
+def test_what_does_not_count_changes_no_number():
+    """What was measured again, rounded or healed is in no curve, whatever it says, and in whatever order it stands."""
+    run = {"rank": 8, "seed": 0, "learning_rate": 1e-3, "auxiliary": 0, "adapters": "all", "quantization": "nf4"}
+    healing = json.dumps(run | {"text": "c4", "tokens": 64})
+    more = {"written": np.arange(ITEMS), "ended": np.ones(ITEMS), "chosen": right(0.5)}
+    counted = curve(FALLING, **more) + curve([0.75, 0.6, 0.5, 0.3], rule="simple", **more)
+    for row in counted[5:]:
+        row["cut"] = f"2,{row['cut'][2:]}"  # the simple heuristic drops others
+    counted += curve([0.75, 0.7, 0.6, 0.4], healing=healing, path="healed", **more)
+    counted += curve([0.5, 0.6, 0.8, 0.9], task="c4", metric="loss", chance=5.0)
+    opposite = {"outcome": right(0.5), "written": np.ones(ITEMS), "ended": np.zeros(ITEMS), "chosen": np.zeros(ITEMS)}
+    fewer = counted[:3] + counted[4:7]  # a measurement of more cuts is the one that counts
+    others = [row | opposite | {"repeat": 1, "path": "again"} for row in fewer]
+    others += [row | opposite | {"bits": "Q4_0", "path": "rounded"} for row in fewer]
+    plain, both = made(counted), made([*others, *counted])
+    for table_of in (
+        statistics.curves, statistics.half_gone_table, statistics.flips, statistics.rules_compared, statistics.lengths,
+        statistics.recovery_table,
+    ):  # fmt: skip
+        found = [table_of(table) for table in (plain, both)]
+        by = [name for name in ("task", "rule", "cut") if name in found[0]]
+        pd.testing.assert_frame_equal(*(table.sort_values(by, ignore_index=True) for table in found))
+        assert len(found[0])
+    rounded = statistics.curves(both, ["bits"]).query("task == 'mmlu'")
+    assert rounded["bits"].value_counts().to_dict() == {"Q4_0": 6}, "and is there where it is asked for"
+
+
+def test_guessing_is_at_random_or_always_the_same_whichever_is_better():
+    """Of a group over the right choices of all its subjects, from the widest limit that was measured."""
+    law, art = np.array([0, 0, 0, 1]), np.array([1, 1, 1, 1])
+    usual = {"cut": "0,0", "outcome": np.ones(4)}
+    rows = [
+        usual | {"subject": "law", "chosen": law, "target": None},
+        usual | {"subject": "art", "chosen": 1 - art, "target": art},
+        usual | {"subject": "art", "chosen": art[:2], "target": art[:2] * 0, "outcome": np.ones(2)},
+    ]
+    assert pairing.score_guessing(made(rows)) == 5 / 8
+    half_known = [rows[0] | {"outcome": np.array([1, 1, 0, 0])}, rows[1] | {"target": None, "outcome": np.zeros(4)}]
+    assert pairing.score_guessing(made(half_known)) == 0.25, "2 of 8 are known, which is what chance gives"
+    levels = [
+        ({"chance": 0.25, "commonest": 0.4}, 0.4),
+        ({"chance": 0.5, "commonest": 0.4}, 0.5),
+        ({"chance": np.nan}, 0),
+    ]
+    for level, wanted in levels:
+        assert pairing.score_guessing(made([usual | level])) == wanted
+    narrow = usual | {"outcome": np.ones(3), "commonest": 1.0}
+    assert pairing.score_guessing(made([usual | {"commonest": 0.4}, narrow])) == 0.4
+    limited = [
+        row | {"limit": len(row["outcome"])} for row in (usual | {"commonest": 0.4}, narrow | {"rule": "simple"})
+    ]
+    found = {of.place[2]: of.guessing for of in pairing.find_measurements(made(limited))}
+    assert found == {"similarity": 0.4, "simple": 1.0}, "of the items that were asked"
 
 
 def test_lengths_tell_stopping_from_being_wrong():

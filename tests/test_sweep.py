@@ -1,7 +1,5 @@
 """The shared sweep gives what each pruned model gives by itself, within the memory that it states."""
 
-import weakref
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
-from deeper_layers.sweeping import attention, forward, tree_model
+from deeper_layers.sweeping import attention, forward
 from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.planning import Requests, plan_batches
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan, plan_requests, sweep, text_loss

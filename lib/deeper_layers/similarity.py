@@ -15,6 +15,7 @@ Letters in shapes: B sequences, T tokens, D width, L layers, L1 = L + 1 residual
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.nd
 def _check_batch(model: nn.Module, batch: object) -> Batch:
     """The tokens and the mask of a batch. Raises InputError for what is no batch of the model's tokens."""
     names = ("input_ids", "attention_mask")
-    tensors = [batch.get(name) for name in names] if isinstance(batch, Mapping) else [None]
+    tensors: list[Any] = [batch.get(name) for name in names] if isinstance(batch, Mapping) else [None]
     if not all(isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.numel() for tensor in tensors):
         raise InputError(
             f"a batch is {short_repr(batch)}; expected {' and '.join(names)}, [B, T] with a token at least, as "

@@ -26,8 +26,8 @@ RANK, STEPS, RATE, POSITIONS = 64, 200, 1e-3, 64  # of the low-rank map; each st
 
 
 class EndResiduals:
-    """The residuals of some sequences of tokens, each [T], recorded in one pass: those that enter the last `most` layers
-    and those that leave the last one, in the model's data type on the processor."""
+    """Residuals of sequences of tokens, each [T], recorded in one pass: what enters the last `most` layers, and what
+    leaves the last one, in the model's data type on the processor."""
 
     def __init__(self, model, sequences: Iterable[torch.Tensor], most: int):
         self.layers = num_layers(model)

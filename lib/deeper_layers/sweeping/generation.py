@@ -86,9 +86,7 @@ def generate(
 def find_unusual_settings(model) -> list[str]:
     """The entries of a model's generation configuration that ask for more than greedy decoding."""
     if model.generation_config is None:
-        raise InputError(
-            "the model's generation_config is None, expected one: give it a GenerationConfig()"
-        )
+        raise InputError("the model's generation_config is None, expected one: give it a GenerationConfig()")
     # 0 asks for something, as of guidance_scale
     entries = model.generation_config.to_diff_dict().items()
     return sorted(name for name, value in entries if not (value is None or value is False or name in FOLLOWED))
