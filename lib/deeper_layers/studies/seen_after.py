@@ -42,7 +42,8 @@ def find_calibrated(scores: pd.DataFrame) -> Iterator[tuple[Measurement, np.ndar
     """Yield each measurement whose choices can be calibrated, and its calibrated outcomes, [C, I].
 
     Of letters each one's mean log-probability over the items is taken off, of words the log-probability of the same
-    words without the question, under the same cut.
+    words without the question, under the same cut. Intervals hold a bias fixed: drawn anew with the items, it moves
+    their ends by less than 0.01.
     """
     tasks = [*LETTERED, *UNASKED, *UNASKED.values()]
     rows = scores[scores["task"].isin(tasks) & scores["rule"].notna()].dropna(subset=["logprobs", "target"])
