@@ -40,7 +40,7 @@ def measuring(
     def measure(model: nn.Module, *others: Others.args, **named: Others.kwargs) -> Found:
         check_has_weights(model)
         kind = type(model).__name__
-        head = model.get_output_embeddings()  # ty: ignore[call-non-callable]
+        head = model.get_output_embeddings()  # ty: ignore[not-callable]
         if head is None:
             raise InputError(f"the model is a {kind}, which has no head, expected one that predicts: use load_model")
         if not getattr(model.config, "return_dict", True):
@@ -54,14 +54,14 @@ def measuring(
 def check_has_weights(model: nn.Module) -> None:
     """Raise InputError where a model is none of transformers, or is on the meta device, where it has only shapes."""
     num_layers(model)
-    embedding: torch.Tensor = model.get_input_embeddings().weight  # ty: ignore[call-non-callable]
+    embedding: torch.Tensor = model.get_input_embeddings().weight  # ty: ignore[not-callable]
     if embedding.is_meta:
         raise InputError(f"the {type(model).__name__} has shapes and no weights, on device meta: use load_model")
 
 
 def check_tokens(model: nn.Module, least: int, most: int) -> None:
     """Raise InputError where numbers of tokens, from `least` to `most`, are not all in the model's embedding."""
-    rows = len(model.get_input_embeddings().weight)  # ty: ignore[call-non-callable]
+    rows = len(model.get_input_embeddings().weight)  # ty: ignore[not-callable]
     if least < 0 or most >= rows:
         odd = least if least < 0 else most
         raise InputError(
