@@ -18,7 +18,7 @@ HOUSE = ROOT / "lib" / "deeper_layers"
 ROOMS = """errors checks markup files cuts package_index presets results data models pruning similarity rules
 sweeping report export healing prices experiments studies command __main__""".split()
 LIGHT = ("cuts", "results", "rules", "report", "studies", "experiments")
-HEAVY_FILES = [HOUSE / "rules" / name for name in ("changing.py", "geometry.py")]  # of these the rest
+HEAVY_FILES = [HOUSE / "rules" / name for name in ("changing.py", "end_maps.py", "geometry.py")]  # of these the rest
 FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(HOUSE.rglob("*.py"))}
 FACES = [path for path in FILES if path.name == "__init__.py"]
 
