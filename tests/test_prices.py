@@ -1,8 +1,12 @@
 """What work costs on machines that are not at hand: the arithmetic, the page's table, and what is typed."""
 
+import copy
+import dataclasses
 import functools
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import MixtralConfig
 
 from deeper_layers import models, prices
@@ -12,9 +16,11 @@ from deeper_layers.experiments.choosing import list_unknown_cuts
 from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.models import configuration
 from deeper_layers.presets import PRESETS
+from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping.tree import Tree
 from tests.test_command import answer, typed
+from tests.tiny import shared_model
 
 # as their authors state them (the last without its head for two tokens at once, and the biases of its router), and
 # the settings of its healing: the paper's own, or those of its largest model
@@ -67,6 +73,21 @@ def test_a_sweep_costs_what_its_tree_has_nodes():
     assert prices.sweep_cost(llama, apart, 1000, 10, 8, "bfloat16") == prices.sweep_cost(
         llama, shared, 1000, 10, 8, "bfloat16"
     )
+
+
+def test_training_the_last_layers_costs_what_torch_counts():
+    whole, cut, ids = shared_model("llama"), Cut(4, 2), torch.arange(64).reshape(2, 32)
+    model = copy.deepcopy(drop_layers(whole, cut)).requires_grad_(False)
+    for trained in (model.model.layers[2:], model.lm_head):
+        trained.requires_grad_(True)
+    with FlopCounterMode(display=False) as counted:
+        model(ids, labels=ids).loss.backward()
+    one = {"steps": 1, "batch_sequences": 2, "at_once": 2, "sequence_length": 32, "last_layers": 2}
+    config = dataclasses.replace(PRESETS["head-and-last-3"], **one)
+    shape = dataclasses.replace(prices.read_shape(whole), attention=0)  # which torch does not count on a processor
+    cost = prices.healing_cost(shape, cut, config, "float32")
+    assert cost.operations == pytest.approx(counted.get_total_flops(), rel=0.01)
+    assert cost.weights == 4 * model.num_parameters()
 
 
 def test_what_no_copy_fits_into_is_too_large_and_small_batches_wait_for_weights():
