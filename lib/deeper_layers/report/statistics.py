@@ -157,10 +157,12 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
 
 @returns(
     "model rule layers cut size start share bits healing distillation auxiliary task topic metric items whole pruned "
-    "healed healed_low healed_high whole_healed value low high untold rank seed learning_rate tokens text adapters"
+    "healed healed_low healed_high gained gained_low gained_high whole_healed guessing value low high untold rank seed "
+    "learning_rate tokens text adapters"
 )
 def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
-    """The recovery of each healing, with its settings: value is the share of the gap that it closes.
+    """The recovery of each healing, with its settings: value is the share of the gap that it closes; gained is healed
+    minus pruned.
 
     The gap after healing is that to the whole model healed in the same way (whole_healed, missing if there is none).
     Without one a score has no recovery; a loss has only `high`, and untold is "at most": compare these by `healed`.
@@ -188,7 +190,8 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
                 at_most = Estimate(high=estimate.high, untold=AT_MOST)
                 estimate = at_most if is_loss else Estimate(untold=NO_WHOLE)
             row = first | parse_healing(healing) | {"topic": task_title(first["task"]), "items": len(healed)}
-            row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | estimate_mean(healed).columns("healed")
+            row |= {"whole": pair[0].mean(), "pruned": pair[1].mean(), "guessing": guessing[question]}
+            row |= estimate_mean(healed).columns("healed") | estimates.differ(healed, pair[1]).columns("gained")
             yield row | {"whole_healed": np.nan if aim is None else aim.mean()} | estimate.columns()
 
 
