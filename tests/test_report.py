@@ -14,8 +14,8 @@ from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.report import figures, measured, names, pairing, paper, statistics
 from deeper_layers.report.one_cut import describe_lengths
-from deeper_layers.results import frames
-from deeper_layers.studies import which_layers
+from deeper_layers.results import frames, places
+from deeper_layers.studies import last_layers, letters_or_words, which_layers
 
 QWEN, SMOLLM, GEMMA = "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"
 LAYERS, ITEMS = 10, 200
@@ -225,6 +225,50 @@ def test_headline_numbers_of_what_is_published():
     )
     twice = measured.asked_twice(scores).query("task == 'mmlu'")
     assert twice["differ"].agg(["min", "max"]).tolist() == [14, 70] and twice["turned"].max() == 46
+
+
+def test_readme_tells_what_was_measured():
+    """Every number of its findings and its table, computed anew; and it stays short."""
+    scores, distances = published()
+    text = " ".join((places.AROUND / "README.md").read_text(encoding="utf-8").split())
+    assert len(text.split()) <= 750
+    qwen, on_c4 = scores[scores["model"] == QWEN], distances.query("corpus == 'c4'")
+    gone = statistics.half_gone_table(qwen[qwen["rule"] == "similarity"]).set_index("task")
+    likely = gone["likely"].map(lambda numbers: " or ".join(f"{number:.0f}" for number in numbers))
+    earlier = statistics.kept_by_place(qwen).query("start == 23").set_index("task")
+    kept = earlier["kept"].map("{:.0%}".format)
+    facts = letters_or_words.costs(scores).query("task == 'written_facts'").pivot(index="model", columns="place")
+    facts = facts["value"][["middle", "late"]].map("{:.0%}".format)
+    forms = last_layers.kept_by_form(scores).pivot(index=["model", "asked"], columns="place", values="value")
+    forms = forms[["the last layers", "the most similar layers"]].map("{:.0%}".format)
+    depth = statistics.depth_at_quarter(on_c4).set_index("model")["depth"].map("{:.2f}".format)
+    of_paper = paper.depth_at_quarter()["depth"]
+    single = which_layers.regret_table(qwen.query("task == 'c4'"), on_c4).query("size == 1").iloc[0].to_dict()
+    loss = statistics.recovery_table(qwen.query("task == 'c4'"))
+    loss = loss.query("rule == 'similarity' and learning_rate == 0.005")
+    loss = loss[loss["tokens"] == loss["tokens"].min()].dropna(subset="value").sort_values("value")
+    least, most = loss.iloc[[0, -1]].to_dict("records")
+    sentences = [
+        f"by letter: half is gone at {likely['mmlu']} layers. Chosen in words it is at {likely['mmlu_continuation']}.",
+        f"GSM8K falls at {likely['gsm8k']}.",
+        f"depth {depth[QWEN]} (SmolLM2-135M {depth[SMOLLM]}, Gemma-3-270m {depth[GEMMA]})",
+        f"in the paper's models at {of_paper.min():.2f} to {of_paper.max():.2f}",
+        "{} is kept without the last 1 to 8 layers, {} without the most similar".format(*forms.loc[(QWEN, "written")]),
+        "Letters fall alike ({} and {})".format(*forms.loc[(QWEN, "letters")]),
+        "SmolLM2 keeps {} and {} of writing".format(*forms.loc[(SMOLLM, "written")]),
+        "of writing, Gemma {} and {}.".format(*forms.loc[(GEMMA, "written")]),
+        "third {} of written facts are kept, without four of the last third, the last layer kept, {}.".format(
+            *facts.loc[QWEN]
+        ),
+        "Gemma keeps {} and {}".format(*facts.loc[GEMMA]),
+        "SmolLM2 {} and {}".format(*facts.loc[SMOLLM]),
+        f"number {single['place']} of {single['blocks']} and costs {names.format_number(single)} nats",
+        f"closed {names.format_number(least, as_share=True)} to {most['value']:.0%} of the gap",
+        f"{kept['mmlu']} of MMLU's letters ({earlier.loc['mmlu', 'items']} questions) are kept and {kept['written_facts']} of written",
+    ]
+    for task in ("gsm8k", "mmlu", "boolq", "capitals"):
+        sentences.append(f"| {gone.loc[task, 'items']:,} | {gone.loc[task, 'words']} |")
+    assert [sentence for sentence in sentences if sentence not in text] == []
 
 
 def test_a_column_of_the_leaderboard_compares_rules_that_were_healed_alike():
