@@ -264,7 +264,8 @@ def test_readme_tells_what_was_measured():
         "SmolLM2 {} and {}".format(*facts.loc[SMOLLM]),
         f"number {single['place']} of {single['blocks']} and costs {names.format_number(single)} nats",
         f"closed {names.format_number(least, as_share=True)} to {most['value']:.0%} of the gap",
-        f"{kept['mmlu']} of MMLU's letters ({earlier.loc['mmlu', 'items']} questions) are kept and {kept['written_facts']} of written",
+        f"{kept['mmlu']} of MMLU's letters ({earlier.loc['mmlu', 'items']} questions) are kept",
+        f"are kept and {kept['written_facts']} of written facts.",
     ]
     for task in ("gsm8k", "mmlu", "boolq", "capitals"):
         sentences.append(f"| {gone.loc[task, 'items']:,} | {gone.loc[task, 'words']} |")
