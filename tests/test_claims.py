@@ -69,6 +69,7 @@ def test_two_seeds_of_one_healing_are_compared_and_of_two_healings_are_not():
         rows = made(plain + curve([0.75, 0.6], healing=healing))
         table = claims.claims_table(rows, distances_of(np.ones((4, 5)))).set_index("claim")
         assert table.loc["seeds", "verdict"] == verdict
+        assert table.loc["seeds", "beside"] == ("seed 0 less seed 1, 1 layers dropped" if healing == SEEDS[1] else "")
     assert table.loc["seeds", "reason"] == "MMLU was asked of one seed"
 
 

@@ -39,6 +39,11 @@ def test_items_have_a_version():
     assert (embedded.ITEMS_VERSION, digest[:16]) == (1, "1d3ad1535e9b7a56"), "raise ITEMS_VERSION in data/embedded.py"
 
 
+def test_published_results_are_keyed_by_the_fingerprint_of_their_items():
+    (path, *_) = sorted((ROOT / "results").glob("*/scores-capitals-*.json"))
+    assert json.loads(path.read_text())["key"]["data"] == embedded.embedded_fingerprint("capitals")
+
+
 def test_fingerprint_follows_items_and_task(tmp_path, monkeypatch):
     first = embedded.embedded_fingerprint("capitals")
     assert first != embedded.embedded_fingerprint("sums_one_digit")

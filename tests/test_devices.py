@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.models.network import Network
+from deeper_layers.models.opening import device_name
 from deeper_layers.sweeping.forward import Forward, run_layers
 from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.planning import Batch, Sequence
@@ -89,3 +90,9 @@ def test_in_sixteen_bits_all_is_shared_and_without_savings_the_tree_is_the_prune
         for number, cut in enumerate(CUTS):
             found = network.logits(forward.states[number])
             assert found.dtype == dtype and torch.equal(found, run_alone(model, cut, batch))
+
+
+def test_a_processor_is_named_with_its_threads(monkeypatch):
+    for threads, words in ((1, ", 1 thread"), (2, ", 2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert device_name().endswith(words) and " processor (" in device_name()

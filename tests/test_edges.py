@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from deeper_layers import errors
 from deeper_layers.command import main
-from deeper_layers.errors import InputError, one_line
+from deeper_layers.errors import InputError, as_input_error, one_line
 from deeper_layers.experiments.parameters import Parameters
 
 pytestmark = pytest.mark.quick
@@ -100,6 +100,15 @@ def test_a_message_can_not_move_the_cursor_nor_fill_the_screen():
     assert one_line("a\x1b[2Jb\u202ec\ud800d\r\ne\x00f") == "a\\x1b[2Jb\\u202ec\\ud800d e\\x00f"
     long = str(InputError("begin " + "x" * 10**6 + " end"))
     assert len(long) <= 2000 and long.startswith("begin x") and long.endswith("x end")
+
+
+def test_what_may_not_be_read_is_not_called_damaged():
+    denied = PermissionError(errno.EACCES, "Permission denied", "/a/place")
+    for options, words in (((), "/a/place may not be used"), (("mend that", OSError), "/a/place is not whole")):
+        with pytest.raises(InputError) as caught, as_input_error("/a/place is not whole", *options):
+            raise denied
+        message = f"{words} ([Errno 13] Permission denied: '/a/place'): "
+        assert str(caught.value).startswith(message) and "fetch it again" not in str(caught.value)
 
 
 def test_a_mistake_in_a_notebook_is_one_line_too(monkeypatch, capsys):

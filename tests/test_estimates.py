@@ -139,6 +139,14 @@ def test_shares_and_half_gone_are_those_of_every_draw_and_untold_of_who_only_gue
         assert found.judge(0, 1) == "at floor" and math.isnan(found.value)
 
 
+def test_where_the_whole_model_has_nothing_right_in_a_draw_it_counts_as_one_item():
+    """Of three items, nothing of which is right by guessing; two draws of 54 hold only the third."""
+    right = np.array([[1.0, 1, 0], [1, 0, 0]])
+    whole, pruned = np.rint(3 * estimates.resample(right)).T
+    assert set(whole[1:]) == {0, 1, 2, 3}
+    assert estimates.shares_kept(right, 0).numbers[:, 1] == pytest.approx(pruned / np.maximum(whole, 1))
+
+
 def test_recovery_is_the_share_of_the_gap_that_is_closed():
     whole, recover = np.random.default_rng(2).normal(3, 0.5, 64), functools.partial(estimates.recovery, guessing=9.0)
     found = recover(whole, whole + 2, whole + 1.5)

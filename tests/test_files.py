@@ -217,9 +217,14 @@ STEPS = {
         lambda models, out: shutil.copytree(models / "out", out),
         functools.partial(sliced, overwrite=True),
     ),
+    "a GGUF file": (None, lambda models, out: slice_gguf(models / "whole.gguf", CUT, out)),
+    "a GGUF file over ours": (
+        lambda models, out: shutil.copyfile(models / "out.gguf", out),
+        lambda models, out: slice_gguf(models / "whole.gguf", Cut(0, 1), out, overwrite=True),
+    ),
     "a result": (lambda _, out: files.write_file(out, b"old"), lambda _, out: files.write_file(out, b"the next")),
 }
-OFTEN = [("a folder over ours", killed_at), ("a folder", failing), ("a result", killed_at)]
+OFTEN = [("a folder over ours", killed_at), ("a folder", failing), ("a result", killed_at), ("a GGUF file", killed_at)]
 
 
 @pytest.mark.parametrize(
@@ -358,3 +363,63 @@ def test_a_report_replaces_its_own_notebooks_alone(make, out, message, tmp_path)
         name: text for name, text in before.items() if name not in mine
     }
     assert message or path.read_bytes() == b"the next"
+
+
+@pytest.mark.parametrize("disturb", [killed_at, failing])
+def test_a_report_that_is_killed_or_fails_leaves_a_whole_notebook_and_the_next_goes_on(disturb, quick, tmp_path):
+    def begun(number: str) -> Path:
+        write_notebook(tmp_path / number / "01-similarity.ipynb", b"of before")
+        return tmp_path / number / "01-similarity.ipynb"
+
+    def step(path: Path) -> None:
+        write_notebook(path, b"the next")
+
+    first = begun("undisturbed")
+    calls = calls_of(lambda: step(first))
+    assert len(calls) > 10
+    for number, call in enumerate(calls):
+        path = begun(str(number))
+        disturb(number, lambda path=path: step(path))
+        assert path.read_bytes() in (b"of before", b"the next"), (number, call)
+        files.remove_leftovers(path.parent)  # as a report does first
+        step(path)
+        assert snapshot(path.parent) == snapshot(first.parent), (number, call)
+
+
+# ---- what an interrupted process left --------------------------------------------------------------------------
+
+
+def left_behind(path: Path, description: dict | None) -> None:
+    """A folder half made under a description, as a killed process leaves it."""
+
+    def killed():
+        with files.atomic_dir(path, description=description) as folder:
+            (folder / "half").touch()
+            os._exit(0)
+
+    child = os.fork()
+    if child == 0:
+        killed()
+    os.waitpid(child, 0)
+    assert not path.exists() and list(path.parent.glob(f"{path.name}.*.partial/made/half"))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kept"),
+    [
+        ({"a": 1}, {"a": 1}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({"a": 1}, None, False),
+        (None, {"a": 1}, False),
+        (None, None, False),
+    ],
+)
+def test_what_was_half_made_is_gone_on_with_under_the_same_description_alone(before, now, kept, tmp_path):
+    left_behind(tmp_path / "out", before)
+    with contextlib.suppress(KeyboardInterrupt), files.atomic_dir(tmp_path / "out", description=now) as folder:
+        assert [path.name for path in folder.iterdir()] == ["half"] * kept
+        (folder / "more").touch()
+        raise KeyboardInterrupt
+    with files.atomic_dir(tmp_path / "out", description=now) as folder:  # now it is that of this description
+        assert (folder / "more").exists() == (now is not None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -66,6 +66,14 @@ def test_two_nn_finds_the_dimension_of_a_torus(dimension):
     assert measures.two_nn(wide.repeat(2, 1)) == pytest.approx(found, rel=1e-6)
 
 
+def test_two_nn_of_three_points_by_hand():
+    """Their ratios are 3, 2 and 3 / 2, and the largest is left out."""
+    logs, heights = np.log([1.5, 2]), -np.log([1 - 1 / 3, 1 - 2 / 3])
+    line = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)
+    assert measures.two_nn(line) == pytest.approx(logs @ heights / (logs @ logs), rel=1e-9)
+    assert math.isnan(measures.two_nn(line[:2].repeat(9, 1)))
+
+
 def overlap(first, second, number):
     return measures.row_overlap(*(measures.nearest(points, number).indices for points in (first, second))).mean().item()
 
@@ -179,6 +187,12 @@ def test_what_is_kept_of_a_measurement(tiny_folder, tmp_path):
     assert missing[missing > 0].to_dict() == {"later layers without a layer": layers}  # nothing comes after these
     assert measured(tiny_folder, tmp_path, measure=False).path == result.path
     assert measured(tiny_folder, tmp_path, measure=False, tokens=1) is None
+
+
+def test_passes_with_and_without_a_layer_are_kept_apart(tiny_folder, tmp_path):
+    """Where both are of the same single batch."""
+    one = measured(tiny_folder, tmp_path, samples=6, skip_sequences=6)
+    assert one.rows["value"].notna().all() and one.details["points"] == 6 * SMALL["tokens"]
 
 
 @pytest.mark.parametrize(("given", "said"), [

@@ -288,6 +288,16 @@ def test_a_model_that_makes_its_logits_otherwise_is_refused(monkeypatch):
         check_final_states(model)
 
 
+def test_without_a_cut_a_teacher_has_at_least_one_layer_more():
+    five = tiny_model("llama", layers=5)
+    four = drop_layers(five, Cut(1, 1))
+    config = dataclasses.replace(SMALL, **DISTILL)
+    assert Teacher(five, four, config).whole is five
+    for whole, student, cut in ((five, five, None), (four, five, None), (five, four, Cut(1, 2))):
+        with pytest.raises(InputError, match="whole is a LlamaForCausalLM, expected the unpruned model"):
+            Teacher(whole, student, config, cut)
+
+
 def test_states_kept_on_disk_teach_as_the_model_does(opened, tmp_path):
     asked = {"packed": False, "steps": 3, **DISTILL}
     config = dataclasses.replace(SMALL, **asked)

@@ -9,8 +9,13 @@ import yaml
 
 from deeper_layers.command import main
 from deeper_layers.command.report import make_workflow_config
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.experiments import notebook_parameters, parameters, take_away
+from deeper_layers.experiments.experiment import Experiment
+from deeper_layers.experiments.parameters import SETTINGS, HealingParameters
+from deeper_layers.models.sources import Source
+from deeper_layers.presets import FIELDS
 from deeper_layers.results.places import AROUND as ROOT
 from workflow import jobs
 
@@ -87,3 +92,54 @@ def test_the_schema_and_the_configurations_know_the_same_words():
     known = yaml.safe_load(schema.read_text())["properties"].keys()
     for config in (yaml.safe_load(path.read_text()) for path in configs):
         assert config.keys() <= known and config.get("options", {}).keys() <= HealingParameters.model_fields.keys()
+
+
+# --- what a notebook asks for -----------------------------------------------------------------------------
+
+SOURCE = Source("a/b", "sha256:0", num_layers=8, dtype="bfloat16", quantized="bfloat16", folder="")
+
+
+def test_settings_of_a_healing_say_what_they_mean():
+    fields = HealingParameters.model_fields
+    assert all(fields[name].description.startswith(FIELDS[name].description) for name in SETTINGS)
+    assert {fields[name].default for name in SETTINGS} == {None}, "the preset's own"
+
+
+def test_only_names_that_neither_results_nor_the_library_know_are_checked_by_lm_eval(monkeypatch):
+    checked = []
+    monkeypatch.setattr(parameters.sweeping, "check_names", checked.extend)
+    parameters.TaskParameters(tasks="capitals, mmlu, hellaswag, sums")
+    assert checked == ["hellaswag"]
+
+
+def test_each_cut_is_healed_under_the_rules_that_chose_it_in_each_way_once(monkeypatch, tmp_path):
+    shared, own, simple = Cut(3, 3), Cut(1, 2), Cut(5, 2)
+    by_rule = {"similarity": [UNPRUNED, own, shared], "simple": [UNPRUNED, simple, shared]}
+    healed = []
+
+    class Recorded(notebook_parameters.Healing):
+        def heal_and_score(self, rules):
+            healed.append((self.config.rank, self.config.seed, self.cut, rules))
+
+    monkeypatch.setattr(notebook_parameters, "Healing", Recorded)
+    monkeypatch.setattr(notebook_parameters, "choose_cuts", lambda sizes, _: by_rule)
+    monkeypatch.setattr(notebook_parameters, "score_each", lambda cuts, _: None)
+    asked = notebook_parameters.ComparedHealingsParameters(
+        sizes="0-3", ranks="2, 8", seeds="0, 1", results=str(tmp_path)
+    )
+    asked.run(Experiment(asked, SOURCE))
+    both, one, other = ["similarity", "simple"], ["similarity"], ["simple"]
+    rules = {UNPRUNED: both, own: one, shared: both, simple: other}
+    ways = [(8, 0), (2, 0), (8, 1)]  # rank 8 and seed 0 are the preset's
+    assert healed == [(*way, cut, rules[cut]) for way in ways for cut in sorted(rules, key=lambda cut: cut.start)]
+
+
+def test_weights_of_few_bits_are_measured_in_the_number_format_they_compute_in(tmp_path):
+    """Of llama.cpp's types in float32, as it is them dequantized that are asked."""
+    asked = notebook_parameters.TakeAwayParameters(results=str(tmp_path), tasks="capitals", measure=False)
+    formats = {"bfloat16": "bfloat16", "float16": "float16", "int8": "bfloat16", "nf4": "bfloat16", "Q2_K": "float32"}
+    for bits, dtype in formats.items():
+        experiment = Experiment(asked, SOURCE, pytest.fail, missing={})
+        assert take_away.score_rounded(bits, {"simple": [UNPRUNED]}, experiment) is None
+        ((kind, key),) = experiment.missing.values()
+        assert (kind, key["bits"], key["dtype"]) == ("scores", bits, dtype)

@@ -9,6 +9,7 @@ from deeper_layers.studies.last_layers import (
     PLACES,
     SIZES,
     UNASKED,
+    accuracies,
     compare_dtypes,
     judge_as_registered,
     judge_now,
@@ -54,6 +55,18 @@ def test_a_model_that_guesses_or_was_not_asked_of_all_sizes_shows_nothing():
     found = judge_as_registered(answers({}, whole=0.27)).set_index("number")["verdict"]
     assert found["X"] == AT_FLOOR and found["Y"] != AT_FLOOR  # what is written is never right by guessing
     assert set(judge_as_registered(answers({}, sizes=range(1, 8)))["verdict"]) == {NOT_TESTED}
+
+
+def test_accuracies_stand_by_form_prompt_and_place_beside_those_without_the_question():
+    table = accuracies(answers({LATE: 0.2}))
+    lines = {(form, prompt) for form in FORMS for prompt in ("as a question", "as a statement")}
+    lines |= {(f"{form}, without the question", "as a question") for form in UNASKED}
+    assert set(zip(table["asked"], table["prompt"])) == lines
+    assert len(table) == len(lines) * len(PLACES) * (1 + len(SIZES))
+    mean = table.query("size == 8").groupby(["asked", "place"])["value"].mean()
+    wanted = {"letters": 0.9, "written": 0.18, "letters, without the question": 0.25}
+    assert mean.xs("the last layers", level="place")[list(wanted)].to_dict() == pytest.approx(wanted, abs=0.05)
+    assert mean["written", "the most similar layers"] == pytest.approx(0.9, abs=0.05)
 
 
 def test_data_types_are_compared_question_by_question():

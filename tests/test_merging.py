@@ -129,6 +129,15 @@ def test_adapters_of_peft_alone_are_taken_at_the_word_of_who_gives_the_cut(llama
     assert "--drop says how many" in refused.stderr
 
 
+def test_adapters_are_the_same_whatever_the_order_of_their_settings(llama):
+    path, before = llama / "adapter" / "adapter_config.json", read_adapter(llama / "adapter").fingerprint
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(settings.items()))))
+    assert read_adapter(llama / "adapter").fingerprint == before
+    path.write_text(json.dumps(settings | {"lora_alpha": 1 + settings["lora_alpha"]}))
+    assert read_adapter(llama / "adapter").fingerprint != before
+
+
 def test_what_was_begun_with_other_adapters_is_begun_anew(llama, monkeypatch):
     adapted(shared_model("llama"), llama / "whole", llama / "other", alpha=50)
     with monkeypatch.context() as patch:

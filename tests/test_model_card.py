@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from deeper_layers.cuts import Cut
-from deeper_layers.export import lineage, slicing
+from deeper_layers.export import lineage, model_card, slicing
 from deeper_layers.export.slicing import slice_checkpoint
 
 PASSED_ON = {"license": "other", "license_name": "someones", "license_link": "LICENSE", "language": ["en", "de"]}
@@ -50,6 +50,11 @@ def test_what_the_hub_reads_comes_from_the_source(source, tmp_path):
         weights,
     ):
         assert words in card.text
+
+
+def test_facts_of_a_gguf_file_are_those_of_its_header(tiny_gguf, tmp_path):
+    facts = model_card.read_facts(str(tiny_gguf), tmp_path)
+    assert facts == model_card.SourceFacts({"pipeline_tag": "text-generation"}, quantized="F32")
 
 
 def test_a_model_from_the_hub_is_named_with_its_commit(tiny_folder, tmp_path, monkeypatch):

@@ -122,6 +122,28 @@ def test_papermill_as_it_is_typed_at_the_root_of_the_repository(given, tmp_path)
     assert "distances: 100%" in output, "progress reaches papermill's log"
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("01-similarity", ["-p", "samples", "many"], "samples is 'many', expected a valid integer"),
+        ("01-similarity", ["-p", "modle", "x"], "unknown parameter 'modle': expected some of model, results"),
+        ("02-question-answering", ["-p", "tasks", "capitals@0"], "tasks is 'capitals@0', expected tasks like"),
+        ("02-question-answering", ["-y", "sizes: [0, 1]"], 'sizes is [0, 1], expected numbers like "0-8, 12", or all'),
+        ("04-healing", ["-p", "preset", "big"], "preset is 'big', expected one of Llama-2 7B"),
+        ("09-cost", ["-p", "benchmarks", "nowhere"], "benchmarks is 'nowhere', and "),
+    ],
+)
+def test_papermill_ends_with_one_line_for_a_wrong_value(name, words, message, tmp_path):
+    command = [Path(sys.executable).with_name("papermill"), f"notebooks/{name}.ipynb", tmp_path / "out.ipynb"]
+    command += ["--kernel", "python3", *words, "-p", "results", str(tmp_path / "results")]
+    environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, timeout=900, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"InputError: {message}")
+    assert "Traceback" not in done.stderr and not (tmp_path / "results").exists()
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("name", KINDS)
 def test_the_cell_of_parameters_is_its_class(name):

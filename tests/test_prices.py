@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import functools
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import MixtralConfig
 from deeper_layers import models, prices
 from deeper_layers.command.report import CLASSES
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.experiments import plans
 from deeper_layers.experiments.choosing import list_unknown_cuts
 from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.models import configuration
@@ -97,6 +100,28 @@ def test_what_no_copy_fits_into_is_too_large_and_small_batches_wait_for_weights(
     assert cost.seconds(eight, "bfloat16") == pytest.approx(10_000 * 140e9 / 3.35e12 / 4)
 
 
+def test_a_machine_is_its_data_sheet():
+    machine = prices.find_machine("h100x8")
+    assert (machine.memory, machine.bandwidth, machine.devices) == (80e9, 3.35e12, 8)
+    reached = {"bfloat16": 0.4 * 989.4e12, "float16": 0.4 * 989.4e12, "float32": 0.4 * 67e12}
+    assert machine.throughput == pytest.approx(reached)
+
+
+def test_written_answers_cost_each_token_in_a_sequence_of_mean_length():
+    """Ten answers of at most 20 tokens, to prompts of 100 on average."""
+    llama, cuts = shape_of("Llama-2-7B"), [simple_cut(32, size) for size in range(3)]
+    cost, nodes = prices.writing_cost(llama, cuts, 10, 1000, 20, "bfloat16"), Tree(cuts, 32).nodes
+    layers = (1000 + 10 * 20) * nodes / 32 * (2 * llama.active + llama.attention * 120 / 2)
+    assert cost.operations == pytest.approx(layers + 2 * 10 * 20 * 3 * llama.head)
+    assert cost.batches == 20 * math.ceil(10 / prices.ROWS)
+
+
+def test_what_results_took_is_told_to_a_tenth_of_a_second():
+    run = {"seconds": 1.23, "seconds_in_earlier_runs": 2.04, "device": "a processor"}
+    told = plans._read_cost(SimpleNamespace(path="unit.json", provenance=run))
+    assert told == {"unit": "unit.json", "seconds": 3.3, "device": "a processor"}
+
+
 # ---- what is typed -------------------------------------------------------------------------------------------
 
 
@@ -110,7 +135,9 @@ def test_a_model_known_by_its_configuration_is_planned(tiny_folder, tmp_path):
     distances, healing = content["predicted"]["costs"]
     assert (distances["what"], healing["what"]) == ("distances", "healing without 2 layers, small")
     assert 0 < distances["seconds"] < healing["seconds"] and distances["devices"] == 1
-    assert "Arithmetic, not measured: 40% of the matrix throughput of the NVIDIA H100" in typed(*words).stdout
+    shown = typed(*words).stdout
+    assert "Arithmetic, not measured: 40% of the matrix throughput of the NVIDIA H100" in shown
+    assert all(f"{name}, 10^9" in shown for name in ("operations", "memory", "weights"))
 
 
 def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, tmp_path):
@@ -123,6 +150,7 @@ def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, 
 
     task, what = planned("h100 --rules similarity,block-influence,greedy --sizes 0-3")
     assert what == ["distances", "sweep of capitals, 10 models", "healing without 3 layers, small"]
+    assert round(task["length"], 1) == task["length"]
     assert task["layer_steps"][1] == task["tokens"] * (5 + 3 * (4 + 3 + 2))
     assert planned("h100 --rules simple,reverse --sizes 0-3")[1][1] == "sweep of capitals, 7 models"
     assert planned("this --layers 3")[1][1:] == ["sweep of capitals, 2 models", "healing without 1 layers, small"]

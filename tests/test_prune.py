@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -19,11 +20,11 @@ from deeper_layers.command.measure import _find_half_gone
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
-from deeper_layers.export import PruningDescription
+from deeper_layers.export import PruningDescription, pruned_checkpoint
 from deeper_layers.export.lineage import read_lineage
 from deeper_layers.export.pruned_checkpoint import Output, name_for_others, read_size
 from deeper_layers.healing.adapters import add_adapters, save_adapters
-from deeper_layers.models.sources import EMBEDDED, PACKAGED, QWEN, find_model
+from deeper_layers.models.sources import EMBEDDED, PACKAGED, QWEN, Source, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report import one_cut
@@ -238,6 +239,29 @@ def test_the_file_fits_and_with_one_layer_more_it_would_not(kind, how, tiny_fold
     assert weights(out) == asked[4] < asked[3]
     with pytest.raises(InputError, match="no cut of .* fits into 1KB .the smallest is larger"):
         output.fit_cut(source, "1KB", rule)
+
+
+def test_what_a_rule_can_not_drop_is_the_reason_that_nothing_fits(tiny_folder, tmp_path):
+    def rule(number: int) -> Cut:
+        if number > 1:
+            raise InputError("the rule keeps four layers")
+        return simple_cut(5, number)
+
+    with pytest.raises(InputError, match="no cut of .* fits into 1KB .the rule keeps four layers"):
+        Output(tmp_path / "out").fit_cut(find_model(str(tiny_folder)), "1KB", rule)
+
+
+def test_a_model_that_is_not_on_this_machine_is_sized_by_its_parameters(monkeypatch, tmp_path):
+    parameters = SimpleNamespace(parameters=lambda cut: 1000 - 100 * cut.size)
+    monkeypatch.setattr(pruned_checkpoint.models, "find_sizes", lambda source: parameters)
+    source = Source("org/m", "hub:0", num_layers=5, dtype="bfloat16", quantized="bfloat16", folder="/no/such/folder")
+    for dtype, width, kind in (("auto", 2, "bfloat16"), ("float32", 4, "float32")):
+        assert Output(tmp_path / "out", dtype=dtype).size_function(source)(Cut(1, 2)) == (800 * width, kind)
+    packaged = SimpleNamespace(path=tmp_path / "none.gguf", bytes=1500, parameters=1000)
+    monkeypatch.setitem(pruned_checkpoint.models.PACKAGED, "A wheel", packaged)
+    source = dataclasses.replace(source, folder="A wheel", quantized="Q8_0")
+    for how, width, kind in (({}, 1.5, "Q8_0"), ({"type": "f16"}, 2, "f16")):
+        assert Output(tmp_path / "out.gguf", **how).size_function(source)(Cut(1, 2)) == (800 * width, kind)
 
 
 def test_sizes_in_words():

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
+from deeper_layers.models import decoder
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
 from tests.plain import generate, logits
@@ -173,3 +174,21 @@ def test_a_notebook_shows_one_line(capsys):
     shell.run_cell("cut.kept(4)")
     shown = capsys.readouterr().out.strip()
     assert shown.startswith("InputError: the cut is of layer 4; expected layers 0 to 3") and "\n" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "is_last"),
+    [
+        ("self_attn.o_proj.weight", "attention", True),
+        ("self_attn.o_proj.bias", "attention", True),
+        ("self_attn.q_proj.weight", "attention", False),
+        ("mlp.down_proj.weight", "mlp", True),
+        ("mlp.experts.down_proj", "mlp", True),  # matrices of experts that are stored together
+        ("mlp.experts.down_proj_bias", "mlp", True),
+        ("mlp.experts.gate_up_proj", "mlp", False),
+        ("mlp.down_proj.weight", "attention", False),
+        ("mlp.down_proj.lora_A.weight", "mlp", False),
+    ],
+)
+def test_the_matrix_that_ends_a_sublayer_is_known_by_its_name(name, part, is_last):
+    assert decoder.is_output_parameter(name, part) == is_last

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import deeper_layers as ours
 from deeper_layers import PRESETS, Cut, InputError, export
 from deeper_layers.command import main
 from deeper_layers.data import corpora
+from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import MAX_LENGTH
 from deeper_layers.experiments import notebook_parameters as shown
 from deeper_layers.experiments import parameters as kinds
@@ -114,12 +116,26 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: dataclasses.replace(PRESETS["small"], at_once=3), "at_once is 3, expected a divisor"),
     (lambda m, t: corpora.texts("bible"), "corpus is 'bible', expected one of 'wikipedia', 'c4'"),
     (lambda m, t: ours.drop_layers(m, (1, 2)), "expected"),
+    (lambda m, t: corpora.texts(["c4"]), "corpus is ['c4'], expected one of"),
+    (lambda m, t: corpora.texts("wikipedia", split="test"), "split is 'test', expected 'train' or 'validation'"),
+    (lambda m, t: corpora.texts("wikipedia", documents=0), "documents is 0; expected a whole number from 1"),
+    (lambda m, t: token_sequences(t, None, length=9), "documents is None, expected a list of texts"),
+    (lambda m, t: token_sequences(t, "a text", length=9), "documents is 'a text'"),
+    (lambda m, t: token_sequences(t, ["a", None], length=9), "documents is ['a', None]"),
+    (lambda m, t: token_sequences(None, ["a text"], length=9), "tokenizer is None"),
     (lambda m, t: ours.decoder_layers(torch.nn.Linear(2, 2)), "Linear"),
+    (lambda m, t: ours.decoder_layers(types.SimpleNamespace(config=m.config)), "the model is a SimpleNamespace"),
+    (lambda m, t: ours.decoder_layers(type(m)), "the model is a type"),
     (lambda m, t: ours.angular_distances(m, []), "there is no sequence"),
     (lambda m, t: ours.angular_distances(m, [{"input_ids": IDS, "attention_mask": 0 * IDS}]), "all padding"),
     (lambda m, t: ours.sweep(m, t, "capitals", [Cut(0, 0)]), "tasks is 'capitals'"),
     (lambda m, t: ours.heal(m, t, "text", PRESETS["small"]), "texts"),
     (lambda m, t: ours.merge_adapters(m), "adapters"),
+    (lambda m, t: ours.load_model(None), "model is None, expected Unicode text"),
+    (lambda m, t: ours.load_model(m), "model is LlamaForCausalLM"),
+    (lambda m, t: ours.load_model(""), "model is ''"),
+    (lambda m, t: ours.load_model("a/b", revision=5), "revision is 5"),
+    (lambda m, t: os.remove("tiny/config.json") or ours.load_model("tiny"), "tiny has no config.json: give a checkpoint"),
     (lambda m, t: ours.load_model("tiny", dtype="fp8"), "dtype is 'fp8'"),
     (lambda m, t: ours.load_model("tiny", device="meta"), "device is 'meta'"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "/dev/null/out"), "/dev/null"),

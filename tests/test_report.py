@@ -13,7 +13,7 @@ import pytest
 from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.report import figures, measured, names, pairing, paper, statistics
-from deeper_layers.report.one_cut import describe_lengths
+from deeper_layers.report.one_cut import describe_lengths, find_scores
 from deeper_layers.results import frames, places
 from deeper_layers.studies import last_layers, letters_or_words, which_layers
 
@@ -155,6 +155,17 @@ def test_what_does_not_count_changes_no_number():
     assert rounded["bits"].value_counts().to_dict() == {"Q4_0": 6}, "and is there where it is asked for"
 
 
+@pytest.mark.parametrize(
+    ("shares", "ruined", "largest"),
+    [([0.75, 0.7, 0.26], True, 1), ([0.75, 0.3, 0.7], False, 0), ([0.3, 0.3, 0.2], False, None)],
+)
+def test_a_cut_is_judged_by_what_the_whole_model_can(shares, ruined, largest):
+    """Surely ruined is a task where the whole model is surely above guessing, and less than half of that is left."""
+    (score,) = find_scores(made(curve(shares)), Cut(1, 2))
+    assert (score.whole[0], score.pruned[0], score.guessing) == (shares[0], shares[2], 0.25)
+    assert (score.ruined, score.largest, score.rule) == (ruined, largest, "similarity")
+
+
 def test_guessing_is_at_random_or_always_the_same_whichever_is_better():
     """Of a group over the right choices of all its subjects, from the widest limit that was measured."""
     law, art = np.array([0, 0, 0, 1]), np.array([1, 1, 1, 1])
@@ -192,7 +203,7 @@ def test_lengths_tell_stopping_from_being_wrong():
     assert found == [[0.75, 0.75, 0, 1, 0.75, 25, 1], [0.25, 0.75, 0, 0.5, 0.5, 70, 2.8]]
     assert (lengths["gap_low"] < 0).all() and (lengths["gap_high"] > 0).all()
     (said,) = describe_lengths(scores, Cut(6, 2))
-    assert "70 tokens (median), 2.8 times" in said and "50% are cut off" in said
+    assert "70 tokens (median), 2.8 times" in said and "; 50% are cut off" in said
 
 
 # ---- what is published -----------------------------------------------------------------------------------------------
@@ -376,6 +387,24 @@ def test_what_is_missing_is_a_gap_and_no_zero_and_a_rule_has_one_colour():
     assert all(said in table for said in ("0.750 (0.686 to 0.805)", "similarity-informed"))
     at_floor = rows[:1].assign(kept=np.nan, untold="at floor")
     assert "no better than guessing" in figures.curves(at_floor, y="kept")._repr_html_()
+
+
+def test_runs_and_sizes_are_told_in_the_units_of_their_columns(monkeypatch):
+    run = {"measured": "2026-01-02T03:04:05", "commit": None, "seconds": 7200.0, "memory": 8e9}
+    devices = ["x86_64 processor (AVX2), 2 threads", "x86_64 processor (AVX2), 1 thread", "NVIDIA H100"]
+    table = pd.DataFrame([run | {"device": device} for device in devices])
+    monkeypatch.setattr(results, "runs", lambda folder: table.copy())
+    found = measured.runs()
+    assert found["hours"].tolist() == [2] * 3 and found["processor_hours"].tolist() == [4, 2, 0]
+    watts = 2 * 12.0 + 8 * 0.3725
+    assert found["watt_hours"].tolist()[0] == pytest.approx(2 * watts * 1.67) and found["watt_hours"].isna()[2]
+    assert set(found["commit"]) == {"unknown"} and set(found["measured"]) == {"2026-01-02"}
+    assert found["GiB"].tolist() == pytest.approx([8e9 / 2**30] * 3)
+    rounded = made(curve([0.75, 0.5], task="boolq", bytes=3_500_000, bits="Q4_0") + curve([0.75, 0.5], bytes=7_000_000))
+    sizes = measured.sizes(rounded)[["bits", "size", "MB", "topic"]].values.tolist()
+    assert [row[:3] for row in sizes] == [
+        ["Q4_0", 0, 3.5], ["Q4_0", 1, 3.5], ["as published", 0, 7], ["as published", 1, 7],
+    ]  # fmt: skip
 
 
 def test_answers_took_the_time_of_their_file():

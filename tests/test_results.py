@@ -15,7 +15,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Data, Experiment
 from deeper_layers.experiments.parameters import Parameters
-from deeper_layers.models.sources import Source
+from deeper_layers.models.sources import Source, find_recorded_model
 from deeper_layers.results import places
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.shards import Shards
@@ -189,6 +189,27 @@ def test_results_lie_where_the_user_stands_or_in_the_checkout(tmp_path, monkeypa
     monkeypatch.setattr(places, "AROUND", tmp_path / "environment")  # as where the package is installed
     (tmp_path / "lib").mkdir()  # no folder of that name is ours
     assert places.repository() is None and places.results_folder().resolve() == tmp_path / "results"
+
+
+def test_published_results_are_searched_beside_the_default_folder_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv(places.VARIABLE, str(tmp_path / "mine"))
+    monkeypatch.setattr(places, "PUBLISHED", tmp_path / "published")
+    assert places.readable_folders() == [tmp_path / "mine"], "there are none"
+    path = Measure(tmp_path / "published")().path
+    assert places.readable_folders() == [tmp_path / "mine", tmp_path / "published"]
+    assert find_result("scores", KEY).path == path and [one.path for one in read_results()] == [path]
+    assert places.readable_folders(tmp_path / "another") == [tmp_path / "another"]
+    monkeypatch.setenv(places.VARIABLE, str(tmp_path / "published"))
+    assert places.readable_folders() == [tmp_path / "published"], "each once"
+
+
+def test_a_model_of_results_is_known_by_its_name_and_data_type(tmp_path, measure):
+    measure()
+    found = find_recorded_model("org/some model", folder=tmp_path)
+    assert (found.name, found.weights, found.num_layers, found.dtype) == ("org/some model", "sha256:0", 5, "float32")
+    assert find_recorded_model("org/some model", "float32", tmp_path) == found
+    assert find_recorded_model("org/some model", "bfloat16", tmp_path) is None
+    assert find_recorded_model("org/another", folder=tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["../..", "", ".hidden", "/etc", "é" * 300, "nu\0ll"])

@@ -12,6 +12,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
+from deeper_layers.results.frames import CHANGED
 from deeper_layers.results.shards import Shards
 from deeper_layers.rules import change_model
 from deeper_layers.rules.changing import bridge_cut, build_likeness, merge_layers
@@ -95,6 +96,12 @@ def test_prices_are_nodes_of_trees(name, least, layers):
         REGISTERED[name].choose([size], layers, losses)
         share = sum(nodes) / layers / REGISTERED[name].price(size, layers)[0]
         assert least - 1e-9 <= share <= 1 + 1e-9
+
+
+def test_a_bridge_costs_a_pass_of_its_own():
+    fitted = {name for name, rule in REGISTERED.items() if rule.fitting_passes}
+    assert fitted == {name for name, changed in CHANGED.items() if changed == "bridged"}
+    assert {rule.fitting_passes for rule in REGISTERED.values()} == {0, 1}
 
 
 # --- formulas, read plainly -------------------------------------------------------------------------------
@@ -246,6 +253,7 @@ def test_least_squares_fold_into_the_mlp_what_it_lacks(model, sequences):
     weight, plain = (decoder_layers(one)[1].mlp.down_proj.weight.detach().double() for one in (bridge, model))
     torch.testing.assert_close(weight, found.T @ plain, rtol=0, atol=1e-4)
     torch.testing.assert_close(matrix(bridge, 2), matrix(model, 4))
+    bridge_cut(model, CUT, sequences[:2])  # as many tokens as the map has columns are enough
 
 
 def test_what_follows_is_scaled_as_if_what_comes_before_were(model, sequences):

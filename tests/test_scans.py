@@ -9,7 +9,9 @@ import torch
 from deeper_layers import similarity
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.data import embedded
+from deeper_layers.data.corpora import texts
 from deeper_layers.data.tasks.items import begins_with_the_answer
+from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.choosing import choose_cuts_for_tasks, compare_rules
 from deeper_layers.experiments.distances import find_or_measure_distances
@@ -20,8 +22,10 @@ from deeper_layers.experiments.scoring import plan_each, score_each
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
 from deeper_layers.results.frames import tabulate_distances, tabulate_scores
+from deeper_layers.results.packing import unpack_halves
 from deeper_layers.results.store import read_results
-from deeper_layers.sweeping.sweeps import answer_requests, request_loss, sweep
+from deeper_layers.rules.changing import bridge_cut
+from deeper_layers.sweeping.sweeps import answer_requests, request_loss, sweep, text_loss
 
 LIMIT = 6
 SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Question: And 1 + 1?\nAnswer:", " 2\n#### 2")]
@@ -176,6 +180,28 @@ def test_what_rules_drop_is_measured_once_and_read_back(asked, tmp_path):
     assert scores.query("rule == 'llm-drop' and task == 'capitals'")["size"].tolist() == [1, 2]
     experiment.open_model = pytest.fail
     compare_rules(experiment)
+
+
+def test_losses_and_scores_of_a_rule_that_changes_weights_are_those_of_the_changed_model(asked, opened, tmp_path):
+    experiment = asked(
+        WhichLayersParameters, rules="replaceme", limit=4, samples=4, sequence_length=24, text="wikipedia",
+        corpus="wikipedia", loss_sequences=3, loss_length=24, percent="20", calibration_sequences=2, bridge_sequences=3,
+        tasks="lettered_capitals", tokens=2, neighbours=2, skip_sequences=2,
+    )  # fmt: skip
+    compare_rules(experiment)
+    scores = tabulate_scores(read_results(tmp_path / "results", "scores")).query("size > 0").set_index("metric")
+    cut = Cut.named(scores["cut"].unique()[0])
+    (train, validation) = (
+        token_sequences(opened[1], texts("wikipedia", split=split), length=24, tokens=72)
+        for split in ("train", "validation")
+    )
+    bridged = bridge_cut(opened[0], cut, train)
+    expected = text_loss(bridged, [UNPRUNED], validation)[0]["value"][0]
+    plain = text_loss(opened[0], [cut], validation)[0]["value"][0]
+    assert scores.loc["loss", "value"] == pytest.approx(expected, rel=1e-5) and abs(expected - plain) > 1e-3
+    of_task = sweep(bridged, opened[1], ["lettered_capitals"], [UNPRUNED], limit=4)
+    kept = of_task.attrs["outcomes"][UNPRUNED.name]["lettered_capitals"]["logprobs"]
+    assert scores.loc["acc", "logprobs"] == pytest.approx(unpack_halves(kept, 4))
 
 
 def test_what_is_asked_of_rules_is_what_is_published():

@@ -72,7 +72,8 @@ def disk_is_full(error: BaseException | str) -> bool:
 @contextlib.contextmanager
 def as_input_error(problem: str, advice: str = "fetch it again", kind: type[Exception] = Exception) -> Iterator[None]:
     """Inside, errors of this kind become an InputError with the problem, its cause and advice, or a MemoryError where
-    memory ran out. For libraries that read the files of strangers, and may raise anything."""
+    memory ran out. For libraries that read the files of strangers, and may raise anything. What may not be read is not
+    known to be damaged: advice that is not for errors of the system alone gives way."""
     try:
         yield
     except InputError:
@@ -80,6 +81,8 @@ def as_input_error(problem: str, advice: str = "fetch it again", kind: type[Exce
     except kind as error:
         if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error
+        if isinstance(error, PermissionError) and error.filename is not None and kind is Exception:
+            problem, advice = f"{error.filename} may not be used", "change its permissions, or give another"
         raise InputError(f"{problem} ({first_line(error)}): {advice}") from error
 
 

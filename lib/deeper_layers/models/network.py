@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError, as_input_error
-from deeper_layers.models.configuration import text_config
+from deeper_layers.models.configuration import count_positions, text_config
 from deeper_layers.models.decoder import decoder_layers, layers_path, running_only
 from deeper_layers.models.measuring import evaluating
 
@@ -120,11 +120,12 @@ class Network:
 
         Args:
             batches: each with `input_ids` [B, T] and, where there is padding, `attention_mask`. They come to `keep` on
-                the model's device, without gradients.
+                the model's device, padded on the right, without gradients.
             keep: is called after each layer. A view of a residual would keep all of it in memory.
 
         Raises:
-            InputError: a residual has other dimensions than [B, T, D], or the layers can't be run one by one.
+            InputError: a residual has other dimensions than [B, T, D], the layers can't be run one by one, a sequence
+                has more tokens than the model has positions, or a mask has gaps.
         """
         width = text_config(self.model.config).hidden_size * self.dtype.itemsize
         cost = lambda group: width * sum(batch["input_ids"].numel() for batch in group)  # noqa: E731
@@ -138,6 +139,8 @@ class Network:
     @torch.inference_mode()  # not around the yield: whoever takes them may want gradients
     def _residuals(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:
         """The same for a group of batches, all of which go through a layer before any goes through the next."""
+        group = [pad_on_the_right(batch) for batch in group]
+        check_length(self.model, max(batch["input_ids"].shape[1] for batch in group))
         group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
         layer_inputs = [self.layer_inputs(**batch) for batch in group]
         states, kept = [inputs.residual for inputs in layer_inputs], [[] for _ in group]
@@ -198,6 +201,33 @@ class Network:
             for layer in self.layers:
                 stack.enter_context(replacing(layer, "forward", forward))
             yield
+
+
+def pad_on_the_right(batch: Batch) -> Batch:
+    """The same sequences with all padding after their tokens. Many models count positions from the first column, or are
+    not the same at others. Raises InputError where a mask leaves out a token between others."""
+    if "attention_mask" not in batch:
+        return batch
+    mask = batch["attention_mask"].long()
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    order = (columns + mask.argmax(dim=1, keepdim=True)) % mask.shape[1]  # from the first token on
+    mask = mask.gather(1, order)
+    if (mask.diff(dim=1) > 0).any():
+        raise InputError(
+            "an attention_mask masks a token between others, expected padding before or after them: take it out"
+        )
+    return batch | {"input_ids": batch["input_ids"].gather(1, order), "attention_mask": mask}
+
+
+def check_length(model: torch.nn.Module, tokens: int) -> None:
+    """Raise InputError where sequences of so many tokens, with their padding, have more than the model has positions.
+    Learned ones end there, and rotary ones were not trained beyond."""
+    positions = count_positions(model.config)  # ty: ignore[invalid-argument-type]
+    if positions is not None and tokens > positions:
+        raise InputError(
+            f"a sequence has {tokens} tokens, and {type(model).__name__} has {positions} positions: take sequences of "
+            f"at most {positions} tokens, padding included"
+        )
 
 
 def cache_argument(module) -> str:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from deeper_layers.checks import check_text
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.checkpoint_files import (
     is_gguf,
@@ -119,7 +120,7 @@ def find_model(
     For a `.gguf` file `revision`, where given, is the SHA-256 it must have. Local weights are read for their hash,
     unless `hashed` is False: then the fingerprint is NOT_HASHED, enough to plan but not to measure.
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
-    config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
+    config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype, what is no text.
     """
     kind, path, own_dtype = find_kind(model, revision), local_path(model), None
     if header := read_header(model, kind):
@@ -142,12 +143,15 @@ def find_model(
 
 def find_kind(model: str, revision: str | None = None) -> str:
     """Where a model comes from: "packaged", "gguf", "folder" or "hub". Raises InputError for none of these."""
-    path = local_path(model)
+    text = check_text("model", os.fspath(model) if isinstance(model, os.PathLike) else model)
+    path = local_path(text)
     kind = "packaged" if model in PACKAGED else "folder" if os.path.isdir(path) else "gguf" if is_gguf(path) else "hub"
+    if revision is not None:
+        check_text("revision", revision)
     if kind in ("packaged", "folder") and revision is not None:
         raise InputError(f"revision is {revision!r}, and {model!r} is no hub id: leave it out")
     # the hub's oldest models are of no organisation
-    if kind == "hub" and (os.path.isfile(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):
+    if kind == "hub" and (os.path.isfile(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text)):
         raise InputError(f"{model!r} is no .gguf file, no folder and no hub id (ORGANISATION/NAME)")
     return kind
 

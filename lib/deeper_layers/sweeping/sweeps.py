@@ -24,7 +24,7 @@ from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.measuring import check_tokens, measuring
-from deeper_layers.models.network import group_by_cost
+from deeper_layers.models.network import check_length, group_by_cost
 from deeper_layers.results.shards import Shards
 from deeper_layers.rules.changing import build_likeness
 from deeper_layers.rules.choosing import REGISTERED
@@ -322,9 +322,11 @@ def request_loss(
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
     (sequences); and the loss of each sequence, by the cut's `name`. `batch_tokens` is about how many tokens run
     between two shards, which are as in `sweep`.
-    Raises InputError where there is no cut, or one that does not fit the model, and for a loss that is not finite.
+    Raises InputError where there is no cut, or one that does not fit the model, for sequences of more tokens than the
+    model has positions, and for a loss that is not finite.
     """
     check_cuts(model, cuts)
+    check_length(model, requests.max_length - 1)  # the last token is predicted alone
     family, options = TreeModel(model, cuts), {"shards": shards, "what": "loss on text"}
     logprobs, _ = loglikelihoods(family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, **options)
     by_cut, lengths = dict(zip(family.cuts, -logprobs, strict=True)), np.array([len(ids) for _, ids in requests.pairs])
