@@ -135,7 +135,7 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.load_model(m), "model is LlamaForCausalLM"),
     (lambda m, t: ours.load_model(""), "model is ''"),
     (lambda m, t: ours.load_model("a/b", revision=5), "revision is 5"),
-    (lambda m, t: os.remove("tiny/config.json") or ours.load_model("tiny"), "tiny has no config.json: give a checkpoint"),
+    (lambda m, t: os.remove("tiny/config.json") or ours.load_model("tiny"), "tiny has no config.json: give a check"),
     (lambda m, t: ours.load_model("tiny", dtype="fp8"), "dtype is 'fp8'"),
     (lambda m, t: ours.load_model("tiny", device="meta"), "device is 'meta'"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "/dev/null/out"), "/dev/null"),

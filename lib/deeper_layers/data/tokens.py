@@ -15,8 +15,8 @@ SENTENCE = "The quick brown fox jumps over the lazy dog, and then back again."
 
 
 def check_tokenizer(tokenizer) -> None:
-    """Raise InputError for what is no tokenizer, and where every word is unknown: a folder without tokenizer files opens
-    as an empty tokenizer."""
+    """Raise InputError for what is no tokenizer, and where every word is unknown: a folder without tokenizer files
+    opens as an empty tokenizer."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(f"tokenizer is {checks.short_repr(tokenizer)}, expected the model's: load_model gives both")
     if not set(tokenizer(SENTENCE)["input_ids"]) - set(tokenizer.all_special_ids):
