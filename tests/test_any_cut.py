@@ -60,7 +60,7 @@ def test_a_shape_that_does_not_fit_is_refused_before_a_look_at_the_model_or_text
     for words, message in [
         (" ".join(LISTS), "no adapters are of a layer without one of its sublayers; --silence"),
         ("--drop 1 --rule block-pruner", "the rule block-pruner drops attention or MLP apart: no configuration"),
-        ("--layers 3,5", "the cut is of layer 5; expected layers 0 to 4, as the model has"),
+        ("--layers 3,5", "--layers 3,5 is of layer 5; expected layers 0 to 4, as the model has"),
         ("--mlp 1 --heal small", "this cut drops the MLP of layer 1, keeps [0:5]: no configuration"),
         ("--drop 1 --rule greedy --for vllm", "--rule is greedy, expected one that"),
     ]:

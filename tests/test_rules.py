@@ -185,6 +185,8 @@ def test_a_search_that_is_interrupted_goes_on_from_its_steps(model, sequences, t
     whole, answer, runs = search(model, "greedy", [3], sequences[:3]), TreeModel.answer, []
 
     def run(*arguments):
+        if arguments[0].network.model is not model:  # a trial
+            return answer(*arguments)
         runs.append(arguments)
         if len(runs) == 3:
             raise KeyboardInterrupt

@@ -280,7 +280,8 @@ def other_forward(model):
     entered: list[torch.Tensor] = []
 
     def reach(layer, arguments, named):
-        residual = arguments[0]
+        # a trial hands on tuples, as layers of older families do
+        residual = arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0]
         entered.append(residual)
         added = 0.5 * entered[-2] if layer.self_attn.layer_idx else 0
         return (residual + added, *arguments[1:]), named
