@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeper_layers import data, export, healing
+from deeper_layers import data, export, files, healing
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Data, Experiment
@@ -119,4 +119,5 @@ class Healing:
             healing_settings = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)
             healing.save_adapters(healed, self._folder, source.key, cut, healing_settings)
         shutil.rmtree(checkpoints, ignore_errors=True)
+        files.remove_leftovers(self._folder)
         return healed, record
