@@ -43,9 +43,8 @@ class Estimate:
     # from all items, then from each draw, [N] or [N, C]; empty without draws
     numbers: Float[np.ndarray, "N ..."] = field(default_factory=lambda: np.empty(0), repr=False)
     untold: str = ""  # why there is no number: AT_FLOOR or NOT_TESTED
-    few: bool | Bool[np.ndarray, " C"] = (
-        False  # whether fewer than FEW items decide, so that draws are not its interval
-    )
+    # whether fewer than FEW items decide, so that draws are not its interval
+    few: bool | np.bool | Bool[np.ndarray, " C"] = False
 
     @classmethod
     def of(cls, numbers: Float[np.ndarray, "N ..."]) -> "Estimate":
@@ -186,7 +185,9 @@ def _correlate(second: Float[np.ndarray, "*rows I"], first: Float[np.ndarray, ".
     return np.divide(corrected, spread, out=np.zeros_like(spread), where=spread > 0)
 
 
-def _find_ratio_ends(above: tuple, whole_above: tuple, correlation: np.ndarray) -> tuple:
+def _find_ratio_ends(
+    above: Float[np.ndarray, "3 C"], whole_above: Float[np.ndarray, "3 C"], correlation: Float[np.ndarray, " C"]
+) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
     """The interval of a ratio from those of its parts (Donner and Zou 2012: variance estimates recovered); each part is
     a value with low and high, and the lower one below is positive."""
     (value, low, high), (whole, whole_low, whole_high) = above, whole_above

@@ -73,7 +73,7 @@ def select_best(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     return rows.merge(best[[*place, *prompt]], on=[*place, *prompt])
 
 
-def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Shaped[np.ndarray, "C I"]]:
+def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Shaped[np.ndarray, "C I ..."]]:
     """The cuts of one measurement, by size and start, and their outcomes item by item, subjects by name. All cuts must
     have the same items, and each cut one row for each subject: filter the rows first."""
     rows = rows.sort_values("subject", na_position="first", kind="stable")

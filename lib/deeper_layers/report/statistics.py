@@ -118,10 +118,10 @@ def describe_half_gone(row: Mapping, *, as_share: bool = False) -> str:
         return ""
     sizes, likely = [int(size) for size in row["sizes"]], row["likely"]
 
-    def write(number: float) -> str:
+    def write(number: int | float) -> str:
         return f"{number / row['layers']:.0%}" if as_share else f"{number:.0f}"
 
-    def span(low: float, high: float) -> str:
+    def span(low: int | float, high: int | float) -> str:
         """From one more than the next smaller size that was measured, up to `high`."""
         beyond = f"more than {write(sizes[-1])}"
         if math.isinf(low):
