@@ -144,7 +144,7 @@ def test_where_the_whole_model_has_nothing_right_in_a_draw_it_counts_as_one_item
     right = np.array([[1.0, 1, 0], [1, 0, 0]])
     whole, pruned = np.rint(3 * estimates.resample(right)).T
     assert set(whole[1:]) == {0, 1, 2, 3}
-    assert estimates.shares_kept(right, 0).numbers[:, 1] == pytest.approx(pruned / np.maximum(whole, 1))
+    assert estimates.shares_kept(right, 0.0).numbers[:, 1] == pytest.approx(pruned / np.maximum(whole, 1))
 
 
 def test_recovery_is_the_share_of_the_gap_that_is_closed():

@@ -102,7 +102,7 @@ def _find_collapse(model: Model) -> Answer:
     most = cut[np.argmax(kept.value[cut])]
     others = cut[cut != most]
 
-    def write(number: int) -> str:
+    def write(number: int | np.integer) -> str:
         return f"n = {sizes[number]}: {format_number(shares[number], as_share=True)}"
 
     estimate = Estimate.of(kept.numbers[:, cut].max(axis=1))
