@@ -187,9 +187,8 @@ def import_slow_modules() -> None:
     with warnings.catch_warnings(action="ignore"):
         for name in SLOW.split():
             importlib.import_module(name)
-    for name in [
-        name for name in sys.modules if name.partition(".")[0] in ("deeper_layers", "deeper_layers_companion", "tests")
-    ]:
+    ours = ("deeper_layers", "deeper_layers_companion", "tests")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
         del sys.modules[name]
 
 

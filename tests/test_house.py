@@ -1,4 +1,4 @@
-"""How lib/ is built: the method imports nothing of the companion, rooms import downwards, each says what to read first, and what reads stays light."""
+"""How lib/ is built: the method imports nothing of the companion, rooms import downwards, what reads stays light."""
 
 import ast
 import os
