@@ -1,11 +1,10 @@
-"""What nobody foresaw, at the command's and at papermill's edge: one line, and a file for whoever maintains this."""
+"""What nobody foresaw, at the command's edge: one line, and a file for whoever maintains this."""
 
 import errno
 import sys
 import tempfile
 import warnings
 
-import papermill
 import pytest
 from click.testing import CliRunner
 
@@ -109,18 +108,3 @@ def test_what_may_not_be_read_is_not_called_damaged():
             raise denied
         message = f"{words} ([Errno 13] Permission denied: '/a/place'): "
         assert str(caught.value).startswith(message) and "fetch it again" not in str(caught.value)
-
-
-def test_a_mistake_in_a_notebook_is_one_line_too(monkeypatch, capsys):
-    """As papermill's command prints it."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # importing the plug-in sets it
-    from deeper_layers_companion.experiments import papermill_engine
-
-    def said(name: str) -> str:
-        error = papermill.PapermillExecutionError(0, 1, "source", name, "what happened", ["File elsewhere.py"])
-        papermill_engine.report(type(error), error, None)
-        return capsys.readouterr().err
-
-    for name in ("InputError", "NotMeasuredError"):
-        assert said(name) == f"{name}: what happened\n"
-    assert "Exception encountered" in said("KeyError")
