@@ -145,7 +145,7 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", adapter=b"x"), "adapter is b'x', expected str or"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", adapter="a\0"), "adapter is 'a\\x00', expected"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", changed={"a": 1}), "expected Changed or None"),
-    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", overwrite="no"), "overwrite is 'no', expected bool"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", silence="no"), "silence is 'no', expected bool"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", card=[]), "card is [], expected str"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", command=("a", "b")), "expected str or None"),
     (lambda m, t: export.slice_gguf("tiny.gguf", 1, "out.gguf"), "cut is 1, expected Cut"),

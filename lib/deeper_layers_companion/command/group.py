@@ -1,7 +1,6 @@
 """`deeper-layers` with its subcommands, and the handling of mistakes, faults and Ctrl-C."""
 
 import os
-import traceback
 import warnings
 
 import click
@@ -44,8 +43,7 @@ class Subcommands(click.Group):
                     raise
                 if message := _explain_error(error):
                     raise click.ClickException(errors.one_line(message)) from None
-                message = f"{type(error).__name__}: {errors.first_line(error)}"
-                click.echo(f"Error: {errors.write_fault_report(message, traceback.format_exc())}", err=True)
+                click.echo(f"Error: {errors.describe_fault(error)}", err=True)
                 context.exit(FAULT)
 
 
@@ -90,8 +88,8 @@ def main() -> None:
     it stopped. A table goes to stdout, or JSON with --json; progress to stderr.
 
     Exit status: 0 done; 1 a value, file or model can't be used, which one line on stderr says; 2 a command that is not
-    written right; 70 a fault of this software, whose traceback is in a file that one line names
-    (DEEPER_LAYERS_TRACEBACK=1 shows it); 130 interrupted.
+    written right; 70 a fault of this software, which one line says (DEEPER_LAYERS_TRACEBACK=1 shows its traceback);
+    130 interrupted.
 
     \b
     Completion of commands and options, in bash (or zsh_source, fish_source):
