@@ -66,6 +66,21 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_folder, tmp_path):
     assert planned["bytes"] == weights(tmp_path / "out") < written["bytes"]
 
 
+def test_the_same_cut_of_another_model_is_that_of_all_steps_of_a_folder(tiny_folder, tmp_path):
+    first = answered(tiny_folder, tmp_path / "first", "--start", 3, "--drop", 1)
+    second = answered(tmp_path / "first", tmp_path / "second", "--start", 1, "--drop", 2)
+    assert (first["kept"], second["kept"]) == ([0, 1, 2, 4], [0, 3])
+    like = answered(tiny_folder, tmp_path / "like", "--like", tmp_path / "second")
+    assert like["kept"] == [0, 4]
+    of_second, of_like = (tensors(tmp_path / name) for name in ("second", "like"))
+    assert of_second.keys() == of_like.keys() and all(torch.equal(of_like[name], of_second[name]) for name in of_like)
+    refused = said("prune", tmp_path / "first", tmp_path / "out", "--like", tmp_path / "second")
+    assert "was cut from a model of 5 layers, and this one has 4" in refused
+    assert "has no pruning.json of ours" in said("prune", tiny_folder, tmp_path / "out", "--like", tiny_folder)
+    both = typed("prune", tiny_folder, tmp_path / "out", "--like", tmp_path / "second", "--drop", 1, code=2).stderr
+    assert "--like and --drop exclude each other" in both
+
+
 def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
     """By the published results of the embedded model, whose file need not be here."""
     known = answered("embedded", tmp_path / "out.gguf", "--drop", 4, "--dry-run")

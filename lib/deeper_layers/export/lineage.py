@@ -50,6 +50,17 @@ class Lineage(StrictModel):
     steps: Annotated[list[Step], Field(min_length=1)]
     kept: list[Count]  # each layer's number in the first model
 
+    @property
+    def cut(self) -> Cut:
+        """All that the steps dropped or silenced, by the numbers of the first model's layers."""
+        numbers, parts = [*range(self.steps[0].layers)], {"dropped": set(), "attention": set(), "mlp": set()}
+        for step in self.steps:
+            for name, layers in parts.items():
+                layers |= {numbers[index] for index in getattr(step, name)}
+            numbers = [numbers[index] for index in step.cut.kept(step.layers)]
+        gone = parts["dropped"]
+        return Cut.of(sorted(gone), sorted(parts["attention"] - gone), sorted(parts["mlp"] - gone))
+
 
 def extend_lineage(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
     """The lineage with one more step, or a first one. Raises InputError for a step from another number of layers."""
@@ -66,6 +77,22 @@ def read_lineage(folder: Path) -> Lineage | None:
         return Lineage.model_validate(read_json(folder / LINEAGE))
     except (OSError, ValueError):
         return None
+
+
+def read_cut_like(folder: Path, layers: int) -> Cut:
+    """The cut that a folder's pruning.json records, for another model of `layers` layers.
+
+    Raises InputError where the folder has none, or it is of a model of another depth.
+    """
+    lineage = read_lineage(folder)
+    if lineage is None:
+        raise InputError(f"{folder} has no {LINEAGE} of ours: give a folder that `deeper-layers prune` wrote")
+    if lineage.steps[0].layers != layers:
+        raise InputError(
+            f"{folder} was cut from a model of {lineage.steps[0].layers} layers, and this one has {layers}: give a "
+            "model of as many"
+        )
+    return lineage.cut
 
 
 def format_lineage(lineage: Lineage) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field
 from deeper_layers import checks, export, models
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.lineage import read_cut_like
 from deeper_layers.export.llama_cpp import EXACT_TYPES, ROUNDED_TYPES
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import PRESETS
@@ -57,6 +58,9 @@ class PruneParameters(Parameters):
     for_: str = Field(
         "",
         description=f"let the rule choose among the cuts that these read rightly: some of {', '.join(export.ENGINES)}",
+    )
+    like: Path | None = Field(
+        None, description="a folder that was pruned before: make the same cut, of another model of as many layers"
     )
     dry_run: bool = Field(
         False,
@@ -123,14 +127,18 @@ def prune(
     deeper-layers prune embedded pruned --layers "3, 7-9" --attention 12 --silence
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
+    deeper-layers prune ORGANISATION/NAME-base pruned-base --like pruned
     deeper-layers prune model.gguf pruned.gguf --drop 8
     deeper-layers prune model.gguf pruned.gguf --to-size 400MB
     deeper-layers prune model.gguf pruned.gguf --drop 8 --type q4_k_m
     """
     # refuse wrong options before anything is read
     exclude("to_size", "drop", "start", "adapter", *LISTS)
+    exclude("like", "to_size", "drop", "start", "rule", "adapter", "for_", *LISTS)
     exclude("heal", "adapter", "measure")
-    cut, chosen, size = read_cut(drop, start, options.adapter or options.to_size, **lists), REGISTERED[rule], drop or 0
+    instead = options.adapter or options.to_size or options.like
+    cut = read_cut(drop, start, instead, **lists)
+    chosen, size = REGISTERED[rule], drop or 0
     if chosen.changes:  # a rule that opens the model, and changes the weights that stay
         exclude("rule", "heal", "adapter", "for_", "dry_run", "to_size")
     for name, needed in {"steps": "heal", "public": "push_to_hub"}.items():
@@ -145,6 +153,8 @@ def prune(
     config = models.read_raw_config(model, options.revision)
     depth = models.count_stated_layers(config)
     depth = depth or export.read_layout(models.checkpoint_folder(model, options.revision)).layers
+    if options.like:
+        cut = read_cut_like(options.like, depth)
     (cut or Cut(0, size)).check(depth)
     if not cut.is_of_layers if cut else chosen.drops_sublayers and size:
         subject = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
