@@ -45,6 +45,7 @@ def test_what_the_hub_reads_comes_from_the_source(source, tmp_path):
     for words in (
         "> # A model\n>\n> Its own words.",
         "\ndeeper-layers prune\n",
+        "`hf upload USER/NAME FOLDER`",
         "More words.",
         CUT.describe(5),
         weights,
