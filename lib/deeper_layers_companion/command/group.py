@@ -12,6 +12,7 @@ from deeper_layers_companion.command.plan import plan
 from deeper_layers_companion.command.prune import prune
 from deeper_layers_companion.command.report import report
 from deeper_layers_companion.command.results import results
+from deeper_layers_companion.command.tasks import tasks
 
 INTERRUPTED, FAULT = 130, 70  # a shell's status of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
 
@@ -71,7 +72,7 @@ def _explain_error(error: Exception) -> str | None:
 
 @click.group(
     cls=Subcommands,
-    commands=[plan, distances, sweep, scan, prune, heal, results, report],
+    commands=[plan, tasks, distances, sweep, scan, prune, heal, results, report],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="deeper-layers")
