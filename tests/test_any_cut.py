@@ -107,7 +107,7 @@ def test_what_can_not_be_written_is_refused(tiny_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-SELDOM = ("laco-code", "replaceme-cosine", "streamline")
+SELDOM = ("laco-code", "streamline")
 CHANGING = [
     pytest.param(name, marks=[pytest.mark.thorough] if name in SELDOM else [])
     for name, rule in REGISTERED.items()

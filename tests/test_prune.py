@@ -13,8 +13,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
@@ -291,33 +289,3 @@ def test_a_number_of_parameters_is_typed(tiny_folder, tmp_path):
     most = sum(tensor.numel() for name, tensor in tensors(tiny_folder).items() if ".layers.0." not in name)
     planned = answered(tiny_folder, tmp_path / "out", "--rule", "simple", "--to-size", f"{most / 1e3}K", "--dry-run")
     assert planned["cut"] == {"start": 3, "size": 1}
-
-
-# ---- to the hub ------------------------------------------------------------------------------------------
-
-
-def test_uploaded_whole_and_private_unless_public_is_asked_for(tiny_folder, tmp_path, monkeypatch):
-    def words(out: str) -> list:
-        return [tiny_folder, tmp_path / out, *SIMPLE, "--push-to-hub", "me/pruned"]
-
-    api = mock.create_autospec(HfApi, instance=True, endpoint="https://hub")
-    api.repo_info.side_effect = RepositoryNotFoundError("there is none", response=mock.Mock())
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
-    monkeypatch.setenv("HF_TOKEN", "hf_thisisnotatoken")
-    content, out = answered(*words("out")), tmp_path / "out"
-    api.create_repo.assert_called_once_with("me/pruned", private=True, exist_ok=True)
-    sent = api.upload_folder.call_args.kwargs
-    assert sent["folder_path"] == out and sent["repo_id"] == "me/pruned"
-    assert content["address"] == "https://hub/me/pruned" and 'name = "me/pruned"' in (out / "README.md").read_text()
-    api.repo_info = mock.Mock(return_value=mock.Mock(private=False))
-    assert "it is there and public, which --public allows" in said("prune", *words("no"))
-    typed("prune", *words("public"), "--public")
-    assert api.create_repo.call_args.kwargs["private"] is False
-    api.upload_folder.side_effect = OSError("403")
-    message = said("prune", *words("stays"), "--public")
-    assert "can't upload to me/pruned" in message and "is complete, and stays" in message
-    api.whoami.side_effect = OSError("403")
-    assert "can't upload to me/pruned" in said("prune", *words("no"))
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert "run `hf auth login`" in said("prune", *words("no"))
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "public", "stays"}

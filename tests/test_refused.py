@@ -83,14 +83,17 @@ TYPED = [  # what is typed, exit status, words of the line
     ("heal embedded --drop 3 --learning-rate nan", 1, "--learning-rate is nan"),
     ("prune embedded out --drop 2 --start 0 --rule simple", 2, "give one of them"),
     ("prune embedded out --drop 2 --heal small --no-measure", 2, "--heal and --no-measure exclude each other"),
-    ("prune tiny tiny --drop 1", 1, "tiny exists: give"),
+    ("prune tiny tiny --drop 1", 1, "tiny exists, and nothing is overwritten: give"),
     ("prune tiny out --adapter tiny", 1, "lacks adapter_model.safetensors"),
     ("prune tiny out --drop 1 --steps 5", 2, "--steps is of --heal"),
     ("prune tiny.gguf out.gguf --drop 1 --rule replaceme", 1, "of a GGUF file alone, whose weights no rule changes"),
     ("prune tiny out.gguf --drop 1", 1, "is made of a GGUF file alone"),
     ("prune tiny.gguf out.gguf --drop 1 --dtype float16", 1, "a folder is made of any model, in a --dtype"),
     ("prune tiny out --drop 1 --for ollama", 1, "the engine is 'ollama', expected one of llama.cpp"),
-    ("prune tiny out --drop 1 --push-to-hub a/b/c", 1, "a/b/c"),
+    ("prune tiny out --drop 1 --push-to-hub a/b", 2, "No such option"),
+    ("prune tiny out --drop 1 --overwrite", 2, "No such option"),
+    ("sweep tiny --engine vllm", 2, "No such option"),
+    ("prune tiny out --drop 1 --rule replaceme-cosine", 2, "'replaceme-cosine' is not one of 'similarity', 'simple', "),
     ("prune tiny out --drop 1 --heal big", 1, "--heal is 'big', expected one of Llama-2 7B, "),
     ("prune tiny out --start 4 --drop 2", 1, "--start 4 --drop 2 is of layer 5; expected layers 0 to 4"),
     ("prune tiny out --to-size big", 1, "--to-size is 'big', expected bytes as 400MB"),
@@ -154,6 +157,7 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: export.quantize("tiny.gguf", "out.gguf", ["Q8_0"]), "type is ['Q8_0'], expected str"),
     (lambda m, t: shown.QuestionAnsweringParameters.from_names({"modle": "a"}), "unknown parameter 'modle'"),
     (lambda m, t: shown.TakeAwayParameters(tasks="sums/0-1"), "tasks is 'sums/0-1', expected"),
+    (lambda m, t: shown.WhichLayersParameters(rules="laco"), "rules is 'laco', expected some of similarity, simple, "),
 ]  # fmt: skip
 
 

@@ -17,10 +17,19 @@ from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import text_loss
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers_companion.report.names import rule_title
 from deeper_layers_companion.results.frames import CHANGED
 from deeper_layers_companion.rules import change_model
 from deeper_layers_companion.rules.changing import bridge_cut, build_likeness, merge_layers
-from deeper_layers_companion.rules.choosing import REGISTERED, SEEDS, choose_merges, similarity_cut, target_layer
+from deeper_layers_companion.rules.choosing import (
+    DESCRIBED,
+    REGISTERED,
+    RETIRED,
+    SEEDS,
+    choose_merges,
+    similarity_cut,
+    target_layer,
+)
 from deeper_layers_companion.rules.needs import measure_rule_needs, saliences, sublayer_cosines, token_cosines
 from tests.plain import logits, parts
 from tests.tiny import search, shared_model, tiny_model
@@ -100,9 +109,17 @@ def test_prices_are_nodes_of_trees(name, least, layers):
 
 
 def test_a_bridge_costs_a_pass_of_its_own():
-    fitted = {name for name, rule in REGISTERED.items() if rule.fitting_passes}
+    fitted = {name for name, rule in DESCRIBED.items() if rule.fitting_passes}
     assert fitted == {name for name, changed in CHANGED.items() if changed == "bridged"}
     assert {rule.fitting_passes for rule in REGISTERED.values()} == {0, 1}
+
+
+def test_what_chooses_no_more_is_described_for_its_results():
+    for name in RETIRED:
+        rule = DESCRIBED[name]
+        assert name not in REGISTERED and rule_title(name) != name and rule.price(8, 32)[0] > 0
+        with pytest.raises(InputError, match="laco and replaceme-cosine choose no more, and their results are read"):
+            rule.choose([1], 11, known_by_hand(11)[rule.needs])
 
 
 # --- formulas, read plainly -------------------------------------------------------------------------------
@@ -208,18 +225,15 @@ def matrix(model, layer: int) -> torch.Tensor:
     return decoder_layers(model)[layer].mlp.up_proj.weight.detach()
 
 
-def test_merged_layers_are_sums_of_differences_from_the_first(model):
-    _, one, two, three, four, five = (matrix(model, layer) for layer in range(LAYERS))
+def test_merged_layers_have_the_matrices_of_the_last_and_the_norms_of_the_first(model):
+    _, one, _, three, four, five = (matrix(model, layer) for layer in range(LAYERS))
     merged = merge_layers(model, [0, (1, 2, 3), 4, 5])
-    torch.testing.assert_close(matrix(merged, 1), one + (two - one) + (three - one))
+    torch.testing.assert_close(matrix(merged, 1), three)
     assert len(decoder_layers(merged)) == 4 and matrix(merged, 2).data_ptr() == four.data_ptr(), "shared"
     torch.testing.assert_close(*(decoder_layers(one)[1].input_layernorm.weight for one in (merged, model)))
     torch.testing.assert_close(matrix(model, 1), one)
-    # in the authors' code each is taken from what the sum has become, and it telescopes
-    torch.testing.assert_close(matrix(merge_layers(model, [0, (1, 2, 3), 4, 5], "last taken"), 1), three)
-    inner = three + (four - three)  # merged layers are merged again
-    again = merge_layers(model, [0, 1, (2, (3, 4), 5)])
-    torch.testing.assert_close(matrix(again, 2), two + (inner - two) + (five - two))
+    again = merge_layers(model, [0, 1, (2, (3, 4), 5)])  # merged layers are merged again
+    torch.testing.assert_close(matrix(again, 2), five)
 
 
 def test_likeness_is_the_cosine_of_all_final_states(model, sequences):
@@ -278,12 +292,12 @@ def test_what_follows_is_scaled_as_if_what_comes_before_were(model, sequences):
 def test_each_way_comes_nearer_in_its_own_terms(model, sequences):
     batch, cosine, squares = torch.stack(sequences), {}, {}
     before = logits(model, batch)
-    for how in ("none", "least squares", "cosine", "trained"):
+    for how in ("none", "least squares", "trained"):
         bridge = drop_layers(model, CUT) if how == "none" else bridge_cut(model, CUT, sequences, how)
         left, wanted = parts(bridge, batch)[0][CUT.start], parts(model, batch)[0][CUT.stop]
         cosine[how] = torch.cosine_similarity(left, wanted, dim=-1).mean().item()
         squares[how] = (left - wanted).square().mean().item()
-    assert cosine["cosine"] > cosine["least squares"] > cosine["none"]
+    assert cosine["least squares"] > cosine["none"]
     assert max(squares["least squares"], squares["trained"]) < squares["none"]
     assert torch.equal(logits(model, batch), before), "the model stays as it was"
 
@@ -314,7 +328,7 @@ def harmless():
 
 
 # those of one layer merge two, or leave a trained one in the place of two
-ONE = dict.fromkeys(("laco", "laco-code", "streamline"), Cut(3, 1))
+ONE = dict.fromkeys(("laco-code", "streamline"), Cut(3, 1))
 EXPECTED = ONE | {"llm-drop-attention": Cut.of(attention=[2, 3]), "llm-drop-mlp": Cut.of(mlp=[2, 3])}
 
 

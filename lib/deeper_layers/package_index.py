@@ -88,21 +88,21 @@ def get_cached_file(name: str, path: Path, sha256: str, make: Callable[[Path], N
     return path
 
 
-def file_hash(path: Path, algorithm: str | Callable = "sha256") -> str:
-    """The hash of a file, in hexadecimal."""
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_once(path: Path, algorithm: str | Callable = "sha256") -> str:
-    """The hash of a file that may be large: computed once in a process, as long as the file does not change."""
+def hash_once(path: Path) -> str:
+    """The SHA-256 of a file that may be large: computed once in a process, as long as the file does not change."""
     stamp = path.stat().st_ctime_ns, path.stat().st_ino  # the time of change, which nobody can set
-    return _cached_hash(path, algorithm, *stamp)
+    return _cached_hash(path, *stamp)
 
 
 @functools.lru_cache
-def _cached_hash(path: Path, algorithm: str | Callable, *stamp: int) -> str:
-    return file_hash(path, algorithm)
+def _cached_hash(path: Path, *stamp: int) -> str:
+    return file_hash(path)
 
 
 def check_hash(path: Path, expected: str, name: str) -> None:

@@ -1,12 +1,11 @@
 """README.md of a sliced checkpoint: how to use it, where it comes from, what was dropped and added, what was measured.
 
 model_card.md.jinja has its text; the hub reads its head. Facts that the source states (a folder in its README.md, a
-GGUF file in its metadata) are passed on, but not trusted: names are escaped, and the source's card is only quoted.
+GGUF file in its metadata) are passed on, but not trusted: names are escaped, and the source's card is only linked.
 """
 
 import contextlib
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,6 @@ from deeper_layers.models.sources import HUB_ID, PACKAGED
 LONGEST_CARD = 2**20  # bytes of a card that are read at most
 # entries of a card's head that also hold for the pruned model
 PASSED_ON = ("language", "license", "license_name", "license_link", "pipeline_tag")
-KEPT_CARD = "## The card of the source"
 FILTERS = {
     "markdown": as_markdown,
     "code": as_code,
@@ -35,7 +33,6 @@ FILTERS = {
     "last_name": lambda module: module.rpartition(".")[2],
     "python": lambda name: json.dumps(name) if name.isascii() else repr(name),  # JSON writes other text as surrogates
     "shell": lambda name: shlex.quote(escape_invisible(name)),
-    "quotation": lambda text: "\n".join(f"> {line}".rstrip() for line in text.splitlines()),
 }
 
 
@@ -44,7 +41,6 @@ class SourceFacts(NamedTuple):
 
     entries: dict  # of the head of its card
     hub: str | None = None  # hub id of the source, or of the model that it says it is a copy of
-    text: str = ""  # of its card
     quantized: str = ""  # kind of weights of a GGUF file
 
 
@@ -57,14 +53,14 @@ def read_facts(source: str, folder: Path) -> SourceFacts:
         header = read_gguf(path)
         entries = {"license": header.get("general.license"), "language": header.get("general.languages")}
         return SourceFacts(task | _select_passed_on(entries), quantized=header.quantized)
-    head, text = {}, ""
+    head = {}
     with contextlib.suppress(Exception):  # YAML of others raises many kinds, and the card is not needed
         card = ModelCard(read_plain_file(folder / "README.md", LONGEST_CARD).decode(), ignore_metadata_errors=True)
-        head, text = card.data.to_dict(), card.text.strip()
+        head = card.data.to_dict()
     if "vision_config" in read_json(folder / "config.json"):
         task = {"pipeline_tag": "image-text-to-text"}
     hub = source if HUB_ID.fullmatch(source) and not path.exists() else str(head.get("base_model"))
-    return SourceFacts(task | _select_passed_on(head), hub if HUB_ID.fullmatch(hub) else None, text)
+    return SourceFacts(task | _select_passed_on(head), hub if HUB_ID.fullmatch(hub) else None)
 
 
 def _select_passed_on(entries: dict) -> dict:
@@ -82,7 +78,7 @@ def render_model_card(
     `context` is for the template: the `name` by which the checkpoint is opened, its `config`, `scores` from results,
     and `predicting`: whether layers for multi-token prediction are "kept" or "left out", or "" where there are none.
     """
-    step, hub, text = lineage.steps[-1], facts.hub or lineage.base_model, facts.text
+    step, hub = lineage.steps[-1], facts.hub or lineage.base_model
     kept = find_ranges(lineage.kept)  # of the first model
     # the hub has relations for adapters, merges, quantized and fine-tuned models: a healed model is fine-tuned
     entries: dict = facts.entries | ({"base_model_relation": "finetune"} if hub and adapter else {})
@@ -96,12 +92,10 @@ def render_model_card(
         where = f", run beside a folder {as_code(folder)} with the source"
     if not all(each.cut.is_of_layers for each in lineage.steps):  # mergekit copies layers as they are
         yaml = ""
-    if len(lineage.steps) > 1:  # the source's card is one of ours: quote the card that it quotes
-        text = re.sub(r"^> ?", "", text.partition(KEPT_CARD)[2].strip(), flags=re.MULTILINE)
     context |= {"lineage": lineage, "facts": facts, "revision": revision, "adapter": adapter, "kept": kept}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
     environment.filters |= FILTERS
     card = environment.get_template("model_card.md.jinja").render(
-        context, head=data.to_yaml(), text=text, yaml=yaml, where=where
+        context, head=data.to_yaml(), hub=hub, yaml=yaml, where=where
     )
     return card.rstrip() + "\n"

@@ -91,10 +91,6 @@ class PruneParameters(Parameters):
     )
     steps: int | None = Field(None, description="of --heal: updates of the adapters; None: the preset's own")
     text: Corpus = HealingParameters.model_fields["text"]
-    push_to_hub: str | None = Field(
-        None, description="upload OUT when it is complete, into a private repository of the hub"
-    )
-    public: bool = Field(False, description="let that repository be public")
 
     def make_opening_parameters(self, rounded: bool) -> Parameters:
         """The parameters for opening, and with --heal healing, the model; `rounded` weights are not quantized again."""
@@ -126,7 +122,6 @@ def prune(
     deeper-layers prune embedded pruned --drop 4 --rule replaceme
     deeper-layers prune embedded pruned --layers "3, 7-9" --attention 12 --silence
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
-    deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
     deeper-layers prune ORGANISATION/NAME-base pruned-base --like pruned
     deeper-layers prune model.gguf pruned.gguf --drop 8
     deeper-layers prune model.gguf pruned.gguf --to-size 400MB
@@ -141,9 +136,8 @@ def prune(
     chosen, size = REGISTERED[rule], drop or 0
     if chosen.changes:  # a rule that opens the model, and changes the weights that stay
         exclude("rule", "heal", "adapter", "for_", "dry_run", "to_size")
-    for name, needed in {"steps": "heal", "public": "push_to_hub"}.items():
-        if is_typed(name) and not is_typed(needed):
-            raise click.UsageError(f"--{name} is of --{needed.replace('_', '-')}: give both, or none")
+    if is_typed("steps") and not is_typed("heal"):
+        raise click.UsageError("--steps is of --heal: give both, or none")
     model, adapter, out = options.model, options.adapter, checks.check_path("OUT", out)
     healed, mtp = bool(options.heal or adapter), not options.without_mtp
     output = Output(out, options.dtype, options.type, mtp, options.silence, healed)
@@ -159,8 +153,6 @@ def prune(
     if not cut.is_of_layers if cut else chosen.drops_sublayers and size:
         subject = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
         output.check_sublayers(subject)
-    if options.push_to_hub and not options.dry_run:
-        pruned_checkpoint.check_repository(options.push_to_hub, public=options.public)
     parameters, changed = options.make_opening_parameters(output.is_gguf), None
     experiment = Experiment(parameters)
     safe = functools.partial(export.select_safe_cuts, config, engines=split_list(options.for_))
@@ -205,12 +197,9 @@ def prune(
         adapter = Healing(cut, parameters.make_config(), experiment).find_adapters()
     looked_at = [name for name in ("corpus", "samples", "sequence_length", "seed") if changed and is_typed(name)]
     settings = [word for name in looked_at for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
-    changes = {"adapter": adapter, "changed": changed, "name": options.push_to_hub, "settings": settings}
+    changes = {"adapter": adapter, "changed": changed, "settings": settings}
     pruned_checkpoint.prune_checkpoint(model, described, output, **changes, **opening)
-    address, message = None, f"{described.model} without {cut.size} of its {depth} layers"
-    if options.push_to_hub:
-        address = pruned_checkpoint.push(out, options.push_to_hub, public=options.public, message=message)
     bytes = sum(path.stat().st_size for path in ([out] if output.is_gguf else out.iterdir()))
-    lines += [f"adapters: {adapter}" if adapter else "", f"{out}: {bytes / 1e6:,.0f} MB", address or ""]
-    content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
+    lines += [f"adapters: {adapter}" if adapter else "", f"{out}: {bytes / 1e6:,.0f} MB"]
+    content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes}
     return Answer(content, ["\n".join(filter(None, lines))])

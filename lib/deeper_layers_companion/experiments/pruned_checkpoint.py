@@ -1,6 +1,5 @@
-"""Prune a model on disk as the command `prune` does: describe the cut, find its size, write the files, upload them."""
+"""Prune a model on disk as the command `prune` does: describe the cut, find its size, write the files."""
 
-import contextlib
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -8,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import huggingface_hub
-
 from deeper_layers import checks, export, files, models
 from deeper_layers.cuts import Cut, find_ranges
-from deeper_layers.errors import InputError, NotMeasuredError, as_input_error
+from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.export.adapter_files import Adapter
 from deeper_layers.export.engines import Misreading, find_misreadings, find_nearest_safe
 from deeper_layers.export.llama_cpp import ROUNDED_TYPES
 from deeper_layers.models import checkpoint_files
 from deeper_layers.models.checkpoint_files import is_gguf
-from deeper_layers.models.sources import HUB_ID, Source
+from deeper_layers.models.sources import Source
 from deeper_layers_companion import results
 from deeper_layers_companion.results.frames import tabulate_distances, tabulate_scores
 from deeper_layers_companion.results.store import Result
@@ -30,7 +27,6 @@ if TYPE_CHECKING:  # slow
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # about
 BYTE_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 PLACEHOLDER = "path/to/"  # in a command for others, before the name of a file or folder of this machine
-ADVICE = "check the name, the token's rights and the connection"
 PARAMETER_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -229,7 +225,6 @@ def prune_checkpoint(
     *,
     adapter: Path | None = None,
     changed: "Changed | None" = None,
-    name: str | None = None,
     settings: Sequence[str] = (),
     **opening,
 ) -> Path:
@@ -250,7 +245,7 @@ def prune_checkpoint(
     command += ["--dtype", output.dtype] if output.dtype != "auto" else []
     command += ["--without-mtp"] * (not output.mtp)
     options |= {"dtype": output.dtype, "mtp": output.mtp, "silence": output.silence, "changed": changed}
-    card_options = {"card": described.card(adapters), "command": shlex.join(command), "name": name or out.name}
+    card_options = {"card": described.card(adapters), "command": shlex.join(command)}
     return export.slice_checkpoint(model, cut, out, **options, **card_options, **opening)
 
 
@@ -297,35 +292,3 @@ def layer_options(cut: Cut) -> list[str]:
         parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in find_ranges(indices)]
         words += [f"--{name}", ",".join(parts)] if parts else []
     return words
-
-
-# ---- to the hub --------------------------------------------------------------------------------------------------
-
-
-def check_repository(repository: str, *, public: bool) -> None:
-    """Raise InputError, before anything is written, where a checkpoint can't be uploaded: the name is invalid, there is
-    no token, the repository is public without `public`, or the hub refuses or can't be reached."""
-    from huggingface_hub.errors import RepositoryNotFoundError  # slow
-
-    if not HUB_ID.fullmatch(repository):
-        raise InputError(f"--push-to-hub is {checks.short_repr(repository)}, expected USER/NAME or ORGANISATION/NAME")
-    if huggingface_hub.get_token() is None:
-        raise InputError("--push-to-hub needs a token of the hub that may write: run `hf auth login`, or set HF_TOKEN")
-    with as_input_error(f"can't upload to {repository}", ADVICE):
-        api = huggingface_hub.HfApi()
-        api.whoami()
-        with contextlib.suppress(RepositoryNotFoundError):
-            if not api.repo_info(repository).private and not public:
-                raise ValueError("it is there and public, which --public allows")
-
-
-def push(path: Path, repository: str, *, public: bool, message: str) -> str:
-    """Upload a folder or a GGUF file as one commit, and return its address. Raises InputError where the hub refuses."""
-    api = huggingface_hub.HfApi()
-    with as_input_error(f"can't upload to {repository}", f"{ADVICE}; {path} is complete, and stays"):
-        api.create_repo(repository, private=not public, exist_ok=True)
-        if path.is_file():
-            api.upload_file(repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message)
-        else:
-            api.upload_folder(repo_id=repository, folder_path=path, commit_message=message)
-    return f"{api.endpoint}/{repository}"

@@ -2,15 +2,14 @@
 
 Bridges make up for the dropped layers l..l+n-1. ReplaceMe (Shopkhoev et al., arXiv 2505.02819) changes layer l-1 by a
 linear map A. The residual that leaves this layer is y + m, where m is what its MLP adds; A brings y + m A nearest to
-the residual that entered layer l+n, by least squares (a closed form) or by cosine (a short descent from that solution;
-the authors start at the identity). The MLP ends in a matrix, and A is folded into it exactly, where nothing stands
-between that matrix and the residual. LLM-Streamline (Chen et al., arXiv 2403.19135) trains all weights of the layer
-below, by the mean squared error to the same target. Prune&Comp (Chen et al., arXiv 2507.18212) scales by one number:
-how much larger magnitudes are above the cut than below it.
+the residual that entered layer l+n, by least squares, a closed form. The MLP ends in a matrix, and A is folded into it
+exactly, where nothing stands between that matrix and the residual. LLM-Streamline (Chen et al., arXiv 2403.19135)
+trains all weights of the layer below, by the mean squared error to the same target. Prune&Comp (Chen et al.,
+arXiv 2507.18212) scales by one number: how much larger magnitudes are above the cut than below it.
 
-Merges (LaCo, Yang et al., arXiv 2402.11187, section 3.1): the matrices of layer l become W(l) + sum over k of
-W(l+k) - W(l). The authors' notebooks subtract the sum so far instead of W(l), so that only the matrices of the last
-layer remain. Gains of norms and biases stay those of the first layer.
+Merges (LaCo, Yang et al., arXiv 2402.11187), as in the authors' notebooks: they add to the matrices of the first layer
+what each next one differs from the sum so far, so that those of the last layer remain. Gains of norms and biases stay
+those of the first layer. The paper's equation 1 takes differences from the first layer instead.
 
 Letters in shapes: T tokens, D width.
 """
@@ -33,15 +32,14 @@ from deeper_layers.similarity import iterate_residuals, show_progress
 from deeper_layers_companion.rules.choosing import Likeness, MergedLayer, Rule, cut_of_merges
 
 TOLERANCE, TRIAL = 1e-6, 8  # of the test that the residual receives the MLP's output unchanged, on TRIAL tokens
-COSINE_EPOCHS, COSINE_BATCH, COSINE_RATE = 10, 1024, 1e-4  # descent by cosine over all tokens, COSINE_BATCH a step
 TRAINING_EPOCHS, TRAINING_RATE = 4, 1e-4  # training over all sequences, one a step
 
 
 def change_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]):
     """The pruned model of a rule that changes weights: with `merged` layers, or with a bridge over the cut, fitted on
     sequences of tokens, each [T]. The model given stays unchanged. See `merge_layers` and `bridge_cut`."""
-    if rule.changes in ("merged", "last taken"):
-        return merge_layers(model, merged, rule.changes)
+    if rule.changes == "last taken":
+        return merge_layers(model, merged)
     return bridge_cut(model, cut, sequences, rule.changes) if cut.size else model
 
 
@@ -99,8 +97,6 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
         leaving, target = torch.cat(_record_residuals(model, sequences, cut.start, cut.stop), dim=1)
     added = torch.cat(outputs)
     bridge = torch.linalg.lstsq(added, target - (leaving - added)).solution
-    if method == "cosine":
-        bridge = _fit_by_cosine(bridge, added, leaving - added, target)
     (_, module), *_ = output_parameters(decoder_layers(pruned)[below], MLP)
     _set_parameter(module, "weight", bridge.mT @ writer.weight.double())
     if writer.bias is not None:
@@ -152,18 +148,6 @@ def _scale_layers_above(pruned, start: int, states: list[torch.Tensor]):
     return pruned
 
 
-def _fit_by_cosine(start: torch.Tensor, *sides: torch.Tensor) -> torch.Tensor:
-    """The map with the largest mean cosine, found by Adam from a `start`, over the tokens in a fixed order."""
-    bridge = nn.Parameter(start.float().clone())
-
-    def loss(batch: torch.Tensor) -> torch.Tensor:
-        m, y, z = (side[batch.to(side.device)].float() for side in sides)
-        return 1 - nn.functional.cosine_similarity(m @ bridge + y, z, dim=-1).mean()
-
-    _minimize(loss, [bridge], COSINE_RATE, len(sides[0]), COSINE_EPOCHS, COSINE_BATCH)
-    return bridge.detach().double()
-
-
 def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[torch.Tensor]) -> nn.Module:
     """A copy of the layer below a cut, trained to output the residual that enters the layer above the cut."""
     layer = copy.deepcopy(decoder_layers(model)[below])
@@ -177,14 +161,15 @@ def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[
             call = _get_call(model, sequences[number], below, torch.float32)
         return nn.functional.mse_loss(call(layer, entering[None])[0], target)
 
-    _minimize(loss, layer.parameters(), TRAINING_RATE, len(sequences), TRAINING_EPOCHS, 1)
+    _minimize(loss, layer.parameters(), len(sequences))
     return layer.to(dtype).requires_grad_(False)
 
 
-def _minimize(loss: Callable, parameters: Iterable, rate: float, items: int, epochs: int, size: int) -> None:
-    """Minimize a loss over all items by Adam, `size` of them a step, each epoch in an order that a fixed seed draws."""
-    optimizer, generator = torch.optim.Adam(parameters, lr=rate), torch.Generator().manual_seed(0)
-    batches = [batch for _ in range(epochs) for batch in torch.randperm(items, generator=generator).split(size)]
+def _minimize(loss: Callable, parameters: Iterable, items: int) -> None:
+    """Minimize a loss over all items by Adam, one of them a step, each epoch in an order that a fixed seed draws."""
+    optimizer, generator = torch.optim.Adam(parameters, lr=TRAINING_RATE), torch.Generator().manual_seed(0)
+    epochs = range(TRAINING_EPOCHS)
+    batches = [batch for _ in epochs for batch in torch.randperm(items, generator=generator).split(1)]
     with torch.enable_grad():
         for batch in show_progress(batches, "bridge", "step"):
             optimizer.zero_grad()
@@ -203,12 +188,11 @@ def _get_call(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype = to
 # ---- merges ------------------------------------------------------------------------------------------------------
 
 
-def merge_layers(model, layers: list[MergedLayer], method: str = "merged"):
+def merge_layers(model, layers: list[MergedLayer]):
     """A model of some of its layers, and of layers that were merged into the first of them.
 
     Args:
         layers: in rising order, like [0, (1, 2, 3), 4]; parts of a merged layer may be merged layers.
-        method: "merged", as printed in the paper, or "last taken", as in the authors' notebooks.
 
     Raises InputError where layers to be merged have matrices of other names or shapes, or are quantized.
     """
@@ -216,28 +200,24 @@ def merge_layers(model, layers: list[MergedLayer], method: str = "merged"):
     pruned = drop_layers(model, cut_of_merges(layers, num_layers(model)))
     for layer, merged in zip(decoder_layers(pruned), layers, strict=True):
         if not isinstance(merged, int):
-            for path, matrix in _merge_matrices(model, merged, method).items():
+            for path, matrix in _merge_matrices(model, merged).items():
                 owner, _, name = path.rpartition(".")
                 _set_parameter(layer.get_submodule(owner), name, matrix)
     return pruned
 
 
-def _merge_matrices(model, layer: MergedLayer, method: str) -> dict[str, torch.Tensor]:
+def _merge_matrices(model, layer: MergedLayer) -> dict[str, torch.Tensor]:
+    """The matrices of a layer, by name; of a merged one those of the last layer in it."""
     if isinstance(layer, int):
         return {name: p.detach() for name, p in decoder_layers(model)[layer].named_parameters() if p.ndim > 1}
-    base, *others = (_merge_matrices(model, part, method) for part in layer)
+    base, *others = (_merge_matrices(model, part) for part in layer)
     for part, other in zip(layer[1:], others, strict=True):
         if {name: m.shape for name, m in other.items()} != {name: m.shape for name, m in base.items()}:
             raise InputError(f"layer {part} has other matrices than {layer[0]}, and can't be merged into it: drop it")
-    if method == "last taken":
-        return others[-1]
-    return {
-        name: (first.double() + sum(other[name].double() - first.double() for other in others)).to(first.dtype)
-        for name, first in base.items()
-    }
+    return others[-1]
 
 
-def build_likeness(model, sequences: list[torch.Tensor], method: str = "merged") -> Likeness:
+def build_likeness(model, sequences: list[torch.Tensor]) -> Likeness:
     """A function that compares models of merged layers with the whole one, on sequences [T]; it remembers its results.
 
     It returns the mean over sequences of the cosine of the final states, those of a sequence as one vector. Source: the
@@ -249,7 +229,7 @@ def build_likeness(model, sequences: list[torch.Tensor], method: str = "merged")
     @functools.cache
     def compare(layers: tuple[MergedLayer, ...]) -> float:
         progress.update()
-        merged = merge_layers(model, list(layers), method)
+        merged = merge_layers(model, list(layers))
         pairs = zip(states, (_compute_final_states(merged, sequence) for sequence in sequences), strict=True)
         return sum(float(nn.functional.cosine_similarity(*pair, dim=0)) for pair in pairs) / len(states)
 

@@ -217,6 +217,13 @@ def _merge_downwards(merged: list[MergedLayer], wanted: int, likeness: Likeness,
 
 # ---- the table ---------------------------------------------------------------------------------------------------
 
+RETIRED = ("laco", "replaceme-cosine")  # of earlier versions, whose results are read: these rules are described alone
+
+
+def _refuse(*_) -> list[Cut]:
+    raise InputError(f"the rules {' and '.join(RETIRED)} choose no more, and their results are read: give another rule")
+
+
 _laco = _for_each_size(lambda size, layers, likeness: cut_of_merges(choose_merges(size, layers, likeness), layers))
 _bridged = _choose_similar_block(first=1)
 # ranks by perplexity are ranks by loss
@@ -242,9 +249,10 @@ CHOOSERS: dict[str, Chooser] = {
     "llm-drop-mlp": _choose_in_order(_by_turn, MLP),
     "llm-drop": _choose_in_order(_by_turn, ATTENTION, MLP),
     "block-pruner": _choose_in_order(_greedily, ATTENTION, MLP),
-    **dict.fromkeys(("laco", "laco-code"), _laco),
-    **dict.fromkeys(("replaceme", "replaceme-cosine", "prune-and-comp"), _bridged),
+    "laco-code": _laco,
+    **dict.fromkeys(("replaceme", "prune-and-comp"), _bridged),
     "streamline": _choose_similar_block(extra=1),
+    **dict.fromkeys(RETIRED, _refuse),
 }
 SEARCHES: dict[str, Callable[[int, int], list[Step]]] = {
     # a merge that was tried before is not measured again
@@ -259,9 +267,8 @@ SEARCHES: dict[str, Callable[[int, int], list[Step]]] = {
 }
 with open(Path(__file__).with_name("rules.csv"), encoding="utf-8") as _table:
     _rows: list[dict[str, Any]] = [*csv.DictReader(_table)]
-REGISTERED = {
-    row["name"]: Rule(**row, chooser=CHOOSERS[row["name"]], search=SEARCHES.get(row["name"])) for row in _rows
-}
+DESCRIBED = {row["name"]: Rule(**row, chooser=CHOOSERS[row["name"]], search=SEARCHES.get(row["name"])) for row in _rows}
+REGISTERED = {name: rule for name, rule in DESCRIBED.items() if name not in RETIRED}  # those that choose
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare
 # rules that change no weights: their cut determines the pruned model
 DROPPING = tuple(name for name, rule in REGISTERED.items() if not rule.changes)

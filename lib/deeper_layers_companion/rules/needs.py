@@ -113,5 +113,5 @@ def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor], shards: 
     if needs == "losses":
         return measure_losses
     if needs == "likeness":
-        return build_likeness(model, sequences, REGISTERED[rule].changes)
+        return build_likeness(model, sequences)
     return MEASURED[needs](model, sequences) if needs in MEASURED else None

@@ -21,7 +21,7 @@ from deeper_layers_companion.report.estimates import TIE_TOLERANCE, Estimate, me
 from deeper_layers_companion.report.names import model_title, put_in_order, rule_title, task_title
 from deeper_layers_companion.report.pairing import find_measurements, is_map_row, returns, select_best
 from deeper_layers_companion.report.statistics import group_sequences, nearest, select_distances, sort_by_model
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.choosing import DESCRIBED
 
 TEXT = "c4"  # the text of the losses that are judged
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
@@ -162,7 +162,7 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     choices ours equal), published (what others kept of Llama-2-7B). For each model the mean regret (with "_low" and
     "_high"), and the loss after healing minus that of the whole model healed in the same way, nats a token: all rules
     of a column were healed with the same settings, at the same size."""
-    registered = {re.sub("random-.*", "random", rule): item for rule, item in REGISTERED.items()}
+    registered = {re.sub("random-.*", "random", rule): item for rule, item in DESCRIBED.items()}
     columns = ["title", "source", "passes", "as in the code of", "published"]
     lines = [
         (rule_title(rule), item.source, round(item.price(8, 32)[0] + item.fitting_passes, 1), item.code, item.published)
