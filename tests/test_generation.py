@@ -23,7 +23,8 @@ from deeper_layers.sweeping.generation import ROWS, Decoding, generate
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers_companion.experiments import parameters as kinds
+from deeper_layers_companion.jobs import options as kinds
+from deeper_layers_companion.jobs.session import Session
 from tests.test_command import said, typed
 
 TASK = "sums_one_digit_generated"
@@ -146,5 +147,5 @@ def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, m
     assert dtypes == ["float32"] * 3, "the first was there"
     assert [row["value"] for row in found] == [row["value"] for row in rows()]
     assert not list(tmp_path.rglob("*.npz"))
-    monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Session, "open", lambda *_: pytest.fail("measured again"))
     assert rows("--engine", "vllm") == found
