@@ -17,9 +17,9 @@ LIBRARY = ROOT / "lib"
 # from the ground up: a room imports only from those before it
 METHOD = """errors checks markup files cuts packing package_index presets schema data models pruning similarity sweeping
 export healing""".split()
-COMPANION = "results rules report jobs experiments studies command __main__".split()
+COMPANION = "results rules report jobs studies command __main__".split()
 ROOMS = [f"deeper_layers.{room}" for room in METHOD] + [f"deeper_layers_companion.{room}" for room in COMPANION]
-READING = ("results", "rules", "report", "studies", "jobs", "experiments")
+READING = ("results", "rules", "report", "studies", "jobs")
 LIGHT = ["deeper_layers.cuts", *(f"deeper_layers_companion.{room}" for room in READING)]
 HEAVY_FILES = ("changing.py", "end_maps.py", "geometry.py", "needs.py")  # of the rules
 FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(LIBRARY.rglob("*.py"))}
@@ -61,8 +61,7 @@ def test_what_stays_light(light, tmp_path):
     """In a process of its own that has imported nothing yet, away from the repository."""
     files = [path for path in FILES if room_of(path) in light and path not in FACES and path.name not in HEAVY_FILES]
     paths = [path.relative_to(LIBRARY).with_suffix("") for path in files]
-    # papermill first: one of them is its plug-in, which it imports itself
-    modules = ["papermill", *(".".join(path.parts) for path in paths)] if paths else light
+    modules = [".".join(path.parts) for path in paths] if paths else light
     code = f"import sys, {', '.join(modules)}\nprint(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(LIBRARY), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "error", "-c", code]

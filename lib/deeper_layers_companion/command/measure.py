@@ -71,8 +71,7 @@ def sweep(parameters: SweepParameters) -> Answer:
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
     exclude_rules()
-    # if another engine generates, leave the accelerator to it
-    session = Session(parameters.replace(device="cpu") if parameters.engine else parameters)
+    session = Session(parameters)
     return _score([*list_sweep(session)], session, by_rule=True)
 
 

@@ -183,8 +183,7 @@ def scores_job(
     """Tasks, groups and texts under the cuts of each rule. `prompt`: the number ("shots") and "order" of the examples
     in the prompt, if not the usual ones."""
     tasks = _describe_tasks(names, options, prompt)
-    engine = {"engine": options.engine} if getattr(options, "engine", None) else {}
-    settings = {"quantization": options.quantization, "tasks": tasks, "cuts": _name_cuts(cuts_by_rule)} | engine
+    settings = {"quantization": options.quantization, "tasks": tasks, "cuts": _name_cuts(cuts_by_rule)}
     return _make("scores", source, settings, list_data(tasks))
 
 

@@ -43,9 +43,7 @@ def score_models(job: Job, opened: tuple, cuts: list[Cut], options, shards: Shar
             rows += _measure_losses(name, model, cuts, requests, part)
             details["vocabulary"] = model.get_output_embeddings().weight.shape[0]
         else:
-            how: dict = sweep_options(settings, options) | {"shards": part}
-            how |= {"engine": job.key["engine"]} if "engine" in job.key else {}
-            table = sweeping.sweep(model, tokenizer, [name], cuts, **how)
+            table = sweeping.sweep(model, tokenizer, [name], cuts, shards=part, **sweep_options(settings, options))
             rows += _list_task_rows(name, table, cuts, details)
     return rows, details
 
