@@ -59,7 +59,7 @@ PARTS = {  # of each part its files in either package and its tests: first what 
     "healing": ("healing/*.py presets.py", "healing healed merging distributed"),
     "export": ("export/*.py", "slicing quantized seeing gguf merging prune model_card engines damage files"),
     "results": ("results/*.py", "results frames report corpora refused"),
-    "jobs": ("jobs/*.py", "jobs prices results scans geometry healed generation edges command examples"),
+    "jobs": ("jobs/*.py", "jobs published_keys prices results scans geometry healed generation command examples"),
     "statistics": (STATISTICS, "estimates report claims examples"),
     "claims": ("report/claims.py report/paper.py", "claims report"),
     "studies": ("studies/*.py", "last_layers report geometry claims"),

@@ -74,7 +74,7 @@ def test_a_plan_in_lines_is_one_job_a_line(tiny_folder, tmp_path):
     words = [tiny_folder, "--tasks", "capitals, boolq:5@20", "--sizes", "0-2", "--limit", 6, "--results", tmp_path]
     lines = [json.loads(line) for line in typed("plan", *words, "--jobs").stdout.splitlines()]
     assert [(line["kind"], line["name"]) for line in lines] == [
-        ("distances", "wikipedia"), ("scores", "capitals"), ("scores", "boolq"), ("healing", "3,2"),
+        ("distances", "wikipedia"), ("scores", "capitals"), ("scores", "boolq"), ("healing", "2,2"),
     ]  # fmt: skip
     distances, capitals, boolq, healing = lines
     assert distances["operations"] < capitals["operations"] and healing["memory"] > distances["memory"] > 0

@@ -34,7 +34,7 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     """
     session = Session(parameters)
     job = distances_job(session.source, parameters, by_sequence=by_sequence)
-    result = session.require(job, "the distances")
+    result = session.get(job, "the distances")
     matrix, source = distance_matrix(result.rows), session.source
     best = [similarity_cut(matrix, size) for size in range(1, source.num_layers)]
     rows = [

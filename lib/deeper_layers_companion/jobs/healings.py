@@ -41,7 +41,7 @@ def load_scored_model(job: Job, session: Session):
     """The healed model with its adapters; where weights themselves were trained, the plain model of them."""
     healed = _load_or_train(job, session)[0]
     if job.key["healing"].get("last_layers"):
-        model, _ = session.open(job.key["dtype"], job.key["quantization"])
+        model, _ = session.open(job.key)
         return healing.merge_adapters(healed, model.dtype)
     return healed.get_base_model()
 
@@ -71,7 +71,7 @@ def _load_or_train(job: Job, session: Session):
     cut, corpus, datasets = Cut.named(job.key["cut"]), text.name, session.options.datasets
     # how often it is saved determines no number
     config = HealingConfig(**job.key["healing"], save_every=PRESETS[session.options.preset].save_every)
-    whole, tokenizer = session.open(job.key["dtype"], job.key["quantization"])
+    whole, tokenizer = session.open(job.key)
     texts = data.texts(corpus, datasets=datasets, **text.part)
     validation_texts = data.texts(corpus, split="validation", datasets=datasets)
     if shared := set(texts) & set(validation_texts):

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deeper_layers import data
 from deeper_layers.cuts import UNPRUNED, Cut
@@ -16,6 +16,10 @@ from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import HealingConfig
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.choosing import REGISTERED
+
+if TYPE_CHECKING:  # it builds on this file
+    from deeper_layers_companion.jobs.notebook_options import TakeAwayParameters, WhichLayersParameters
+    from deeper_layers_companion.jobs.options import HealingParameters, Parameters, TaskParameters
 
 CutsByRule = dict[str, list[Cut]]  # the keys are names of rules
 BITSANDBYTES = ("nf4", "int8")  # quantizations of weights that compute in bfloat16
@@ -106,28 +110,24 @@ def read_cut(name: str) -> Cut:
     return UnknownCut(0, int(size), rule=rule) if rule in REGISTERED else Cut.named(name)
 
 
-def sort_cuts(cuts_by_rule: CutsByRule) -> list[Cut]:
-    """The distinct cuts of all rules, sorted."""
-    return sorted({cut for cuts in cuts_by_rule.values() for cut in cuts}, key=dataclasses.astuple)
-
-
 # ---- parts of keys -----------------------------------------------------------------------------------------------
 
 
-def _pick(options: Any, *names: str) -> dict:
-    return {name: getattr(options, name) for name in names}
-
-
-def _make(kind: str, source: Source, settings: dict, reads: Iterable[Data], needs: Iterable[Job] = ()) -> Job:
+def _make(
+    kind: str,
+    source: Source,
+    settings: dict,
+    reads: Iterable[Data],
+    needs: Iterable[Job] = (),
+    cuts: CutsByRule | None = None,
+) -> Job:
     key = {"model": source.key, "dtype": source.dtype} | settings
+    if cuts is not None:
+        key["cuts"] = {rule: [cut.name for cut in rule_cuts] for rule, rule_cuts in cuts.items()}
     return Job(kind, key, tuple(reads), tuple(needs))
 
 
-def _name_cuts(cuts_by_rule: CutsByRule) -> dict[str, list[str]]:
-    return {rule: [cut.name for cut in cuts] for rule, cuts in cuts_by_rule.items()}
-
-
-def _describe_tasks(names: Iterable[str], options: Any, prompt: dict | None = None) -> dict[str, dict]:
+def _describe_tasks(names: Iterable[str], options: "TaskParameters", prompt: dict | None = None) -> dict[str, dict]:
     """The settings of each text, its "limit" of sequences and their "length"; and of each task, its "shots" and the
     "limit" of items, under the prompt if one is given."""
     settings: dict[str, dict] = {}
@@ -150,14 +150,9 @@ def list_data(tasks: dict[str, dict]) -> list[Data]:
     return texts + [Data(name) for name in sorted(tasks) if "length" not in tasks[name]]
 
 
-def healing_text(text: str, tokens: int) -> Data:
-    """The documents of a corpus that heal: enough of its training split for so many tokens."""
-    return Data(text, {"split": "train", "documents": max(1000, tokens // TOKENS_OF_A_DOCUMENT)})
-
-
-def describe_calibration(options: Any) -> dict:
+def describe_calibration(options: "WhichLayersParameters") -> dict:
     """The settings that determine the text on which rules are calibrated, and bridges are fitted."""
-    settings = _pick(options, *SEQUENCES, "calibration_sequences", "bridge_sequences")
+    settings = options.model_dump(include={*SEQUENCES, "calibration_sequences", "bridge_sequences"})
     # keys in results without a length are of the usual one
     return settings if options.loss_length == USUAL_LENGTH else settings | {"loss_length": options.loss_length}
 
@@ -165,36 +160,40 @@ def describe_calibration(options: Any) -> dict:
 # ---- one function for each form ----------------------------------------------------------------------------------
 
 
-def distances_job(source: Source, options: Any, *, by_sequence: bool = False) -> Job:
+def distances_job(source: Source, options: "Parameters", *, by_sequence: bool = False) -> Job:
     """The distances of a model, averaged over sequences; `by_sequence` also keeps the distances of every sequence."""
-    settings = _pick(options, "quantization", *SEQUENCES) | ({"by_sequence": True} if by_sequence else {})
+    settings = options.model_dump(include={"quantization", *SEQUENCES}) | ({"by_sequence": True} if by_sequence else {})
     return _make("distances", source, settings, [Data(options.corpus)])
 
 
-def geometry_job(source: Source, options: Any) -> Job:
+def geometry_job(source: Source, options: "WhichLayersParameters") -> Job:
     """The geometry of a model's residuals, on the sequences of its distances."""
-    settings = _pick(options, "quantization", *SEQUENCES, "tokens", "neighbours", "skip_sequences")
+    settings = options.model_dump(include={"quantization", *SEQUENCES, "tokens", "neighbours", "skip_sequences"})
     return _make("geometry", source, settings, [Data(options.corpus)])
 
 
 def scores_job(
-    source: Source, options: Any, names: Iterable[str], cuts_by_rule: CutsByRule, prompt: dict | None = None
+    source: Source,
+    options: "TaskParameters",
+    names: Iterable[str],
+    cuts_by_rule: CutsByRule,
+    prompt: dict | None = None,
 ) -> Job:
     """Tasks, groups and texts under the cuts of each rule. `prompt`: the number ("shots") and "order" of the examples
     in the prompt, if not the usual ones."""
     tasks = _describe_tasks(names, options, prompt)
-    settings = {"quantization": options.quantization, "tasks": tasks, "cuts": _name_cuts(cuts_by_rule)}
-    return _make("scores", source, settings, list_data(tasks))
+    settings = {"quantization": options.quantization, "tasks": tasks}
+    return _make("scores", source, settings, list_data(tasks), cuts=cuts_by_rule)
 
 
-def search_job(source: Source, options: Any, cuts: list[Cut]) -> Job:
+def search_job(source: Source, options: "Parameters", cuts: list[Cut]) -> Job:
     """One step of a search by loss: the losses of its candidates on the sequences of the distances."""
     tasks = {options.corpus: {"limit": options.samples, "length": options.sequence_length}}
-    settings = _pick(options, "quantization", "seed") | {"tasks": tasks, "cuts": _name_cuts({GIVEN: cuts})}
-    return _make("scores", source, settings, [Data(options.corpus)])
+    settings = {"quantization": options.quantization, "seed": options.seed, "tasks": tasks}
+    return _make("scores", source, settings, [Data(options.corpus)], cuts={GIVEN: cuts})
 
 
-def choice_job(source: Source, options: Any, rule: str, sizes: Sequence[int]) -> Job:
+def choice_job(source: Source, options: "WhichLayersParameters", rule: str, sizes: Sequence[int]) -> Job:
     """The cuts of a rule, one for each size, and the losses of the pruned models on the texts of the options."""
     choice = {"rule": rule, "sizes": sizes, "calibration": describe_calibration(options)}
     settings = {"quantization": options.quantization, "tasks": options.texts, "choice": choice}
@@ -203,7 +202,7 @@ def choice_job(source: Source, options: Any, rule: str, sizes: Sequence[int]) ->
     return _make("scores", source, settings, reads, needs)
 
 
-def chosen_job(source: Source, options: Any, task: str, cuts: list[Cut], choice: Job) -> Job:
+def chosen_job(source: Source, options: "WhichLayersParameters", task: str, cuts: list[Cut], choice: Job) -> Job:
     """A task under the cuts that a `choice_job` chose. Where the rule changes weights, so does its calibration."""
     rule = choice.key["choice"]["rule"]
     job = scores_job(source, options, [task], {rule: cuts})
@@ -217,19 +216,23 @@ def chosen_job(source: Source, options: Any, task: str, cuts: list[Cut], choice:
 def healing_job(source: Source, cut: Cut, config: HealingConfig, text: str, quantization: str | None) -> Job:
     """The training of a pruned model; `quantization` is that of the opened model."""
     settings = {"quantization": quantization, "healing": config.settings, "text": text, "cut": cut.name}
-    return _make("healing", source, settings, [healing_text(text, config.tokens)])
+    documents = max(1000, config.tokens // TOKENS_OF_A_DOCUMENT)
+    return _make("healing", source, settings, [Data(text, {"split": "train", "documents": documents})])
 
 
-def healed_job(source: Source, options: Any, cut: Cut, config: HealingConfig, rules: Sequence[str] = (GIVEN,)) -> Job:
+def healed_job(
+    source: Source, options: "HealingParameters", cut: Cut, config: HealingConfig, rules: Sequence[str] = (GIVEN,)
+) -> Job:
     """The scores and losses of a healed model; `rules` are those that choose the cut."""
     healing = healing_job(source, cut, config, options.text, options.quantization)
     tasks = _describe_tasks([*options.texts, *options.task_list], options)
     settings = {name: healing.key[name] for name in ("quantization", "healing", "text")}
-    settings |= {"tasks": tasks, "cuts": _name_cuts({rule: [cut] for rule in rules})}
-    return _make("scores", source, settings, [*healing.reads, *list_data(tasks)], [healing])
+    settings |= {"tasks": tasks}
+    cuts = {rule: [cut] for rule in rules}
+    return _make("scores", source, settings, [*healing.reads, *list_data(tasks)], [healing], cuts)
 
 
-def rounded_job(source: Source, options: Any, bits: str, cuts_by_rule: CutsByRule) -> Job:
+def rounded_job(source: Source, options: "TaskParameters", bits: str, cuts_by_rule: CutsByRule) -> Job:
     """The scores and bytes of pruned models in one type of weights.
 
     `bits` is a data type ("bfloat16"), a quantization of bitsandbytes ("int8", "nf4"), which computes in bfloat16, or
@@ -238,17 +241,15 @@ def rounded_job(source: Source, options: Any, bits: str, cuts_by_rule: CutsByRul
     dtype = "bfloat16" if bits in BITSANDBYTES else "float32"
     source = dataclasses.replace(source, dtype=bits if bits in DTYPES else dtype)
     tasks = _describe_tasks(options.task_list, options)
-    settings = {"tasks": tasks, "cuts": _name_cuts(cuts_by_rule), "bits": bits}
-    return _make("scores", source, settings, list_data(tasks))
+    return _make("scores", source, {"tasks": tasks, "bits": bits}, list_data(tasks), cuts=cuts_by_rule)
 
 
-def file_job(source: Source, options: Any, rule: str, cut: Cut) -> Job:
+def file_job(source: Source, options: "TakeAwayParameters", rule: str, cut: Cut) -> Job:
     """One GGUF file on its way to llama.cpp: sliced, healed in bfloat16, and rounded; see take_away.py."""
     source, config = dataclasses.replace(source, dtype="bfloat16"), options.make_config()
     tasks = _describe_tasks(options.task_list, options)
     settings = {
         "tasks": tasks,
-        "cuts": _name_cuts({rule: [UNPRUNED, cut]}),
         "healing": config.settings,
         "text": options.text,
         "bits": options.gguf_type,
@@ -256,4 +257,5 @@ def file_job(source: Source, options: Any, rule: str, cut: Cut) -> Job:
         "answer_tokens": ANSWER_TOKENS,
     }
     reads = [Data(options.text, {"split": "train"}), *list_data(tasks)]
-    return _make("scores", source, settings, reads, [healing_job(source, cut, config, options.text, None)])
+    needs = [healing_job(source, cut, config, options.text, None)]
+    return _make("scores", source, settings, reads, needs, {rule: [UNPRUNED, cut]})

@@ -55,13 +55,16 @@ def _list_healings(session: Session) -> Iterator[Job]:
     """Before healing, then each cut healed under the rules that chose it, in each way."""
     source, options = session.source, session.options
     cuts_by_rule = select_cuts_by_rule(options.list_sizes(source.num_layers), session)
+    cuts: list[Cut] = []
     for name in [*options.texts, *options.task_list]:
-        yield jobs.scores_job(source, options, [name], cuts_by_rule)
+        swept = jobs.scores_job(source, options, [name], cuts_by_rule)
+        cuts = swept.cuts
+        yield swept
     configs = [options.make_config(), *(options.make_config(rank=rank) for rank in parse_numbers(options.ranks))]
     configs += [options.make_config(seed=seed) for seed in parse_numbers(options.seeds)]
     for config in dict.fromkeys(configs):
-        for cut in jobs.sort_cuts(cuts_by_rule):
-            rules = [rule for rule, cuts in cuts_by_rule.items() if cut in cuts]
+        for cut in cuts:
+            rules = [rule for rule, chosen in cuts_by_rule.items() if cut in chosen]
             healed = jobs.healed_job(source, options, cut, config, rules)
             yield from healed.needs
             yield healed

@@ -22,17 +22,6 @@ from deeper_layers_companion.jobs.scoring import SCORE, Measured, score_changed,
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules.choosing import REGISTERED, choose_merges, distance_matrix, distance_table
 
-
-def measure(job: Job, session: Session, shards: Shards) -> Measured:
-    """Measure a job now. Finished parts of the work are kept in the shards."""
-    return FORMS[job.form](job, session, shards)
-
-
-def open_for(job: Job, session: Session) -> tuple:
-    """The model and its tokenizer, opened as the key says."""
-    return session.open(job.key["dtype"], job.key["quantization"])
-
-
 # ---- distances and geometry --------------------------------------------------------------------------------------
 
 
@@ -57,7 +46,7 @@ def draw_sequences(tokenizer, settings: dict, session: Session) -> list:
 def _measure_distances(job: Job, session: Session, shards: Shards) -> Measured:
     from deeper_layers import similarity  # imports torch
 
-    model, tokenizer = open_for(job, session)
+    model, tokenizer = session.open(job.key)
     batches = draw_batches(tokenizer, job.key, session.options.datasets)
 
     def run(some_batches):
@@ -75,7 +64,7 @@ def _measure_distances(job: Job, session: Session, shards: Shards) -> Measured:
 def _measure_geometry(job: Job, session: Session, shards: Shards) -> Measured:
     from deeper_layers_companion.rules import geometry  # imports torch
 
-    model, tokenizer = open_for(job, session)
+    model, tokenizer = session.open(job.key)
     # both come from one draw, so the sequences that are run without each layer are among the others
     batches = draw_batches(tokenizer, job.key, session.options.datasets)
     skip_batches = draw_batches(tokenizer, job.key, session.options.datasets, job.key["skip_sequences"])
@@ -126,25 +115,25 @@ def _run_in_batches(shards: Shards, first: int, batches: list[dict], run: Callab
 
 
 def _measure_scores(job: Job, session: Session, shards: Shards) -> Measured:
-    rows, details = score_models(job, open_for(job, session), job.cuts, session.options, shards)
+    rows, details = score_models(job, session.open(job.key), job.cuts, session.options, shards)
     for choice in job.needs:  # how many layers its cuts of sublayers count as
-        details["sizes"] = session.require(choice, "the choice").details.get("sizes", {})
+        details["sizes"] = session.get(choice, "the choice").details.get("sizes", {})
     return rows, details
 
 
 def _measure_changed(job: Job, session: Session, shards: Shards) -> Measured:
     """Scores of a rule that changes weights, of the changed models."""
     (choice,) = job.needs
-    chosen = session.require(choice, "the choice").details
+    chosen = session.get(choice, "the choice").details
     changed = _make_model_changer(choice, chosen["merged"], session)
-    rows, details = score_changed(job, open_for(job, session), changed, session.options, shards)
+    rows, details = score_changed(job, session.open(job.key), changed, session.options, shards)
     return rows, details | {"sizes": chosen.get("sizes", {})}
 
 
 def _measure_healed(job: Job, session: Session, shards: Shards) -> Measured:
     (healing,) = job.needs
-    run = session.require(healing, "the healing")
-    opened = open_for(job, session)
+    run = session.get(healing, "the healing")
+    opened = session.open(job.key)
     rows, details = score_changed(
         job, opened, lambda _: healings.load_scored_model(healing, session), session.options, shards
     )
@@ -156,7 +145,7 @@ def _measure_healed(job: Job, session: Session, shards: Shards) -> Measured:
 
 def _measure_search(job: Job, session: Session, shards: Shards) -> Measured:
     """One step of a search: the losses of its candidates on the sequences of the distances."""
-    model, tokenizer = open_for(job, session)
+    model, tokenizer = session.open(job.key)
     ((corpus, asked),) = job.key["tasks"].items()
     drawn = {"corpus": corpus, "samples": asked["limit"], "sequence_length": asked["length"], "seed": job.key["seed"]}
     sequences = draw_sequences(tokenizer, drawn, session)
@@ -171,9 +160,9 @@ def _measure_choice(job: Job, session: Session, shards: Shards) -> Measured:
     the merged layers. Raises InputError if the rule does not fit the model or a size."""
     choice, layers = job.key["choice"], session.source.num_layers
     rule, sizes = REGISTERED[choice["rule"]], choice["sizes"]
-    opened, merged = open_for(job, session), {}
+    opened, merged = session.open(job.key), {}
     if job.needs:
-        inputs: Any = distance_matrix(session.require(job.needs[0], "the distances").rows)
+        inputs: Any = distance_matrix(session.get(job.needs[0], "the distances").rows)
     else:
         text = read_calibration_text(job, session, choice["calibration"]["calibration_sequences"])
         inputs = rules.measure_rule_needs(opened[0], rule.name, text, shards)
@@ -199,7 +188,7 @@ def _make_model_changer(choice: Job, merged: dict[str, list], session: Session) 
     @functools.cache
     def changed(cut: Cut):
         text = read_calibration_text(choice, session, settings["calibration"]["bridge_sequences"])
-        model, _ = open_for(choice, session)
+        model, _ = session.open(choice.key)
         return rules.change_model(model, REGISTERED[settings["rule"]], cut, merged.get(str(cut.size), []), text)
 
     return changed
@@ -210,7 +199,7 @@ def read_calibration_text(choice: Job, session: Session, sequences: int) -> list
     calibration = choice.key["choice"]["calibration"]
     length = calibration.get("loss_length", USUAL_LENGTH)
     documents = data.texts(calibration["corpus"], datasets=session.options.datasets, **CALIBRATION)
-    tokenizer = open_for(choice, session)[1]
+    tokenizer = session.open(choice.key)[1]
     return data.token_sequences(tokenizer, documents, length=length, tokens=sequences * length)
 
 

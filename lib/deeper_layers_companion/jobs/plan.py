@@ -75,10 +75,12 @@ def describe_jobs(session: Session, heal: str) -> Iterator[dict]:
     "unknown".
     """
     source, options = session.source, session.options
-    healing = healing_job(source, _find_cuts(session)[-1], PRESETS[heal], options.corpus, options.quantization)
-    weights = price.find_shape(session).parameters * price.ITEMSIZE[source.dtype]
+    sizes, largest = _find_sizes([UNPRUNED], session)["sizes"], _find_cuts(session)[-1]
+    weights = sizes[0]["bytes"] if sizes else 0
     jobs = [distances_job(source, options), *listing.list_sweep(session)]
-    for job in [*jobs, healing] if _find_cuts(session)[-1].is_of_layers else jobs:
+    if largest.is_of_layers:
+        jobs.append(healing_job(source, largest, PRESETS[heal], options.corpus, options.quantization))
+    for job in jobs:
         result = session.find(job)
         works = [cost for _, cost in _price_if_possible(job, session)]
         costs = [cost for cost in works if isinstance(cost, Cost)]

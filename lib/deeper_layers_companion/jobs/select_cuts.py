@@ -5,6 +5,7 @@ interrupted search continues, and a finished one extends to more layers. Other i
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.models.sources import DTYPES
 from deeper_layers_companion import results, rules
-from deeper_layers_companion.jobs.job import CutsByRule, Data, Job, distances_job, list_unknown_cuts, search_job
+from deeper_layers_companion.jobs.job import CutsByRule, Data, distances_job, list_unknown_cuts, search_job
 from deeper_layers_companion.jobs.measure import draw_options_sequences, measure_needs
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules.choosing import REGISTERED, RULES, choose_merges, describe_price, distance_matrix
@@ -23,13 +24,6 @@ if TYPE_CHECKING:  # imports torch
     from deeper_layers.export.tensors import Changed
 
 BRIDGE_SEQUENCES = 64  # a bridge is fitted on so many of the sequences of the distances
-
-
-class _Missing(Exception):
-    """Raised inside a search, with the job of the step that results lack."""
-
-    def __init__(self, job: Job):
-        self.job = job
 
 
 def list_blocks(sizes: Iterable[int], num_layers: int, starts: Sequence[int] = ()) -> CutsByRule:
@@ -75,77 +69,54 @@ def select_cuts_by_rule(sizes: Sequence[int], session: Session, only: Sequence[s
 def select_cuts(
     rule: str, sizes: Sequence[int], session: Session, *, layers: int | None = None, any_dtype: bool = False
 ) -> list[Cut]:
-    """The cut of each size under a rule. Missing inputs of the rule are measured before.
+    """The cut of each size under a rule. Missing inputs of the rule are measured before; their jobs are.
 
     `layers` is the depth of the model, where it is known already. With `any_dtype`, distances measured in another data
-    type serve too, if results hold no others. Raises NotMeasuredError if an input is missing and may not be measured,
-    and InputError for sizes that do not fit.
+    type serve too, if results hold no others. Raises NotMeasuredError if an input is missing and may not be measured:
+    the session notes its job as missing. Raises InputError for sizes that do not fit.
     """
-    is_told = False
-    while True:
-        selected = select_or_list_input(rule, sizes, session, layers=layers, any_dtype=any_dtype)
-        if not isinstance(selected, Job):
-            return selected
-        if selected.form == "search" and session.options.measure and not is_told:
-            _print_price(rule, max(sizes), session)
-            is_told = True
-        candidates = sum(len(cuts) for cuts in selected.key.get("cuts", {}).values())
-        session.require(selected, f"the losses of {candidates} candidates" if candidates else "the distances")
-
-
-def select_or_list_input(
-    rule: str, sizes: Sequence[int], session: Session, *, layers: int | None = None, any_dtype: bool = False
-) -> list[Cut] | Job:
-    """The cut of each size under a rule; or the job of an input of the rule that results lack."""
     entry, inputs = REGISTERED[rule], None
     if not any(sizes):  # only the whole model: there is nothing to choose
         return [UNPRUNED] * len(sizes)
     if entry.needs == "distances":
-        inputs = find_distances(session, any_dtype=any_dtype)
-        if isinstance(inputs, Job):
-            return inputs
+        inputs = get_distances(session, any_dtype=any_dtype)
     elif entry.needs == "losses":
-        inputs = _make_loss_function(session)
+        inputs = _make_loss_function(rule, max(sizes), session)
     elif entry.needs:
         inputs = measure_needs(rule, session)
-    try:
-        return entry.choose(sizes, session.source.num_layers if layers is None else layers, inputs)
-    except _Missing as missing:
-        return missing.job
+    return entry.choose(sizes, session.source.num_layers if layers is None else layers, inputs)
 
 
-def find_distances(session: Session, *, any_dtype: bool = False) -> Any:
-    """The distances [n, l] of a model, in units of pi, or the job that measures them. With `any_dtype` and none in the
-    model's data type, results in another one serve, and stderr says so."""
+def get_distances(session: Session, *, any_dtype: bool = False) -> Any:
+    """The distances [n, l] of a model, in units of pi. With `any_dtype` and none in the model's data type, results in
+    another one serve, and stderr says so."""
     source, options = session.source, session.options
     job = distances_job(source, options)
-    for dtype in dict.fromkeys([source.dtype, *(DTYPES if any_dtype else ())]):
-        result = session.find(distances_job(dataclasses.replace(source, dtype=dtype), options))
-        if result is not None:
-            if dtype != source.dtype:
-                lack = f"results hold none of {source.name} in {source.dtype}"
-                print(f"the cut is chosen by distances in {dtype}, as {lack}", file=sys.stderr)
+    for dtype in DTYPES if any_dtype and session.find(job) is None else ():
+        if result := session.find(distances_job(dataclasses.replace(source, dtype=dtype), options)):
+            lack = f"results hold none of {source.name} in {source.dtype}"
+            print(f"the cut is chosen by distances in {dtype}, as {lack}", file=sys.stderr)
             return distance_matrix(result.rows)
-    return job
+    return distance_matrix(session.get(job, needed="the distances").rows)
 
 
-def _make_loss_function(session: Session) -> Callable[[list[Cut]], list[float]]:
-    """A function from candidates to their losses on the text of the distances, which raises _Missing."""
+def _make_loss_function(rule: str, size: int, session: Session) -> Callable[[list[Cut]], list[float]]:
+    """A function from candidates to their losses on the text of the distances; each step is kept in results."""
+
+    @functools.cache
+    def print_price() -> None:
+        price = describe_price(*REGISTERED[rule].price(size, session.source.num_layers))
+        tokens = session.options.samples * session.options.sequence_length
+        print(f"{rule}: {price}, over at most {tokens:,} tokens; each step is kept in results", file=sys.stderr)
 
     def losses(cuts: list[Cut]) -> list[float]:
         job = search_job(session.source, session.options, cuts)
-        result = session.find(job)
-        if result is None:
-            raise _Missing(job)
-        return result.rows.set_index("cut")["value"][[cut.name for cut in cuts]].tolist()
+        if session.options.measure and session.find(job) is None:
+            print_price()
+        rows = session.get(job, needed=f"the losses of {len(cuts)} candidates").rows
+        return rows.set_index("cut")["value"][[cut.name for cut in cuts]].tolist()
 
     return losses
-
-
-def _print_price(rule: str, size: int, session: Session) -> None:
-    price = describe_price(*REGISTERED[rule].price(size, session.source.num_layers))
-    tokens = session.options.samples * session.options.sequence_length
-    print(f"{rule}: {price}, over at most {tokens:,} tokens; each step is kept in results", file=sys.stderr)
 
 
 # ---- for a checkpoint --------------------------------------------------------------------------------------------
@@ -162,9 +133,7 @@ def select_safe_cut(rule: str, size: int, layers: int, session: Session, safe: C
         )
     if not REGISTERED[rule].needs:
         return blocks[-1]
-    distances = find_distances(session, any_dtype=True)
-    if isinstance(distances, Job):
-        distances = distance_matrix(session.require(distances, "the distances").rows)
+    distances = get_distances(session, any_dtype=True)
     return min(blocks, key=lambda cut: distances[cut.size - 1, cut.start])
 
 

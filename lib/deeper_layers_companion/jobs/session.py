@@ -33,7 +33,8 @@ class Session:
         self.planning = planning
         self.missing: dict[str, Job] = {}  # by their identity
         self.drawn: dict[tuple, list] = {}  # sequences of text, by what determines them
-        self._opened: tuple | None = None  # data type, quantization, and what was opened in them
+        self._fingerprints: dict[str, str] = {}  # of data, which may take long to read
+        self._opened: tuple | None = None  # data type and quantization, and what was opened in them
         if source:
             self.source = source
 
@@ -66,19 +67,19 @@ class Session:
         changed.options, changed.source = self.options.replace(**changes), self.source
         return changed
 
-    def open(self, dtype: str | None = None, quantization: str | None = None) -> tuple:
-        """The model in this data type and quantization, and its tokenizer; the same objects if it was opened so last.
-        Without a data type as the options say. Raises InputError for a tokenizer without words."""
-        if dtype is None:
-            dtype, quantization = self.source.dtype, self.options.quantization
-        if self._opened is None or self._opened[:2] != (dtype, quantization):
+    def open(self, key: dict | None = None) -> tuple:
+        """The model and its tokenizer, in the data type and quantization of a key; without one, as the options say. The
+        same objects if it was opened so last. Raises InputError for a tokenizer without words."""
+        key = key or {"dtype": self.source.dtype, "quantization": self.options.quantization}
+        asked = key["dtype"], key["quantization"]
+        if self._opened is None or self._opened[0] != asked:
             self._opened = None  # one model at a time
-            source = dataclasses.replace(self.source, dtype=dtype)
+            source = dataclasses.replace(self.source, dtype=key["dtype"])
             how = {"device": self.options.device, "trust_remote_code": self.options.trust_remote_code}
-            model, tokenizer = models.load_model(source, quantization=quantization, **how)
-            data.check_tokenizer(tokenizer)
-            self._opened = dtype, quantization, model, tokenizer
-        return self._opened[2:]
+            opened = models.load_model(source, quantization=key["quantization"], **how)
+            data.check_tokenizer(opened[1])
+            self._opened = asked, opened
+        return self._opened[1]
 
     def find(self, job: Job) -> Result | None:
         """The result of a job, or one that has more cuts; None if results hold none.
@@ -88,46 +89,45 @@ class Session:
         """
         return results.find_result(job.kind, self.find_key(job), self.options.folder)
 
-    def get(self, job: Job) -> Result | None:
-        """The result of a job: found, else measured and written; None if nothing is to be measured."""
+    def get(self, job: Job, needed: str = "") -> Any:
+        """The result of a job: found, else measured and written; None if nothing is to be measured, and a plan notes
+        that it is missing. If it is `needed`, what is missing in words, raises NotMeasuredError instead."""
         key = self.find_key(job)
-        found = results.find_result(job.kind, key, self.options.folder)
-        if not self.options.measure:
-            if found is None:
-                self.missing.setdefault(job.identity, job)
-            return found
-        result = found or self._measure_and_write(job, key)
-        if result.path:
-            _remove_leftovers(result.path)
+        result = results.find_result(job.kind, key, self.options.folder)
+        if self.options.measure:
+            result = result or self._measure_and_write(job, key)
+            if result.path:
+                _remove_leftovers(result.path)
+        elif result is None:
+            self.missing.setdefault(job.identity, job)
+            if needed:
+                self.refuse(needed)
         return result
 
     def measure(self, job: Job, shards: Shards) -> tuple[list[dict], dict]:
-        """The rows and details of a job, measured now."""
-        from deeper_layers_companion.jobs.measure import measure  # it measures by sessions
+        """The rows and details of a job, measured now. Finished parts of the work are kept in the shards."""
+        from deeper_layers_companion.jobs.measure import FORMS  # whose functions open models by sessions
 
-        return measure(job, self, shards)
+        return FORMS[job.form](job, self, shards)
 
-    def require(self, job: Job, what: str) -> Result:
-        """The result of a job. Raises NotMeasuredError, with its name `what`, if there is none."""
-        result = self.get(job)
-        return self.refuse(what) if result is None else result
-
-    def refuse(self, what: str) -> Any:
+    def refuse(self, what: str) -> None:
         """Raise NotMeasuredError: `what` is not measured, and nothing is to be."""
         raise NotMeasuredError(
             f"not measured: {what} of {self.source.name} in {self.source.dtype}; `deeper-layers distances` "
             "measures distances, `deeper-layers sweep` the rest"
         )
 
-    def find_key(self, job: Job) -> dict:
-        """The key of a job with the fingerprint of its data, but without it where they are on a hub."""
+    def find_key(self, job: Job, *, complete: bool = False) -> dict:
+        """The key of a job with the fingerprint of its data; without it where they are on a hub, unless the key is to
+        be complete."""
         datasets = self.options.datasets
-        is_here = all(data.is_available_offline(item.name, datasets) for item in job.reads)
-        return self._add_fingerprint(job) if is_here else job.key
-
-    def _add_fingerprint(self, job: Job) -> dict:
-        fingerprints = dict.fromkeys(item.fingerprint(self.options.datasets) for item in job.reads)  # each once
-        return job.key | {"data": ", ".join(fingerprints)}
+        if not complete and not all(data.is_available_offline(item.name, datasets) for item in job.reads):
+            return job.key
+        for item in job.reads:
+            if str(item) not in self._fingerprints:
+                self._fingerprints[str(item)] = item.fingerprint(datasets)
+        found = dict.fromkeys(self._fingerprints[str(item)] for item in job.reads)  # each once
+        return job.key | {"data": ", ".join(found)}
 
     def _measure_and_write(self, job: Job, key: dict) -> Result:
         """Measure now, continuing from the parts that an interrupted run left, unless another process has finished it.
@@ -141,7 +141,7 @@ class Session:
             )
         folder = self.options.folder
         if "data" not in key:
-            key = self._add_fingerprint(job)
+            key = self.find_key(job, complete=True)
         path = results.result_path(job.kind, key, folder)
         files.check_writable(path.parent)
         with files.locked(path, f"waiting for another process, which measures {path.stem}"):

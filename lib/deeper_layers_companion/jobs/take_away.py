@@ -47,7 +47,7 @@ def _score_variants(job: Job, session: Session, folder: Path, shards: Shards) ->
     (cut,) = (cut for cut in job.cuts if cut.size)
     files = {"whole": export.find_gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
     answers = {"whole": _generate_answers(files["whole"])}  # first, as it fails where llama.cpp is not installed
-    run, adapter = session.require(healing, "the healing"), healings.find_adapters(healing, session)
+    run, adapter = session.get(healing, "the healing"), healings.find_adapters(healing, session)
     files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapter)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", job.key["bits"])
     exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapter, type="f32")
@@ -75,7 +75,7 @@ def _opened_in(bits: str, source: Source, session: Session) -> Iterator[tuple]:
     if bits == source.quantized:
         yield models.load_model(source, device=device), lambda cut: export.count_tensor_bytes(source, cut)
     elif bits in (*DTYPES, *BITSANDBYTES):
-        opened = session.open(source.dtype, bits if bits in BITSANDBYTES else None)
+        opened = session.open({"dtype": source.dtype, "quantization": bits if bits in BITSANDBYTES else None})
         yield opened, lambda cut: count_checkpoint_bytes(drop_layers(opened[0], cut))
     else:
         with tempfile.TemporaryDirectory() as folder:
