@@ -8,14 +8,15 @@ import pytest
 import yaml
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.models.sources import Source
 from deeper_layers.presets import FIELDS, PRESETS
 from deeper_layers_companion.command import main
 from deeper_layers_companion.command.report import make_workflow_config
 from deeper_layers_companion.jobs import listing, notebook_options
 from deeper_layers_companion.jobs import options as kinds
-from deeper_layers_companion.jobs.job import rounded_job
+from deeper_layers_companion.jobs import session as sessions
+from deeper_layers_companion.jobs.job import Data, Job, distances_job, rounded_job
 from deeper_layers_companion.jobs.options import SETTINGS, HealingParameters
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.places import AROUND as ROOT
@@ -151,3 +152,30 @@ def test_weights_of_few_bits_are_measured_in_the_number_format_they_compute_in(t
     for bits, dtype in formats.items():
         job = rounded_job(SOURCE, asked, bits, {"simple": [UNPRUNED]})
         assert (job.form, job.key["bits"], job.key["dtype"]) == ("rounded", bits, dtype)
+
+
+def test_one_model_is_open_at_a_time_and_data_are_fingerprinted_once(tmp_path, monkeypatch):
+    opened, read = [], []
+
+    def load_model(source, quantization, **_):
+        opened.append((source.dtype, quantization))
+        return object(), object()
+
+    class Text(Data):
+        def fingerprint(self, datasets):
+            read.append(self.name)
+            return "made up"
+
+    monkeypatch.setattr(sessions.models, "load_model", load_model)
+    monkeypatch.setattr(sessions.data, "check_tokenizer", lambda _: None)
+    session = Session(kinds.Parameters(results=str(tmp_path), measure=False), SOURCE)
+    first, healed = session.open(), {"dtype": "bfloat16", "quantization": "nf4"}
+    assert session.open() is first is session.open({"dtype": "bfloat16", "quantization": None})
+    assert session.open(healed) is session.open(healed) is not first and session.open() is not first
+    assert opened == [("bfloat16", None), ("bfloat16", "nf4"), ("bfloat16", None)]
+    job = distances_job(SOURCE, session.options)
+    job = Job(job.kind, job.key, (Text("wikipedia"), Text("wikipedia")))
+    assert session.get(job) is session.find(job) is None and session.find_key(job)["data"] == "made up"
+    assert read == ["wikipedia"] and [*session.missing.values()] == [job]
+    with pytest.raises(NotMeasuredError, match="^not measured: the distances of a/b in bfloat16"):
+        session.get(job, needed="the distances")
