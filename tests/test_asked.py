@@ -10,8 +10,8 @@ from deeper_layers.data import embedded
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers_companion.jobs import healings, scoring
-from deeper_layers_companion.jobs.job import CALIBRATION, Data, choice_job, healing_job, list_data, scores_job
-from deeper_layers_companion.jobs.measure import draw_batches, read_calibration_text
+from deeper_layers_companion.jobs.job import CALIBRATION, Data, healing_job, list_data, scores_job
+from deeper_layers_companion.jobs.measure import draw_batches, read_training_text
 from deeper_layers_companion.jobs.notebook_options import WhichLayersParameters
 from deeper_layers_companion.jobs.options import HealingParameters, TaskParameters
 from deeper_layers_companion.jobs.session import Session
@@ -119,10 +119,9 @@ def test_losses_are_of_the_validation_half_and_what_heals_or_calibrates_of_the_o
         asked.get(healing_job(asked.source, Cut(1, 2), asked.options.make_config(), "wikipedia", None))
     assert given == TEXTS["train"]
     calibrated = session(WhichLayersParameters, corpus="wikipedia", samples=60, sequence_length=24, skip_sequences=1)
-    choice = choice_job(calibrated.source, calibrated.options, "replaceme", [1])
-    seen = read(opened, read_calibration_text(choice, calibrated, 3))
+    seen = read(opened, read_training_text(opened[1], "wikipedia", 3, 24, None))
     assert "train" in seen and "validation" not in seen
-    batches = draw_batches(opened[1], choice.key["choice"]["calibration"], None)
+    batches = draw_batches(opened[1], calibrated.options.model_dump(), None)
     seen = read(opened, [row for batch in batches for row in batch["input_ids"]])
     assert "train" in seen and "validation" in seen, "distances are of all embedded documents"
 

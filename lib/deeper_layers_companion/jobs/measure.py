@@ -164,7 +164,7 @@ def _measure_choice(job: Job, session: Session, shards: Shards) -> Measured:
     if job.needs:
         inputs: Any = distance_matrix(session.get(job.needs[0], "the distances").rows)
     else:
-        text = read_calibration_text(job, session, choice["calibration"]["calibration_sequences"])
+        text = _read_calibration_text(job, opened[1], "calibration_sequences", session)
         inputs = rules.measure_rule_needs(opened[0], rule.name, text, shards)
         if rule.needs == "likeness":
             merged = {str(size): choose_merges(size, layers, inputs) for size in sizes}
@@ -183,24 +183,29 @@ def _measure_choice(job: Job, session: Session, shards: Shards) -> Measured:
 def _make_model_changer(choice: Job, merged: dict[str, list], session: Session) -> Callable[[Cut], Any]:
     """A function from a cut to the changed model of a rule. Models are cached, as several tasks need the same one.
     `merged` maps a size to the layers that are left, for a rule that merges layers."""
-    settings = choice.key["choice"]
 
     @functools.cache
     def changed(cut: Cut):
-        text = read_calibration_text(choice, session, settings["calibration"]["bridge_sequences"])
-        model, _ = session.open(choice.key)
-        return rules.change_model(model, REGISTERED[settings["rule"]], cut, merged.get(str(cut.size), []), text)
+        model, tokenizer = session.open(choice.key)
+        text = _read_calibration_text(choice, tokenizer, "bridge_sequences", session)
+        rule = REGISTERED[choice.key["choice"]["rule"]]
+        return rules.change_model(model, rule, cut, merged.get(str(cut.size), []), text)
 
     return changed
 
 
-def read_calibration_text(choice: Job, session: Session, sequences: int) -> list:
-    """The token ids of the first `sequences` sequences on which compared rules are calibrated, each [T]."""
-    calibration = choice.key["choice"]["calibration"]
-    length = calibration.get("loss_length", USUAL_LENGTH)
-    documents = data.texts(calibration["corpus"], datasets=session.options.datasets, **CALIBRATION)
-    tokenizer = session.open(choice.key)[1]
+def read_training_text(tokenizer, corpus: str, sequences: int, length: int, datasets: str | None) -> list:
+    """The token ids of the first `sequences` sequences of the training split of a corpus, each [T]: on these compared
+    rules are calibrated, and bridges fitted."""
+    documents = data.texts(corpus, datasets=datasets, **CALIBRATION)
     return data.token_sequences(tokenizer, documents, length=length, tokens=sequences * length)
+
+
+def _read_calibration_text(choice: Job, tokenizer, which: str, session: Session) -> list:
+    """The text of a choice for its "calibration_sequences" or "bridge_sequences"."""
+    settings = choice.key["choice"]["calibration"]
+    length = settings.get("loss_length", USUAL_LENGTH)
+    return read_training_text(tokenizer, settings["corpus"], settings[which], length, session.options.datasets)
 
 
 def measure_needs(rule: str, session: Session) -> Any:
