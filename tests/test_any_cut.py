@@ -17,8 +17,9 @@ from deeper_layers.packing import pack
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion import rules
-from deeper_layers_companion.experiments import parameters as kinds
-from deeper_layers_companion.experiments.pruned_checkpoint import layer_options
+from deeper_layers_companion.jobs import options as kinds
+from deeper_layers_companion.jobs.pruned_checkpoint import layer_options
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.report import one_cut
 from deeper_layers_companion.results.frames import tabulate_scores
 from deeper_layers_companion.results.store import Result
@@ -36,7 +37,7 @@ CUT, IDS = Cut.of([1], attention=[3], mlp=[0]), torch.arange(1, 30)[None]
 @pytest.fixture
 def closed(monkeypatch):
     """From when it is called on, no model is opened."""
-    return lambda: monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
+    return lambda: monkeypatch.setattr(Session, "open", lambda *_: pytest.fail("the model was opened"))
 
 
 def answer(*words):

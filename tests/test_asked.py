@@ -9,11 +9,12 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.data import embedded
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.sweeps import sweep
-from deeper_layers_companion.experiments import choosing, healings, scoring
-from deeper_layers_companion.experiments.distances import draw_batches
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.notebook_parameters import WhichLayersParameters
-from deeper_layers_companion.experiments.parameters import HealingParameters, TaskParameters
+from deeper_layers_companion.jobs import healings, scoring
+from deeper_layers_companion.jobs.job import CALIBRATION, Data, healing_job, list_data, scores_job
+from deeper_layers_companion.jobs.measure import draw_batches, read_training_text
+from deeper_layers_companion.jobs.notebook_options import WhichLayersParameters
+from deeper_layers_companion.jobs.options import HealingParameters, TaskParameters
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.frames import tabulate_scores
 from tests.mirror import write_dataset
 
@@ -31,14 +32,16 @@ def with_examples(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def experiment(tiny_folder, opened, tmp_path):
-    """An experiment with parameters of a kind on the tiny model, opened already."""
+def session(tiny_folder, opened, tmp_path):
+    """A session with options of a kind on the tiny model, opened already."""
 
     def of(kind, **given):
         usual = {"dtype": "float32", "text": "wikipedia", "loss_sequences": 3, "loss_length": 24}
         usual = {name: value for name, value in usual.items() if name in kind.model_fields}
         places = {"model": str(tiny_folder), "results": str(tmp_path / "results")}
-        return Experiment(kind(**usual | places | given), open_model=lambda: opened)
+        session = Session(kind(**usual | places | given))
+        session.open = lambda *_: opened
+        return session
 
     return of
 
@@ -65,12 +68,12 @@ def test_an_order_shuffles_the_examples_of_every_prompt_alike_and_changes_none(o
     assert len(set(map(tuple, places.values()))) > 1, "the seeds give several orders"
 
 
-def test_an_order_that_is_asked_for_is_measured_under_a_key_of_its_own(opened, with_examples, experiment):
-    asked, cuts = experiment(TaskParameters, tasks=f"capitals@{ITEMS}"), [UNPRUNED, Cut(1, 2)]
+def test_an_order_that_is_asked_for_is_measured_under_a_key_of_its_own(opened, with_examples, session):
+    asked, cuts = session(TaskParameters, tasks=f"capitals@{ITEMS}"), [UNPRUNED, Cut(1, 2)]
     found = {}
     for order in (0, 2):
         prompt = {"shots": SHOTS} | ({"order": order} if order else {})
-        result = scoring.score(["capitals"], {"given": cuts}, asked, prompt=prompt)
+        result = asked.get(scores_job(asked.source, asked.options, ["capitals"], {"given": cuts}, prompt))
         assert result.key["tasks"] == {"capitals": {"limit": ITEMS} | prompt}
         plain = sweep(*opened, ["capitals"], cuts, num_fewshot=SHOTS, fewshot_order=order, limit=ITEMS)
         outcomes = plain.attrs["outcomes"][cuts[1].name]["capitals"]
@@ -98,10 +101,10 @@ def read(opened, rows) -> str:
 
 
 def test_losses_are_of_the_validation_half_and_what_heals_or_calibrates_of_the_other(
-    opened, halves, experiment, monkeypatch
+    opened, halves, session, monkeypatch
 ):
-    asked = experiment(HealingParameters, steps=2)
-    ((name, settings),) = asked.parameters.texts.items()
+    asked = session(HealingParameters, steps=2)
+    ((name, settings),) = asked.options.texts.items()
     requests = scoring.make_requests(name, settings, *opened, None)
     scored = read(opened, [[*context, *scored] for context, scored in requests.pairs])
     assert "validation" in scored and "train" not in scored
@@ -113,23 +116,24 @@ def test_losses_are_of_the_validation_half_and_what_heals_or_calibrates_of_the_o
 
     monkeypatch.setattr(healings.healing, "train", train)
     with pytest.raises(KeyboardInterrupt):
-        healings.Healing(Cut(1, 2), asked.parameters.make_config(), asked).heal()
+        asked.get(healing_job(asked.source, Cut(1, 2), asked.options.make_config(), "wikipedia", None))
     assert given == TEXTS["train"]
-    calibrated = experiment(WhichLayersParameters, corpus="wikipedia", samples=60, sequence_length=24, skip_sequences=1)
-    seen = read(opened, choosing._read_calibration_text(calibrated, 3))
+    calibrated = session(WhichLayersParameters, corpus="wikipedia", samples=60, sequence_length=24, skip_sequences=1)
+    seen = read(opened, read_training_text(opened[1], "wikipedia", 3, 24, None))
     assert "train" in seen and "validation" not in seen
-    seen = read(opened, [row for batch in draw_batches(calibrated) for row in batch["input_ids"]])
+    batches = draw_batches(opened[1], calibrated.options.model_dump(), None)
+    seen = read(opened, [row for batch in batches for row in batch["input_ids"]])
     assert "train" in seen and "validation" in seen, "distances are of all embedded documents"
 
 
-def test_a_key_holds_the_fingerprint_of_the_half_that_was_read(tmp_path, experiment):
+def test_a_key_holds_the_fingerprint_of_the_half_that_was_read(tmp_path, session):
     documents = [{"text": f"Document {i} of a corpus.", "url": ""} for i in range(5)]
     write_dataset(tmp_path / "allenai" / "c4", "en", {"train": documents[:2], "validation": documents[2:]})
     of_half = {half: data.text_fingerprint("c4", split=half, datasets=str(tmp_path)) for half in TEXTS}
     assert len(set(of_half.values())) == 2
-    (of_loss,) = scoring.list_data({"c4": {"limit": 9, "length": 24}})
+    (of_loss,) = list_data({"c4": {"limit": 9, "length": 24}})
     assert of_loss.fingerprint(str(tmp_path)) == of_half["validation"]
-    assert choosing.Data("c4", choosing.CALIBRATION).fingerprint(str(tmp_path)) == of_half["train"]
-    healed = experiment(HealingParameters, text="c4")
-    of_healing = healings.Healing(Cut(1, 2), healed.parameters.make_config(), healed).text
+    assert Data("c4", CALIBRATION).fingerprint(str(tmp_path)) == of_half["train"]
+    healed = session(HealingParameters, text="c4")
+    (of_healing,) = healing_job(healed.source, Cut(1, 2), healed.options.make_config(), "c4", None).reads
     assert of_healing.fingerprint(str(tmp_path)) == of_half["train"]

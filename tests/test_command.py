@@ -16,8 +16,9 @@ from deeper_layers import sweeping
 from deeper_layers.cuts import simple_cut
 from deeper_layers_companion.command import main
 from deeper_layers_companion.command.group import INTERRUPTED
-from deeper_layers_companion.experiments import parameters as kinds
-from deeper_layers_companion.experiments import scoring
+from deeper_layers_companion.jobs import options as kinds
+from deeper_layers_companion.jobs import scoring
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.places import AROUND as ROOT
 from deeper_layers_companion.results.places import VARIABLE
 from tests.test_results import KEY, Measure, signed
@@ -90,7 +91,7 @@ def test_tasks_lists_what_needs_no_hub_and_what_does():
 @pytest.fixture
 def closed(monkeypatch):
     """No model is opened, and nothing is measured."""
-    monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(Session, "open", lambda *_: pytest.fail("the model was opened"))
 
 
 SWEPT = r"""capitals, acc: 120 items, guessing 0.28
@@ -128,7 +129,7 @@ def test_a_plan_is_true_and_a_sweep_goes_on_where_it_stopped_and_is_read_the_nex
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("deeper_layers.models.sources.hash_once", lambda _: pytest.fail("the weights were read"))
-        patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
+        patch.setattr(Session, "open", lambda *_: pytest.fail("the model was opened"))
         plan = answer("plan", *asked, "--rules", "simple")
     assert not list(tmp_path.rglob("*.json"))
     measured, sweep = [], sweeping.sweep
@@ -149,7 +150,7 @@ def test_a_plan_is_true_and_a_sweep_goes_on_where_it_stopped_and_is_read_the_nex
     assert "layer-steps" in done.stderr  # the cost and the progress
     rows = answer("sweep", *asked)["rows"]
     assert measured == ["capitals", "interrupted", "sums_one_digit_generated"]
-    monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Session, "open", lambda *_: pytest.fail("measured again"))
     assert answer("sweep", *asked)["rows"] == rows
     by_heart = sweeping.plan(*opened, ["capitals"], [simple_cut(5, size) for size in range(3)], limit=6)
     capitals, generated = plan["tasks"]

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from deeper_layers import errors
 from deeper_layers.errors import InputError, as_input_error, one_line
 from deeper_layers_companion.command import main
-from deeper_layers_companion.experiments.parameters import Parameters
+from deeper_layers_companion.jobs.options import Parameters
 
 pytestmark = pytest.mark.quick
 

@@ -16,7 +16,7 @@ import deeper_layers
 from deeper_layers.errors import InputError
 from deeper_layers.models import opening
 from deeper_layers_companion.command import main
-from deeper_layers_companion.experiments import healings
+from deeper_layers_companion.jobs import healings
 from deeper_layers_companion.report.names import said
 from deeper_layers_companion.results import frames
 

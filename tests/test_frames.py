@@ -10,12 +10,13 @@ import pytest
 from deeper_layers.packing import pack
 from deeper_layers.presets import PRESETS
 from deeper_layers_companion import results
-from deeper_layers_companion.experiments.notebook_parameters import (
+from deeper_layers_companion.jobs import listing
+from deeper_layers_companion.jobs.notebook_options import (
     QuestionAnsweringParameters,
     ScanParameters,
     SimilarityParameters,
 )
-from deeper_layers_companion.experiments.plans import make_planning_experiment
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.report.pairing import find_measurements, score_guessing
 from deeper_layers_companion.results import frames, places
 from deeper_layers_companion.results.schema import KINDS
@@ -149,7 +150,7 @@ def test_another_quantization_is_another_measurement(tiny_folder):
     """Every key of every notebook has it, so that no result of rounded weights answers for others."""
     for kind in (SimilarityParameters, QuestionAnsweringParameters, ScanParameters):
         parameters = kind(model=str(tiny_folder), quantization="nf4", results="/nowhere")
-        experiment = make_planning_experiment(parameters)
-        experiment.parameters.run(experiment)
-        keys = [key for _, key in experiment.missing.values()]
+        session = Session(parameters, planning=True)
+        listing.get_all(kind.notebook, session)
+        keys = [job.key for job in session.missing.values()]
         assert keys and {key["quantization"] for key in keys} == {"nf4"}

@@ -10,9 +10,9 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers_companion.experiments.distances import find_or_measure_geometry
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.notebook_parameters import WhichLayersParameters
+from deeper_layers_companion.jobs.job import geometry_job
+from deeper_layers_companion.jobs.notebook_options import WhichLayersParameters
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules import geometry as measures
 from deeper_layers_companion.rules.geometry import record_passes, select_tokens, skip_each_layer
 from deeper_layers_companion.studies import which_layers
@@ -171,7 +171,8 @@ SMALL = {"samples": 40, "sequence_length": 24, "tokens": 2, "neighbours": 4, "sk
 
 def measured(folder, results, **others):
     parameters = WhichLayersParameters(model=str(folder), results=str(results), **SMALL | others)
-    return find_or_measure_geometry(Experiment(parameters))
+    session = Session(parameters)
+    return session.get(geometry_job(session.source, parameters))
 
 
 def test_what_is_kept_of_a_measurement(tiny_folder, tmp_path):

@@ -26,10 +26,10 @@ from deeper_layers.models.sources import checkpoint_folder, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
-from deeper_layers_companion.experiments import take_away
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.notebook_parameters import TakeAwayParameters
-from deeper_layers_companion.experiments.take_away import PROMPTS, score_files
+from deeper_layers_companion.jobs import take_away
+from deeper_layers_companion.jobs.job import PROMPTS, file_job
+from deeper_layers_companion.jobs.notebook_options import TakeAwayParameters
+from deeper_layers_companion.jobs.session import Session
 from tests.fuzz.damage import replaced
 from tests.fuzz.folders import CUT, described
 from tests.test_slicing import stated
@@ -296,13 +296,14 @@ def test_the_way_to_llama_cpp_is_measured_once(llama_file, tmp_path, monkeypatch
     few = dataclasses.replace(PRESETS["small"], rank=2, sequence_length=32, batch_sequences=2, at_once=2)
     monkeypatch.setitem(PRESETS, "small", few)
     settings = {"model": str(llama_file), "tasks": "capitals", "limit": 4, "steps": 2}
-    experiment, cut = Experiment(TakeAwayParameters(**settings, results=str(tmp_path / "results"))), Cut(2, 2)
-    assert score_files("similarity", cut, experiment.replace(measure=False)) is None
-    unit = score_files("similarity", cut, experiment)
+    session = Session(TakeAwayParameters(**settings, results=str(tmp_path / "results")))
+    job = file_job(session.source, session.options, "similarity", Cut(2, 2))
+    assert session.replace(measure=False).get(job) is None
+    unit = session.get(job)
     rows = unit.rows.set_index(["variant", "task", "metric"])
     assert rows["value"]["healed", "llama.cpp", "tokens equal"] == len(PROMPTS) * 24
     assert list(rows["bytes"].drop_duplicates()) == sorted(set(rows["bytes"]), reverse=True)
     assert rows["bytes"].iloc[0] == llama_file.stat().st_size and unit.details["healed_tokens"] == 2 * 2 * 32
     assert all(len(unit.details["answers"][name]) == len(PROMPTS) for name in ("whole", "sliced", "healed", "rounded"))
     monkeypatch.setattr(take_away.export, "slice_gguf", lambda *_, **__: pytest.fail("measured again"))
-    assert score_files("similarity", cut, experiment).path == unit.path
+    assert session.get(job).path == unit.path

@@ -1,6 +1,5 @@
 """Healed models: healed once, scored, kept and found again, and written by `deeper-layers prune`."""
 
-import functools
 import json
 
 import pytest
@@ -11,9 +10,10 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.presets import PRESETS
-from deeper_layers_companion.experiments import healings, scoring
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.parameters import HealingParameters
+from deeper_layers_companion.jobs import healings
+from deeper_layers_companion.jobs.job import healed_job, healing_job, scores_job
+from deeper_layers_companion.jobs.options import HealingParameters
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.report import one_cut
 from deeper_layers_companion.results import distances, scores
 from deeper_layers_companion.results.places import results_folder
@@ -39,34 +39,42 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(tiny_folde
         model=str(tiny_folder), dtype="float32", quantization=None, text="wikipedia", tasks="capitals", limit=4,
         steps=3, results=str(tmp_path / "results"), loss_sequences=4, loss_length=32,
     )  # fmt: skip
-    experiment = Experiment(parameters, open_model=lambda: opened)
+    session = Session(parameters)
+    session.open = lambda *_: opened
     config = parameters.make_config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
-    score_text = functools.partial(scoring.score, parameters.texts)
-    heal = lambda of, **given: healings.Healing(CUTS[1], config, of).heal_and_score(**given)  # noqa: E731
-    assert heal(experiment.replace(measure=False)) is None
-    run, measured = heal(experiment, rules=["similarity"])
+
+    def heal(of, rules=("given",)):
+        healed = healed_job(of.source, of.options, CUTS[1], config, rules)
+        return [of.get(job) for job in (*healed.needs, healed)]
+
+    def score_text(cuts):
+        return session.get(scores_job(session.source, parameters, parameters.texts, {"similarity": cuts}))
+
+    assert heal(session.replace(measure=False)) == [None, None]
+    run, measured = heal(session, rules=["similarity"])
     assert set(measured.rows["task"]) == {"wikipedia", "capitals"} and set(measured.rows["cut"]) == {CUTS[1].name}
     assert run.details["tokens"] == measured.details["healed_tokens"] == 3 * 4 * 32 and len(run.records) == 3
-    adapters = healings.Healing(CUTS[1], config, experiment).find_adapters()
+    healing_asked = healing_job(session.source, CUTS[1], config, "wikipedia", None)
+    adapters = healings.find_adapters(healing_asked, session)
     assert [path.name for path in adapters.parent.iterdir()] == ["adapter"], "no checkpoint"
-    before = score_text({"similarity": CUTS}, experiment)
+    before = score_text(CUTS)
     losses_of = [table.rows.query("cut == '1,2' and metric == 'loss'")["value"].item() for table in (measured, before)]
     assert losses_of[0] != losses_of[1]
     monkeypatch.setattr(healing, "train", never)
-    again, others = heal(experiment.replace(tasks="sums_one_digit"), rules=["similarity"])
+    again, others = heal(session.replace(tasks="sums_one_digit"), rules=["similarity"])
     assert again.path == run.path and others.path != measured.path and others.records[0] == measured.records[0]
     monkeypatch.setattr(sweeping, "request_loss", never)
-    assert heal(experiment.replace(measure=False))[1].path == heal(experiment)[1].path == measured.path, (
-        "whoever chose it"
-    )
-    assert score_text({"similarity": CUTS[:2]}, experiment).path == before.path, "one for more cuts will do"
+    assert heal(session.replace(measure=False))[1].path == heal(session)[1].path == measured.path, "whoever chose it"
+    assert score_text(CUTS[:2]).path == before.path, "one for more cuts will do"
 
 
 def test_text_that_heals_gives_no_loss(tiny_folder, opened, monkeypatch):
-    experiment = Experiment(HealingParameters(model=str(tiny_folder), text="wikipedia"), open_model=lambda: opened)
+    session = Session(HealingParameters(model=str(tiny_folder), text="wikipedia"))
+    session.open = lambda *_: opened
+    job = healing_job(session.source, CUTS[1], session.options.make_config(), "wikipedia", None)
     monkeypatch.setattr(data, "texts", lambda *_, **part: ["the same"])
     with pytest.raises(InputError, match="1 documents of wikipedia heal and give the loss"):
-        healings.Healing(CUTS[1], experiment.parameters.make_config(), experiment).find_adapters()
+        healings.find_adapters(job, session)
 
 
 def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():

@@ -19,9 +19,10 @@ from deeper_layers.healing.training import heal, train
 from deeper_layers.models.opening import load_model
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.pruning import drop_layers
-from deeper_layers_companion.experiments import healings
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.parameters import HealingParameters
+from deeper_layers_companion.jobs import healings
+from deeper_layers_companion.jobs.job import healed_job
+from deeper_layers_companion.jobs.options import HealingParameters
+from deeper_layers_companion.jobs.session import Session
 from tests import faults
 from tests.test_distributed import TEXTS
 from tests.test_healing import CUT, DISTILL, SMALL, close
@@ -330,9 +331,10 @@ def test_the_command_killed_at_any_write_ends_as_undisturbed(preset, tiny_folder
             preset=preset, results=str(folder / "results"), loss_sequences=4, loss_length=32,
         )  # fmt: skip
         monkeypatch.setattr(healings, "cache_folder", lambda: folder / "cache")
-        healing = healings.Healing(CUT, parameters.make_config(), Experiment(parameters))
-        run, measured = healing.heal_and_score()
-        healing.find_adapters()
+        session = Session(parameters)
+        healed = healed_job(session.source, parameters, CUT, parameters.make_config())
+        run, measured = (session.get(job) for job in (*healed.needs, healed))
+        healings.find_adapters(*healed.needs, session)
         return [row["loss"] for row in run.records], measured.records
 
     expected: list = []

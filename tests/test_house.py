@@ -17,9 +17,9 @@ LIBRARY = ROOT / "lib"
 # from the ground up: a room imports only from those before it
 METHOD = """errors checks markup files cuts packing package_index presets schema data models pruning similarity sweeping
 export healing""".split()
-COMPANION = "results rules report prices experiments studies command __main__".split()
+COMPANION = "results rules report jobs studies command __main__".split()
 ROOMS = [f"deeper_layers.{room}" for room in METHOD] + [f"deeper_layers_companion.{room}" for room in COMPANION]
-READING = ("results", "rules", "report", "studies", "experiments")
+READING = ("results", "rules", "report", "studies", "jobs")
 LIGHT = ["deeper_layers.cuts", *(f"deeper_layers_companion.{room}" for room in READING)]
 HEAVY_FILES = ("changing.py", "end_maps.py", "geometry.py", "needs.py")  # of the rules
 FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(LIBRARY.rglob("*.py"))}

@@ -22,7 +22,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
-from deeper_layers_companion.experiments import healings
+from deeper_layers_companion.jobs import healings
 from deeper_layers_companion.report.statistics import parse_healing
 from deeper_layers_companion.results import scores
 from deeper_layers_companion.results.store import read_results

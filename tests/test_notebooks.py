@@ -13,13 +13,13 @@ import nbformat
 import pytest
 
 from deeper_layers.models import gguf_reading
-from deeper_layers_companion.experiments import healings, notebook_parameters
+from deeper_layers_companion.jobs import healings, notebook_options
 from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.mirror import write_boolq
 
 KINDS = {
     kind.notebook: kind
-    for kind in vars(notebook_parameters).values()
+    for kind in vars(notebook_options).values()
     if isinstance(kind, type) and getattr(kind, "notebook", "")
 }
 DRAWN = {"samples": 8, "sequence_length": 32}

@@ -17,11 +17,11 @@ from deeper_layers.models import configuration
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping.tree import Tree
-from deeper_layers_companion import prices
 from deeper_layers_companion.command.report import CLASSES
-from deeper_layers_companion.experiments import plans
-from deeper_layers_companion.experiments.choosing import list_unknown_cuts
-from deeper_layers_companion.experiments.plans import plan_notebooks
+from deeper_layers_companion.jobs import plan as plans
+from deeper_layers_companion.jobs import price as prices
+from deeper_layers_companion.jobs.job import list_unknown_cuts
+from deeper_layers_companion.jobs.plan import plan_notebooks
 from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.test_command import answer, typed
 from tests.tiny import shared_model

@@ -23,9 +23,9 @@ from deeper_layers.package_index import file_hash
 from deeper_layers.packing import pack
 from deeper_layers.pruning import drop_layers
 from deeper_layers_companion.command.measure import _find_half_gone
-from deeper_layers_companion.experiments import pruned_checkpoint
-from deeper_layers_companion.experiments.parameters import HealingParameters
-from deeper_layers_companion.experiments.pruned_checkpoint import Output, PruningDescription, name_for_others, read_size
+from deeper_layers_companion.jobs import pruned_checkpoint
+from deeper_layers_companion.jobs.options import HealingParameters
+from deeper_layers_companion.jobs.pruned_checkpoint import Output, PruningDescription, name_for_others, read_size
 from deeper_layers_companion.report import one_cut
 from deeper_layers_companion.results.frames import tabulate_scores
 from deeper_layers_companion.results.places import results_folder

@@ -22,8 +22,8 @@ from deeper_layers.data import corpora
 from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import MAX_LENGTH
 from deeper_layers_companion.command import main
-from deeper_layers_companion.experiments import notebook_parameters as shown
-from deeper_layers_companion.experiments import parameters as kinds
+from deeper_layers_companion.jobs import notebook_options as shown
+from deeper_layers_companion.jobs import options as kinds
 from deeper_layers_companion.results.places import AROUND as ROOT
 
 PRUNE = "prune tiny out --rule simple --drop 1"

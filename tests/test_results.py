@@ -19,8 +19,9 @@ from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
 from deeper_layers_companion import results
-from deeper_layers_companion.experiments.experiment import Data, Experiment
-from deeper_layers_companion.experiments.parameters import Parameters
+from deeper_layers_companion.jobs.job import Data, Job
+from deeper_layers_companion.jobs.options import Parameters
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results import places
 from deeper_layers_companion.results.store import (
     find_result,
@@ -55,11 +56,10 @@ class Measure:
         self.folder, self.count = folder, 0
 
     def __call__(self, key: dict = KEY, parts: int = 0):
-        settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data")}
         source = Source(**key["model"], num_layers=5, dtype=key["dtype"], quantized="none", folder="")
-        reads = [Text("wikipedia", {"hash": key["data"]})]
+        reads = (Text("wikipedia", {"hash": key["data"]}),)
 
-        def measure(shards):
+        def measure(job, shards):
             self.count += 1
             for number in range(parts):
                 part = Shards(shards.folder / "task") if number else shards
@@ -70,9 +70,9 @@ class Measure:
             cuts = dict.fromkeys(cut for cuts in key["cuts"].values() for cut in cuts)
             return [row | {"cut": cut, "stderr": np.nan if cut == "0,1" else 0.25} for cut in cuts], DETAILS
 
-        return Experiment(Parameters(results=str(self.folder)), source).find_or_measure(
-            "scores", settings, reads, measure
-        )
+        session = Session(Parameters(results=str(self.folder)), source)
+        session.measure = measure
+        return session.get(Job("scores", {name: value for name, value in key.items() if name != "data"}, reads))
 
 
 @pytest.fixture

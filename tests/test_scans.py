@@ -16,12 +16,13 @@ from deeper_layers.errors import InputError
 from deeper_layers.packing import unpack_halves
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping.sweeps import answer_requests, request_loss, sweep, text_loss
-from deeper_layers_companion.experiments.choosing import choose_cuts_for_tasks, compare_rules
-from deeper_layers_companion.experiments.distances import find_or_measure_distances
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.notebook_parameters import ScanParameters, WhichLayersParameters
-from deeper_layers_companion.experiments.parameters import Parameters
-from deeper_layers_companion.experiments.scoring import plan_each, score_each
+from deeper_layers_companion.jobs.job import describe_calibration, distances_job
+from deeper_layers_companion.jobs.listing import list_comparison, list_sweep
+from deeper_layers_companion.jobs.notebook_options import ScanParameters, WhichLayersParameters
+from deeper_layers_companion.jobs.options import Parameters
+from deeper_layers_companion.jobs.plan import try_job
+from deeper_layers_companion.jobs.select_cuts import select_cuts_by_task
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.report.statistics import nearest
 from deeper_layers_companion.results.frames import tabulate_distances, tabulate_scores
 from deeper_layers_companion.results.store import read_results
@@ -33,32 +34,44 @@ SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Questio
 
 @pytest.fixture
 def asked(tiny_folder, opened, tmp_path):
-    """An experiment with parameters of a kind on the tiny model, opened already."""
+    """A session with options of a kind on the tiny model, opened already."""
 
     def of(kind=ScanParameters, results="results", **given):
         usual = {"dtype": "float32"} | ({"blocks": 2} if kind is ScanParameters else {})
         places = {"model": str(tiny_folder), "results": str(tmp_path / results)}
-        return Experiment(kind(**usual | places | given), open_model=lambda: opened)
+        session = Session(kind(**usual | places | given))
+        session.open = lambda *_: opened
+        return session
 
     return of
 
 
+def measure_distances(session, **more):
+    return session.get(distances_job(session.source, session.options, **more))
+
+
+def compare_rules(session):
+    for job in list_comparison(session):
+        session.get(job)
+
+
 def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
-    experiment = asked(tasks=f"capitals@{LIMIT}, lettered_capitals@{LIMIT}")
+    session = asked(tasks=f"capitals@{LIMIT}, lettered_capitals@{LIMIT}")
     own = [UNPRUNED, Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
-    cuts = choose_cuts_for_tasks(experiment)
+    cuts = select_cuts_by_task(session)
     assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": own})
-    found = score_each(cuts, experiment)
+    jobs = [*list_sweep(session)]
+    found = [session.get(job) for job in jobs]
     plain = sweep(*opened, ["capitals"], own, limit=LIMIT)
-    assert found["capitals"].rows["value"].tolist() == plain["value"].tolist()
-    rows = tabulate_scores(found.values())
+    assert found[0].rows["value"].tolist() == plain["value"].tolist()
+    rows = tabulate_scores(found)
     assert set(rows["rule"]) == {"blocks of 2"} and len(rows) == 2 * len(own)
     for row in rows.to_dict("records"):  # words and letters ask the same of the same items
         assert row["target"].tolist() == [item["answer"] for item in embedded.capitals()[:LIMIT]]
         assert row["logprobs"].shape == (LIMIT, 4) and (row["logprobs"] < 0).all()
         assert np.array_equal(row["chosen"] == row["target"], row["outcome"])
-    experiment.open_model = pytest.fail
-    assert score_each(cuts, experiment)["capitals"].path == found["capitals"].path
+    session.open = pytest.fail
+    assert session.get(jobs[0]).path == found[0].path
 
 
 def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
@@ -81,15 +94,15 @@ def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
 
 
 def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
-    experiment = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
-    cuts = choose_cuts_for_tasks(experiment)
-    assert cuts == {"wikipedia": {"simple": [UNPRUNED, Cut(3, 1), Cut(2, 2)]}}
-    (plan,) = plan_each(cuts, experiment).values()
+    session = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
+    assert select_cuts_by_task(session) == {"wikipedia": {"simple": [UNPRUNED, Cut(3, 1), Cut(2, 2)]}}
+    (job,) = list_sweep(session)
+    plan = try_job(job, session)
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
-    found = score_each(cuts, experiment)["wikipedia"]
-    assert [len(row["outcome"]) for row in found.records] == [2, 2, 2] and plan_each(cuts, experiment) == {}
+    found = session.get(job)
+    assert [len(row["outcome"]) for row in found.records] == [2, 2, 2]
     # how many examples are in the prompts of tasks is nothing to a loss on text
-    assert score_each(cuts, experiment.replace(num_fewshot=5))["wikipedia"].path == found.path
+    assert [*list_sweep(session.replace(num_fewshot=5))] == [job]
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
@@ -100,7 +113,7 @@ def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
 ])  # fmt: skip
 def test_what_cannot_be_scanned_is_refused_in_one_line(wrong, said, asked):
     with pytest.raises(InputError, match=said):
-        choose_cuts_for_tasks(asked(**wrong))
+        select_cuts_by_task(asked(**wrong))
 
 
 def test_facts_to_be_written_begin_with_their_answer():
@@ -117,11 +130,11 @@ def test_facts_to_be_written_begin_with_their_answer():
 
 def test_distances_of_each_sequence_have_the_published_mean(asked):
     """Kept in 16 bits, in a result of its own."""
-    experiment = asked(Parameters, samples=12, sequence_length=24)
-    plain, found = (find_or_measure_distances(experiment, by_sequence=by_sequence) for by_sequence in (False, True))
+    session = asked(Parameters, samples=12, sequence_length=24)
+    plain, found = (measure_distances(session, by_sequence=by_sequence) for by_sequence in (False, True))
     assert plain.path != found.path and plain.rows.equals(found.rows)
-    experiment.open_model = pytest.fail
-    assert find_or_measure_distances(experiment).path == plain.path
+    session.open = pytest.fail
+    assert measure_distances(session).path == plain.path
     each = np.stack(list(tabulate_distances([found])["by_sequence"]), axis=1)
     assert each.shape == (12, 15)
     assert each.mean(axis=0) == pytest.approx(found.rows["distance"].to_numpy(), abs=5e-4)
@@ -131,7 +144,7 @@ def test_interrupted_distances_go_on_to_the_same_numbers(asked, tmp_path, monkey
     """Batches that have run are not run again."""
 
     def measured(results):
-        return find_or_measure_distances(asked(Parameters, results, samples=40, sequence_length=300))
+        return measure_distances(asked(Parameters, results, samples=40, sequence_length=300))
 
     plain, ran, every = measured("plain"), [], similarity.distances_by_batch
 
@@ -154,7 +167,7 @@ def test_interrupted_distances_go_on_to_the_same_numbers(asked, tmp_path, monkey
 
 def test_one_sequence_that_decides_is_drawn_with_the_others(asked):
     """Two blocks of one size, alike but for one sequence of twelve: the choice follows how often that one is drawn."""
-    found = find_or_measure_distances(asked(Parameters, samples=12, sequence_length=24), by_sequence=True)
+    found = measure_distances(asked(Parameters, samples=12, sequence_length=24), by_sequence=True)
     rows = tabulate_distances([found]).query("size == 3").sort_values("start")
     rows["distance"], decided = 0.5, np.where(np.arange(12) == 0, 0.75, 0.25)
     rows["by_sequence"] = [np.full(12, 0.26), decided, decided]  # the last of these has the last layer
@@ -167,28 +180,28 @@ def test_one_sequence_that_decides_is_drawn_with_the_others(asked):
 
 
 def test_what_rules_drop_is_measured_once_and_read_back(asked, tmp_path):
-    experiment = asked(
+    session = asked(
         WhichLayersParameters, rules="simple, llm-drop, replaceme", limit=4, samples=4, sequence_length=24,
         text="wikipedia", loss_sequences=2, loss_length=24, percent="20, 40", calibration_sequences=2,
         bridge_sequences=2, tasks="capitals", tokens=2, neighbours=2, skip_sequences=2,
     )  # fmt: skip
-    compare_rules(experiment)
+    compare_rules(session)
     scores = tabulate_scores(read_results(tmp_path / "results", "scores")).query("cut != @UNPRUNED.name")
     losses = scores.query("metric == 'loss'")
-    assert losses.groupby("rule")["size"].agg(list).to_dict() == dict.fromkeys(experiment.parameters.rule_list, [1, 2])
+    assert losses.groupby("rule")["size"].agg(list).to_dict() == dict.fromkeys(session.options.rule_list, [1, 2])
     assert losses.set_index("rule")["changed"].dropna().to_dict() == {"replaceme": "bridged"}
     assert scores.query("rule == 'llm-drop' and task == 'capitals'")["size"].tolist() == [1, 2]
-    experiment.open_model = pytest.fail
-    compare_rules(experiment)
+    session.open = pytest.fail
+    compare_rules(session)
 
 
 def test_losses_and_scores_of_a_rule_that_changes_weights_are_those_of_the_changed_model(asked, opened, tmp_path):
-    experiment = asked(
+    session = asked(
         WhichLayersParameters, rules="replaceme", limit=4, samples=4, sequence_length=24, text="wikipedia",
         corpus="wikipedia", loss_sequences=3, loss_length=24, percent="20", calibration_sequences=2, bridge_sequences=3,
         tasks="lettered_capitals", tokens=2, neighbours=2, skip_sequences=2,
     )  # fmt: skip
-    compare_rules(experiment)
+    compare_rules(session)
     scores = tabulate_scores(read_results(tmp_path / "results", "scores")).query("size > 0").set_index("metric")
     cut = Cut.named(scores["cut"].unique()[0])
     (train, validation) = (
@@ -206,5 +219,5 @@ def test_losses_and_scores_of_a_rule_that_changes_weights_are_those_of_the_chang
 
 def test_what_is_asked_of_rules_is_what_is_published():
     usual = WhichLayersParameters()
-    assert usual.calibration in [one.key.get("calibration") for one in read_results(kind="scores")]
+    assert describe_calibration(usual) in [one.key.get("calibration") for one in read_results(kind="scores")]
     assert [usual.list_share_sizes(layers) for layers in (30, 18, 28)] == [[3, 6, 8, 10], [2, 4, 5, 6], [3, 6, 7, 9]]

@@ -9,8 +9,9 @@ import pytest
 from deeper_layers.errors import InputError
 from deeper_layers.models.sources import Source
 from deeper_layers_companion import results
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.parameters import Parameters
+from deeper_layers_companion.jobs.job import Job
+from deeper_layers_companion.jobs.options import Parameters
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.store import read_results
 
 RESULTS, WORKERS = 20, 6
@@ -24,16 +25,18 @@ def measured(tmp_path, monkeypatch):
     state = results.provenance("a processor")  # to ask git takes longer than all the rest
     monkeypatch.setattr(results, "provenance", lambda _: state)
 
-    def measured(number: int):
-        def measure(shards):
+    class Counted(Session):
+        def measure(self, job, shards):
+            number = int(job.key["corpus"].removeprefix("text-"))
             with open(tmp_path / "measured", "a") as file:  # of one line, whole
                 file.write(f"{number}\n")
             row = {"start": 0, "size": 1, "distance": number / 100, "stderr": None, "samples": 64}
             return [row], {"tokens": 64}
 
-        experiment = Experiment(Parameters(results=str(tmp_path / "results")), SOURCE)
+    def measured(number: int):
         reads = [SimpleNamespace(name="wikipedia", fingerprint=lambda _: "made up")]
-        return experiment.find_or_measure("distances", SETTINGS | {"corpus": f"text-{number}"}, reads, measure)
+        key = {"model": SOURCE.key, "dtype": SOURCE.dtype} | SETTINGS | {"corpus": f"text-{number}"}
+        return Counted(Parameters(results=str(tmp_path / "results")), SOURCE).get(Job("distances", key, reads))
 
     return measured
 

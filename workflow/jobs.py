@@ -11,14 +11,13 @@ from typing import NamedTuple
 import click
 
 from deeper_layers.errors import InputError
-from deeper_layers.files import read_json
+from deeper_layers.presets import HealingConfig
 from deeper_layers_companion import results
 from deeper_layers_companion.command.group import main
-from deeper_layers_companion.experiments.parameters import HealingParameters, TaskParameters, split_list
+from deeper_layers_companion.jobs.options import HealingParameters, TaskParameters, split_list
 
-PROGRAM, SPARE = 2000, 1.3  # MB of Python and its libraries; and of weights, what is made beside them
+PROGRAM, SPARE = 2000, 1.3  # MB of Python and its libraries; how much more memory than planned a job may take
 START, SAFETY = 10, 4  # minutes to import and open; how much longer than its products alone a result may take
-TRAINING = 4  # forwards that a step of training costs, with checkpoints of its activations
 
 
 class Asked(NamedTuple):
@@ -53,7 +52,7 @@ class Asked(NamedTuple):
         assert subcommand is not None
         taken = {option.name for option in subcommand.params if option.name}
         given = {name: value for name, value in self.options.items() if name in taken}
-        return shlex.join([command, self.model, *flags(given | more), "--json"])
+        return shlex.join([command, self.model, *flags(given | more), "--jobs" if command == "plan" else "--json"])
 
 
 def flags(options: dict) -> list[str]:
@@ -87,29 +86,27 @@ def asked_of(config: dict, model: str, entry: dict) -> Asked:
     return Asked(model, options, entry.get("heal", config.get("heal", [])), notebooks)
 
 
-def megabytes(plan: Path, asked: Asked, attempt: int = 1) -> int:
-    """Memory of a job: weights, what a sweep may keep beside them, the program. Twice as much at a second attempt."""
-    sizes = read_json(plan)["sizes"]
-    weights = sizes[0]["bytes"] / 1e6 if sizes else 0
-    return attempt * math.ceil(SPARE * weights + asked.swept.memory * 2**30 / 1e6 + PROGRAM)
+def find_line(plan: Path, kind: str, task: str = "") -> dict:
+    """The line of a plan about a job of this kind; of scores, about a task as it is written."""
+    name = re.split("[:@/]", task)[0]
+    lines = map(json.loads, plan.read_text().splitlines())
+    return next(line for line in lines if line["kind"] == kind and name in ("", line["name"]))
 
 
-def minutes(plan: Path, flops: int | float, otherwise: int, task: str | None = None, tokens: int | None = None) -> int:
-    """Time of a job on a machine of so many products a second: of a task as it is written, of training on so many
-    tokens, or else of distances. `otherwise` where the plan does not know it."""
-    known = read_json(plan)
-    steps = (known["distances"] or {}).get("layer_steps_at_most", 0)
-    if tokens is not None:
-        steps = TRAINING * tokens * known["layers"]
-    elif task is not None:
-        name = re.split("[:@/]", task)[0]
-        found = next((one for one in known["tasks"] if one["task"] == name), {"generated": True})
-        answered = None if found.get("generated") or not found.get("layer_steps") else found["layer_steps"][1]
-        steps = 0 if "unit" in found else answered
-    if steps is None or not known["sizes"]:
+def megabytes(line: dict, asked: Asked, attempt: int = 1) -> int:
+    """Memory of a job: as planned, what a sweep may keep beside it, the program. Twice as much at a second attempt."""
+    return attempt * math.ceil(SPARE * line["memory"] / 1e6 + asked.swept.memory * 2**30 / 1e6 + PROGRAM)
+
+
+def minutes(line: dict, flops: int | float, otherwise: int, tokens: int | None = None) -> int:
+    """Time of a job on a machine of so many products a second; of training on so many `tokens`. `otherwise` where the
+    plan does not know it."""
+    operations = 0 if line["unit"] else line["operations"]
+    if operations is None:
         return otherwise
-    of_a_layer = known["sizes"][0]["parameters"] / known["layers"]
-    return START + math.ceil(SAFETY * 2 * steps * of_a_layer / flops / 60)
+    if tokens is not None:
+        operations *= tokens / HealingConfig(**line["key"]["healing"]).tokens
+    return START + math.ceil(SAFETY * operations / flops / 60)
 
 
 def forget_lost(answers: Iterable[Path]) -> list[Path]:

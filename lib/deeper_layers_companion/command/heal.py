@@ -4,11 +4,12 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers_companion import results
 from deeper_layers_companion.command.options import Answer, as_dicts, cut_options, read_cut, subcommand
-from deeper_layers_companion.experiments.choosing import choose_cuts_of_rule
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.healings import Healing
-from deeper_layers_companion.experiments.parameters import HealingParameters
-from deeper_layers_companion.experiments.pruned_checkpoint import cut_as_json
+from deeper_layers_companion.jobs.healings import find_adapters
+from deeper_layers_companion.jobs.job import healed_job
+from deeper_layers_companion.jobs.options import HealingParameters
+from deeper_layers_companion.jobs.pruned_checkpoint import cut_as_json
+from deeper_layers_companion.jobs.select_cuts import select_cuts
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.choosing import DROPPING, REGISTERED
 
@@ -42,18 +43,19 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     deeper-layers heal embedded --start 26 --drop 4 --preset head-and-last-3
     deeper-layers heal embedded --layers "5, 12-14"
     """
-    given, experiment, config = read_cut(drop, start, layers=layers), Experiment(parameters), parameters.make_config()
-    name, depth = experiment.source.name, experiment.source.num_layers
+    given, session, config = read_cut(drop, start, layers=layers), Session(parameters), parameters.make_config()
+    name, depth = session.source.name, session.source.num_layers
     (given or Cut(0, drop or 0)).check(depth)
-    cut = given or choose_cuts_of_rule(rule, [drop or 0], depth, experiment, any_dtype=True)[0]
-    healing = Healing(cut, config, experiment)
-    if (run_and_scores := healing.heal_and_score([GIVEN if given else rule])) is None:
+    cut = given or select_cuts(rule, [drop or 0], session, any_dtype=True)[0]
+    healed = healed_job(session.source, parameters, cut, config, [GIVEN if given else rule])
+    (healing,) = healed.needs
+    run, scored = session.get(healing), session.get(healed)
+    if run is None or scored is None:
         raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}")
-    run, scored = run_and_scores
     from deeper_layers_companion.report.statistics import find_recovery  # slow to import
 
     # published results come without adapters: train them here, unless nothing is to be measured
-    adapters = str(healing.find_adapters()) if parameters.measure else None
+    adapters = str(find_adapters(healing, session)) if parameters.measure else None
     record = {"losses": [row["loss"] for row in run.records]} | {key: run.details[key] for key in RUN_DETAILS}
     learnt = f"all weights of {run.details['tuned']}" if config.last_layers else f"adapters of rank {config.rank}"
     head = (

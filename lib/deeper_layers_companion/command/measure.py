@@ -1,18 +1,18 @@
 """`deeper-layers distances`, `sweep` and `scan`: angular distances, and pruned models on tasks and texts."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import click
 
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers_companion.command.options import Answer, as_dicts, exclude_rules, format_table, is_typed, subcommand
-from deeper_layers_companion.experiments.choosing import choose_cuts_for_tasks
-from deeper_layers_companion.experiments.distances import find_or_measure_distances
-from deeper_layers_companion.experiments.experiment import CutsByRule, Experiment
-from deeper_layers_companion.experiments.notebook_parameters import ScanParameters
-from deeper_layers_companion.experiments.parameters import Parameters, SweepParameters
-from deeper_layers_companion.experiments.scoring import plan_each, score_each
+from deeper_layers_companion.jobs.job import Job, distances_job, read_cut
+from deeper_layers_companion.jobs.listing import list_sweep
+from deeper_layers_companion.jobs.notebook_options import ScanParameters
+from deeper_layers_companion.jobs.options import Parameters, SweepParameters
+from deeper_layers_companion.jobs.plan import try_job
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.store import Result
 from deeper_layers_companion.rules.choosing import distance_matrix, similarity_cut
 
@@ -32,9 +32,10 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     deeper-layers distances embedded
     deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
     """
-    experiment = Experiment(parameters)
-    result = experiment.require(find_or_measure_distances(experiment, by_sequence=by_sequence), "the distances")
-    matrix, source = distance_matrix(result.rows), experiment.source
+    session = Session(parameters)
+    job = distances_job(session.source, parameters, by_sequence=by_sequence)
+    result = session.get(job, "the distances")
+    matrix, source = distance_matrix(result.rows), session.source
     best = [similarity_cut(matrix, size) for size in range(1, source.num_layers)]
     rows = [
         {"n": cut.size, "l*": cut.start, "distance": matrix[cut.size - 1, cut.start]}
@@ -70,8 +71,8 @@ def sweep(parameters: SweepParameters) -> Answer:
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
     exclude_rules()
-    experiment = Experiment(parameters)
-    return _score(choose_cuts_for_tasks(experiment), experiment, by_rule=True)
+    session = Session(parameters)
+    return _score([*list_sweep(session)], session, by_rule=True)
 
 
 @subcommand(ScanParameters, "Score every block of so many layers, at every start.")
@@ -94,35 +95,49 @@ def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
     for name in ("starts",) if parameters.blocks is None else ("rules", "sizes"):
         if is_typed(name):
             raise click.UsageError(f"--{name} and --blocks {parameters.blocks or 'none'} exclude each other: leave it")
-    experiment = Experiment(parameters)
-    cuts = choose_cuts_for_tasks(experiment)
+    session = Session(parameters)
+    jobs = [*list_sweep(session)]
     if dry_run:
-        plans = plan_each(cuts, experiment)
-        units = [
-            {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
-            for name, plan in plans.items()
-        ]
-        return Answer({"units": units}, [f"{name}: {plans.get(name, 'in results already')}" for name in cuts])
-    return _score(cuts, experiment)
+        return _try_jobs(jobs, session)
+    return _score(jobs, session)
 
 
-def _score(cuts: dict[str, CutsByRule], experiment: Experiment, *, by_rule: bool = False) -> Answer:
-    """Score the cuts on each task or text: the answer has a table for each, and for JSON its rows; `by_rule` repeats
-    those of a cut for each rule that chose it. Raises NotMeasuredError if there is nothing to show."""
-    source, quantization = experiment.source, experiment.parameters.quantization
-    measured = {name: result for name, result in score_each(cuts, experiment).items() if result}
-    missing = [name for name in cuts if name not in measured]
+def _try_jobs(jobs: list[Job], session: Session) -> Answer:
+    """What each job would cost, less those that results hold."""
+    units, lines = [], []
+    for job in jobs:
+        (name,) = job.key["tasks"]
+        if session.find(job):
+            lines.append(f"{name}: in results already")
+            continue
+        plan = try_job(job, session)
+        lines.append(f"{name}: {plan}")
+        unit = {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
+        units.append(unit)
+    return Answer({"units": units}, lines)
+
+
+def _score(jobs: list[Job], session: Session, *, by_rule: bool = False) -> Answer:
+    """Get each job: the answer has a table for each task or text, and for JSON its rows; `by_rule` repeats those of a
+    cut for each rule that chose it. Raises NotMeasuredError if there is nothing to show."""
+    source, quantization = session.source, session.options.quantization
+    results = [session.get(job) for job in jobs]
+    missing = [task for job, result in zip(jobs, results) if result is None for task in job.key["tasks"]]
+    measured = [result for result in results if result]
     if not measured:
         raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
-    paths, tables, rows = [str(result.path) for result in measured.values()], [], []
-    for name, result in measured.items():
-        tables += _make_tables(result, cuts[name])
+    paths, tables, rows = [str(result.path) for result in measured], [], []
+    for job, result in zip(jobs, results):
+        if result is None:
+            continue
+        tables += _make_tables(result, job.key["cuts"])
         parts = [result.rows]
         if by_rule:
-            names = {rule: [cut.name for cut in rule_cuts] for rule, rule_cuts in cuts[name].items()}
-            parts = [result.rows[result.rows["cut"].isin(chosen)].assign(rule=rule) for rule, chosen in names.items()]
-        rows += [row for part in parts for row in as_dicts(part)]
-    half_gone, half_gone_text = _find_half_gone(measured.values())
+            chosen_by_rule = job.key["cuts"].items()
+            parts = [result.rows[result.rows["cut"].isin(names)].assign(rule=rule) for rule, names in chosen_by_rule]
+        for part in parts:
+            rows += as_dicts(part)
+    half_gone, half_gone_text = _find_half_gone(measured)
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     absent = [f"{name}: not measured" for name in missing]
@@ -130,13 +145,13 @@ def _score(cuts: dict[str, CutsByRule], experiment: Experiment, *, by_rule: bool
     return Answer(content, [text for text in texts if text])
 
 
-def _find_half_gone(measured: Iterable[Result]) -> tuple[list[dict], str]:
+def _find_half_gone(measured: list[Result]) -> tuple[list[dict], str]:
     """For each task and rule the number of layers without which half of the score above guessing is gone, with its
     interval, for JSON (null: more than the largest that was measured); and a table in words, "" without rows."""
     from deeper_layers_companion.report.statistics import half_gone_table  # slow to import, as is the next
     from deeper_layers_companion.results.frames import tabulate_scores
 
-    rows = half_gone_table(tabulate_scores([*measured])).query("untold == ''")
+    rows = half_gone_table(tabulate_scores(measured)).query("untold == ''")
     columns = ["task", "rule", "value", "low", "high", "sizes", "largest"]
     content = as_dicts(rows[columns].replace(math.inf, math.nan))
     if rows.empty:
@@ -145,7 +160,7 @@ def _find_half_gone(measured: Iterable[Result]) -> tuple[list[dict], str]:
     return content, f"Half of what the whole model scores above guessing is gone without so many layers:\n{table}"
 
 
-def _make_tables(result: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
+def _make_tables(result: Result, cuts_by_rule: dict[str, list[str]]) -> Iterator[str]:
     """Yield a table for each task: scores by cut and rule, and their change from the whole model; 95% intervals."""
     import pandas as pd  # slow to import, as are the next
 
@@ -154,7 +169,7 @@ def _make_tables(result: Result, cuts_by_rule: CutsByRule) -> Iterator[str]:
     from deeper_layers_companion.results.frames import tabulate_scores
 
     rows = tabulate_scores([result]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
-    chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_by_rule.items() for cut in cuts}
+    chosen = {(name, rule if read_cut(name).size else "") for rule, names in cuts_by_rule.items() for name in names}
     rules = pd.DataFrame(sorted(chosen), columns=["cut", "rule"])
     for task, task_rows in pairing.pick_metric(rows).groupby("task", sort=False):
         table, outcomes = pairing.pair_outcomes(task_rows)

@@ -1,5 +1,6 @@
 """`deeper-layers plan`: the cost of a sweep. Nothing is run."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import click
 
 from deeper_layers import models
 from deeper_layers.presets import PRESETS
-from deeper_layers_companion import prices
 from deeper_layers_companion.command.options import Answer, exclude_rules, is_typed, subcommand
-from deeper_layers_companion.experiments.parameters import SweepParameters
-from deeper_layers_companion.experiments.plans import make_planning_experiment, plan_sweep
+from deeper_layers_companion.jobs import price
+from deeper_layers_companion.jobs.options import SweepParameters
+from deeper_layers_companion.jobs.plan import describe_jobs, plan_sweep
+from deeper_layers_companion.jobs.session import Session
 
 # columns of the table of distances and tasks; "seconds" and "device" are for what results hold already
 COLUMNS = "task items requests tokens tokens_at_most layer_steps layer_steps_at_most about_seconds generated longest"
@@ -27,7 +29,8 @@ COLUMNS = [*COLUMNS.split(), "seconds", "device", "unknown"]
 @click.option(
     "--heal", type=click.Choice(list(PRESETS)), default="small", show_default=True, help="with --machine, of a healing"
 )
-def plan(parameters: SweepParameters, model_config: Path | None, machine: str | None, heal: str) -> Answer:
+@click.option("--jobs", is_flag=True, help="print each job as a line of JSON, with what it needs, for a scheduler")
+def plan(parameters: SweepParameters, model_config: Path | None, machine: str | None, heal: str, jobs: bool) -> Answer:
     """Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
 
     Parameters come from the header or the configuration, what is measured already from results. For tasks that are
@@ -42,7 +45,11 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
     exclude_rules()
     source = model_config and models.source_of_config(model_config, parameters.dtype)
-    content = plan_sweep(make_planning_experiment(parameters, source), machine, heal)
+    session = Session(parameters, source, planning=True)
+    if jobs:
+        lines = list(describe_jobs(session, heal))
+        return Answer({"jobs": lines}, ["\n".join(map(json.dumps, lines))])
+    content = plan_sweep(session, machine, heal)
     return Answer(content, _make_parts(content))
 
 
@@ -52,7 +59,7 @@ def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
     yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
     distances = [{"task": "distances"} | content["distances"]] if content["distances"] else []
     yield [{name: row.get(name) for name in COLUMNS} for row in distances + content["tasks"]]
-    yield [{"search of at most": rule} | price for rule, price in content["searches"].items()]
+    yield [{"search of at most": rule} | cost for rule, cost in content["searches"].items()]
     yield (
         "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it when "
         "the model is open, and says so before it runs; here it is at the pace of distances that results hold."
@@ -62,12 +69,12 @@ def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
     if predicted := content.get("predicted"):
         machine = predicted["machine"]
         yield [
-            {f"on {machine['name']}": cost["what"], "about": cost.get("unknown") or prices.duration(cost["seconds"])}
+            {f"on {machine['name']}": cost["what"], "about": cost.get("unknown") or price.duration(cost["seconds"])}
             | {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights") if name in cost}
             | {"devices": cost.get("devices")}
             for cost in predicted["costs"]
         ]
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
-        share = f"{prices.REACHED:.0%} of the matrix throughput of the"
+        share = f"{price.REACHED:.0%} of the matrix throughput of the"
         share = "the median of short products," if machine["name"] == "this" else share
         yield f"Arithmetic, not measured: {share} {machine['source']}."

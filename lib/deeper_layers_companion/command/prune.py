@@ -29,19 +29,13 @@ from deeper_layers_companion.command.options import (
     read_cut,
     subcommand,
 )
-from deeper_layers_companion.experiments import pruned_checkpoint
-from deeper_layers_companion.experiments.choosing import choose_cut_and_changes, choose_cuts_of_rule, choose_safe_cut
-from deeper_layers_companion.experiments.experiment import Experiment
-from deeper_layers_companion.experiments.healings import Healing
-from deeper_layers_companion.experiments.parameters import (
-    Corpus,
-    Dtype,
-    HealingParameters,
-    Parameters,
-    one_of,
-    split_list,
-)
-from deeper_layers_companion.experiments.pruned_checkpoint import Output, is_gguf_model, layer_options
+from deeper_layers_companion.jobs import pruned_checkpoint
+from deeper_layers_companion.jobs.healings import find_adapters
+from deeper_layers_companion.jobs.job import healing_job
+from deeper_layers_companion.jobs.options import Corpus, Dtype, HealingParameters, Parameters, one_of, split_list
+from deeper_layers_companion.jobs.pruned_checkpoint import Output, is_gguf_model, layer_options
+from deeper_layers_companion.jobs.select_cuts import select_cut_and_changes, select_cuts, select_safe_cut
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules.choosing import REGISTERED
 
 NOT_SURELY = "results do not say that it surely ruins any of these: where items are few, they can not"
@@ -154,17 +148,17 @@ def prune(
         subject = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
         output.check_sublayers(subject)
     parameters, changed = options.make_opening_parameters(output.is_gguf), None
-    experiment = Experiment(parameters)
+    session = Session(parameters)
     safe = functools.partial(export.select_safe_cuts, config, engines=split_list(options.for_))
     sized = functools.partial(models.find_model, model, revision=options.revision, hashed=is_gguf_model(model))
 
     def choose_cut(size: int) -> Cut:
         if options.for_:
-            return choose_safe_cut(rule, size, depth, experiment, safe)
-        return choose_cuts_of_rule(rule, [size], depth, experiment, any_dtype=True)[0]
+            return select_safe_cut(rule, size, depth, session, safe)
+        return select_cuts(rule, [size], session, layers=depth, any_dtype=True)[0]
 
     if chosen.changes:
-        cut, changed = choose_cut_and_changes(rule, size, experiment)
+        cut, changed = select_cut_and_changes(rule, size, session)
     elif options.to_size is not None:
         cut = output.fit_cut(sized(), options.to_size, choose_cut)
     elif cut is None:
@@ -194,7 +188,9 @@ def prune(
     for message in described.warnings():
         click.echo(f"warning: {message}", err=True)
     if isinstance(parameters, HealingParameters):
-        adapter = Healing(cut, parameters.make_config(), experiment).find_adapters()
+        config = parameters.make_config()
+        healing = healing_job(session.source, cut, config, parameters.text, parameters.quantization)
+        adapter = find_adapters(healing, session)
     looked_at = [name for name in ("corpus", "samples", "sequence_length", "seed") if changed and is_typed(name)]
     settings = [word for name in looked_at for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     changes = {"adapter": adapter, "changed": changed, "settings": settings}

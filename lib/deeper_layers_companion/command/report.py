@@ -15,14 +15,14 @@ from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.package_index import file_hash
 from deeper_layers_companion import results
 from deeper_layers_companion.command.options import Answer, exclude, format_table, subcommand
-from deeper_layers_companion.experiments import notebook_parameters
-from deeper_layers_companion.experiments.parameters import HealingParameters, split_list
-from deeper_layers_companion.experiments.plans import plan_notebooks
-from deeper_layers_companion.prices import duration
+from deeper_layers_companion.jobs import notebook_options
+from deeper_layers_companion.jobs.options import HealingParameters, split_list
+from deeper_layers_companion.jobs.plan import plan_notebooks
+from deeper_layers_companion.jobs.price import duration
 from deeper_layers_companion.results.places import VARIABLE
 
 ONLY_IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words")  # hours, not minutes
-CLASSES = {cls.notebook: cls for cls in vars(notebook_parameters).values() if getattr(cls, "notebook", "")}
+CLASSES = {cls.notebook: cls for cls in vars(notebook_options).values() if getattr(cls, "notebook", "")}
 KILLED = "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
 MARK = "report.json"  # file in a folder of reports with the hashes of all notebooks that were written there
 

@@ -76,10 +76,10 @@ def select_best(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
 def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Shaped[np.ndarray, "C I ..."]]:
     """The cuts of one measurement, by size and start, and their outcomes item by item, subjects by name. All cuts must
     have the same items, and each cut one row for each subject: filter the rows first."""
-    rows = rows.sort_values("subject", na_position="first", kind="stable")
     cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
-    outcomes_by_cut = {cut: np.concatenate(list(vectors)) for cut, vectors in rows.groupby("cut")["outcome"]}
-    return cuts.reset_index(drop=True), np.stack([outcomes_by_cut[cut] for cut in cuts["cut"]])
+    outcomes = get_outcomes(rows)
+    vectors = align(outcomes, list(cuts["cut"]), outcomes[cuts["cut"].iloc[0]])
+    return cuts.reset_index(drop=True), np.stack(vectors)
 
 
 def score_guessing(rows: pd.DataFrame) -> float:

@@ -1,5 +1,6 @@
-"""One class for each notebook: its parameters, and what it measures of a model. Shared ones are in parameters.py."""
+"""One class for each notebook: its options. Shared ones are in options.py; listing.py says what a notebook measures."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -9,29 +10,20 @@ from pydantic import Field
 from deeper_layers import checks, data
 from deeper_layers.errors import InputError
 from deeper_layers.export.llama_cpp import FILE_TYPES
-from deeper_layers.models.sources import DTYPES
+from deeper_layers.models.sources import DTYPES, Source
+from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers_companion import results
-from deeper_layers_companion.experiments import parameters as kinds
-from deeper_layers_companion.experiments.choosing import choose_cuts, choose_cuts_for_tasks, compare_rules, list_blocks
-from deeper_layers_companion.experiments.distances import find_or_measure_distances, find_or_measure_geometry
-from deeper_layers_companion.experiments.experiment import CutsByRule, Experiment, sort_cuts
-from deeper_layers_companion.experiments.healings import Healing
-from deeper_layers_companion.experiments.parameters import (
-    NUMBER,
-    healing_setting,
-    list_of,
-    one_of,
-    parse_numbers,
-    split_list,
-)
-from deeper_layers_companion.experiments.scoring import score, score_each
-from deeper_layers_companion.experiments.take_away import score_files, score_rounded
+from deeper_layers_companion.jobs import listing
+from deeper_layers_companion.jobs import options as kinds
+from deeper_layers_companion.jobs.job import USUAL_LENGTH, CutsByRule
+from deeper_layers_companion.jobs.options import NUMBER, healing_setting, list_of, one_of, parse_numbers, split_list
+from deeper_layers_companion.jobs.select_cuts import list_blocks
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules.choosing import REGISTERED
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
-USUAL_LENGTH = 256  # tokens of a sequence on which a loss is measured
 POINTS = 4096  # tokens whose residuals are compared with each other
 Numbers = Annotated[str, list_of(NUMBER, "none")]
 
@@ -48,16 +40,6 @@ class QuestionAnsweringParameters(kinds.TaskParameters):
     # from 1: order 0, the task's own, is always compared
     orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
 
-    def run(self, experiment: Experiment) -> None:
-        for task, cuts in choose_cuts_for_tasks(experiment).items():
-            score([task], cuts, experiment)
-            usual = self.parsed_tasks[task]["shots"]
-            prompts = [(number, 0) for number in parse_numbers(self.numbers)]
-            prompts += [(usual, order) for order in parse_numbers(self.orders)]
-            for shots, order in [(usual, 0), *prompts] if prompts else ():
-                for rule, rule_cuts in cuts.items():
-                    score([task], {rule: rule_cuts}, experiment, prompt={"shots": shots, "order": order})
-
 
 class ReasoningParameters(kinds.TaskParameters):
     notebook: ClassVar[str] = "03-reasoning"
@@ -70,16 +52,6 @@ class ComparedHealingsParameters(kinds.HealingParameters):
     notebook: ClassVar[str] = "04-healing"
     ranks: Numbers = Field("none", description='of the adapters to compare: "none", or like "2, 8, 64"')
     seeds: Numbers = Field("none", description='of healing to compare: "none", or like "0, 1, 2"')
-
-    def run(self, experiment: Experiment) -> None:
-        cuts_by_rule = choose_cuts(self.list_sizes(experiment.source.num_layers), experiment)
-        score_each(dict.fromkeys(self.task_settings, cuts_by_rule), experiment)
-        configs = [self.make_config(), *(self.make_config(rank=rank) for rank in parse_numbers(self.ranks))]
-        configs += [self.make_config(seed=seed) for seed in parse_numbers(self.seeds)]
-        for config in dict.fromkeys(configs):
-            for cut in sort_cuts(cuts_by_rule):
-                rules = [rule for rule, cuts in cuts_by_rule.items() if cut in cuts]
-                Healing(cut, config, experiment).heal_and_score(rules)
 
 
 class WhichLayersParameters(kinds.TaskParameters):
@@ -123,24 +95,10 @@ class WhichLayersParameters(kinds.TaskParameters):
     def texts(self) -> dict[str, dict]:
         return {self.text: {"limit": self.loss_sequences, "length": self.loss_length}}
 
-    @property
-    def calibration(self) -> dict:
-        """The settings that determine the text on which rules are calibrated, and bridges are fitted."""
-        settings = self.sequence_settings | self.model_dump(include={"calibration_sequences", "bridge_sequences"})
-        # keys in results without a length are of the usual one
-        return settings if self.loss_length == USUAL_LENGTH else settings | {"loss_length": self.loss_length}
-
     def list_share_sizes(self, num_layers: int) -> list[int]:
         """The block sizes for `percent`: at least one layer, and never all; halves are rounded up."""
         wanted = ((percent * num_layers + 50) // 100 for percent in parse_numbers(self.percent))
         return sorted({max(1, min(size, num_layers - 1)) for size in wanted})
-
-    def run(self, experiment: Experiment) -> None:
-        layers = experiment.source.num_layers
-        find_or_measure_distances(experiment, by_sequence=True)
-        score(self.texts, list_blocks(self.list_sizes(layers), layers), experiment)
-        find_or_measure_geometry(experiment)
-        compare_rules(experiment)
 
 
 class ScanParameters(kinds.TaskParameters):
@@ -199,22 +157,19 @@ class TakeAwayParameters(kinds.TaskParameters):
 
     def check(self) -> None:
         super().check()
-        self.healing_parameters()
+        self.make_config()
 
-    def healing_parameters(self) -> kinds.HealingParameters:
-        """The parameters for healing the file: in bfloat16, and not quantized further."""
-        shared = self.model_dump(include={*kinds.HealingParameters.model_fields})
-        return kinds.HealingParameters(**shared | {"dtype": "bfloat16", "quantization": None})
+    def make_config(self) -> HealingConfig:
+        """How the file is healed: on weights that are not quantized."""
+        steps = {} if self.steps is None else {"steps": self.steps}
+        return dataclasses.replace(PRESETS[self.preset], quantization=None, **steps)
 
-    def run(self, experiment: Experiment) -> None:
-        source, rule = experiment.source, self.rule_list[0]
-        by_rule = experiment.replace(rules=rule)
-        if source.is_gguf:
-            score_files(rule, choose_cuts([self.drop], by_rule)[rule][0], experiment)
-        cuts = choose_cuts(self.list_sizes(source.num_layers), by_rule)
-        file_bits = dict.fromkeys(["Q8_0", source.quantized, "Q2_K"]) if source.is_gguf else ()
-        for bits in ["bfloat16", "int8", "nf4", *file_bits] if self.bits == "auto" else split_list(self.bits):
-            score_rounded(bits, cuts, experiment)
+    def list_bits(self, source: Source) -> list[str]:
+        """The types of weights to score."""
+        if self.bits != "auto":
+            return split_list(self.bits)
+        of_file = dict.fromkeys(["Q8_0", source.quantized, "Q2_K"]) if source.is_gguf else ()
+        return ["bfloat16", "int8", "nf4", *of_file]
 
 
 class ClaimsParameters(kinds.BaseParameters):
@@ -247,9 +202,11 @@ class ReproductionParameters(kinds.TaskParameters):
         """Scores that are measured now, of the named model or else the embedded one, in a temporary folder.
         The cuts are the published ones. Empty if nothing is to be measured. Raises InputError if the model can't be
         opened."""
-        parameters = self.replace(model="embedded") if self.model == kinds.PUBLISHED else self
+        options = self.replace(model="embedded") if self.model == kinds.PUBLISHED else self
         with tempfile.TemporaryDirectory() as folder:
             if self.measure:
-                experiment = Experiment(parameters)
-                score_each(choose_cuts_for_tasks(experiment), experiment.replace(results=folder))
-            return results.scores(parameters.replace(results=folder).folder)
+                session = Session(options)
+                again = session.replace(results=folder)
+                for job in listing.list_sweep(session):
+                    again.get(job)
+            return results.scores(options.replace(results=folder).folder)

@@ -1,4 +1,4 @@
-"""The price of distances, a sweep or a healing on any machine: operations, bytes, seconds. Nothing is run.
+"""The price of a job on any machine: operations, bytes, seconds. Nothing is run.
 
 A multiplication and an addition are two operations, so each weight costs two operations a token. In a sweep a token
 passes each node of the tree once. In a healing the weights do not learn, so a backward pass costs as much as a forward
@@ -10,15 +10,22 @@ import dataclasses
 import functools
 import math
 import re
+import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from deeper_layers import data, models
 from deeper_layers.checks import short_repr
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.sources import CONFIG_ONLY, Source
 from deeper_layers.presets import HealingConfig
 from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS, ROWS
 from deeper_layers.sweeping.tree import Tree
+from deeper_layers_companion.jobs.job import Job
+from deeper_layers_companion.jobs.session import Session
 
+USUAL_ANSWER = 256  # lm-eval's limit of tokens in an answer, for tasks that set none
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # of a weight in bitsandbytes; 64 weights share a float32 scale
 ADAPTER_BYTES = 16  # of a parameter that learns: itself, its gradient, two averages of AdamW, in float32
@@ -147,7 +154,7 @@ class Cost:
 
     def devices(self, machine: Machine) -> int:
         """The number of devices that hold one copy of the model, its layers divided among them."""
-        return math.ceil(self.memory / machine.memory)
+        return max(1, math.ceil(self.memory / machine.memory))
 
     def seconds(self, machine: Machine, dtype: str) -> float | None:
         """Predicted seconds when all copies that fit the machine share the work; None where no copy fits."""
@@ -217,6 +224,107 @@ def _last_layers_cost(shape: Shape, cut: Cut, config: HealingConfig) -> Cost:
     activations = 4 * tokens * (config.last_layers * LAYER_TENSORS * shape.inner + 2 * shape.vocabulary)
     learning = ADAPTER_BYTES * (trained * shape.in_layers + shape.head)
     return Cost(operations, weights + activations + learning, weights, config.steps * shares, shares)
+
+
+# ---- of a job ----------------------------------------------------------------------------------------------------
+
+
+def price_job(job: Job, session: Session) -> Iterator[tuple[str, Cost | str]]:
+    """Yield what is done for a job, and its cost, or why the cost is not known."""
+    shape, key, dtype = find_shape(session), job.key, session.source.dtype
+    if job.kind in ("distances", "geometry"):
+        sequences = key["samples"]
+        if job.kind == "geometry":  # a sequence that is run without each layer passes half of the layers again
+            sequences += key["skip_sequences"] * (shape.layers + 1) // 2
+        length = key["sequence_length"]
+        yield job.kind, distances_cost(shape, sequences * length, length, dtype)
+        return
+    if job.form in ("healing", "file"):
+        config = HealingConfig(**key["healing"])
+        yield f"healing, {config.tokens:,} tokens", healing_cost(shape, max(job.cuts, key=_size), config, dtype)
+    for task, settings in key.get("tasks", {}).items():
+        yield from price_task(task, settings, job.cuts, session)
+
+
+def price_task(task: str, settings: dict, cuts: list[Cut], session: Session) -> Iterator[tuple[str, Cost | str]]:
+    """Yield the work for a task or text under some cuts, and its cost, or why it is not known."""
+    shape, dtype, models_swept = find_shape(session), session.source.dtype, f"{len(cuts)} models"
+    if "length" in settings:
+        length = settings["length"] or USUAL_ANSWER
+        tokens = settings["limit"] * length
+        yield f"loss on {task}", sweep_cost(shape, cuts, tokens, tokens, length, dtype)
+        return
+    counts = count_requests(task, settings, session)
+    if counts["unknown"]:
+        yield task, counts["unknown"]
+    if counts["requests"]:
+        cost = sweep_cost(shape, cuts, counts["tokens"], counts["requests"], counts["length"], dtype)
+        yield f"sweep of {task}, {models_swept}", cost
+    if counts["generated"]:
+        cost = writing_cost(shape, cuts, counts["generated"], counts["prompts"], counts["longest"], dtype)
+        yield f"answers of {task}, {models_swept}, each of at most {counts['longest']} tokens", cost
+
+
+def _size(cut: Cut) -> int:
+    return cut.size
+
+
+REQUEST_COUNTS = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "unknown")
+
+
+def count_requests(task: str, settings: dict, session: Session) -> dict:
+    """Counts of lm-eval's requests for a task, tokenized; or only "unknown", the reason why there are no counts."""
+    where = session.source, session.options.datasets, session.options.trust_remote_code
+    counts = _load_and_count(task, settings["shots"], settings["limit"], *where)
+    return dict.fromkeys(REQUEST_COUNTS) | counts
+
+
+@functools.lru_cache
+def _load_and_count(
+    task: str, shots: int | None, limit: int | None, source: Source, datasets: str | None, trust_remote_code: bool
+) -> dict:
+    if not data.is_available_offline(task, datasets):
+        return {"unknown": "its items are on the hub: name a mirror with --datasets to have them counted"}
+    from deeper_layers.sweeping import harness  # slow to import
+    from deeper_layers.sweeping.planning import count_tokens, plan_batches
+
+    try:
+        loaded = harness.load_tasks([task], num_fewshot=shots, datasets=datasets)
+        # a configuration alone has no tokenizer: use that of the embedded model
+        counted = models.find_model(hashed=False) if source.weights == CONFIG_ONLY else source
+        tokenizer = models.load_tokenizer(counted, trust_remote_code=trust_remote_code)
+        gathered = harness.collect_requests(loaded, _build_empty(counted, trust_remote_code), tokenizer, limit=limit)
+    except InputError as error:
+        return {"unknown": str(error)}
+    generations = [instance.args for instance in gathered.generations]
+    batches = plan_batches(gathered.requests)
+    lengths = [len(sequence.tokens) for batch in batches for sequence in batch.sequences]
+    instances = gathered.instances + gathered.generations
+    return {
+        "items": len({(instance.task_name, instance.doc_id) for instance in instances}),
+        "requests": len(gathered.requests.pairs),
+        "generated": len(generations),
+        "longest": max((kwargs.get("max_gen_toks", USUAL_ANSWER) for _, kwargs in generations), default=None),
+        "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in generations),  # tokens
+        "tokens": count_tokens(batches),
+        "length": round(statistics.mean(lengths), 1) if lengths else None,
+    }
+
+
+@functools.lru_cache(maxsize=2)
+def _build_empty(source: Source, trust_remote_code: bool):
+    return models.load_empty_model(source, trust_remote_code=trust_remote_code)
+
+
+def find_shape(session: Session) -> Shape:
+    """The shape of a session's model."""
+    return read_shape(_build_empty(session.source, session.options.trust_remote_code))
+
+
+def time_this_machine(session: Session) -> Machine:
+    """This machine, tried with matrix products as wide as those of a session's model."""
+    shape = find_shape(session)
+    return measure_this_machine(shape.width, shape.inner, session.source.dtype, session.options.device)
 
 
 def duration(seconds: int | float | None) -> str:

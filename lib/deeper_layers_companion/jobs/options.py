@@ -1,8 +1,8 @@
-"""The parameters of notebooks and of the command, checked before anything is loaded.
+"""The options of notebooks and of the command, checked before anything is loaded.
 
 The fields of a class are the parameters, with their types, defaults and descriptions. A list is a text, kept as it was
 written and parsed where it is used. papermill only warns of a parameter that a notebook does not have, so each notebook
-hands its names to its class in notebook_parameters.py. A test compares every cell of parameters with its class.
+hands its names to its class in notebook_options.py. A test compares every cell of parameters with its class.
 """
 
 import dataclasses
@@ -17,13 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deeper_layers import checks, data, models, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.sources import DTYPES, Source
+from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers_companion import results
-from deeper_layers_companion.experiments.choosing import choose_cuts_for_tasks
-from deeper_layers_companion.experiments.distances import find_or_measure_distances
-from deeper_layers_companion.experiments.experiment import CutsByRule, Experiment
-from deeper_layers_companion.experiments.scoring import score_each
+from deeper_layers_companion.jobs.job import BITSANDBYTES, CutsByRule
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.choosing import DROPPING, REGISTERED, RULES
 
@@ -31,7 +28,6 @@ if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 PUBLISHED = "published"  # in place of a model: show all results, measure nothing
-BITSANDBYTES = ("nf4", "int8")
 Kind = TypeVar("Kind", bound="BaseParameters")  # not Self: shapes are checked method by method
 
 LIST = r"[\s,]*({0})(\s*,[\s,]*({0}))*[\s,]*"
@@ -211,14 +207,13 @@ class Parameters(BaseParameters):
         super().check()
         data.find_mirror(self.datasets)
 
-    def run(self, experiment: Experiment) -> None:
-        """Measure what the notebook shows of one model, unless results hold it. Raises InputError where it can't."""
-        find_or_measure_distances(experiment)
-
     def measure_missing(self) -> None:
-        """Measure, once, what results lack of the model, if the parameters name one."""
+        """Measure, once, what results lack of the model for this notebook, if the options name one."""
+        from deeper_layers_companion.jobs import listing
+        from deeper_layers_companion.jobs.session import Session
+
         if self.measure and self.model != PUBLISHED and not self._is_measured:
-            self.run(Experiment(self))
+            listing.get_all(self.notebook, Session(self))
             self._is_measured = True
 
     def distances(self) -> "pd.DataFrame":
@@ -227,36 +222,6 @@ class Parameters(BaseParameters):
         rows = super().distances()
         others = rows["model"] != models.model_name(self.model)
         return rows[others | (rows[[*wanted]] == [*wanted.values()]).all(axis=1)].reset_index(drop=True)
-
-    def find_source(self, hashed: bool = True) -> Source:
-        """The model, identified but not opened. A GGUF file has the name that results have for its weights.
-
-        If nothing is to be measured, the model is taken from results where they know it. Local weights are hashed
-        unless `hashed` is False.
-        """
-        if not self.measure and (recorded := results.find_recorded_model(self.model, self.dtype, self.folder)):
-            return recorded
-        options = self.model_dump(include={"revision", "dtype", "trust_remote_code"})
-        source = models.find_model(self.model, hashed=hashed, **options)
-        name = results.find_model_name(source.weights, self.folder) if source.is_gguf else None
-        return source if name is None else dataclasses.replace(source, name=name)
-
-    def open(self, source: Source):
-        """The model and its tokenizer. Raises InputError for a tokenizer without words."""
-        options = self.model_dump(include={"device", "quantization", "trust_remote_code"})
-        model, tokenizer = models.load_model(source, **options)
-        data.check_tokenizer(tokenizer)
-        return model, tokenizer
-
-    @property
-    def base_settings(self) -> dict:
-        """Settings of every measurement: of the options for opening a model, those that change the numbers."""
-        return {"quantization": self.quantization}
-
-    @property
-    def sequence_settings(self) -> dict:
-        """The settings that determine the sequences of the distances, besides the tokenizer."""
-        return self.model_dump(include={"corpus", "samples", "sequence_length", "seed"})
 
 
 class TaskParameters(Parameters):
@@ -310,13 +275,6 @@ class TaskParameters(Parameters):
         return {}
 
     @property
-    def task_settings(self) -> dict[str, dict]:
-        """The settings of each text and task, as they stand in the key of a result."""
-        return self.texts | {
-            name: {of: self.parsed_tasks[name][of] for of in ("shots", "limit")} for name in self.task_list
-        }
-
-    @property
     def rule_list(self) -> list[str]:
         return list(REGISTERED) if self.rules == "all" else split_list(self.rules)
 
@@ -332,9 +290,6 @@ class TaskParameters(Parameters):
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
         """The cuts that the parameters give explicitly, for a model of so many layers; None if rules choose."""
         return None
-
-    def run(self, experiment: Experiment) -> None:
-        score_each(choose_cuts_for_tasks(experiment), experiment)
 
 
 class HealingParameters(TaskParameters):
