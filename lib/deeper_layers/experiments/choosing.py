@@ -248,3 +248,36 @@ def _read_calibration_text(experiment: Experiment, sequences: int) -> list:
     parameters, length = experiment.parameters, experiment.parameters.loss_length
     documents = data.texts(parameters.corpus, datasets=parameters.datasets, **CALIBRATION)
     return data.token_sequences(experiment.open_model()[1], documents, length=length, tokens=sequences * length)
+
+
+# ---- maps in the place of the last layers ------------------------------------------------------------------------
+
+
+def score_end_maps(experiment: Experiment) -> None:
+    """Score the model with a map in the place of its last layers, by every map, size and task of the parameters."""
+    parameters, layers = experiment.parameters, experiment.source.num_layers
+    sizes = parameters.map_size_list
+    cuts = REGISTERED["reverse"].choose(sizes, layers)
+    for rule in parameters.map_list:
+        replace_layers = _make_end_mapper(rule, max(sizes), experiment)
+        options: dict = {"changed": replace_layers, "map": parameters.describe_map(rule)}
+        options["reads"] = [Data(parameters.corpus, CALIBRATION)]
+        for task in parameters.mapped_tasks:
+            score([task], {rule: cuts}, experiment, **options)
+
+
+def _make_end_mapper(rule: str, most: int, experiment: Experiment) -> Callable[[Cut], object]:
+    """A function from a cut of the last layers to the model with a map in their place. All maps are fitted on the
+    residuals of one pass, and models are cached, as several tasks need the same one."""
+
+    @functools.cache
+    def residuals():
+        text = _read_calibration_text(experiment, experiment.parameters.map_sequences)
+        return rules.EndResiduals(experiment.open_model()[0], text, most)
+
+    @functools.cache
+    def changed(cut: Cut):
+        model = experiment.open_model()[0]
+        return rules.replace_last_layers(model, cut.size, rules.FITTED[rule](model, residuals(), cut.size))
+
+    return changed

@@ -9,7 +9,13 @@ from pydantic import Field
 from deeper_layers import checks, data, results
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
-from deeper_layers.experiments.choosing import choose_cuts, choose_cuts_for_tasks, compare_rules, list_blocks
+from deeper_layers.experiments.choosing import (
+    choose_cuts,
+    choose_cuts_for_tasks,
+    compare_rules,
+    list_blocks,
+    score_end_maps,
+)
 from deeper_layers.experiments.distances import find_or_measure_distances, find_or_measure_geometry
 from deeper_layers.experiments.experiment import CutsByRule, Experiment, sort_cuts
 from deeper_layers.experiments.healings import Healing
@@ -18,12 +24,13 @@ from deeper_layers.experiments.scoring import score, score_each
 from deeper_layers.experiments.take_away import score_files, score_rounded
 from deeper_layers.export.llama_cpp import FILE_TYPES
 from deeper_layers.models.sources import DTYPES
-from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.choosing import DROPPING, END_MAPS, REGISTERED
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
 USUAL_LENGTH = 256  # tokens of a sequence on which a loss is measured
+TASKS_AND_TEXTS = '"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32"'
 POINTS = 4096  # tokens whose residuals are compared with each other
 Numbers = Annotated[str, list_of(NUMBER, "none")]
 
@@ -135,19 +142,10 @@ class WhichLayersParameters(kinds.TaskParameters):
         compare_rules(experiment)
 
 
-class ScanParameters(kinds.TaskParameters):
-    """The parameters of `deeper-layers scan`, too."""
+class TextTaskParameters(kinds.TaskParameters):
+    """Parameters whose tasks may be texts too, on which losses are measured."""
 
-    notebook: ClassVar[str] = "06-letters-or-words"
-    tasks: kinds.TasksOfSizes = Field(
-        "capitals, lettered_capitals, sums_two_digits",
-        description='"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32"',
-    )
-    blocks: int | None = Field(
-        4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
-    )
-    starts: kinds.Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
-    loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
+    loss_length: int = Field(USUAL_LENGTH, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
 
     def check(self) -> None:
         super().check()
@@ -166,8 +164,71 @@ class ScanParameters(kinds.TaskParameters):
         texts = {name: task["limit"] for name, task in self.parsed_tasks.items() if name in data.CORPORA}
         return {text: {"limit": limit, "length": lengths[text]} for text, limit in texts.items()}
 
+
+class ScanParameters(TextTaskParameters):
+    """The parameters of `deeper-layers scan`, too."""
+
+    notebook: ClassVar[str] = "06-letters-or-words"
+    tasks: kinds.TasksOfSizes = Field("capitals, lettered_capitals, sums_two_digits", description=TASKS_AND_TEXTS)
+    blocks: int | None = Field(
+        4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
+    )
+    starts: kinds.Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
+
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
         return None if self.blocks is None else list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
+
+
+class LastLayersParameters(TextTaskParameters):
+    """The registered study of what the last layers hold: its items, its cuts, its maps in the place of these layers."""
+
+    notebook: ClassVar[str] = "11-what-do-the-last-layers-hold"
+    shows_third_study: ClassVar[bool] = True
+    corpus: kinds.Corpus = Field("c4", description="text for the distances, and on which maps are fitted")
+    tasks: kinds.Tasks = Field(
+        "answers_written, answers_by_letter, answers_in_words, answers_in_words_unasked, answers_written_stated, "
+        "answers_by_letter_stated, answers_in_words_stated, c4@128",
+        description=TASKS_AND_TEXTS,
+    )
+    rules: Annotated[str, list_of(DROPPING)] = Field(
+        "reverse, simple, similarity",
+        description='whose cuts: the last layers, those before the last one, the most similar ones; or like "greedy"',
+    )
+    sizes: kinds.Sizes = Field("0-8", description='layers dropped: "all" (0 to L-2), or like "0-8, 12"')
+    limit: int | None = Field(None, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
+    maps: Annotated[str, list_of(END_MAPS, "none")] = Field(
+        "reverse-affine, reverse-low-rank",
+        description='in the place of the last layers, asked all that is not stated; or "none"',
+    )
+    map_sizes: Annotated[str, list_of(NUMBER)] = Field("1-6", description="layers that a map replaces")
+    map_sequences: int = Field(
+        256, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that maps see"
+    )
+
+    @property
+    def map_list(self) -> list[str]:
+        return [] if self.maps == "none" else split_list(self.maps)
+
+    @property
+    def map_size_list(self) -> list[int]:
+        return parse_numbers(self.map_sizes)
+
+    @property
+    def mapped_tasks(self) -> list[str]:
+        return [name for name in self.task_settings if not name.endswith("_stated")]
+
+    def describe_map(self, rule: str) -> dict:
+        """The settings that determine a map, as they stand in the key of a result."""
+        return {"corpus": self.corpus, "sequences": self.map_sequences, "length": self.loss_length} | END_MAPS[rule]
+
+    def run(self, experiment: Experiment) -> None:
+        cuts = choose_cuts(self.list_sizes(experiment.source.num_layers), experiment)
+        for task in self.task_list:
+            for rule in cuts:
+                score([task], {rule: cuts[rule]}, experiment)
+        for text in self.texts:
+            score([text], cuts, experiment)
+        score_end_maps(experiment)
 
 
 class TakeAwayParameters(kinds.TaskParameters):
@@ -228,6 +289,7 @@ class ReproductionParameters(kinds.TaskParameters):
     """Published results are measured again; the new results are not kept."""
 
     notebook: ClassVar[str] = "10-measured"
+    shows_third_study: ClassVar[bool] = True
     tasks: kinds.Tasks = "capitals, sums_one_digit"
     rules: kinds.Rules = "similarity"
     sizes: kinds.Sizes = "0, 2, 8"
