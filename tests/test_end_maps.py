@@ -9,11 +9,11 @@ from torch import nn
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
-from deeper_layers.rules import end_maps
 from deeper_layers.similarity import iterate_residuals
 from deeper_layers.sweeping.generation import generate
 from deeper_layers.sweeping.sweeps import text_loss
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers_companion.rules import end_maps
 from tests.plain import logits
 from tests.test_generation import requests
 from tests.tiny import shared_model
