@@ -200,13 +200,13 @@ class LastLayersParameters(TextTaskParameters):
     )
     rules: Annotated[str, list_of(DROPPING)] = Field(
         "reverse, simple, similarity",
-        description='whose cuts: the last layers, those before the last one, the most similar ones; or like "greedy"',
+        description='who chooses what is dropped; "reverse": the last layers',
     )
     sizes: kinds.Sizes = Field("0-8", description='layers dropped: "all" (0 to L-2), or like "0-8, 12"')
     limit: int | None = Field(None, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
     maps: Annotated[str, list_of(END_MAPS, "none")] = Field(
         "reverse-affine, reverse-low-rank",
-        description='in the place of the last layers, asked all that is not stated; or "none"',
+        description='in the place of the last layers; or "none"',
     )
     map_sizes: Annotated[str, list_of(NUMBER)] = Field("1-6", description="layers that a map replaces")
     map_sequences: int = Field(
