@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import iterate_residuals
+from deeper_layers.sweeping.generation import generate
 from deeper_layers.sweeping.sweeps import text_loss
+from deeper_layers.sweeping.tree_model import TreeModel
 from deeper_layers_companion.rules import end_maps
 from tests.plain import logits
+from tests.test_generation import requests
 from tests.tiny import shared_model
 
 LAYERS, SIZE = 6, 2
@@ -67,6 +71,19 @@ def test_the_mapped_model_hands_its_last_output_through_the_map_and_can_be_swept
     targets = torch.cat([ids[1:] for ids in sequences[:2]])
     assert table["value"].iloc[0] == pytest.approx(-scores[range(len(targets)), targets].mean().item(), abs=1e-4)
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+def test_a_mapped_model_writes_in_a_sweep_what_it_writes_alone(opened, sequences):
+    model, tokenizer = opened
+    residuals = end_maps.EndResiduals(model, sequences, SIZE)
+    asked, before = requests(), generate(TreeModel(model, [UNPRUNED]), tokenizer, requests())
+    mapped = end_maps.replace_last_layers(model, SIZE, end_maps.fit_affine_map(residuals, SIZE))
+    (answers,) = generate(TreeModel(mapped, [UNPRUNED]), tokenizer, asked)
+    lm = HFLM(pretrained=mapped, tokenizer=tokenizer, batch_size=1, max_length=1024)
+    assert [answer.text for answer in answers] == lm.generate_until(asked, disable_tqdm=True)
+    without = drop_layers(model, Cut(5 - SIZE, SIZE))
+    assert [answers] != generate(TreeModel(without, [UNPRUNED]), tokenizer, asked), "the map is at work"
+    assert before == generate(TreeModel(model, [UNPRUNED]), tokenizer, asked), "and not in the model that was given"
 
 
 def test_the_low_rank_map_starts_at_the_identity_and_brings_the_distribution_nearer(model, residuals, monkeypatch):

@@ -28,6 +28,8 @@ HEALED = ASKED | {"dtype": "float32", "text": "wikipedia", "loss_sequences": 4, 
 FEW = {"calibration_sequences": 2, "bridge_sequences": 2, "tokens": 4, "neighbours": 3, "skip_sequences": 2}
 ALL_BLOCKS = {"tasks": "capitals, lettered_capitals, wikipedia@4", "sizes": "all", "blocks": 2, "loss_length": 32}
 RULES = {"sizes": "all", "rules": "similarity, block-influence, llm-drop, replaceme", "percent": "20, 40"}
+STUDY = {"corpus": "wikipedia", "loss_length": 32, "map_sizes": "1-2", "map_sequences": 4, "sizes": "0-2"}
+STUDY |= {"tasks": "answers_written, answers_by_letter, answers_in_words, answers_in_words_unasked, wikipedia@4"}
 # what each is asked of a tiny model
 SMALL = {
     "01-similarity": DRAWN,
@@ -37,6 +39,7 @@ SMALL = {
     "05-which-layers": HEALED | FEW | RULES,
     "06-letters-or-words": ASKED | ALL_BLOCKS,
     "08-take-away": ASKED | {"bits": "bfloat16, nf4", "drop": 2},
+    "11-what-do-the-last-layers-hold": ASKED | STUDY,
 }
 THOROUGH = [name if name < "03" else pytest.param(name, marks=pytest.mark.thorough) for name in SMALL]
 

@@ -24,7 +24,7 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
     Of a task: [measurement, share kept above guessing, low, high (95%), score]. Of a loss guessing is that among all
     tokens, ln V. What was not measured is absent.
     """
-    rows = pairing.select_best(scores)
+    rows = pairing.select_best(pairing.drop_third_study(scores))
     rows, models = (
         rows.query("outcome.notna() and changed.isna() and engine.isna() and (start.notna() or cut == '0,0')"),
         [],

@@ -21,7 +21,12 @@ from deeper_layers_companion.jobs.plan import plan_notebooks
 from deeper_layers_companion.jobs.price import duration
 from deeper_layers_companion.results.places import VARIABLE
 
-ONLY_IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words")  # hours, not minutes
+ONLY_IF_NAMED = (
+    "04-healing",
+    "05-which-layers",
+    "06-letters-or-words",
+    "11-what-do-the-last-layers-hold",
+)  # hours, not minutes
 CLASSES = {cls.notebook: cls for cls in vars(notebook_options).values() if getattr(cls, "notebook", "")}
 KILLED = "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
 MARK = "report.json"  # file in a folder of reports with the hashes of all notebooks that were written there
@@ -32,7 +37,7 @@ MARK = "report.json"  # file in a folder of reports with the hashes of all noteb
     "--notebooks",
     default="all",
     show_default=True,
-    help='which: like "01, 02"; 04 heals, 05 and 06 measure every block of layers: made only where they are named',
+    help='which: like "01, 02"; 04 heals, 05 and 06 measure every block, 11 asks a study: only where they are named',
 )
 @click.option(
     "--out",

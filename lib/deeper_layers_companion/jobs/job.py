@@ -18,7 +18,11 @@ from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.choosing import REGISTERED
 
 if TYPE_CHECKING:  # it builds on this file
-    from deeper_layers_companion.jobs.notebook_options import TakeAwayParameters, WhichLayersParameters
+    from deeper_layers_companion.jobs.notebook_options import (
+        LastLayersParameters,
+        TakeAwayParameters,
+        WhichLayersParameters,
+    )
     from deeper_layers_companion.jobs.options import HealingParameters, Parameters, TaskParameters
 
 CutsByRule = dict[str, list[Cut]]  # the keys are names of rules
@@ -63,7 +67,7 @@ class Job:
         if self.kind != "scores":
             return self.kind
         marks = {"choice": "choice", "prompts": "file", "bits": "rounded", "healing": "healed"}
-        marks |= {"calibration": "changed", "seed": "search"}
+        marks |= {"calibration": "changed", "seed": "search", "map": "mapped"}
         return next((form for mark, form in marks.items() if mark in self.key), "scores")
 
     @property
@@ -211,6 +215,13 @@ def chosen_job(source: Source, options: "WhichLayersParameters", task: str, cuts
         key = key | {"calibration": describe_calibration(options)}
         reads = (Data(options.corpus, CALIBRATION), *reads)
     return Job("scores", key, reads, (choice,))
+
+
+def mapped_job(source: Source, options: "LastLayersParameters", task: str, rule: str, cuts: list[Cut]) -> Job:
+    """A task with a map in the place of the last layers; `rule` says how the map is fitted, its key on which text."""
+    job = scores_job(source, options, [task], {rule: cuts})
+    settings = {"map": options.describe_map(rule)}
+    return Job("scores", job.key | settings, (Data(options.corpus, CALIBRATION), *job.reads))
 
 
 def healing_job(source: Source, cut: Cut, config: HealingConfig, text: str, quantization: str | None) -> Job:

@@ -14,7 +14,7 @@ from deeper_layers_companion.jobs.job import Job, list_unknown_cuts
 from deeper_layers_companion.jobs.options import parse_numbers
 from deeper_layers_companion.jobs.select_cuts import list_blocks, select_cuts_by_rule, select_cuts_by_task
 from deeper_layers_companion.jobs.session import Session
-from deeper_layers_companion.rules.choosing import RULES
+from deeper_layers_companion.rules.choosing import REGISTERED, RULES
 
 
 def jobs_of(notebook: str, session: Session) -> Iterator[Job]:
@@ -98,6 +98,21 @@ def list_comparison(session: Session) -> Iterator[Job]:
             yield jobs.chosen_job(source, options, task, [UNPRUNED] * (rule in RULES) + cuts, choice)
 
 
+def _list_last_layers(session: Session) -> Iterator[Job]:
+    """Each task under each rule in a job of its own, each text under all rules, then maps in the layers' place."""
+    source, options = session.source, session.options
+    cuts_by_rule = select_cuts_by_rule(options.list_sizes(source.num_layers), session)
+    for task in options.task_list:
+        for rule, cuts in cuts_by_rule.items():
+            yield jobs.scores_job(source, options, [task], {rule: cuts})
+    for text in options.texts:
+        yield jobs.scores_job(source, options, [text], cuts_by_rule)
+    last_layers = REGISTERED["reverse"].choose(options.map_size_list, source.num_layers)
+    for rule in options.map_list:
+        for task in options.mapped_tasks:
+            yield jobs.mapped_job(source, options, task, rule, last_layers)
+
+
 def _list_take_away(session: Session) -> Iterator[Job]:
     source, options = session.source, session.options
     rule = options.rule_list[0]
@@ -117,4 +132,5 @@ LISTS: dict[str, Callable[[Session], Iterator[Job]]] = {
     "05-which-layers": _list_which_layers,
     "06-letters-or-words": list_sweep,
     "08-take-away": _list_take_away,
+    "11-what-do-the-last-layers-hold": _list_last_layers,
 }

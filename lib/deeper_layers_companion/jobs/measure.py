@@ -130,6 +130,36 @@ def _measure_changed(job: Job, session: Session, shards: Shards) -> Measured:
     return rows, details | {"sizes": chosen.get("sizes", {})}
 
 
+def _measure_mapped(job: Job, session: Session, shards: Shards) -> Measured:
+    """Scores of models with a map in the place of their last layers. Maps are fitted once in a session."""
+    (rule,) = job.key["cuts"]
+    asked = (rule, job.key["dtype"], *job.key["map"].values())
+    if asked not in session.drawn:
+        session.drawn[asked] = _make_end_mapper(job, rule, session)
+    return score_changed(job, session.open(job.key), session.drawn[asked], session.options, shards)
+
+
+def _make_end_mapper(job: Job, rule: str, session: Session) -> Callable[[Cut], Any]:
+    """A function from a cut of the last layers to the model with a map in their place. All maps are fitted on the
+    residuals of one pass, and models are cached, as several tasks need the same one."""
+    settings, largest = job.key["map"], max(cut.size for cut in job.cuts)
+
+    @functools.cache
+    def record_residuals():
+        model, tokenizer = session.open(job.key)
+        corpus, sequences, length = settings["corpus"], settings["sequences"], settings["length"]
+        text = read_training_text(tokenizer, corpus, sequences, length, session.options.datasets)
+        return rules.EndResiduals(model, text, largest)
+
+    @functools.cache
+    def changed(cut: Cut):
+        model, _ = session.open(job.key)
+        fitted = rules.FITTED[rule](model, record_residuals(), cut.size)
+        return rules.replace_last_layers(model, cut.size, fitted)
+
+    return changed
+
+
 def _measure_healed(job: Job, session: Session, shards: Shards) -> Measured:
     (healing,) = job.needs
     run = session.get(healing, "the healing")
@@ -227,6 +257,7 @@ FORMS: dict[str, Callable[[Job, Session, Shards], Measured]] = {
     "geometry": _measure_geometry,
     "scores": _measure_scores,
     "changed": _measure_changed,
+    "mapped": _measure_mapped,
     "healed": _measure_healed,
     "search": _measure_search,
     "choice": _measure_choice,

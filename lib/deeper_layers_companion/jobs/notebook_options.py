@@ -19,11 +19,12 @@ from deeper_layers_companion.jobs.job import USUAL_LENGTH, CutsByRule
 from deeper_layers_companion.jobs.options import NUMBER, healing_setting, list_of, one_of, parse_numbers, split_list
 from deeper_layers_companion.jobs.select_cuts import list_blocks
 from deeper_layers_companion.jobs.session import Session
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.choosing import DROPPING, END_MAPS, REGISTERED
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
+TASKS_AND_TEXTS = '"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32"'
 POINTS = 4096  # tokens whose residuals are compared with each other
 Numbers = Annotated[str, list_of(NUMBER, "none")]
 
@@ -101,19 +102,10 @@ class WhichLayersParameters(kinds.TaskParameters):
         return sorted({max(1, min(size, num_layers - 1)) for size in wanted})
 
 
-class ScanParameters(kinds.TaskParameters):
-    """The parameters of `deeper-layers scan`, too."""
+class TextTaskParameters(kinds.TaskParameters):
+    """Parameters whose tasks may be texts too, on which losses are measured."""
 
-    notebook: ClassVar[str] = "06-letters-or-words"
-    tasks: kinds.TasksOfSizes = Field(
-        "capitals, lettered_capitals, sums_two_digits",
-        description='"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32"',
-    )
-    blocks: int | None = Field(
-        4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
-    )
-    starts: kinds.Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
-    loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
+    loss_length: int = Field(USUAL_LENGTH, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
 
     def check(self) -> None:
         super().check()
@@ -132,8 +124,62 @@ class ScanParameters(kinds.TaskParameters):
         texts = {name: task["limit"] for name, task in self.parsed_tasks.items() if name in data.CORPORA}
         return {text: {"limit": limit, "length": lengths[text]} for text, limit in texts.items()}
 
+
+class ScanParameters(TextTaskParameters):
+    """The parameters of `deeper-layers scan`, too."""
+
+    notebook: ClassVar[str] = "06-letters-or-words"
+    tasks: kinds.TasksOfSizes = Field("capitals, lettered_capitals, sums_two_digits", description=TASKS_AND_TEXTS)
+    blocks: int | None = Field(
+        4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
+    )
+    starts: kinds.Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
+
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
         return None if self.blocks is None else list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
+
+
+class LastLayersParameters(TextTaskParameters):
+    """The registered study of what the last layers hold: its items, its cuts, its maps in the place of these layers."""
+
+    notebook: ClassVar[str] = "11-what-do-the-last-layers-hold"
+    shows_third_study: ClassVar[bool] = True
+    corpus: kinds.Corpus = Field("c4", description="text for the distances, and on which maps are fitted")
+    tasks: kinds.Tasks = Field(
+        "answers_written, answers_by_letter, answers_in_words, answers_in_words_unasked, answers_written_stated, "
+        "answers_by_letter_stated, answers_in_words_stated, c4@128",
+        description=TASKS_AND_TEXTS,
+    )
+    rules: Annotated[str, list_of(DROPPING)] = Field(
+        "reverse, simple, similarity",
+        description='who chooses what is dropped; "reverse": the last layers',
+    )
+    sizes: kinds.Sizes = Field("0-8", description='layers dropped: "all" (0 to L-2), or like "0-8, 12"')
+    limit: int | None = Field(None, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
+    maps: Annotated[str, list_of(END_MAPS, "none")] = Field(
+        "reverse-affine, reverse-low-rank",
+        description='in the place of the last layers; or "none"',
+    )
+    map_sizes: Annotated[str, list_of(NUMBER)] = Field("1-6", description="layers that a map replaces")
+    map_sequences: int = Field(
+        256, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that maps see"
+    )
+
+    @property
+    def map_list(self) -> list[str]:
+        return [] if self.maps == "none" else split_list(self.maps)
+
+    @property
+    def map_size_list(self) -> list[int]:
+        return parse_numbers(self.map_sizes)
+
+    @property
+    def mapped_tasks(self) -> list[str]:
+        return [name for name in [*self.texts, *self.task_list] if not name.endswith("_stated")]
+
+    def describe_map(self, rule: str) -> dict:
+        """The settings that determine a map, as they stand in the key of a result."""
+        return {"corpus": self.corpus, "sequences": self.map_sequences, "length": self.loss_length} | END_MAPS[rule]
 
 
 class TakeAwayParameters(kinds.TaskParameters):
@@ -191,6 +237,7 @@ class ReproductionParameters(kinds.TaskParameters):
     """Published results are measured again; the new results are not kept."""
 
     notebook: ClassVar[str] = "10-measured"
+    shows_third_study: ClassVar[bool] = True
     tasks: kinds.Tasks = "capitals, sums_one_digit"
     rules: kinds.Rules = "similarity"
     sizes: kinds.Sizes = "0, 2, 8"

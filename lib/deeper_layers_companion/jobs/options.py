@@ -109,6 +109,7 @@ class BaseParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     notebook: ClassVar[str] = ""  # the notebook with these parameters
+    shows_third_study: ClassVar[bool] = False  # which has a page of its own
     _is_measured: bool = False
 
     model: str = Field(
@@ -164,7 +165,10 @@ class BaseParameters(BaseModel):
         If `model` names one model, its missing results are measured before, and its rows come first. Then come the
         models of `report.names.FIRST`, then all others by name.
         """
-        return self._read_frame(results.scores)
+        from deeper_layers_companion.report.pairing import drop_third_study  # slow to import
+
+        rows = self._read_frame(results.scores)
+        return rows if self.shows_third_study else drop_third_study(rows)
 
     def distances(self) -> "pd.DataFrame":
         """Every angular distance, one row for each block, with models in the same order."""

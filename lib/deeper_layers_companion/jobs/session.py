@@ -32,7 +32,7 @@ class Session:
         self.options = options.replace(measure=False) if planning else options
         self.planning = planning
         self.missing: dict[str, Job] = {}  # by their identity
-        self.drawn: dict[tuple, list] = {}  # sequences of text, by what determines them
+        self.drawn: dict[tuple, Any] = {}  # sequences of tokens, and maps, which several jobs use
         self._fingerprints: dict[str, str] = {}  # of data, which may take long to read
         self._opened: tuple | None = None  # data type and quantization, and what was opened in them
         if source:

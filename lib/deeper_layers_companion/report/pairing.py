@@ -123,6 +123,16 @@ def is_map_row(scores: pd.DataFrame) -> pd.Series:
     return scores["rule"].str.startswith("blocks of", na=False)
 
 
+def drop_third_study(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of the third registered study, which has a page of its own: its tasks, its maps in the
+    place of the last layers, and its losses on C4, one file with the last layers' cuts among others."""
+    is_of_cuts = (scores["rule"] == "reverse") & (scores["limit"] == 128).fillna(False)
+    files = scores.loc[is_of_cuts & (scores["task"] == "c4") & (scores["size"] > 0), "path"].unique()
+    is_loss = scores["path"].isin(files) & (scores["task"] == "c4")
+    is_task = scores["task"].str.startswith("answers_")
+    return scores[~is_task & ~is_loss & (scores["changed"] != "mapped")].reset_index(drop=True)
+
+
 # ---- models on the same items ---------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,7 @@ OWN_SHOTS = {"gsm8k": 5}  # lm-eval's number of examples, where the key names no
 # rules that also change weights, so that their cut does not determine their model
 CHANGED = dict.fromkeys(("laco", "laco-code"), "merged")
 CHANGED |= dict.fromkeys(("replaceme", "replaceme-cosine", "prune-and-comp", "streamline"), "bridged")
+CHANGED |= dict.fromkeys(("reverse-affine", "reverse-low-rank"), "mapped")  # rules/end_maps.py
 _parse_cut = functools.lru_cache(maxsize=8192)(Cut.named)
 
 
@@ -75,7 +76,8 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
         - cut: what was dropped, by `Cut.name`: "13,4" are 4 layers from layer 13 (0-based), "0,0" is none
         - start, size, share: first dropped layer of a block; number of dropped layers, n, by the rule's count; n / L
         - rule: the rule that chose the cut; "blocks of 4" where every block of 4 was tried
-        - changed: what the rule did to the weights of the layers that stay: merged, or bridged
+        - changed: what the rule did to the weights of the layers that stay: merged, or bridged, or mapped: with a map
+          in the place of the last layers
         - healing: settings, text and tokens of the healing, as JSON
         - task, subject: task of lm-eval, or its group; for losses the text; for MMLU the subject
         - shots, order: examples in the prompt; seed of their order

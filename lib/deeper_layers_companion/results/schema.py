@@ -84,7 +84,8 @@ KINDS = {
             "cuts": (Cuts | None, None),
             "healing": (Settings | None, None),
             # also, unchecked: "choice", a rule that chooses instead of cuts, with its calibration; "calibration" of a
-            # rule that changes weights; "text" that heals; "bits" to which weights are rounded; "engine"
+            # rule that changes weights; "map" in the place of the last layers; "text" that heals; "bits" to which
+            # weights are rounded; "engine"
         },
         # outcome: the packed scores of the items, or the loss of each sequence
         row={"task": Name, "metric": Name, "cut": CutName, "value": Number | None, "stderr": Number | None}

@@ -270,5 +270,10 @@ with open(Path(__file__).with_name("rules.csv"), encoding="utf-8") as _table:
 DESCRIBED = {row["name"]: Rule(**row, chooser=CHOOSERS[row["name"]], search=SEARCHES.get(row["name"])) for row in _rows}
 REGISTERED = {name: rule for name, rule in DESCRIBED.items() if name not in RETIRED}  # those that choose
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare
+# maps in the place of the last layers (end_maps.py), and all that determines them beside the text that they see
+END_MAPS: dict[str, dict] = {
+    "reverse-affine": {},
+    "reverse-low-rank": {"rank": 64, "steps": 200, "rate": 0.001, "positions": 64},  # positions of a sequence a step
+}
 # rules that change no weights: their cut determines the pruned model
 DROPPING = tuple(name for name, rule in REGISTERED.items() if not rule.changes)

@@ -21,8 +21,9 @@ from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import Network
 from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import iterate_residuals, show_progress
+from deeper_layers_companion.rules.choosing import END_MAPS
 
-RANK, STEPS, RATE, POSITIONS = 64, 200, 1e-3, 64  # of the low-rank map; each step sees POSITIONS of one sequence
+RANK, STEPS, RATE, POSITIONS = END_MAPS["reverse-low-rank"].values()  # each step sees POSITIONS of one sequence
 
 
 class EndResiduals:
@@ -54,6 +55,7 @@ def replace_last_layers(model, size: int, map_residual: nn.Module):
     unchanged, and shares its weights."""
     layers = num_layers(model)
     pruned = drop_layers(model, Cut(layers - size, size))
+    map_residual = map_residual.to(Network(model).device)
 
     def map_output(_, __, output):
         if isinstance(output, tuple):

@@ -1,0 +1,202 @@
+"""The third study in tables for its page: what was asked, its verdicts, and all that decides nothing, shown beside.
+
+The criterion is registered/what-the-last-layers-hold.md, and what_last_layers_hold.py judges by it. Nothing here does.
+What results lack is NOT_MEASURED. Letters in shapes as in report/estimates.py.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from deeper_layers.data import embedded
+from deeper_layers_companion.report.estimates import (
+    AT_FLOOR,
+    NOT_TESTED,
+    Estimate,
+    differ,
+    estimate_mean,
+    resample,
+    shares_kept,
+)
+from deeper_layers_companion.report.names import FIRST, format_number, model_title, sort_names
+from deeper_layers_companion.report.pairing import drop_third_study, returns
+from deeper_layers_companion.studies import what_last_layers_hold as study
+
+NOT_MEASURED = "not measured"
+PLACE_NAMES = {
+    "reverse": "Without the last layers",
+    "simple": "Without those before the last one",
+    "similarity": "Without the most similar ones",
+}
+PROMPT_NAMES = {"question": "as a question", "stated": "as a statement"}
+LOSS_NAME = "loss on C4"
+MAIN_FORMS = (study.LETTERS_CALIBRATED, study.WORDS_CALIBRATED, "written")
+
+
+def judge(scores: pd.DataFrame) -> pd.DataFrame:
+    """The registered numbers and verdicts, of models that were asked all items: see `what_last_layers_hold.judge`."""
+    is_part = scores["task"].str.startswith("answers_") & scores["limit"].notna()
+    return study.judge(scores[~is_part])
+
+
+def tabulate_verdicts(judged: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of `judge` with their verdicts in words: prediction, prompt, and a column for each model of the
+    criterion and each other that was judged."""
+    models = sort_names([*FIRST, *judged["model"].unique()])
+    lines: dict[tuple[str, str], dict] = {}
+    for row in judged.to_dict("records"):
+        line = lines.setdefault((row["number"], row["prompt"]), {})
+        line[row["model"]] = describe_verdict(row)
+    rows = []
+    for (number, prompt), verdicts in lines.items():
+        of_models = {model_title(model): verdicts.get(model, NOT_MEASURED) for model in models}
+        rows.append({"prediction": number, "prompt": PROMPT_NAMES[prompt]} | of_models)
+    return pd.DataFrame(rows, columns=["prediction", "prompt", *map(model_title, models)])
+
+
+def describe_verdict(row: dict) -> str:
+    """A row of `judge` in words: "0.95 (0.93 to 0.97): supported"."""
+    if pd.notna(row["value"]):
+        return f"{format_number(row)}: {row['verdict']}"
+    return AT_FLOOR if row["verdict"] == AT_FLOOR else NOT_MEASURED
+
+
+@returns("model prompt letters written verdict")
+def tell_outliving(judged: pd.DataFrame) -> Iterator[dict]:
+    """Prediction 1 in words, for each model and prompt that was measured: what is kept of letters, and of writing."""
+    rows = judged[judged["number"].str.startswith("1.") & (judged["verdict"] != NOT_TESTED)]
+    for (model, prompt), both in rows.groupby(["model", "prompt"], sort=False):
+        letters, written = both.to_dict("records")
+        kept = {"letters": _tell_kept(letters), "written": _tell_kept(written)}
+        yield {"model": model, "prompt": prompt, "verdict": letters["verdict"]} | kept
+
+
+def _tell_kept(row: dict) -> str:
+    return "no share that could be seen (it only guesses)" if pd.isna(row["value"]) else format_number(row)
+
+
+# ---- what was asked -------------------------------------------------------------------------------------------------
+
+
+def tabulate_items(scores: pd.DataFrame) -> pd.DataFrame:
+    """The relations: kind, asked (the question of one item), answer, items, and for each model that was asked all
+    items the share that it writes right whole, asked as a question."""
+    items = embedded.answers()
+    relations = np.array([item["relation"] for item in items])
+    rows = []
+    for relation in dict.fromkeys(relations):
+        first = items[int((relations == relation).argmax())]
+        answer = first["choices"][first["answer"]]
+        is_of = relations == relation
+        rows.append({"kind": first["kind"], "asked": first["question"], "answer": answer, "items": int(is_of.sum())})
+    table = pd.DataFrame(rows, index=list(dict.fromkeys(relations))).sort_values("kind", kind="stable")
+    for (model, rule, prompt), answers in study.collect_answers(scores).items():
+        written = answers.forms.get("written")
+        if (rule, prompt) == ("reverse", "question") and written is not None and written.shape[1] == len(items):
+            whole = {relation: float(written[0, relations == relation].mean()) for relation in table.index}
+            table[f"{model_title(model)} writes"] = table.index.map(whole)
+    return table.reset_index(drop=True)
+
+
+@returns("model files hours first")
+def sum_hours(scores: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict]:
+    """What the study took: files of results, hours of their runs (`results.runs`), and when the first was finished."""
+    elsewhere = drop_third_study(scores)["path"]
+    of_study = scores.loc[~scores["path"].isin(elsewhere), "path"].unique()
+    for model, rows in runs[runs["path"].isin(of_study)].groupby("model", sort=False):
+        seconds = rows["seconds"].sum()
+        yield {"model": model, "files": len(rows), "hours": seconds / 3600, "first": rows["measured"].min()}
+
+
+# ---- what was kept --------------------------------------------------------------------------------------------------
+
+
+@returns("model layers place prompt asked size items value low high kept kept_low kept_high untold")
+def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The accuracy (value) and the share kept (kept) of every form, cut and prompt."""
+    for (model, rule, prompt), answers in study.collect_answers(scores).items():
+        if rule not in PLACE_NAMES:
+            continue
+        place = {"model": model, "place": PLACE_NAMES[rule], "prompt": PROMPT_NAMES[prompt]}
+        for form, outcomes in answers.forms.items():
+            cells = estimate_mean(outcomes).columns() | answers.kept(form).columns("kept")
+            yield answers.cuts.assign(**cells | place, asked=form)
+
+
+@returns("model layers place kind size items value low high kept kept_low kept_high untold")
+def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """What is kept of writing by kind of answer, asked as a question."""
+    all_kinds = np.array([item["kind"] for item in embedded.answers()])
+    for (model, rule, prompt), answers in study.collect_answers(scores).items():
+        if rule not in PLACE_NAMES or prompt != "question" or "written" not in answers.forms:
+            continue
+        written = answers.forms["written"]
+        kinds = all_kinds[: written.shape[1]]
+        for kind in dict.fromkeys(all_kinds):
+            outcomes = written[:, kinds == kind]
+            if outcomes.shape[1] == 0:
+                continue
+            place = {"model": model, "place": PLACE_NAMES[rule], "kind": kind, "items": outcomes.shape[1]}
+            cells = estimate_mean(outcomes).columns() | shares_kept(outcomes, 0.0).columns("kept")
+            yield answers.cuts.assign(**cells | place)
+
+
+# ---- the last layer, and maps in its place --------------------------------------------------------------------------
+
+
+@returns("model asked size items last_dropped last_kept value low high")
+def compare_last_layer(scores: pd.DataFrame) -> Iterator[dict]:
+    """The last n layers dropped against the n before the last one, by form (asked as a question) and by the loss on C4
+    (nats a token): value is the first less the second."""
+    answers = study.collect_answers(scores)
+    losses = study.collect_losses(scores)
+    for model in dict.fromkeys(scores["model"]):
+        last, before = (answers.get((model, rule, "question")) for rule in ("reverse", "simple"))
+        if last is not None and before is not None:
+            for form in [form for form in last.forms if form in before.forms]:
+                pair = (last.cuts, last.forms[form]), (before.cuts, before.forms[form])
+                yield from _compare_cuts({"model": model, "asked": form}, *pair)
+        if (model, "reverse") in losses and (model, "simple") in losses:
+            pair = losses[model, "reverse"], losses[model, "simple"]
+            yield from _compare_cuts({"model": model, "asked": LOSS_NAME}, *pair)
+
+
+def _compare_cuts(shared: dict, dropped: tuple, kept: tuple) -> Iterator[dict]:
+    """Rows by size, from the cuts and outcomes [C, I] without the last layers, and without those before the last."""
+    (cuts, outcomes), (other_cuts, others) = dropped, kept
+    for place, size in enumerate(cuts["size"]):
+        is_same = (other_cuts["size"] == size).to_numpy()
+        if size == 0 or not is_same.any():
+            continue
+        first, second = outcomes[place], others[is_same.argmax()]
+        means = {"last_dropped": first.mean(), "last_kept": second.mean(), "items": len(first)}
+        yield shared | means | {"size": int(size)} | differ(first, second).columns()
+
+
+@returns("model map asked value low high untold")
+def tabulate_returned(scores: pd.DataFrame) -> Iterator[dict]:
+    """R of each form, asked as a question, and of the loss on C4: the share of what the last layers' absence takes that
+    each map returns, over the sizes of the criterion. Forms in which nothing was lost have no R."""
+    answers = study.collect_answers(scores)
+    losses = study.collect_losses(scores)
+    for model in dict.fromkeys(model for model, *_ in answers):
+        of_model = {key[1:]: value for key, value in answers.items() if key[0] == model}
+        for rule, name in study.MAPS.items():
+            returned = {LOSS_NAME: study.return_of_loss(model, rule, losses)}
+            returned["written"] = study.return_of_writing(rule, of_model)
+            for form in (study.WORDS_CALIBRATED, study.LETTERS_CALIBRATED):
+                returned[form] = _return_where_lost(form, rule, of_model)
+            for asked, estimate in returned.items():
+                yield {"model": model, "map": name, "asked": asked} | estimate.columns()
+
+
+def _return_where_lost(form: str, rule: str, of_model: dict) -> Estimate:
+    """R of a form, where the last layers' absence surely takes some of it."""
+    estimate = study.return_of_writing(rule, of_model, form)
+    if estimate.untold:
+        return estimate
+    without = of_model["reverse", "question"]
+    is_size = without.cuts["size"].isin(study.MAP_SIZES)
+    lost = resample(without.forms[form][0] - without.forms[form][is_size].mean(axis=0))
+    return estimate if Estimate.of(lost).low > 0 else Estimate(untold=NOT_TESTED)

@@ -1,0 +1,63 @@
+"""The page of the third study: what is not measured is said so, and its rows stay off other pages."""
+
+import numpy as np
+import pytest
+
+from deeper_layers_companion.report.pairing import drop_third_study
+from deeper_layers_companion.studies import four_kinds
+from tests.test_report import curve, made
+from tests.test_what_last_layers_hold import asked
+
+WRITTEN = {"reverse": (0.30, 0.0), "simple": (0.05, 0.0), "reverse-affine": (0.85, 0.8), "reverse-low-rank": (0.2, 0.0)}
+LOSSES = {"reverse": 6.0, "simple": 5.0, "reverse-affine": 3.5, "reverse-low-rank": 4.0}
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """A model's rows, in files as they are measured: what is asked, the losses of all cuts, and maps."""
+    rows = asked(WRITTEN, losses=LOSSES)
+    is_map = rows["rule"].str.startswith("reverse-")
+    rows.loc[is_map, "changed"] = "mapped"
+    rows.loc[is_map, "path"] = "m/scores-maps.json"
+    rows.loc[(rows["task"] == "c4") & ~is_map, "path"] = "m/scores-c4.json"
+    return rows
+
+
+def test_every_prediction_has_a_verdict_and_what_was_not_measured_is_said_so(scores):
+    table = four_kinds.tabulate_verdicts(four_kinds.judge(scores)).set_index(["prediction", "prompt"])
+    assert len(table) == 9 and set(table["Qwen2.5-Coder-1.5B"]) == {four_kinds.NOT_MEASURED}
+    assert table["m"].str.endswith(": supported").sum() == 8 and table["m"].iloc[-1].endswith(": contradicted")
+    without_maps = scores[scores["changed"].isna() & (scores["task"] != "c4")]
+    table = four_kinds.tabulate_verdicts(four_kinds.judge(without_maps)).set_index("prediction")
+    assert (table["m"] == four_kinds.NOT_MEASURED).sum() == 3, "the loss and two maps"
+
+
+def test_only_models_that_were_asked_all_items_are_judged(scores):
+    part = scores.assign(limit=scores["limit"].fillna(6))
+    assert four_kinds.judge(part).empty and not four_kinds.judge(scores).empty
+
+
+def test_tables_say_what_is_kept_of_each_form_and_kind_and_what_maps_return(scores):
+    kept = four_kinds.tabulate_kept(scores).query("prompt == 'as a question' and size == 5")
+    of_last = kept[kept["place"] == four_kinds.PLACE_NAMES["reverse"]].set_index("asked")["kept"]
+    assert of_last["letter, calibrated"] == pytest.approx(1, abs=0.05) and of_last["written"] < 0.4
+    kinds = four_kinds.tabulate_kinds(scores).query("size == 5").set_index(["place", "kind"])["kept"]
+    last = four_kinds.PLACE_NAMES["reverse"]
+    assert kinds[last, "foreign word"] == 0 and kinds[last, "English word"] == pytest.approx(1 / 3, abs=0.1)
+    returned = four_kinds.tabulate_returned(scores).set_index(["map", "asked"])["value"]
+    assert returned["affine", "loss on C4"] == pytest.approx(2.5 / 3, abs=0.01)
+    assert returned["affine", "written"] > 0.8 and returned["low rank", "written"] < 0.2
+    assert np.isnan(returned["affine", "letter, calibrated"]), "nothing of it was lost"
+
+
+def test_the_last_layer_is_compared_at_each_size_by_answers_and_by_loss(scores):
+    table = four_kinds.compare_last_layer(scores).set_index(["asked", "size"])
+    assert table.loc["loss on C4", "value"].tolist() == pytest.approx([1.0] * 8, abs=0.01)
+    assert (table.loc["written", "low"] > 0).all() and table.loc[("written", 3), "items"] == 440
+
+
+def test_its_rows_stay_off_other_pages_and_all_others_stay(scores):
+    others = made(curve([0.75, 0.5]) + curve([0.75, 0.5], task="facts_written", rule="reverse", limit=128))
+    together = type(scores)(np.concatenate([scores, others]), columns=scores.columns).astype(scores.dtypes)
+    left = drop_third_study(together)
+    assert left["task"].value_counts().to_dict() == {"mmlu": 2, "facts_written": 2}
