@@ -18,7 +18,7 @@ from deeper_layers.experiments.distances import find_or_measure_distances
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.notebook_parameters import ScanParameters, WhichLayersParameters
 from deeper_layers.experiments.parameters import Parameters
-from deeper_layers.experiments.scoring import plan_each, score_each
+from deeper_layers.experiments.scoring import COMPARED, plan_each, score_each
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
 from deeper_layers.results.frames import tabulate_distances, tabulate_scores
@@ -88,6 +88,11 @@ def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
     found = score_each(cuts, experiment)["wikipedia"]
     assert [len(row["outcome"]) for row in found.records] == [2, 2, 2] and plan_each(cuts, experiment) == {}
+    whole, *pruned = tabulate_scores([found]).sort_values("size").to_dict("records")
+    assert whole["agreement"] == 1 and whole["kl"] == pytest.approx(0, abs=1e-5) and whole["compared"].shape == (2, 3)
+    for row in pruned:  # sequences have as many tokens each
+        kept = [row[name] for name in COMPARED]
+        assert row["compared"].mean(axis=0) == pytest.approx(kept, rel=2e-3) and row["kl"] > 0
     # how many examples are in the prompts of tasks is nothing to a loss on text
     assert score_each(cuts, experiment.replace(num_fewshot=5))["wikipedia"].path == found.path
 
@@ -199,6 +204,7 @@ def test_losses_and_scores_of_a_rule_that_changes_weights_are_those_of_the_chang
     expected = text_loss(bridged, [UNPRUNED], validation)[0]["value"][0]
     plain = text_loss(opened[0], [cut], validation)[0]["value"][0]
     assert scores.loc["loss", "value"] == pytest.approx(expected, rel=1e-5) and abs(expected - plain) > 1e-3
+    assert np.isnan(scores.loc["loss", "agreement"])  # it ran alone, with no whole model beside it
     of_task = sweep(bridged, opened[1], ["lettered_capitals"], [UNPRUNED], limit=4)
     kept = of_task.attrs["outcomes"][UNPRUNED.name]["lettered_capitals"]["logprobs"]
     assert scores.loc["acc", "logprobs"] == pytest.approx(unpack_halves(kept, 4))

@@ -9,12 +9,13 @@ from deeper_layers import data, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import CutsByRule, Data, Experiment, name_cuts, sort_cuts
-from deeper_layers.results.packing import ITEM_BY_ITEM
+from deeper_layers.results.packing import ITEM_BY_ITEM, pack_halves
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
 from deeper_layers.sweeping.planning import Requests
 
 MEASURED = ("metric", "value", "stderr", "items")
+COMPARED = ("agreement", "overlap", "kl")  # with the whole model, of losses
 
 
 def score_each(cuts: dict[str, CutsByRule], experiment: Experiment) -> dict[str, Result | None]:
@@ -92,10 +93,14 @@ def score_models(
         part = shards.part(name)
         if "length" in task_settings:
             requests = make_requests(name, task_settings, *opened, parameters.datasets)
-            table, losses = sweeping.request_loss(model, cuts, requests, shards=part)
+            # a model that was changed stands alone as UNPRUNED: it would only be compared with itself
+            compares = UNPRUNED in cuts and len(cuts) > 1
+            table, losses = sweeping.request_loss(model, cuts, requests, shards=part, compares=compares)
             for cut, row in zip(cuts, table.to_dict("records"), strict=True):
                 of_cut = {"task": name, "cut": cut.name, "outcome": losses[cut.name]}
-                rows.append(of_cut | {of: row[of] for of in MEASURED})
+                rows.append(of_cut | {of: row[of] for of in (*MEASURED, *(COMPARED if compares else ()))})
+                if compares:
+                    rows[-1]["compared"] = pack_halves(table.attrs["compared"][cut.name])
             details["vocabulary"] = model.get_output_embeddings().weight.shape[0]
         else:
             options = _make_sweep_options(task_settings, parameters) | engine | {"shards": part}

@@ -17,17 +17,17 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import norm
 
 from deeper_layers.checks import MANY, check_whole_number
 from deeper_layers.errors import InputError
-from deeper_layers.report.estimates import AT_FLOOR, FLOOR_MARGIN, TIE_TOLERANCE, Estimate, correlate_counts
+from deeper_layers.report.estimates import FLOOR_MARGIN, TIE_TOLERANCE, Estimate, correlate_counts
 
 FIRST_LOOK = 30
 LEVEL = 0.95
 HALF_GONE, ACCURACY = "half gone", "accuracy"
-# why asking stopped
+# why asking stops
 PRECISE, SURELY_AT_FLOOR, ALL_ASKED = "precise enough", "surely at floor", "all items asked"
 Array = np.ndarray
 
@@ -71,19 +71,13 @@ class StoppingRule:
             raise InputError(f"looks is {self.looks}, expected numbers of items that rise: plan_looks gives some")
 
     @property
-    def z(self) -> float:
-        """How many standard errors an interval of one look reaches to either side."""
-        return share_level(len(self.looks), self.level)
+    def error(self) -> float:
+        """How often an interval of one look may fail, so that all looks together hold at `level`."""
+        return (1 - self.level) / len(self.looks)
 
     def as_settings(self) -> dict:
         """The rule as it stands in a result, which JSON can hold."""
         return asdict(self) | {"looks": list(self.looks)}
-
-
-def share_level(looks: int, level: float = LEVEL) -> float:
-    """How many standard errors an interval reaches to either side, so that it holds at all looks together at `level`:
-    1.96 for a single look, 2.64 for six."""
-    return float(norm.isf((1 - level) / looks / 2))
 
 
 # ---- intervals ----------------------------------------------------------------------------------------------------
@@ -106,8 +100,18 @@ class Tally:
     @classmethod
     def of(cls, right: Shaped[Array, "C I"]) -> "Tally":
         """The tally of right (1) and wrong (0) answers to the items asked so far."""
-        right = np.asarray(right, dtype=np.int64)
-        return cls(np.array(right.shape[1]), right.sum(axis=1), (right * right[0]).sum(axis=1))
+        last = cls.at([right.shape[1]], right)
+        return cls(last.items[0], last.right[0], last.both[0])
+
+    @classmethod
+    def at(cls, looks: Sequence[int], right: Shaped[Array, "... C I"]) -> "Tally":
+        """The tallies at several looks K, from right and wrong answers in the order in which they are asked: items
+        [K], right and both [..., K, C]."""
+        ends = np.array(looks)
+        right = np.asarray(right, dtype=np.int32)
+        both = right * right[..., :1, :]
+        by_look = [np.moveaxis(np.cumsum(counted, axis=-1)[..., ends - 1], -1, -2) for counted in (right, both)]
+        return cls(ends, *by_look)
 
 
 def find_accuracy_ends(tally: Tally, z: float) -> tuple[Float[Array, "... C"], ...]:
@@ -139,22 +143,22 @@ def find_margin_ends(tally: Tally, guessing: float, z: float) -> tuple[Float[Arr
 
 
 def find_half_gone_ends(
-    tally: Tally, sizes: Sequence[int], guessing: float, z: float
+    tally: Tally, sizes: Sequence[int], guessing: float, error: float
 ) -> tuple[Float[Array, "..."], ...]:
-    """Half gone, the first of `sizes` (0, then rising) at which at most half is kept, and the ends of its interval;
-    infinity where no size is.
+    """Half gone, the first of `sizes` (0, then rising) at which at most half is kept, and the ends of its interval,
+    each of which fails at most `error` / 2 of the time; infinity where no size is.
 
-    Below the lower end every size surely keeps more than half. From the upper end on every size has surely lost half:
-    it is reached from the largest size downwards, and the first size that is not sure ends the way. So one interval
-    that fails can make no end wrong but that at the true size, and the number of sizes needs no share of the level.
+    The lower end is the first size that does not surely keep more than half: only the true size can make it wrong. The
+    upper end is the first size that has surely lost half: every smaller size than the true one can make it wrong, and
+    so the sizes share its error.
     """
-    margin, low, high = find_margin_ends(tally, guessing, z)
-    is_gone = high[..., 1:] <= 0
-    stays_gone = np.logical_and.accumulate(is_gone[..., ::-1], axis=-1)[..., ::-1]
+    margin, low, _ = find_margin_ends(tally, guessing, float(norm.isf(error / 2)))
+    shared = error / 2 / max(1, len(sizes) - 1)
+    _, _, high = find_margin_ends(tally, guessing, float(norm.isf(shared)))
     value = find_first(margin[..., 1:] <= TIE_TOLERANCE, sizes[1:])
     lower = find_first(low[..., 1:] <= 0, sizes[1:])
-    upper = find_first(stays_gone, sizes[1:])
-    return value, lower, np.maximum(upper, lower)
+    upper = find_first(high[..., 1:] <= 0, sizes[1:])
+    return value, lower, upper
 
 
 def find_first(is_so: Array, sizes: Sequence[int]) -> Float[Array, "..."]:
@@ -167,59 +171,64 @@ def find_first(is_so: Array, sizes: Sequence[int]) -> Float[Array, "..."]:
 
 @dataclass(frozen=True)
 class Look:
-    """The answer so far, from the items asked.
+    """The answer so far, from the items asked; arrays where there are several looks.
 
     Attributes:
         items: their number.
-        accuracies: of each cut, [C].
-        half_gone: in layers; untold while the whole model is not surely above guessing.
-        reason: why asking stops here; "" where it goes on.
+        accuracies: of each cut, [..., C].
+        half_gone: in layers; infinite beyond the largest size. It counts only where the whole model `is_able`.
+        is_able: whether the whole model is surely above guessing.
+        is_at_floor: whether it surely is not: half gone has no number, however many items are asked.
+        is_precise: whether what decides is as precise as the rule wants it.
     """
 
-    items: int
+    items: Int[Array, "..."]
     accuracies: Estimate
     half_gone: Estimate
-    reason: str
+    is_able: Bool[Array, "..."]
+    is_at_floor: Bool[Array, "..."]
+    is_precise: Bool[Array, "..."]
+
+    @property
+    def stops(self) -> Bool[Array, "..."]:
+        """Whether asking stops before the last item."""
+        return self.is_precise | self.is_at_floor
+
+    @property
+    def reason(self) -> str:
+        """Why asking stops at this one look; ALL_ASKED where nothing but the number of items stops it."""
+        if self.is_at_floor:
+            return SURELY_AT_FLOOR
+        return PRECISE if self.is_precise else ALL_ASKED
 
 
-def look(right: Shaped[Array, "C I"], sizes: Sequence[int], layers: int, guessing: float, rule: StoppingRule) -> Look:
-    """Look at right (1) and wrong (0) answers: the answer so far, and whether it is enough.
+def look_at(tally: Tally, sizes: Sequence[int], layers: int, guessing: float, rule: StoppingRule) -> Look:
+    """The answer so far, and whether it is enough.
 
     Args:
-        right: of the whole model, then of the cut of each further size, to the items asked so far.
+        tally: of the whole model, then of the cut of each further size.
         sizes: layers dropped: 0, then rising.
         layers: of the whole model.
         guessing: the accuracy of the better way to guess, known from the items.
-        rule: its level counts for every look that it plans, so call this at these alone.
+        rule: it says at which numbers of items to look: only these share the level.
     """
-    tally = Tally.of(right)
-    value, low, high = find_accuracy_ends(tally, rule.z)
-    half_gone = Estimate(*(end[()] for end in find_half_gone_ends(tally, sizes, guessing, rule.z)))
-    if low[0] <= guessing + FLOOR_MARGIN:
-        half_gone = Estimate(untold=AT_FLOOR)
-    found = Look(int(tally.items), Estimate(value, low, high), half_gone, "")
-    return Look(found.items, found.accuracies, half_gone, _find_reason(found, layers, guessing, rule))
-
-
-def _find_reason(found: Look, layers: int, guessing: float, rule: StoppingRule) -> str:
-    """Why asking stops at a look; "" where it goes on."""
+    accuracies = Estimate(*find_accuracy_ends(tally, float(norm.isf(rule.error / 2))))
+    half_gone = Estimate(*find_half_gone_ends(tally, sizes, guessing, rule.error))
+    floor = guessing + FLOOR_MARGIN
+    is_able = accuracies.low[..., 0] > floor
     if rule.decides == ACCURACY:
-        apart = find_distance(found.accuracies)
+        is_at_floor = np.zeros_like(is_able)
+        is_precise = find_distance(accuracies).max(axis=-1) <= rule.precision
     else:
-        apart = find_distance(found.half_gone) / layers
-        if found.accuracies.high[0] <= guessing + FLOOR_MARGIN:
-            return SURELY_AT_FLOOR
-    if np.max(apart) <= rule.precision:
-        return PRECISE
-    return ALL_ASKED if found.items >= rule.looks[-1] else ""
+        is_at_floor = accuracies.high[..., 0] <= floor
+        is_precise = is_able & (find_distance(half_gone) <= rule.precision * layers)
+    return Look(tally.items, accuracies, half_gone, is_able, is_at_floor, is_precise)
 
 
-def find_distance(estimate: Estimate) -> Float[Array, "..."] | float:
-    """How far the further end of an interval lies from its number; infinite where there is no number, and 0 where it
-    and both ends are infinite: surely beyond the largest size."""
-    if estimate.untold:
-        return math.inf
-    ends = np.stack(np.broadcast_arrays(estimate.low, estimate.high))
+def find_distance(estimate: Estimate) -> Float[Array, "..."]:
+    """How far the further end of an interval lies from its number: 0 where it and both ends are infinite, which is
+    surely beyond the largest size."""
+    ends = np.stack([estimate.low, estimate.high])
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         apart = np.where(ends == estimate.value, 0.0, np.abs(ends - estimate.value))
     return apart.max(axis=0)

@@ -11,6 +11,7 @@ from deeper_layers.presets import HealingConfig
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 Items = Annotated[int, Field(ge=1, le=2**24)]
 # the name of a cut, as `Cut.name` writes it
@@ -109,6 +110,9 @@ KINDS = {
         | {"items": Items, "outcome": (str | list[Number] | None, None), "bytes": OPTIONAL_COUNT}
         # packed, in the first row of a task and cut: choices, or tokens of generated answers and whether each ended
         | dict.fromkeys(("chosen", "logprobs", "written", "ended"), OPTIONAL_TEXT)
+        # of a loss, beside the whole model: means over all tokens; compared: by sequence, packed
+        | dict.fromkeys(("agreement", "overlap"), (Share | None, None))
+        | {"kl": (NotNegative | None, None), "compared": OPTIONAL_TEXT}
         # variant: of a checkpoint, "whole", "sliced", "healed" or "rounded"; engine: if it is not that of the key
         | dict.fromkeys(("variant", "engine"), OPTIONAL_TEXT),
         details={
