@@ -22,10 +22,10 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 
 from benchmarks import harness
-from deeper_layers import results
-from deeper_layers.report import pairing, statistics
-from deeper_layers.report.estimates import is_at_floor
-from deeper_layers.report.stopping import StoppingRule, Tally, find_half_gone_ends, look_at, plan_looks
+from deeper_layers_companion import results
+from deeper_layers_companion.report import pairing, statistics
+from deeper_layers_companion.report.estimates import is_at_floor
+from deeper_layers_companion.report.stopping import StoppingRule, Tally, find_half_gone_ends, look_at, plan_looks
 
 REPLAYS, AT_ONCE = 2000, 100
 PRECISIONS = (0.1, 0.05, 0.03)

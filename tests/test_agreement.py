@@ -7,10 +7,10 @@ import torch
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import agreement, sweeps
 from deeper_layers.sweeping.agreement import MEASURES
 from deeper_layers.sweeping.planning import Sharing
+from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import loglikelihoods, request_loss, text_loss, text_requests
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests.plain import allocated

@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import norm
 
 from deeper_layers.errors import InputError
-from deeper_layers.report import estimates, stopping
-from deeper_layers.report.estimates import Estimate
-from deeper_layers.report.stopping import Look, StoppingRule, Tally, look_at, plan_looks
+from deeper_layers_companion.report import estimates, stopping
+from deeper_layers_companion.report.estimates import Estimate
+from deeper_layers_companion.report.stopping import Look, StoppingRule, Tally, look_at, plan_looks
 
 pytestmark = pytest.mark.quick
 LOOKS = plan_looks(1200)
