@@ -36,8 +36,8 @@ SUBSETS, DRAWN, CLUSTERED = (30, 60, 120), 200, 20  # items; random subsets; k-m
 def main() -> None:
     scores = results.scores()
     stops = pd.DataFrame(replay_tasks(scores))
-    subsets = pd.DataFrame(rank_by_subsets(scores))
     stops.to_csv(harness.MEASURED / "stopping.csv", index=False, float_format="%.4g")
+    subsets = pd.DataFrame(rank_by_subsets(scores))
     subsets.to_csv(harness.MEASURED / "subsets.csv", index=False, float_format="%.4g")
     content = {
         "replays": REPLAYS,
@@ -147,7 +147,10 @@ def rank_by_subsets(scores: pd.DataFrame):
     is_plain = scores["healing"].isna() & scores["bits"].isna() & scores["changed"].isna()
     rows = pairing.pick_metric(scores[is_plain & scores["logprobs"].notna() & scores["target"].notna()])
     for task, of_task in rows.groupby("task"):
-        answers = {model: widest_run(of_model) for model, of_model in of_task.groupby("model")}
+        is_whole = of_task["cut"] == statistics.WHOLE
+        place = ["model", "limit", "shots", "order", "dtype"]
+        runs = of_task.merge(of_task.loc[is_whole, place].drop_duplicates(), on=place)
+        answers = {model: widest_run(of_model) for model, of_model in runs.groupby("model")}
         items = {right.shape[1] for right, _ in answers.values()}
         if len(answers) < 2 or len(items) > 1:
             continue
@@ -164,7 +167,6 @@ def widest_run(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Answers [C, I] of the run with most items, then cuts, the whole model first; and the probability that the whole
     model gives to the right choice of each item, [I]."""
     groups = [group for _, group in rows.groupby(["limit", "shots", "order", "dtype"], dropna=False)]
-    groups = [group for group in groups if (group["cut"] == statistics.WHOLE).any()]
     best = max(groups, key=lambda group: (group.drop_duplicates("subject")["items"].sum(), group["cut"].nunique()))
     distinct = best.drop_duplicates(["cut", "subject"])
     complete = distinct.groupby("cut")["items"].transform("sum")
