@@ -21,6 +21,7 @@ from deeper_layers_companion.jobs.listing import list_comparison, list_sweep
 from deeper_layers_companion.jobs.notebook_options import ScanParameters, WhichLayersParameters
 from deeper_layers_companion.jobs.options import Parameters
 from deeper_layers_companion.jobs.plan import try_job
+from deeper_layers_companion.jobs.scoring import COMPARED
 from deeper_layers_companion.jobs.select_cuts import select_cuts_by_task
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.report.statistics import nearest
@@ -101,6 +102,11 @@ def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
     found = session.get(job)
     assert [len(row["outcome"]) for row in found.records] == [2, 2, 2]
+    whole, *pruned = tabulate_scores([found]).sort_values("size").to_dict("records")
+    assert whole["agreement"] == 1 and whole["kl"] == pytest.approx(0, abs=1e-5) and whole["compared"].shape == (2, 3)
+    for row in pruned:  # sequences have as many tokens each
+        kept = [row[name] for name in COMPARED]
+        assert row["compared"].mean(axis=0) == pytest.approx(kept, rel=2e-3) and row["kl"] > 0
     # how many examples are in the prompts of tasks is nothing to a loss on text
     assert [*list_sweep(session.replace(num_fewshot=5))] == [job]
 
@@ -212,6 +218,7 @@ def test_losses_and_scores_of_a_rule_that_changes_weights_are_those_of_the_chang
     expected = text_loss(bridged, [UNPRUNED], validation)[0]["value"][0]
     plain = text_loss(opened[0], [cut], validation)[0]["value"][0]
     assert scores.loc["loss", "value"] == pytest.approx(expected, rel=1e-5) and abs(expected - plain) > 1e-3
+    assert np.isnan(scores.loc["loss", "agreement"])  # it ran alone, with no whole model beside it
     of_task = sweep(bridged, opened[1], ["lettered_capitals"], [UNPRUNED], limit=4)
     kept = of_task.attrs["outcomes"][UNPRUNED.name]["lettered_capitals"]["logprobs"]
     assert scores.loc["acc", "logprobs"] == pytest.approx(unpack_halves(kept, 4))

@@ -36,6 +36,7 @@ ITEM_BY_ITEM = {
     "logprobs": unpack_halves,  # of every choice
     "written": lambda text, items: unpack_halves(text, items)[:, 0],  # tokens of each answer, exact up to 2,048
     "ended": unpack,
+    "compared": unpack_halves,  # agreement, overlap and kl of each sequence
 }
 
 

@@ -9,6 +9,7 @@ from .corpora import texts as texts
 from .embedded import embedded_fingerprint as embedded_fingerprint
 from .embedded import embedded_tasks as embedded_tasks
 from .embedded import no_examples_message as no_examples_message
+from .order import order_items as order_items
 from .tokens import check_tokenizer as check_tokenizer
 from .tokens import text_batches as text_batches
 from .tokens import token_sequences as token_sequences

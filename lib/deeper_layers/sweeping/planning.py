@@ -9,6 +9,8 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
+
 from deeper_layers.cuts import Cut
 
 BATCH_TOKENS = 4096
@@ -111,6 +113,22 @@ class Batch:
     def requests(self) -> list[int]:
         """The numbers of its requests, in the order of their answers."""
         return [number for s in self.sequences for number, _, _ in s.requests]
+
+    @property
+    def scored_tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each token of its requests which scored position predicts it, and the token itself; and where among them
+        each request begins."""
+        rows: list[int] = []
+        tokens: list[int] = []
+        starts: list[int] = []
+        scored = 0
+        for s in self.sequences:
+            for _, places, continuation in s.requests:
+                starts.append(len(rows))
+                rows += [scored + s.scored.index(place) for place in places]
+                tokens += continuation
+            scored += len(s.scored)
+        return np.array(rows), np.array(tokens), np.array(starts)
 
 
 def count_tokens(batches: list[Batch]) -> int:

@@ -18,12 +18,13 @@ from lm_eval.api.instance import Instance
 from transformers import PreTrainedTokenizerBase
 
 from deeper_layers.checks import MANY, check_whole_number, short_repr
-from deeper_layers.cuts import Cut, check_cut
+from deeper_layers.cuts import UNPRUNED, Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.measuring import check_tokens, measuring
 from deeper_layers.models.network import check_length, group_by_cost
 from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.agreement import MEASURES
 from deeper_layers.sweeping.generation import generate
 from deeper_layers.sweeping.parts import Parts
 from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Batch, Plan, Requests, count_tokens, plan_batches
@@ -194,13 +195,14 @@ def loglikelihoods(
     """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
 
     The definition is that of lm-eval's HFLM. `memory` bounds the bytes that are taken beside the weights; see
-    `plan_requests`. `out`, [C, R] of ANSWER, is filled as answers come. Minus infinity means that the model rules a
-    token out. Raises InputError for a log-probability that is not a number.
+    `plan_requests`. `out`, [C, R] of the tree's `answer_dtype`, is filled as answers come. Minus infinity means that
+    the model rules a token out. Raises InputError for a log-probability that is not a number.
     """
-    answers = np.empty((len(family.cuts), len(requests.pairs)), ANSWER) if out is None else out
+    answers = np.empty((len(family.cuts), len(requests.pairs)), family.answer_dtype) if out is None else out
     if not requests.pairs:
         return answers["logprob"], answers["greedy"]
     family.forget()
+    names = answers.dtype.names
     plan = plan_requests(family, requests, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
     with Parts(shards, what, plan.layer_steps, "layer-step") as parts:
@@ -210,11 +212,12 @@ def loglikelihoods(
                 results = family.answer(batches, parts.update, memory)
                 if (is_nan := np.isnan(results["logprob"]).any(axis=1)).any():  # before it is stored or scored
                     raise overflow_error("a log-probability", family.network.model, family.cuts[is_nan.argmax()])
-                return [results["logprob"].tolist(), results["greedy"].tolist()]
+                return [results[name].tolist() for name in names]
 
             steps = family.layer_steps * sum(batch.tokens for batch in batches)
-            results = parts.read_or_run((family.cuts, [batch.sequences for batch in batches]), steps, run)
-            for name, values in zip(ANSWER.names, results, strict=True):
+            identity = family.cuts, [batch.sequences for batch in batches], *names[len(ANSWER.names) :]
+            results = parts.read_or_run(identity, steps, run)
+            for name, values in zip(names, results, strict=True):
                 answers[name][:, [number for batch in batches for number in batch.requests]] = values
         parts.update(parts.total - parts.n)  # the prefixes of finished parts did not run
     return answers["logprob"], answers["greedy"]
@@ -299,28 +302,51 @@ def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **options) 
 
 @measuring
 def request_loss(
-    model, cuts: list[Cut], requests: Requests, *, batch_tokens: int | None = None, shards: Shards | None = None
+    model,
+    cuts: list[Cut],
+    requests: Requests,
+    *,
+    batch_tokens: int | None = None,
+    shards: Shards | None = None,
+    compares: bool = False,
 ) -> Losses:
     """Mean cross-entropy of the continuations, in nats a token, under each pruned model.
 
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
     (sequences); and the loss of each sequence, by the cut's `name`. `batch_tokens` is about how many tokens run
     between two shards, which are as in `sweep`.
+
+    With `compares` each cut is compared with the whole model, Cut(0, 0), in the same pass: the table has columns
+    agreement (the share of tokens whose most likely one is the whole model's), overlap (the mean of the sum of
+    min(p, q)) and kl (of the cut from the whole model, nats a token), means over all tokens; and its `attrs` hold
+    "compared", these three of each sequence, [I, 3], by the cut's `name`.
+
     Raises InputError where there is no cut, or one that does not fit the model, for sequences of more tokens than the
-    model has positions, and for a loss that is not finite.
+    model has positions, for a loss that is not finite, and where the whole model to compare with is not among the cuts.
     """
     check_cuts(model, cuts)
+    if compares and UNPRUNED not in cuts:
+        raise InputError("compares is True, and the whole model is not among the cuts, expected it: add Cut(0, 0)")
     check_length(model, requests.max_length - 1)  # the last token is predicted alone
-    family, options = TreeModel(model, cuts), {"shards": shards, "what": "loss on text"}
-    logprobs, _ = loglikelihoods(family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, **options)
-    by_cut, lengths = dict(zip(family.cuts, -logprobs, strict=True)), np.array([len(ids) for _, ids in requests.pairs])
-    rows, sequence_losses = [], {}
+    family, options = TreeModel(model, cuts, compares=compares), {"shards": shards, "what": "loss on text"}
+    answers = np.empty((len(family.cuts), len(requests.pairs)), family.answer_dtype)
+    loglikelihoods(family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, out=answers, **options)
+    by_cut, lengths = dict(zip(family.cuts, answers, strict=True)), np.array([len(ids) for _, ids in requests.pairs])
+    rows, sequence_losses, compared = [], {}, {}
     for cut in cuts:
-        if not np.isfinite(by_cut[cut]).all():
+        sums = by_cut[cut]
+        if not all(np.isfinite(sums[name]).all() for name in sums.dtype.names):
             raise overflow_error("a loss", model, cut)
-        losses = by_cut[cut] / lengths
+        losses = -sums["logprob"] / lengths
         error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
-        mean = by_cut[cut].sum() / lengths.sum()  # a token counts once, however long its sequence
-        rows.append(("loss", cut.start, cut.size, mean, error, len(losses)))
+        mean = -sums["logprob"].sum() / lengths.sum()  # a token counts once, however long its sequence
+        row = {"metric": "loss", "start": cut.start, "size": cut.size, "value": mean, "stderr": error}
+        rows.append(row | {"items": len(losses)})
         sequence_losses[cut.name] = losses.round(5).tolist()
-    return pd.DataFrame(rows, columns=["metric", "start", "size", "value", "stderr", "items"]), sequence_losses
+        if compares:
+            rows[-1] |= {name: sums[name].sum() / lengths.sum() for name in MEASURES}
+            compared[cut.name] = np.stack([sums[name] / lengths for name in MEASURES], axis=1)
+    table = pd.DataFrame(rows)
+    if compares:
+        table.attrs["compared"] = compared
+    return table, sequence_losses

@@ -28,6 +28,8 @@ from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.decoder import first_layer_of_each_kind, num_layers
 from deeper_layers.models.network import Network, holding_weights, is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.sweeping import agreement
+from deeper_layers.sweeping.agreement import FEW_ROWS
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
 from deeper_layers.sweeping.forward import Forward, PaddedBatch, logits_in_parts, run_layers
 from deeper_layers.sweeping.parts import LEAST_ROWS, MemoryEstimate, run_in_halves
@@ -35,9 +37,10 @@ from deeper_layers.sweeping.planning import MEMORY, Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
 FEW_TOKENS = 512  # before fewer tokens run together, fewer models do
-FEW_ROWS = 16  # whose logarithms fit into a processor's cache
 # of an answer its log-probability in nats, and whether greedy decoding gives it
 ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])
+# where models are compared with the whole one, also the sums over its tokens of what agreement.py measures
+COMPARED = np.dtype([*ANSWER.descr, *((name, np.float64) for name in agreement.MEASURES)])
 
 
 class TreeModel:
@@ -48,12 +51,13 @@ class TreeModel:
         cuts: the pruned models, each once.
         tree: the nodes of all pruned models.
         sharing: what works for the model, found by trying, not from a list of names.
+        compares: whether answers say, too, how much each model predicts what the whole one does (agreement.py).
     """
 
-    def __init__(self, model, cuts: list[Cut], sharing: Sharing | None = None):
+    def __init__(self, model, cuts: list[Cut], sharing: Sharing | None = None, *, compares: bool = False):
         self.network, self.is_streamed = Network(model), is_streamed(model)
         self.sharing = try_sharing(model, cuts) if sharing is None else sharing
-        self.estimate = MemoryEstimate(self.network)
+        self.estimate, self.compares = MemoryEstimate(self.network), compares
         self.cuts = list(dict.fromkeys(cuts))
         self.tree = Tree(self.cuts, len(self.network.layers))
         self._prefixes: dict[tuple[int, ...], PrefixCache] = {}
@@ -73,6 +77,10 @@ class TreeModel:
         self._prefixes, self._selection = {}, self
 
     @property
+    def answer_dtype(self) -> np.dtype:
+        return COMPARED if self.compares else ANSWER
+
+    @property
     def layer_steps(self) -> int:
         """Layers that one token passes: the nodes of the tree, or without sharing all layers of each model."""
         return self.tree.nodes if self.sharing else sum(self.tree.layers - cut.size for cut in self.cuts)
@@ -86,7 +94,7 @@ class TreeModel:
     def answer(
         self, batches: list[Batch], progress: Callable[[float], object] = lambda steps: None, memory: int = MEMORY
     ) -> np.ndarray:
-        """Answers [C, R] of dtype ANSWER to the requests of batches that go through each layer together.
+        """Answers [C, R] of dtype `answer_dtype` to the requests of batches that go through each layer together.
 
         Where memory does not hold them or runs out, the batches or the cuts are halved. `progress` is called with the
         layer-steps done. Raises InputError where even one sequence of one pruned model does not fit, and where layers
@@ -102,8 +110,15 @@ class TreeModel:
             by_batch = itertools.groupby(sequences, key=lambda pair: pair[0])
             return [Batch(batch.prefix, tuple(s for _, s in group)) for batch, group in by_batch]
 
-        run = lambda sequences, cuts: self.for_cuts(cuts)._answer_at_once(grouped(sequences), progress)  # noqa: E731
-        fits = lambda sequences, cuts: self.for_cuts(cuts).bytes_needed(grouped(sequences)) <= memory  # noqa: E731
+        def select(cuts: list[Cut]) -> TreeModel:  # a half of the cuts has the whole model beside it, too
+            return self.for_cuts([UNPRUNED, *cuts] if self.compares and UNPRUNED not in cuts else cuts)
+
+        def run(sequences, cuts: list[Cut]) -> np.ndarray:
+            return select(cuts)._answer_at_once(grouped(sequences), progress)[-len(cuts) :]
+
+        def fits(sequences, cuts: list[Cut]) -> bool:
+            return select(cuts).bytes_needed(grouped(sequences)) <= memory
+
         sequences = [(batch, s) for batch in batches for s in batch.sequences]
         least = min(LEAST_ROWS, max(1, FEW_TOKENS // max(batch.width for batch in batches)))
         return run_in_halves(run, sequences, self.cuts, fits, least)
@@ -112,13 +127,27 @@ class TreeModel:
     def _answer_at_once(self, batches: list[Batch], progress: Callable) -> np.ndarray:
         forwards, answers = self.run(batches, progress) if self.sharing else [], []
         for forward, batch in itertools.zip_longest(forwards, batches):
-            if forward is not None:
-                logits = logits_in_parts(self.network, forward.states.flatten(-3, -2))
-            else:
-                logits = (run_alone(self.network.model, cut, batch) for cut in self.cuts)
+            if forward is None:
                 progress(self.layer_steps * batch.tokens)
-            answers.append(_score_requests(batch, len(self.cuts), logits))
+            score = self._score_beside_whole if self.compares else self._score
+            answers.append(score(batch, forward))
         return np.concatenate(answers, axis=1)
+
+    def _score(self, batch: Batch, forward: Forward | None) -> np.ndarray:
+        """Answers [C, R] of dtype ANSWER, from what went through the tree, or else from each model alone."""
+        if forward is not None:
+            logits = logits_in_parts(self.network, forward.states.flatten(-3, -2))
+        else:
+            logits = (run_alone(self.network.model, cut, batch) for cut in self.cuts)
+        return _score_requests(batch, len(self.cuts), logits)
+
+    def _score_beside_whole(self, batch: Batch, forward: Forward | None) -> np.ndarray:
+        """The same of dtype COMPARED."""
+        if forward is not None:
+            parts = agreement.compare_states(self.network, forward.states, self.cuts.index(UNPRUNED))
+        else:
+            parts = agreement.compare_alone(lambda cut: run_alone(self.network.model, cut, batch), self.cuts)
+        return agreement.score_beside_whole(batch, len(self.cuts), parts, COMPARED)
 
     def run(self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False) -> list[Forward]:
         """Take batches through the tree together, after their prefixes, which later batches may share."""
@@ -147,14 +176,8 @@ def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
 
 def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
     """Answers [C, R]: the summed log-probability of each request's tokens, from all logits [C * N, V] in parts."""
-    token_rows, token_ids, starts, scored = [], [], [], 0  # each token's row in the logits of one model
-    for s in batch.sequences:
-        for _, places, continuation in s.requests:
-            starts.append(len(token_rows))
-            token_rows += [scored + s.scored.index(place) for place in places]
-            token_ids += continuation
-        scored += len(s.scored)
-    rows = (np.arange(cuts)[:, None] * scored + token_rows).ravel()  # [C * K]
+    token_rows, token_ids, starts = batch.scored_tokens
+    rows = (np.arange(cuts)[:, None] * batch.scored + token_rows).ravel()  # [C * K]
     tokens, by_row = np.tile(token_ids, cuts), rows.argsort()
     token_answers, first = np.empty((cuts, len(token_rows)), ANSWER), 0
     for part in (few_rows for many_rows in logits for few_rows in many_rows.split(FEW_ROWS)):

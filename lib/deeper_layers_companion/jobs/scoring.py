@@ -9,13 +9,14 @@ from typing import Any
 from deeper_layers import data, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.packing import ITEM_BY_ITEM
+from deeper_layers.packing import ITEM_BY_ITEM, pack_halves
 from deeper_layers.sweeping.planning import Requests
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers_companion.jobs.job import Job
 
 Measured = tuple[list[dict], dict]  # rows and details
 SCORE = ("metric", "value", "stderr", "items")
+COMPARED = ("agreement", "overlap", "kl")  # with the whole model, of losses
 
 
 def score_changed(
@@ -71,11 +72,17 @@ def make_requests(text: str, settings: dict, model, tokenizer, datasets: str | N
 
 
 def _measure_losses(text: str, model, cuts: list[Cut], requests: Requests, shards: Shards) -> list[dict]:
-    table, losses = sweeping.request_loss(model, cuts, requests, shards=shards)
+    # a model that was changed stands alone as UNPRUNED: it would only be compared with itself
+    compares = UNPRUNED in cuts and len(cuts) > 1
+    table, losses = sweeping.request_loss(model, cuts, requests, shards=shards, compares=compares)
     rows = []
     for cut, row in zip(cuts, table.to_dict("records"), strict=True):
         of_cut = {"task": text, "cut": cut.name, "outcome": losses[cut.name]}
-        rows.append(of_cut | {name: row[name] for name in SCORE})
+        of_cut |= {name: row[name] for name in SCORE}
+        if compares:
+            of_cut |= {name: row[name] for name in COMPARED}
+            of_cut["compared"] = pack_halves(table.attrs["compared"][cut.name])
+        rows.append(of_cut)
     return rows
 
 

@@ -175,14 +175,18 @@ def _find_wilson_ends(right: Float[np.ndarray, "*rows I"]) -> tuple:
 
 
 def _correlate(second: Float[np.ndarray, "*rows I"], first: Float[np.ndarray, "... I"]) -> np.ndarray:
-    """The correlation phi of answers to the same items, corrected for continuity as Newcombe has it; 0 where one of the
-    two has all items right, or all wrong."""
-    items = first.shape[-1]
-    right, first_right = second.sum(axis=-1), first.sum(axis=-1)
-    product = items * (second * first).sum(axis=-1) - right * first_right  # ad - bc, times the number of items
+    """The correlation of answers to the same items; see `correlate_counts`."""
+    both = (second * first).sum(axis=-1)
+    return correlate_counts(both, second.sum(axis=-1), first.sum(axis=-1), first.shape[-1])
+
+
+def correlate_counts(both, right, first_right, items) -> np.ndarray:
+    """The correlation phi of answers to the same items, corrected for continuity as Newcombe has it, from the numbers
+    of items that both, one and the other have right; 0 where one of the two has all items right, or all wrong."""
+    product = items * both - right * first_right  # ad - bc, times the number of items
     corrected = np.where(product > 0, np.maximum(product - items / 2, 0), product)
     spread = np.sqrt(right * (items - right) * first_right * (items - first_right))
-    return np.divide(corrected, spread, out=np.zeros_like(spread), where=spread > 0)
+    return np.divide(corrected, spread, out=np.zeros(np.shape(corrected)), where=spread > 0)
 
 
 def _find_ratio_ends(

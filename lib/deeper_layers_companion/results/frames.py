@@ -35,8 +35,8 @@ if TYPE_CHECKING:  # slow to import
 
 TABLES = {
     "scores": "model layers dtype bits cut start size share rule changed healing task subject shots order limit "
-    "length engine metric items value outcome chosen target logprobs written ended chance commonest bytes repeat "
-    "measured path",
+    "length engine metric items value outcome chosen target logprobs written ended agreement overlap kl compared "
+    "chance commonest bytes repeat measured path",
     "distances": "model layers dtype bits start size share corpus samples length seed distance stderr by_sequence "
     "measured path",
     "healing": "model layers dtype bits cut start size share healing step tokens loss measured path",
@@ -44,11 +44,13 @@ TABLES = {
     "runs": "model layers weights hash dtype vocabulary kind name cuts measured seconds memory device commit path",
     "answers": "model cut size variant prompt answer path",
 }
-VECTORS = "outcome chosen target logprobs written ended by_sequence".split()
+VECTORS = "outcome chosen target logprobs written ended compared by_sequence".split()
+COMPARED = "agreement overlap kl".split()
 TYPES = dict.fromkeys("layers items repeat samples seed step place cuts memory".split(), "int64")
 # whole numbers that may be missing
 TYPES |= dict.fromkeys("start size shots order limit length bytes vocabulary other".split(), "Int64")
 TYPES |= dict.fromkeys("share value chance commonest distance stderr tokens loss seconds".split(), "float64")
+TYPES |= dict.fromkeys(COMPARED, "float64")
 TYPES |= dict.fromkeys(VECTORS, "object")  # all others are text
 # rows that agree in these are of one question to models of one kind; rows that agree in CUT, too, are of one model
 QUESTION = "model dtype bits healing task subject shots order limit length engine metric".split()
@@ -90,6 +92,9 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
         - chosen, target: index of the chosen and of the right choice of each item, [I]
         - logprobs: log-probability of each choice, nats, [I, K], nan where an item has fewer
         - written, ended: tokens of each generated answer; 0 if it was cut off at the limit, else 1, [I]
+        - agreement, overlap, kl: of losses, beside the whole model: share of tokens whose most likely one is the same;
+          mean of the sum of min(p, q); divergence of the cut from the whole model, nats a token
+        - compared: these three of each sequence, [I, 3]
         - chance, commonest: the score of guessing at random (for losses ln V of V tokens); of the commonest answer
         - bytes: size of the weights, where it was measured
         - repeat: 0 for the measurement that counts; 1, 2, ... for others of the same thing
@@ -199,7 +204,7 @@ def _read_scores(result: Result) -> Iterator[dict]:
     for row in (row for row in result.records if row["task"] not in details["groups"]):
         variant, items, outcome = row.get("variant"), row["items"], row.get("outcome")
         line = of_task(row["task"], items) | _read_cut(row["cut"], details)
-        line |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine") if name in row}
+        line |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine", *COMPARED) if name in row}
         if outcome is not None:  # as floats: in unsigned bytes 0 - 1 is 255
             outcome = unpack(outcome, items) if isinstance(outcome, str) else outcome
             line["outcome"] = np.array(outcome, dtype=float).reshape(items)

@@ -9,6 +9,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.schema import Count, CutName, ModelKey, Name, Number, Settings, StrictModel, describe_error
 
 Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Items = Annotated[int, Field(ge=1, le=2**24)]
 Cuts = dict[Name, list[CutName]]  # the keys are names of rules, or GIVEN
 GIVEN = "given"  # in place of a rule: no rule chose these cuts
@@ -92,6 +93,9 @@ KINDS = {
         | {"items": Items, "outcome": (str | list[Number] | None, None), "bytes": OPTIONAL_COUNT}
         # packed, in the first row of a task and cut: choices, or tokens of generated answers and whether each ended
         | dict.fromkeys(("chosen", "logprobs", "written", "ended"), OPTIONAL_TEXT)
+        # of a loss, beside the whole model: means over all tokens; compared: by sequence, packed
+        | dict.fromkeys(("agreement", "overlap"), (Share | None, None))
+        | {"kl": (NotNegative | None, None), "compared": OPTIONAL_TEXT}
         # variant: of a checkpoint, "whole", "sliced", "healed" or "rounded"; engine: if it is not that of the key
         | dict.fromkeys(("variant", "engine"), OPTIONAL_TEXT),
         details={
