@@ -25,7 +25,8 @@ from deeper_layers.results.places import results_folder
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 EXECUTED = ROOT / "book" / "executed"
-EXPLORER = EXECUTED / "explorer.json"
+FILES = EXECUTED / "files"  # beside the scripts of the site
+EXPLORER = FILES / "cuts.js"
 STAMPS = EXECUTED / "stamps.json"
 HEAVY = frozenset({"torch", "transformers", "lm_eval", "peft", "bitsandbytes", "accelerate", "datasets"})
 # the first and the last cell of a run: what measures can't be imported; what was loaded is told
