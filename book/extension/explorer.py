@@ -20,10 +20,10 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.first_picture import draw_picture
 from book.extension.running import EXPLORER, select_ours
-from deeper_layers import results
 from deeper_layers.files import write_file
-from deeper_layers.report import estimates, names, pairing, statistics
-from deeper_layers.report.names import as_html
+from deeper_layers_companion import results
+from deeper_layers_companion.report import estimates, names, pairing, statistics
+from deeper_layers_companion.report.names import as_html
 
 RULES = ("similarity", "simple")
 # The lines of the first figure: a colour, and the tasks that it may show, each in words. A cut shows the first task of a

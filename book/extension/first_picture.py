@@ -6,7 +6,7 @@ import math
 import matplotlib
 import matplotlib.figure
 
-from deeper_layers.report import drawing, figures
+from deeper_layers_companion.report import drawing, figures
 
 COLOURS = {
     "letters": figures.RED,
