@@ -97,5 +97,5 @@ window.Drawing = (() => {
     });
   }
 
-  return { svg, html, scale, ticks, path, label_lines, SIZE };
+  return { svg, html, scale, ticks, path, label_lines, width_of, SIZE };
 })();

@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   const { svg, html, scale, path, label_lines } = window.Drawing;
-  const HEIGHT = 300, TOP = 14, BOTTOM = 26; // of the chart, pixels; below its lines stand the marks of the rules
+  const TOP = 16, BOTTOM = 26; // of the chart, pixels; below its lines stand the marks of the rules
   const LOW = -0.2, HIGH = 1.18; // shares kept that the chart shows
   const END = 1.1; // right end of the bars
   const EDGE = 9; // pixels at the ends of the block that resize it
@@ -54,14 +54,14 @@
     }
 
     function draw_chart() {
-      const width = chart.clientWidth;
-      const x = scale([0, model.layers], [0, width]), y = scale([LOW, HIGH], [HEIGHT - BOTTOM, TOP]);
+      const width = chart.clientWidth, height = chart.clientHeight;
+      const x = scale([0, model.layers], [0, width]), y = scale([LOW, HIGH], [height - BOTTOM, TOP]);
       chart.replaceChildren();
-      chart.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-      svg("rect", { class: "gone", x: x(first), y: 0, width: x(size) - x(0), height: HEIGHT - BOTTOM }, chart);
-      for (const [height, words] of [[0, "guessing"], [0.5, "half"], [1, "whole model"]]) {
-        svg("path", { class: "level", d: `M0 ${y(height)}H${width}` }, chart);
-        svg("text", { class: "axis", x: 2, y: y(height) - 4 }, chart, words);
+      chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
+      svg("rect", { class: "gone", x: x(first), y: 0, width: x(size) - x(0), height: height - BOTTOM }, chart);
+      for (const [level, words] of [[0, "guessing"], [0.5, "half"], [1, "whole model"]]) {
+        svg("path", { class: "level", d: `M0 ${y(level)}H${width}` }, chart);
+        svg("text", { class: "axis", x: 2, y: y(level) - 4 }, chart, words);
       }
       const lines = [], dots = [];
       for (const [line, tasks] of Object.entries(model.lines)) {
@@ -82,13 +82,21 @@
         lines.push({ points, text: capital(tasks[task]), colour: colour(line) });
       }
       for (const [cx, cy, line, here] of dots) svg("circle", { class: "dot", cx, cy, r: here ? 5.5 : 3.5, fill: colour(line) }, chart);
-      label_lines(chart, lines, { left: 90, right: width - 4, top: 0, bottom: HEIGHT - BOTTOM });
+      label_lines(chart, lines, { left: 90, right: width - 4, top: 0, bottom: height - BOTTOM });
+      if (letters_return()) svg("text", { class: "axis note", x: width - 2, y: 10, "text-anchor": "end" }, chart, "the last layer gone too: letters are back");
       for (const { name, sign, words, at } of marks()) {
-        const place = { class: "mark", x: x(at + size / 2), y: HEIGHT - 8, "text-anchor": "middle", fill: colour(name) };
+        const place = { class: "mark", x: x(at + size / 2), y: height - 8, "text-anchor": "middle", fill: colour(name) };
         const mark = svg("text", place, chart, sign);
         svg("title", {}, mark, words);
         mark.addEventListener("click", () => move(at));
       }
+    }
+
+    // Letters that fall without late blocks, and are there again without the last one, as long as the text is not.
+    function letters_return() {
+      const task = Object.keys(model.lines.letters ?? {})[0], end = model.layers - size;
+      const kept = (at) => (told(task, at) ? share(told(task, at)) : null);
+      return kept(end) > 0.9 && [size, size - 1].some((back) => kept(end - back) !== null && kept(end - back) < 0.5);
     }
 
     function draw_marks() {

@@ -51,8 +51,8 @@ aria-label="Dropped block; shift and arrows resize it"></div></div><svg class="c
 <span class="downloads"><a href="FILES/cuts.csv" download>data (CSV)</a>
 <a href="FILES/first-figure.svg" download>picture (SVG)</a></span></figcaption></figure>"""
 TASKS = '<div class="tasks"></div><p class="others"></p>'
-HOW = """ Drag the block, or move it by arrow keys; shift and arrows resize it. Lines: what is kept above guessing without the
-block around each place. Of a text, how likely its tokens are, beside the whole model."""
+HOW = """ Means over the blocks of the middle third, and of the last. Drag the block, or use the arrow keys, with shift to
+resize it. Lines: what is kept above guessing without the block around each place; of a text, how likely its tokens stay."""
 COLUMNS = ("model", "start", "size", "task", "items", "kept", "low", "high", "score")
 
 
@@ -190,26 +190,25 @@ def describe_cut(model: dict, cut: str) -> str:
 
 
 def describe_places(model: dict) -> str:
-    """What blocks of the middle third and of the last third leave on the mean; "" where the two were not measured."""
+    """What blocks of the middle third and of the last third leave on the mean; "" where not all were measured."""
     layers, size = model["layers"], statistics.SIZE
-    thirds = {
-        "of the middle third": (layers / 3, 2 * layers / 3),
-        "of the last third, the last layer kept,": (2 * layers / 3, layers - 1),
-    }
-    found = []
-    for place, (first, end) in thirds.items():
-        starts = range(math.ceil(first), math.floor(end) - size + 1)
-        parts = []
-        for colour in ("letters", "easy", "written"):
-            task = next(iter(model["lines"].get(colour, {})), "")
-            told = [model["cuts"].get(f"{start},{size}", {}).get(task) for start in starts]
-            if told and all(of_cut and of_cut[1] is not None for of_cut in told):
-                mean = sum(of_cut[1] for of_cut in told) / len(told)
-                parts.append(f"{mean:.0%} of {model['lines'][colour][task]}")
-        if len(parts) < 3:
+    middle = _average_lines(model, range(math.ceil(layers / 3), 2 * layers // 3 - size + 1))
+    late = _average_lines(model, range(math.ceil(2 * layers / 3), layers - size))
+    if not (middle and late):
+        return ""
+    return f"Without {size} middle layers it keeps {middle}. Without {size} late ones, the last layer kept: {late}."
+
+
+def _average_lines(model: dict, starts: range) -> str:
+    """The mean share that is kept of written facts and letters without the blocks that start there."""
+    parts = []
+    for colour in ("written", "easy", "letters"):
+        task = next(iter(model["lines"].get(colour, {})), "")
+        told = [model["cuts"].get(f"{start},{statistics.SIZE}", {}).get(task) for start in starts]
+        if not told or any(of_cut is None or of_cut[1] is None for of_cut in told):
             return ""
-        found.append(f"without {size} layers {place} it keeps {parts[0]}, {parts[1]} and {parts[2]}")
-    return f"On the mean over places, {'; '.join(found)}."
+        parts.append(f"{sum(of_cut[1] for of_cut in told) / len(told):.0%} of {model['lines'][colour][task]}")
+    return f"{parts[0]}, {parts[1]} and {parts[2]}"
 
 
 class Explorer(SphinxDirective):

@@ -59,7 +59,9 @@ def draw_picture(model: dict) -> bytes:
     bars.invert_yaxis()
     for ax in (strip, chart):
         ax.set_xlim(0, model["layers"])
-    chart.set(ylim=(-0.25, 1.2), xlabel=f"layer (lines: a block of {size} dropped around it)", ylabel="kept above guessing")
+    chart.set(
+        ylim=(-0.25, 1.2), xlabel=f"layer (lines: a block of {size} dropped around it)", ylabel="kept above guessing"
+    )
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({"svg.hashsalt": "first-figure", "svg.fonttype": "none"}):
