@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
 from book.extension.first_picture import draw_picture
-from book.extension.running import EXPLORER, select_ours
+from book.extension.running import EXPLORER, list_loaded
 from deeper_layers.files import write_file
 from deeper_layers_companion import results
 from deeper_layers_companion.report import estimates, names, pairing, statistics
@@ -51,8 +50,9 @@ aria-label="Dropped block; shift and arrows resize it"></div></div><svg class="c
 <span class="downloads"><a href="FILES/cuts.csv" download>data (CSV)</a>
 <a href="FILES/first-figure.svg" download>picture (SVG)</a></span></figcaption></figure>"""
 TASKS = '<div class="tasks"></div><p class="others"></p>'
-HOW = """ Means over the blocks of the middle third, and of the last. Drag the block, or use the arrow keys, with shift to
-resize it. Lines: what is kept above guessing without the block around each place; of a text, how likely its tokens stay."""
+HOW = """ Means over the blocks of the middle third, and of the last. Drag the block, or use the arrow keys, with shift
+to resize it. Lines: what is kept above guessing without the block around each place; of a text, how likely its tokens
+stay."""
 COLUMNS = ("model", "start", "size", "task", "items", "kept", "low", "high", "score")
 
 
@@ -162,8 +162,7 @@ def draw_explorer(target: Path) -> list[str]:
         write_file(target.with_name("first-figure.svg"), draw_picture(models[0]))
     text = json.dumps(models, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     write_file(target, f"{SCRIPT}{text};\n".encode())
-    ours = [module for name, module in list(sys.modules.items()) if name.startswith(("deeper_layers", "book."))]
-    return sorted(select_ours(filter(None, (getattr(module, "__file__", None) for module in ours))))
+    return list_loaded()
 
 
 def read_models() -> list[dict]:

@@ -1,7 +1,7 @@
 """Draw each picture twice, panel by panel: for print (matplotlib, styled by seaborn), and as data for the site.
 
-book/assets/plots.js draws those data at the width and in the theme of the page, with a text under the pointer. The static
-picture is shown where scripts are off. figures.py decides what is drawn, and its words.
+book/assets/plots.js draws those data at the width and in the theme of the page, with a text under the pointer. The
+static picture is shown where scripts are off. figures.py decides what is drawn, and its words.
 """
 
 import base64

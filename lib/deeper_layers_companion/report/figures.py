@@ -41,8 +41,8 @@ SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the e
 MARKS = {"marker": "circle", "size": 3}, {"marker": "square", "size": 5, "filled": False}  # on a map
 BLUE, RED, GREEN, PINK, YELLOW, SKY, _ = PALETTE
 PURPLE, FOREST = "#AA3377", "#117733"  # Paul Tol's, as distinct
-# one colour a meaning on the whole site (site.css has the same): the paper's rules are purple and ink, letters are warm,
-# words blue, what is written is green
+# one colour a meaning on the whole site (site.css has the same): the paper's rules are purple and ink, letters are
+# warm, words blue, what is written is green
 COLOURS = {"similarity": PURPLE, "simple": INK, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": FOREST}
 COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
@@ -164,7 +164,8 @@ def heat_maps(distances: pd.DataFrame):
     rows["shade"] = of_size.transform(lambda values: (values - values.min()) / (values.max() - values.min()))
     marks = {NEAREST: find_nearest(distances), "the authors' l*(n)": paper.authors_starts()}
     caption = (
-        f"{findings.state_nearest(marks[NEAREST])} Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
+        f"{findings.state_nearest(marks[NEAREST])} Angular distance of every block, rescaled in each row from 0 (most "
+        "similar) to 1. A row's last block holds "
         "the last layer and is never dropped."
     )
     title = "Distance, rescaled in each row"

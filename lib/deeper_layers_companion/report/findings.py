@@ -89,10 +89,10 @@ def state_agreement(blocks: pd.DataFrame, nearest: pd.DataFrame) -> str:
     """At how many sizes the most similar block is the one that costs least, model by model."""
     best = blocks.loc[blocks["place"] == 1, ["model", "size", "start"]]
     both = best.merge(nearest[["model", "size", "start"]], on=["model", "size"], suffixes=("", "_nearest"))
-    parts = [
-        f"{(rows['start'] == rows['start_nearest']).sum()} of {len(rows)} sizes in {escape_invisible(model_title(model))}"
-        for model, rows in both.drop_duplicates(["model", "size"]).groupby("model", sort=False)
-    ]
+    parts = []
+    for model, rows in both.drop_duplicates(["model", "size"]).groupby("model", sort=False):
+        alike = (rows["start"] == rows["start_nearest"]).sum()
+        parts.append(f"{alike} of {len(rows)} sizes in {escape_invisible(model_title(model))}")
     return f"The most similar block is the one that costs least at {'; at '.join(parts)}." if parts else ""
 
 
