@@ -25,8 +25,8 @@ from deeper_layers_companion.report import estimates, names, pairing, statistics
 from deeper_layers_companion.report.names import as_html
 
 RULES = ("similarity", "simple")
-# The lines of the first figure: a colour, and the tasks that it may show, each in words. A cut shows the first task of a
-# line that was measured without it.
+# The lines of the first figure: a colour, and the tasks that it may show, each in words. A cut shows the first task of
+# a line that was measured without it.
 LINES = {
     "letters": {"mmlu": "MMLU's letters", "embedded_mmlu": "packaged MMLU's letters"},
     "easy": {"lettered_capitals": "capitals' letters", "facts_by_letter": "new facts' letters"},

@@ -23,6 +23,8 @@ TABLE = re.compile(r'download="([\w-]+)\.csv" href="data:text/csv;charset=utf-8;
 PICTURE = re.compile(r'src="data:image/svg\+xml;base64,([^"]+)"')
 DRAWING = re.compile(r'<script type="application/json" class="figure-data">(.*?)</script>', re.DOTALL)
 SOURCE = re.compile(r'data-source="([\w-]+\.js)"')
+NAME = re.compile(r'<figure class="measured" id="([\w-]+)">')
+CAPTION = re.compile(r"<figcaption>(.*?)<span", re.DOTALL)
 STATIC = "../_static"  # from a page of a notebook
 
 
@@ -40,8 +42,18 @@ def find_html(name: str) -> str | None:
     return None
 
 
+def point_at(name: str, figure: str) -> str:
+    """A sentence in place of a figure that stands on its own page: its number, as a link, and its caption."""
+    notebook, _, identifier = name.partition("#")
+    text = (EXECUTED / f"{notebook}.ipynb").read_text(encoding="utf-8").replace('\\"', '"')
+    number = list(dict.fromkeys(NAME.findall(text))).index(identifier) + 1
+    caption = CAPTION.search(figure)[1]
+    link = f'<a href="executed/{notebook}.html#{identifier}">Figure {int(notebook[:2])}.{number}</a>'
+    return f'<p class="said">{caption} {link} shows it.</p>'
+
+
 class MeasuredFigure(SphinxDirective):
-    """A sentence or table of an executed notebook on another page: `NOTEBOOK#NAME`."""
+    """A sentence or table of an executed notebook on another page, `NOTEBOOK#NAME`, or where its figure stands."""
 
     required_arguments = 1
 
@@ -49,6 +61,8 @@ class MeasuredFigure(SphinxDirective):
         self.env.note_dependency(str(EXECUTED / f"{self.arguments[0].partition('#')[0]}.ipynb"))
         if (content := find_html(self.arguments[0])) is None:
             return [self.state.document.reporter.warning(f"no figure {self.arguments[0]}", line=self.lineno)]
+        if content.startswith("<figure"):
+            content = point_at(self.arguments[0], content)
         return [nodes.raw("", content, format="html")]
 
 

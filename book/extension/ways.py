@@ -12,7 +12,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from book.extension.figures import TABLE, find_html
+from book.extension.figures import TABLE
 from book.extension.running import EXECUTED, FILES, ROOT, list_loaded
 from deeper_layers.files import write_file
 from deeper_layers_companion import results

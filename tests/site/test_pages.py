@@ -12,6 +12,7 @@ from deeper_layers_companion.results.places import AROUND as ROOT
 OUTSIDE = re.compile(r"mathjax|thebe|jsdelivr|unpkg", re.IGNORECASE)
 ADDRESS = re.compile(r"""<(\w+)\b[^>]*?\s(?:href|src|data|poster)="([^"]+)\"""")
 SCRIPT = re.compile(r"(<script\b[^>]*>).*?</script>", re.DOTALL)
+HEAVIEST = 700_000  # bytes of a page
 MOST_WORDS, OF_A_PAGE = 20_000, 900  # folded ones, figures, tables and code apart
 FOLDED = re.compile(r"<(details|table|dl|script|style|pre|svg|math)\b.*?</\1>", re.DOTALL)
 
@@ -48,14 +49,18 @@ def test_links_images_and_scripts_exist_and_nothing_is_loaded_from_outside(site,
 def test_what_notebooks_show_is_understood_has_its_data_and_its_code_folded_at_the_end(pages):
     method = pages["method.html"]
     assert method.count("<math ") > 10 and method.count('class="eqno">(') > 2, "formulas are written into the page"
+    stands: dict[str, list[str]] = {}
     for name, page in pages.items():
         # no table that stays a line of strokes, object shown by its type, command that no formula knows, page unlinked
         assert not re.search(r"\|\s*:?-{2,}|&lt;[\w.]+ object( at 0x\w+)?&gt;|<m[ion]>\\|data-page=", page), name
         figures = re.findall(r'<figure class="measured".*?</figure>', page, re.DOTALL)
         for figure in figures:
-            assert 'class="picture"' in figure and ".csv" in figure, name
-            assert re.search(r"papermill notebooks/\d\d-[\w-]+\.ipynb out\.ipynb", figure), name
-        assert bool(figures) == ("plotly.min.js" in page), name
+            assert 'class="picture"' in figure and ".csv" in figure and "Figure " in figure, name
+            assert re.search(r"python -m book\.extension\.figures \d\d-[\w-]+#[\w-]+ [\w-]+\.svg", figure), name
+        assert bool(figures) == ("plots.js" in page) and len(page) < HEAVIEST, name
+        stands[name] = re.findall(r'<figure class="measured"[^>]* id="([\w-]+)"', page)
         if name.startswith("executed/"):
             before, *code = page.split("Code of this page")
             assert len(code) == 1 and "cell_input" not in page and "trust_remote_code" not in before, name
+    places = [place for names in stands.values() for place in names]
+    assert len(set(places)) == len(places), "a figure on two pages"

@@ -208,7 +208,7 @@ def escape_lines(text: str) -> str:
 
 
 def list_colour_stops(colours) -> list:
-    """A colour map as plotly's list of stops."""
+    """A colour map as a list of stops: place and colour."""
     return [[stop, to_hex(colours(stop))] for stop in np.linspace(0, 1, 11).round(1).tolist()]
 
 
