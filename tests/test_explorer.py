@@ -49,7 +49,7 @@ def test_every_block_says_what_each_task_keeps():
     assert said.endswith(
         "layers 6 to 7 keeps, above guessing: 25% of capitals in words; C4's perplexity goes from 20.1 to 665."
     )
-    assert b"<svg" in draw_picture(model)
+    assert b"<svg" in explorer.draw_picture(model)
     assert ("m", "4", "3", "capitals", 40, 0.5) in [row[:6] for row in explorer.list_rows([model])]
     number, *untold = model["cuts"]["2,3"]["boolq"]
     assert untold == [None, None, None, 0.0] and model["asked"][number]["floor"], "the whole model guesses"
