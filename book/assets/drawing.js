@@ -62,10 +62,18 @@ window.Drawing = (() => {
   }
 
   // Each name beside its line, where it meets no line and no other name: flat stretches with air around them win.
-  function label_lines(parent, lines, { left, right, top, bottom }) {
+  // `taken` are boxes where something is written already. The name of an upright line runs along it.
+  function label_lines(parent, lines, { left, right, top, bottom }, taken = []) {
     const sampled = lines.map((line) => sample(line.points));
-    const taken = [];
     lines.forEach((line, number) => {
+      const across = line.points.map(([x]) => x).filter((x) => x !== null);
+      if (across.length > 1 && Math.max(...across) - Math.min(...across) < 2) {
+        const at = `translate(${across[0] - 3} ${top + 2}) rotate(-90)`;
+        const made = svg("text", { transform: at, class: "name", "text-anchor": "end" }, parent, line.text);
+        made.style.setProperty("--colour", line.colour);
+        taken.push({ left: across[0] - SIZE - 3, right: across[0] + 1, top, bottom: top + width_of(line.text) });
+        return;
+      }
       const half = width_of(line.text) / 2 + 3;
       let best = null;
       for (let x = left + half; x <= right - half; x += 2 * STEP) {

@@ -2,7 +2,7 @@
 // and in the theme of the page, with a text under the pointer. Without this script the picture stays. No network.
 (() => {
   "use strict";
-  const { svg, html, scale, ticks, path, label_lines, width_of } = window.Drawing;
+  const { svg, html, scale, ticks, path, label_lines, width_of, SIZE } = window.Drawing;
   const NARROW = 480; // pixels of a panel, below which names stand above their rows
   const INK = "#1a1a1a"; // of the picture: here the colour of the page's text
   const DASHES = { dash: "7 4", dot: "2 3", dashdot: "7 3 2 3" };
@@ -55,19 +55,28 @@
     drawing.setAttribute("height", height);
     draw_axes(drawing, panel, box, x, y);
     if (rows) draw_rows(drawing, rows, box.left, y, narrow);
-    const points = [], lines = [];
+    const points = [], lines = [], notes = [];
     const inside = svg("svg", { x: box.left - 5, y: box.top - 5, width: box.right - box.left + 10, height: box.bottom - box.top + 10, viewBox: `${box.left - 5} ${box.top - 5} ${box.right - box.left + 10} ${box.bottom - box.top + 10}` }, drawing);
     for (const item of panel.items) {
       if (item.kind === "map") draw_map(inside, item, x, y, points);
-      if (item.kind === "note") svg("text", { class: "note", x: x(item.x) + 6, y: y(item.y) - 7 }, drawing, item.text);
+      if (item.kind === "note") notes.push(draw_note(drawing, item.text, x(item.x), y(item.y), box));
       if (item.kind !== "line" && item.kind !== "band") continue;
       const at = item.x.map((value, index) => (value === null || item.y[index] === null ? [null, null] : [x(value), y(item.y[index])]));
       if (item.kind === "band") svg("path", { d: `${path(at)}Z`, fill: item.colour, opacity: 0.18 }, inside);
       else draw_line(inside, item, at, points);
       if (item.label && item.line && at.length > 1) lines.push({ points: at, text: item.label, colour: ink(item.colour) });
     }
-    if (named) label_lines(drawing, lines, box);
+    if (named) label_lines(drawing, lines.sort((one, other) => is_upright(other) - is_upright(one)), box, notes);
     return points;
+  }
+
+  const is_upright = ({ points }) => points.every(([x]) => x === points[0][0]);
+
+  // A note beside a point, on the side that has room; returns its box.
+  function draw_note(parent, text, x, y, box) {
+    const wide = width_of(text), left = x + 8 + wide > box.right ? x - 8 - wide : x + 8;
+    svg("text", { class: "note", x: left, y: y - 7 }, parent, text);
+    return { left, right: left + wide, top: y - 7 - SIZE, bottom: y - 4 };
   }
 
   function draw_line(parent, item, at, points) {
@@ -103,11 +112,9 @@
 
   // What a legend has to say: all names where panels share it, else what no line can carry.
   function draw_legend(place, panels, is_shared) {
-    const known = new Map();
-    for (const item of panels.flatMap((panel) => panel.items)) {
-      const on_line = item.line && item.x.length > 1 && !is_shared;
-      if (item.label && !known.has(item.label) && !on_line) known.set(item.label, item);
-    }
+    const known = new Map(), items = panels.flatMap((panel) => panel.items);
+    const on_lines = new Set(is_shared ? [] : items.filter((item) => item.line && item.x.length > 1).map((item) => item.label));
+    for (const item of items) if (item.label && !known.has(item.label) && !on_lines.has(item.label)) known.set(item.label, item);
     for (const item of known.values()) {
       const entry = html("span", { class: "entry" }, place);
       const key = svg("svg", { width: item.line ? 28 : 12, height: 12 }, entry);

@@ -104,13 +104,18 @@ class Panel:
         """Keep where a line ends, for its name."""
         known = [(across, up) for across, up in zip(x, y) if np.isfinite(across) and np.isfinite(up)]
         if known:
-            self.ends[label] = (*known[-1], colour)
+            is_upright = len(known) > 1 and len({across for across, _ in known}) == 1
+            self.ends[label] = (*known[-1], colour, is_upright)
 
     def name_lines(self) -> None:
         """Write the name of each line at its right end, in print; names that would touch are moved apart."""
         low, high = self.ax.get_ylim()
         gap, place = (high - low) / (self.live["height"] / 14), -np.inf
-        for label, (_, up, colour) in sorted(self.ends.items(), key=lambda item: item[1][1]):
+        for label, (across, up, colour, is_upright) in sorted(self.ends.items(), key=lambda item: item[1][1]):
+            if is_upright:
+                at = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right", "fontsize": 7}
+                self.ax.annotate(shorten(label), (across, 0.98), color=colour, **at)
+                continue
             place = max(up, place + gap)
             at = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7, "annotation_clip": False}
             self.ax.annotate(shorten(label), (1.01, place), color=colour, **at)

@@ -119,6 +119,8 @@ def curves(
         for row, words in _find_notes(part, x, y, hue):
             panel.annotate(row[x], row[y], words)
     text = " Bands are 95% intervals." if low in rows else ""
+    if "untold" in rows and (rows["untold"] == AT_FLOOR).all():
+        caption = caption or "These whole models only guess, so their curves tell nothing of layers."
     caption = caption or (findings.state_half_gone(rows) if hue == "rule" and y == "value" else "")
     caption = caption or f"{title} against {along[:1].lower() + along[1:]}."
     return picture.finish(rows, caption + text, write_alt_text(panels, y, None if scale else hue, x))
@@ -151,9 +153,10 @@ def best_starts(nearest: pd.DataFrame):
     """The start of the most similar block against its size, as shares of all layers, with the authors' starts."""
     rows = nearest.assign(start_share=nearest["start"] / nearest["layers"])
     last = pd.DataFrame({"label": TO_THE_LAST, "share": [0, 1], "start_share": [1, 0]})
-    over = pd.concat([last, paper.authors_starts().drop(columns="model")])
+    authors = paper.authors_starts()
+    over = pd.concat([last, authors.drop(columns="model")])
     look = {"hue": "model", "col": None, "row": None}
-    caption = f"{findings.state_nearest(nearest)} Lines: its first layer against its size, as shares of all layers."
+    caption = f"{findings.state_starts(rows, authors)} First layer against size, as shares of all layers."
     return curves(rows, y="start_share", **look, over=over, name="best-starts", caption=caption)
 
 
@@ -164,7 +167,7 @@ def heat_maps(distances: pd.DataFrame):
     rows["shade"] = of_size.transform(lambda values: (values - values.min()) / (values.max() - values.min()))
     marks = {NEAREST: find_nearest(distances), "the authors' l*(n)": paper.authors_starts()}
     caption = (
-        f"{findings.state_nearest(marks[NEAREST])} Angular distance of every block, rescaled in each row from 0 (most "
+        f"{findings.state_last_block(rows)} Angular distance of every block, rescaled in each row from 0 (most "
         "similar) to 1. A row's last block holds "
         "the last layer and is never dropped."
     )

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from deeper_layers.cuts import describe_layers
-from deeper_layers_companion.report.names import escape_invisible, model_title, rule_title
+from deeper_layers_companion.report.names import escape_invisible, model_title, rule_title, sort_names
 
 HALF = 0.5
 FLAT = 0.05  # a line that moves by less than this, of its own height, stays
@@ -46,7 +45,7 @@ def state_half_gone(curves: pd.DataFrame) -> str:
     """Where half of each topic is gone in the first model, by the rule that loses it last; "" without such a curve."""
     if "kept" not in curves or curves.empty:
         return ""
-    model = curves["model"].iloc[0]
+    model = sort_names(curves["model"].unique())[0]
     parts = []
     for topic, rows in curves[curves["model"] == model].groupby("topic", sort=False):
         by_rule = [
@@ -65,13 +64,19 @@ def state_half_gone(curves: pd.DataFrame) -> str:
 
 def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
     """The least and the most of the first model's rows: "Share kept: from 10% (Facts, written) to 91% (Capitals)."."""
-    model = rows["model"].iloc[0]
-    of_first = rows[(rows["model"] == model) & np.isfinite(rows[x].astype(float))].sort_values(x)
+    model = sort_names(rows["model"].unique())[0]
+    of_first = rows[(rows["model"] == model) & rows[x].notna()].sort_values(x)
     if len(of_first) < 2:
         return f"{title}."
     form = "{:.0%}" if x in ("share", "kept") else "{:.3g}"
-    ends = [f"{form.format(row[x])} ({rule_title(str(row[y]))})" for _, row in of_first.iloc[[0, -1]].iterrows()]
+    ends = []
+    for _, row in of_first.iloc[[0, -1]].iterrows():
+        number = form.format(row[x]) if np.isfinite(row[x]) else "more than was measured"
+        ends.append(f"{number} ({rule_title(str(row[y]))})")
     return f"{title}, {escape_invisible(model_title(model))}: {ends[0]} is least, {ends[1]} most."
+
+
+QUARTER = 0.25  # of the layers, where models are compared
 
 
 def state_nearest(nearest: pd.DataFrame) -> str:
@@ -80,9 +85,36 @@ def state_nearest(nearest: pd.DataFrame) -> str:
     for model, rows in nearest.groupby("model", sort=False):
         quarter = rows[rows["size"] == round(rows["layers"].iloc[0] / 4)].head(1)
         for row in quarter.to_dict("records"):
-            block = describe_layers(range(int(row["start"]), int(row["start"] + row["size"])))
-            parts.append(f"{block} of {row['layers']} in {escape_invisible(model_title(model))}")
+            block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
+            parts.append(f"{block} in {escape_invisible(model_title(model))}")
     return f"Of a quarter of the layers the most similar are {'; '.join(parts)}." if parts else ""
+
+
+def state_starts(rows: pd.DataFrame, authors: pd.DataFrame) -> str:
+    """How deep the most similar block of a quarter of the layers starts, here and in the authors' models. Both tables
+    have share and start_share."""
+
+    def at_quarter(line: pd.DataFrame) -> float:
+        return line.iloc[(line["share"] - QUARTER).abs().argmin()]["start_share"]
+
+    here = [
+        f"{at_quarter(line):.0%} in {escape_invisible(model_title(model))}"
+        for model, line in rows.groupby("model", sort=False)
+    ]
+    there = [at_quarter(line) for _, line in authors.groupby("label", sort=False)]
+    text = f"A quarter dropped, the block starts at {', '.join(here)} of the depth"
+    return f"{text}; at {min(there):.0%} to {max(there):.0%} in the authors' models." if there else f"{text}."
+
+
+def state_last_block(rows: pd.DataFrame) -> str:
+    """At how many sizes the block with the last layer lies in the upper half of the distances of its size. `rows` have
+    shade, the distance rescaled from 0 to 1 in each size."""
+    holds_last = rows["start"] + rows["size"] == rows["layers"]
+    parts = []
+    for model, of_model in rows[holds_last & (rows["start"] > 0)].groupby("model", sort=False):
+        unlike = (of_model["shade"] > HALF).sum()
+        parts.append(f"{unlike} of {len(of_model)} sizes in {escape_invisible(model_title(model))}")
+    return f"Blocks with the last layer are among the less similar half at {'; '.join(parts)}." if parts else ""
 
 
 def state_agreement(blocks: pd.DataFrame, nearest: pd.DataFrame) -> str:
