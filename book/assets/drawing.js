@@ -69,8 +69,7 @@ window.Drawing = (() => {
       const across = line.points.map(([x]) => x).filter((x) => x !== null);
       if (across.length > 1 && Math.max(...across) - Math.min(...across) < 2) {
         const at = `translate(${across[0] - 3} ${top + 2}) rotate(-90)`;
-        const made = svg("text", { transform: at, class: "name", "text-anchor": "end" }, parent, line.text);
-        made.style.setProperty("--colour", line.colour);
+        svg("text", { transform: at, class: "upright", "text-anchor": "end" }, parent, line.text);
         taken.push({ left: across[0] - SIZE - 3, right: across[0] + 1, top, bottom: top + width_of(line.text) });
         return;
       }

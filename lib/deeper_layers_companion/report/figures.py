@@ -115,10 +115,12 @@ def curves(
         for label, line in overlay.groupby("label", sort=False):
             look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
             look = look if "model" in line else {"colour": looks[label]["colour"], "width": 1}
+            look = {"colour": GREY, "width": 0.7} if line[x].nunique() == 1 and len(line) > 1 else look
             panel.draw_line(line[x], line[y], **look, label=label, hover=write_hover_texts(label, line, x, y))
         for row, words in _find_notes(part, x, y, hue):
             panel.annotate(row[x], row[y], words)
     text = " Bands are 95% intervals." if low in rows else ""
+    text += " Upright lines: where the paper's models fall." if "value" in over and len(over) else ""
     if "untold" in rows and (rows["untold"] == AT_FLOOR).all():
         caption = caption or "These whole models only guess, so their curves tell nothing of layers."
     caption = caption or (findings.state_half_gone(rows) if hue == "rule" and y == "value" else "")
