@@ -7,6 +7,7 @@
   const LOW = -0.2, HIGH = 1.18; // shares kept that the chart shows
   const END = 1.1; // right end of the bars
   const EDGE = 9; // pixels at the ends of the block that resize it
+  const FORMS = { easy: /letter/, words: /words/, written: /written/, text: /loss/ }; // by a task's title: its colour
   const percent = (value) => `${Math.round(100 * value)}%`.replace("-", "\u2212");
   const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
@@ -167,7 +168,8 @@
     function task_row(fact) {
       const [, kept, low, high, score] = fact, { title, loss, whole, items } = about(fact);
       const row = html("div", { class: "task" }), track = html("span", { class: "track" });
-      const line = Object.entries(model.lines).find(([, tasks]) => about(fact).task in tasks)?.[0] ?? "other";
+      const own = Object.entries(model.lines).find(([, tasks]) => about(fact).task in tasks)?.[0];
+      const line = own ?? Object.keys(FORMS).find((form) => FORMS[form].test(title)) ?? "other";
       const bar = share(fact), at = (value) => 100 * Math.min(Math.max(value / END, 0), 1);
       html("span", { class: "title" }, row, title);
       html("span", { class: "kept", style: `width:${at(bar)}%;background:${colour(line)}` }, track);

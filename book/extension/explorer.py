@@ -44,13 +44,14 @@ PAGE = """<figure class="explorer{kind}" id="first-figure"><form>
 <div class="both"><div class="drawing"><div class="strip"><div class="block" role="slider" tabindex="0"
 aria-label="Dropped block; shift and arrows resize it"></div></div><svg class="chart" role="img"></svg></div>
 <div><p class="over"></p><div class="bars"></div></div></div>
-<img class="still" src="FILES/first-figure.svg" alt="{said}">
+<img class="still" src="_static/first-figure.svg" alt="{said}">
 <p class="cut" aria-live="polite">{said}</p>{tasks}
-<figcaption><a class="number" href="#first-figure">Figure 1.</a> {finding}{how}
-<span class="downloads"><a href="FILES/cuts.csv" download>data (CSV)</a>
-<a href="FILES/first-figure.svg" download>picture (SVG)</a></span></figcaption></figure>"""
+<figcaption>{finding}{how}
+<span class="downloads"><a href="_static/cuts.csv" download>data (CSV)</a>
+<a href="_static/first-figure.svg" download>picture (SVG)</a></span></figcaption></figure>"""
+NUMBER = '<a class="number" href="#first-figure">Figure 1.</a>'
 TASKS = '<div class="tasks"></div><p class="others"></p>'
-HOW = """ Means over the blocks of the middle third, and of the last. Drag the block, or use the arrow keys, with shift
+HOW = """ Drag the block, or use the arrow keys, with shift
 to resize it. Lines: what is kept above guessing without the block around each place; of a text, how likely its tokens
 stay."""
 COLUMNS = ("model", "start", "size", "task", "items", "kept", "low", "high", "score")
@@ -195,7 +196,8 @@ def describe_places(model: dict) -> str:
     late = _average_lines(model, range(math.ceil(2 * layers / 3), layers - size))
     if not (middle and late):
         return ""
-    return f"Without {size} middle layers it keeps {middle}. Without {size} late ones, the last layer kept: {late}."
+    text = f"Without {size} middle layers it keeps {middle}; without {size} late ones, the last layer kept, {late}"
+    return f"{text} (means over the blocks of each third)."
 
 
 def _average_lines(model: dict, starts: range) -> str:
@@ -223,8 +225,8 @@ class Explorer(SphinxDirective):
         said = as_html(describe_cut(models[0], models[0]["opens"]))
         finding = as_html(describe_places(models[0]))
         kind, tasks = (" small", "") if self.small else ("", TASKS)
-        page = PAGE.format(kind=kind, said=said, finding=f"<strong>{finding}</strong>", tasks=tasks, how=HOW)
-        page = page.replace("FILES", "_static")
+        caption = f"{NUMBER} <strong>{finding}</strong>" if self.small else ""
+        page = PAGE.format(kind=kind, said=said, finding=caption, tasks=tasks, how=HOW)
         return [nodes.raw("", page, format="html")]
 
 

@@ -60,14 +60,15 @@ class ClaimsMatrix(SphinxDirective):
         rows = []
         for title, of_claim in claims.groupby("title", sort=False):
             verdicts = dict(zip(of_claim["model"], of_claim["verdict"]))
-            cells = "".join(self.draw_cell(verdicts.get(model, "not tested")) for model in models)
+            cells = "".join(self.draw_cell(model, verdicts.get(model, "not tested")) for model in models)
             rows.append(f'<tr><th scope="row">{as_html(title)}</th>{cells}</tr>')
         body = f"<thead><tr><th>The paper's claim</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
         return [nodes.raw("", f'<table class="claims-matrix">{body}</table>', format="html")]
 
-    def draw_cell(self, verdict: str) -> str:
-        kind = re.sub(r"\W", "-", verdict)
-        return f'<td class="{kind}"><span aria-hidden="true">{SIGNS.get(verdict, "")}</span> {as_html(verdict)}</td>'
+    def draw_cell(self, model: str, verdict: str) -> str:
+        kind, name = re.sub(r"\W", "-", verdict), as_html(model_title(model))
+        sign = f'<span aria-hidden="true">{SIGNS.get(verdict, "")}</span>'
+        return f'<td class="{kind}" data-model="{name}">{sign} {as_html(verdict)}</td>'
 
 
 class Citation(SphinxDirective):

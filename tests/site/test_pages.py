@@ -64,3 +64,11 @@ def test_what_notebooks_show_is_understood_has_its_data_and_its_code_folded_at_t
             assert len(code) == 1 and "cell_input" not in page and "trust_remote_code" not in before, name
     places = [place for names in stands.values() for place in names]
     assert len(set(places)) == len(places), "a figure on two pages"
+
+
+def test_the_three_lines_of_pandas_answer_their_question(site, monkeypatch, capsys):
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(site / "_static")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    printed = capsys.readouterr().out
+    assert "Qwen2.5-Coder-1.5B-Instruct" in printed and "0.741" in printed, "the whole model's share of right answers"
