@@ -76,6 +76,14 @@ for words in {commands}:
     assert done.returncode == 0, done.stderr
 
 
+def test_tasks_lists_what_needs_no_hub_and_what_does():
+    listed = json.loads(typed("tasks", "--json").stdout)
+    assert {"capitals", "written_facts", "embedded_mmlu"} <= {row["task"] for row in listed["tasks"]}
+    assert {row["text"] for row in listed["texts"] if not row["hub"]} == {"wikipedia", "code"}
+    found = json.loads(typed("tasks", "gsm8k", "--json").stdout)
+    assert "gsm8k" in found["lm_eval"] and not found["tasks"] and [row["hub"] for row in found["texts"]] == [True]
+
+
 # ---- what is published -----------------------------------------------------------------------------------
 
 

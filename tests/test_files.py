@@ -19,9 +19,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import gguf_files, lineage, slicing, tensors
 from deeper_layers.export.gguf_files import slice_gguf
-from deeper_layers.export.lineage import LINEAGE
 from deeper_layers.export.slicing import slice_checkpoint
-from deeper_layers.package_index import file_hash
 from deeper_layers_companion.command.report import write_notebook
 from tests.faults import FAULTS, calls_of, failing_at, killed_at, snapshot
 from tests.fuzz.damage import instead, link, put, write
@@ -49,63 +47,28 @@ def models(tiny_gguf, tmp_path_factory):
 # ---- what lies about -------------------------------------------------------------------------------------------
 
 
-def moved(name: str, to: str, leads: str):
-    """Under another name, with a link in its place."""
-
-    def spoil(here: Path) -> None:
-        os.rename(here / name, here / to)
-        (here / name).symlink_to(leads)
-
-    return spoil
-
-
-def same_size(name: str):
-    """Another content of as many bytes, at the same time."""
-
-    def spoil(here: Path) -> None:
-        found, content = (here / name).stat(), bytearray((here / name).read_bytes())
-        content[-3] ^= 1
-        (here / name).write_bytes(content)
-        os.utime(here / name, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-    return spoil
-
-
-def older_mark(here: Path) -> None:
-    mark, out = lineage.read_lineage(here / "out"), here / "out"
-    (out / LINEAGE).write_text(lineage.format_lineage(mark, {name: file_hash(out / name) for name in mark.files}))
-
-
-NEW, OVER = ["whole", "new", *ONE], ["whole", "out", "--start", 0, "--drop", 1, "--overwrite"]
-NEW_FILE, OVER_FILE = ["whole.gguf", "new.gguf", *ONE], ["whole.gguf", "out.gguf", *ONE, "--overwrite"]
+NEW, NEW_FILE = ["whole", "new", *ONE], ["whole.gguf", "new.gguf", *ONE]
 # what lies there; what is typed; what the one line says, or nothing where all goes well. Nothing that lay there changes
-# but an OUT that was replaced, and that is ours and unchanged
 CASES = {
     # ---- OUT is there
     "OUT is a folder": (write("new/thesis.tex"), NEW, "new exists"),
     "OUT is a link to nothing": (link("new", "nowhere"), NEW, "new exists"),
     "OUT.gguf is a folder": (write("new.gguf/thesis.tex"), NEW_FILE, "new.gguf exists"),
-    # ---- what is not ours, unchanged, is not replaced
-    "OUT is ours": (write("out.old/thesis.tex"), OVER, ""),
-    "OUT is ours, with SHA-256 of its weights, as it once was": (older_mark, OVER, ""),
-    "weights of OUT have as many other bytes": (same_size(f"out/{SHARD}"), OVER, f"{SHARD} in it is not ours"),
-    "a file of OUT has as many other bytes": (same_size("out/config.json"), OVER, "config.json in it is not ours"),
-    "a tensor in OUT.gguf has as many other bytes": (same_size("out.gguf"), OVER_FILE, "as it was written"),
-    "a folder came into OUT": (write("out/runs/1"), OVER, "runs in it is not ours"),
-    "a file of OUT is gone": (instead("out/vocab.json"), OVER, "vocab.json in it is not ours"),
-    "a file of OUT leads elsewhere": (moved("out/config.json", "mine", "../mine"), OVER, "in it is not ours"),
-    "OUT is a link to ours": (moved("out", "real", "real"), OVER, "no pruning.json as we write it"),
-    "the mark of OUT was edited": (put(f"out/{LINEAGE}", "kept", [0, 1]), OVER, "no pruning.json as we write it"),
-    "OUT.gguf is a link to ours": (moved("out.gguf", "real", "real"), OVER_FILE, "as it was written"),
+    "OUT was written here": (None, ["whole", "out", *ONE], "out exists, and nothing is overwritten"),
+    "OUT.gguf was written here": (None, ["whole.gguf", "out.gguf", *ONE], "out.gguf exists, and nothing is"),
     # ---- what is read is not written to
-    "OUT is the source": (None, ["out", "out", *ONE, "--overwrite"], "overlap"),
+    "OUT is the source": (None, ["out", "out", *ONE], "out exists"),
     "OUT lies in the source, by a link": (link("by", "whole"), ["whole", "by/new", *ONE], "overlap"),
-    "OUT.gguf is the source": (None, ["out.gguf", "out.gguf", *ONE, "--overwrite"], "overlap"),
+    "OUT.gguf is the source": (None, ["out.gguf", "out.gguf", *ONE], "out.gguf exists"),
     # ---- names beside OUT
     "the folder for what is under way": (write("new.deeper-layers.partial/mine"), NEW, "mine, which is not ours"),
     "OUT.lock is somebody's": (write("new.lock"), NEW, ""),
     "what is made in it is somebody's": (write("new.deeper-layers.partial/made/thesis.tex"), NEW, "holds made"),
-    "what it replaces is somebody's": (write("new.deeper-layers.partial/before/thesis.tex"), NEW, "holds before"),
+    "what an earlier version was killed in replacing": (
+        lambda here: [write(f"new.deeper-layers.partial/{name}")(here) for name in ("of.json", "before/thesis.tex")],
+        NEW,
+        "holds before",
+    ),
     "it is a file": (write("new.deeper-layers.partial"), NEW, "is no folder of ours"),
     "it is a link to a folder": (link("new.deeper-layers.partial", "whole"), NEW, "is no folder of ours"),
     "the lock is somebody's": (write("new.deeper-layers.lock", "text"), NEW, "is no lock of ours"),
@@ -124,8 +87,7 @@ def test_nothing_of_anybody_else_is_lost(case, models, tmp_path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(models, tmp_path / "here", symlinks=True))
     if make:
         make(Path())
-    replaced = words[1] if "--overwrite" in words and not message else None
-    before = {name: content for name, content in snapshot(Path()).items() if name.split("/")[0] != replaced}
+    before = snapshot(Path())
     if message:
         assert message in said("prune", *words)
         assert snapshot(Path()) == before
@@ -196,8 +158,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(slicing, "cut_config", lambda layout, cut: of_cut(layout.folder, cut))
 
 
-def sliced(models: Path, out: Path, overwrite: bool = False) -> None:
-    slice_checkpoint(models / "whole", Cut(0, 1) if overwrite else CUT, out, name="out", overwrite=overwrite)
+def sliced(models: Path, out: Path) -> None:
+    slice_checkpoint(models / "whole", CUT, out, name="out")
 
 
 def failing(number: int, step) -> None:
@@ -213,18 +175,10 @@ def failing(number: int, step) -> None:
 # what is there before, and what is done
 STEPS = {
     "a folder": (None, sliced),
-    "a folder over ours": (
-        lambda models, out: shutil.copytree(models / "out", out),
-        functools.partial(sliced, overwrite=True),
-    ),
     "a GGUF file": (None, lambda models, out: slice_gguf(models / "whole.gguf", CUT, out)),
-    "a GGUF file over ours": (
-        lambda models, out: shutil.copyfile(models / "out.gguf", out),
-        lambda models, out: slice_gguf(models / "whole.gguf", Cut(0, 1), out, overwrite=True),
-    ),
     "a result": (lambda _, out: files.write_file(out, b"old"), lambda _, out: files.write_file(out, b"the next")),
 }
-OFTEN = [("a folder over ours", killed_at), ("a folder", failing), ("a result", killed_at), ("a GGUF file", killed_at)]
+OFTEN = [("a folder", killed_at), ("a folder", failing), ("a result", killed_at), ("a GGUF file", killed_at)]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +205,7 @@ def test_killed_or_failing_at_any_call_the_same_again_ends_as_undisturbed(name, 
         out = begun(str(number))
         before = snapshot(out.parent)
         disturb(number, lambda out=out: step(models, out))
-        files.remove_leftovers(out.parent)  # what had to make room for it is back
+        files.remove_leftovers(out.parent)
         there = {name: content for name, content in snapshot(out.parent).items() if name.split("/")[0] == "out"}
         assert there in (before, expected)
         with contextlib.suppress(InputError):  # it exists: it was killed when all was there

@@ -1,13 +1,6 @@
-"""Generated answers are those that lm-eval's HFLM gives for each pruned model, of our tree and of another engine.
-
-Of every family: tests/test_families.py. vLLM itself is not needed: what it writes beside our tree and HFLM says
-`python -m benchmarks.generation NAME --engine vllm`.
-"""
+"""Generated answers are those of lm-eval's HFLM on each pruned model. Of every family: tests/test_families.py."""
 
 import copy
-import json
-import sys
-import types
 
 import pytest
 import torch
@@ -15,18 +8,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.errors import InputError
-from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.generation import ROWS, Decoding, generate
 from deeper_layers.sweeping.shards import Shards
-from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers_companion.experiments import parameters as kinds
-from tests.test_command import said, typed
 
-TASK = "sums_one_digit_generated"
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(5, 3), Cut(3, 2)]
 EXAMPLES = "Question: What is the capital of this country?\nAnswer: The capital is here.\n\n" * 2
 
@@ -103,48 +89,22 @@ def test_more_than_greedy_is_left_to_hflm(asks, opened, written):
     assert texts[0] == texts[1] and not written
 
 
-# ---- by another engine
+def test_an_interrupted_model_by_model_run_goes_on(opened, tmp_path, monkeypatch):
+    model, tokenizer = copy.deepcopy(opened[0]), opened[1]
+    model.generation_config.repetition_penalty = 1.5
+    how, shards = (TreeModel(model, CUTS[:3]), tokenizer, requests(number=3)), Shards(tmp_path / "unit.partial")
+    expected, models, write = generate(*how), [], HFLM.generate_until
 
+    def interrupted_once(self, *given, **options):
+        if type(self) is not HFLM:  # what records the requests
+            return write(self, *given, **options)
+        models.append(self.model)
+        if len(models) == 2:
+            raise KeyboardInterrupt
+        return write(self, *given, **options)
 
-def test_what_another_engine_does_not_do_is_refused(tiny_folder, opened, monkeypatch):
-    def refused(words, model=opened, tasks=(TASK,), engine="vllm"):
-        with pytest.raises(InputError, match=words):
-            sweep(*model, list(tasks), [Cut(1, 1)], limit=2, engine=engine)
-
-    assert "--engine is 'tgi', expected one of vllm, or none" in said("sweep", tiny_folder, "--engine", "tgi")
-    refused("engine is 'sglang', expected None or one of 'vllm'", engine="sglang")
-    refused("engine is 'vllm', which is not installed: pip install vllm")
-    monkeypatch.setattr(vllm_engine, "check_installed", lambda engine: None)
-    refused("'capitals' is scored by log-likelihoods: leave it out", tasks=["capitals", TASK])
-    refused("or its layers on disk: leave it out", load_model(str(tiny_folder), stream=True))
-
-
-def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, monkeypatch):
-    """HFLM opens the folders here."""
-    asked = ["sweep", tiny_folder, "--tasks", TASK, "--limit", 6, "--layers", "1", "--mlp", "3", "--results", tmp_path]
-    dtypes = []
-
-    class Stood(HFLM):
-        def __init__(self, pretrained, dtype):
-            dtypes.append(dtype)
-            if len(dtypes) == 2:
-                raise KeyboardInterrupt
-            super().__init__(pretrained=pretrained, batch_size=6, device="cpu")
-
-        def generate_until(self, requests, disable_tqdm=False):
-            # which vLLM writes out
-            return [f"<pad>{text}<eos>" for text in super().generate_until(requests, disable_tqdm)]
-
-    def rows(*words):
-        return json.loads(typed(*asked, *words, "--json").stdout)["rows"]
-
-    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", types.SimpleNamespace(VLLM=Stood))
-    for module in (vllm_engine, kinds):
-        monkeypatch.setattr(module, "check_installed", lambda engine: None)
-    assert "1/2 [" in typed(*asked, "--engine", "vllm", code=130).stderr
-    found = rows("--engine", "vllm")
-    assert dtypes == ["float32"] * 3, "the first was there"
-    assert [row["value"] for row in found] == [row["value"] for row in rows()]
-    assert not list(tmp_path.rglob("*.npz"))
-    monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
-    assert rows("--engine", "vllm") == found
+    monkeypatch.setattr(HFLM, "generate_until", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        generate(*how, shards=shards)
+    assert generate(*how, shards=shards) == expected
+    assert len(models) == 4, "the first was there"

@@ -158,12 +158,11 @@ def test_layers_whose_kind_follows_from_their_number(arch, cut, message, tmp_pat
             slice_gguf(path, cut, out)
 
 
-def test_a_file_of_ours_is_replaced_and_no_other(tiny, tmp_path):
-    out, other = slice_gguf(tiny, CUT, tmp_path / "out.gguf"), shutil.copy(tiny, tmp_path / "other.gguf")
-    slice_gguf(tiny, Cut(0, 1), out, overwrite=True)
-    assert contents(out)[0][KEPT_LAYERS] == [1, 2, 3]
-    with pytest.raises(InputError, match="no GGUF file with a pruning.sha256 of ours"):
-        slice_gguf(tiny, CUT, other, overwrite=True)
+def test_a_file_that_is_there_is_not_replaced_and_an_unknown_type_not_written(tiny, tmp_path):
+    out = slice_gguf(tiny, CUT, tmp_path / "out.gguf")
+    assert "pruning.sha256" not in contents(out)[0]
+    with pytest.raises(InputError, match="out.gguf exists, and nothing is overwritten"):
+        slice_gguf(tiny, Cut(0, 1), out)
     with pytest.raises(InputError, match="type is 'q4_k'"):
         slice_gguf(tiny, CUT, tmp_path / "new.gguf", type="q4_k")
 
@@ -269,9 +268,6 @@ def test_quantized_by_llama_cpp(llama_file, tmp_path):
     assert whole.detokenize(whole.tokenize(PROMPTS[0])) == PROMPTS[0]
     sliced = slice_gguf(llama_file, CUT, tmp_path / "sliced.gguf", type="q4_0")
     assert described(sliced, Cut(0, 0)) == described(out, CUT)
-    slice_gguf(llama_file, CUT, sliced, type="q4_0", overwrite=True)  # it is ours
-    with pytest.raises(InputError, match="overlap"):
-        slice_gguf(sliced, Cut(0, 1), sliced, type="q4_1", overwrite=True)
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
     for source, new, type, message in [
         (llama_file, out, "Q4_0", "exists"),

@@ -77,7 +77,6 @@ REFUSED = [  # settings, what is given beside them, and words of the line
     ({"temperature": 2.0}, {}, "temperature is 2.0, which only the objective 'distill' has"),
     ({"adapters": "above"}, {"cut": None}, "adapters 'above' need cut=: pass what was dropped"),
     ({"auxiliary": 1.0}, {"cut": None}, "needs cut= and whole=, the unpruned model itself: pass them"),
-    ({"auxiliary": 1.0, **DISTILL}, {"whole": "states"}, "needs cut= and whole=, the unpruned model itself: pass them"),
     ({"auxiliary": 1.0}, {"cut": Cut(3, 2)}, "is of a block below the last layer, the cut is .*: leave it out"),
     ({"auxiliary": 1.0}, {"cut": Cut.of([1, 3])}, "is of a block below the last layer"),
     ({"adapters": "above"}, {"cut": Cut(3, 2)}, "adapters go on layers from 3 on, and 3 are left, 0 to 2"),
@@ -87,7 +86,7 @@ REFUSED = [  # settings, what is given beside them, and words of the line
     (
         DISTILL,
         {"whole": None},
-        "whole is a NoneType, expected the unpruned model, .* layers that Cut.* drops, or a folder",
+        "whole is a NoneType, expected the unpruned model, .* layers that Cut.* drops",
     ),
     (
         DISTILL,
@@ -95,7 +94,7 @@ REFUSED = [  # settings, what is given beside them, and words of the line
         "is a LlamaForCausalLM, expected .* with the same head and the layers that Cut",
     ),
     (DISTILL, {"whole": shared_model("llama", 3), "cut": None}, "the layers that a cut drops"),
-    (DISTILL, {"whole": "states"}, "holds no states of the unpruned model .*keep_teacher"),
+    (DISTILL, {"whole": "states"}, "whole is 'states', expected the unpruned model: load_model gives it"),
 ]
 
 
@@ -296,20 +295,6 @@ def test_without_a_cut_a_teacher_has_at_least_one_layer_more():
     for whole, student, cut in ((five, five, None), (four, five, None), (five, four, Cut(1, 2))):
         with pytest.raises(InputError, match="whole is a LlamaForCausalLM, expected the unpruned model"):
             Teacher(whole, student, config, cut)
-
-
-def test_states_kept_on_disk_teach_as_the_model_does(opened, tmp_path):
-    asked = {"packed": False, "steps": 3, **DISTILL}
-    config = dataclasses.replace(SMALL, **asked)
-    distillation.keep_teacher(*opened, TEXTS, config, tmp_path)
-    (beside, record), (kept, after) = (healed(opened, whole=whole, **asked) for whole in (None, tmp_path))
-    assert after.losses == pytest.approx(record.losses, abs=1e-4) and close(beside, kept, atol=1e-3)
-    with pytest.raises(InputError, match="holds no states of the unpruned model"):
-        distillation.read_states(tmp_path, draw_sequences(opened[1], TEXTS, config)[0], "of another")
-    for path in tmp_path.iterdir():
-        path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match="holds no states .*keep_teacher"):
-        healed(opened, whole=tmp_path, **asked)
 
 
 # ---- merged ----------------------------------------------------------------------------------------------

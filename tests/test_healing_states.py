@@ -12,9 +12,8 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalL
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.healing import distillation
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
-from deeper_layers.healing.distillation import divergence, keep_teacher
+from deeper_layers.healing.distillation import divergence
 from deeper_layers.healing.state import hash_model
 from deeper_layers.healing.training import heal, train
 from deeper_layers.models.opening import load_model
@@ -74,25 +73,6 @@ def test_a_folder_hands_no_adapters_to_another_model(which, other, opened, tmp_p
     assert of_again.losses == of_second.losses and close(again, second)
 
 
-def test_states_on_disk_are_of_one_teacher(opened, tmp_path):
-    other = changed(fresh(), "model.layers.3.mlp.up_proj.weight")
-    (mine, other_folder), config = (tmp_path / "mine", tmp_path / "other"), dataclasses.replace(TAUGHT, steps=1)
-    for whole, folder in ((fresh(), mine), (fresh(), mine), (other, other_folder)):
-        keep_teacher(whole, opened[1], TEXTS, config, folder)
-    with pytest.raises(
-        InputError, match="holds states of another model, or does not say of which: give another folder"
-    ):
-        keep_teacher(other, opened[1], TEXTS, config, mine)
-    of_each = [
-        heal(drop_layers(fresh(), CUT), opened[1], TEXTS, config, whole=states, folder=tmp_path / "healed")
-        for states in (mine, other_folder)
-    ]
-    assert len(list((tmp_path / "healed").iterdir())) == 2 and not close(*of_each)
-    (mine / distillation.OWNER).unlink()
-    with pytest.raises(InputError, match="does not say of which"):
-        keep_teacher(fresh(), opened[1], TEXTS, config, mine)
-
-
 # ---- as it was found -------------------------------------------------------------------------------------
 
 
@@ -137,7 +117,6 @@ CALLS = [  # a call, of a pruned model, the whole one, the tokenizer and a folde
     (lambda p, w, t, f: heal(p, t, TEXTS, dataclasses.replace(LITTLE, gradient_checkpointing=True)), None),
     (lambda p, w, t, f: heal(p, t, TEXTS, dataclasses.replace(LITTLE, **HIGH)), "the loss is"),
     (lambda p, w, t, f: heal(p, t, TEXTS, TAUGHT, whole=p, cut=CUT), "whole is a"),
-    (lambda p, w, t, f: keep_teacher(w, t, TEXTS, TAUGHT, f), None),
     (lambda p, w, t, f: merge_adapters(heal(p, t, TEXTS, LITTLE)), None),
     (kept, None),
     (damaged, "do not fit the pruned model"),

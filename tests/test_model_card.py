@@ -99,6 +99,9 @@ def test_a_name_is_a_name_in_all_of_a_card_and_its_lines_run(name, tiny_folder, 
 
 def test_the_cut_of_a_cut_tells_of_both(source, tmp_path):
     first = slice_checkpoint(source, Cut(0, 1), tmp_path / "first")
+    written = json.loads((first / "pruning.json").read_text())
+    # as earlier versions wrote it, with hashes of all files
+    (first / "pruning.json").write_text(json.dumps(written | {"files": {"gone": "any"}, "sha256": "any"}))
     second = slice_checkpoint(first, CUT, tmp_path / "second")
     found, card = lineage.read_lineage(second), card_of(second)
     assert found.kept == [1, 4] and [step.model for step in found.steps] == ["source", "first"]

@@ -145,7 +145,7 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", adapter=b"x"), "adapter is b'x', expected str or"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", adapter="a\0"), "adapter is 'a\\x00', expected"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", changed={"a": 1}), "expected Changed or None"),
-    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", overwrite="no"), "overwrite is 'no', expected bool"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", silence="no"), "silence is 'no', expected bool"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", card=[]), "card is [], expected str"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "out", command=("a", "b")), "expected str or None"),
     (lambda m, t: export.slice_gguf("tiny.gguf", 1, "out.gguf"), "cut is 1, expected Cut"),
@@ -211,7 +211,7 @@ def test_ctrl_c_at_once_and_a_signal_later_are_told(here):
     assert (first.communicate(timeout=60)[1], first.returncode) == ("\ninterrupted\n", 130)
     (here / "click.py").unlink()
     slow = "import time, deeper_layers.models as m\ndef late(*_, **__): print('begun', flush=True); time.sleep(60)\n"
-    slow += "m.__dict__['find_model'] = late\nfrom deeper_layers.__main__ import main\nmain()"
+    slow += "m.__dict__['find_model'] = late\nfrom deeper_layers_companion.__main__ import main\nmain()"
     second = started(sys.executable, "-c", slow, "distances", "tiny")
     assert "begun" in second.stderr.readline()  # what is printed meanwhile goes to stderr
     time.sleep(0.1)
@@ -225,7 +225,7 @@ def test_what_may_not_be_read_is_named(here):
     # root may read what nobody may, unless it gives that right away
     rights = "setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search "
     (here / "tiny").chmod(0)
-    words = (rights if os.geteuid() == 0 else "") + f"{sys.executable} -m deeper_layers {PRUNE}"
+    words = (rights if os.geteuid() == 0 else "") + f"{sys.executable} -m deeper_layers_companion {PRUNE}"
     done = started(*shlex.split(words))
     said = done.communicate(timeout=120)[1]
     (here / "tiny").chmod(0o700)

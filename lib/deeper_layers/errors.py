@@ -1,14 +1,10 @@
-"""The exception for all mistakes of users, one for results that are missing, and reports of our own faults."""
+"""The exception for all mistakes of users, one for results that are missing, and the line for our own faults."""
 
 import contextlib
 import errno
 import os
 import re
-import shlex
-import sys
-import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 
 TRACEBACK_VARIABLE = "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks, as developers want
 SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and others, which libraries may quote in errors
@@ -110,16 +106,8 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def write_fault_report(message: str, traceback: str) -> str:
-    """Write traceback, versions and command line of an unforeseen error to a file; return a line that names the file.
-    The file holds neither the environment nor the values of variables."""
-    versions = sorted(f"{package.name} {package.version}" for package in metadata.distributions())
-    lines = [f"command: {shlex.join(sys.argv)}", f"python {sys.version} on {sys.platform}", *versions, traceback]
-    try:
-        descriptor, path = tempfile.mkstemp(prefix="deeper-layers-fault-", suffix=".txt")
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(SECRET.sub(r"\1...", "\n".join(lines)))
-        location = f"{path} says where, report it with that"
-    except OSError:
-        location = f"{TRACEBACK_VARIABLE}=1 shows where, report what it shows"
-    return one_line(SECRET.sub(r"\1...", f"{message} (a fault of this software and not of yours: {location})"))
+def describe_fault(error: Exception) -> str:
+    """One line for an error that nobody foresaw, without tokens that a library may quote in it."""
+    message = SECRET.sub(r"\1...", f"{type(error).__name__}: {first_line(error)}")
+    advice = f"{TRACEBACK_VARIABLE}=1 shows where, report what it shows"
+    return one_line(f"{message} (a fault of this software and not of yours: {advice})")

@@ -22,8 +22,7 @@ from filelock import FileLock, Timeout
 from deeper_layers.errors import InputError, as_input_error
 
 OURS = ".deeper-layers."  # in the names of that folder and its lock
-# in that folder: the new content, what it replaces, and the description of what it is made of
-MADE, REPLACED, DESCRIPTION = "made", "before", "of.json"
+MADE, DESCRIPTION = "made", "of.json"  # in that folder: the new content, and the description of what it is made of
 MAX_BYTES = 2**28  # of a JSON file
 Check = Callable[[Path], None]
 
@@ -31,7 +30,7 @@ Check = Callable[[Path], None]
 def check_absent(path: Path) -> None:
     """Raise InputError where something has this name: a file, a folder, or a broken link."""
     if os.path.lexists(path):
-        raise InputError(f"{path} exists: give a name that does not, so that nothing is overwritten")
+        raise InputError(f"{path} exists, and nothing is overwritten: give another name, or remove it first (rm -r)")
 
 
 @contextlib.contextmanager
@@ -41,8 +40,8 @@ def atomic_dir(
     """Give a folder to fill, which gets its name when the block ends without an error; `atomic_file` gives a file.
 
     `check` raises InputError where what has the name may not be replaced. It is called again just before replacing.
-    None is for files of the library alone, like results: what is there is replaced, and another process that writes
-    it is waited for, where otherwise InputError is raised. Raises OSError where it can't be written.
+    None is for what is the library's alone, like results: a file that is there is replaced, and another process that
+    writes it is waited for, where otherwise InputError is raised. Raises OSError where it can't be written.
 
     After an interruption a folder is kept where `description`, for JSON, is given: the next call with the same
     description gets its content.
@@ -60,8 +59,6 @@ def atomic_dir(
                 os.fsync(stream.fileno())
         if check is not None:
             check(path)
-        if is_folder and os.path.lexists(path):
-            os.rename(path, folder / REPLACED)
         os.rename(content, path)
 
 
@@ -113,7 +110,7 @@ def locked(path: Path, message: str | None = None) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left in a folder, except what can be continued; restore what they had moved."""
+    """Remove what killed processes left in a folder, except what can be continued."""
     for name in {leftover.name.partition(OURS)[0] for leftover in folder.glob(f"*{OURS}*")}:
         # InputError: a living process is at work on it
         with contextlib.suppress(InputError), _locked_partial_dir(folder / name, lambda _: None):
@@ -157,17 +154,14 @@ def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
         _check_partial_dir(folder)
         folder.mkdir(exist_ok=True)
         try:
-            _restore_replaced(folder, path)
             if check is not None:
                 check(path)
             yield folder
         finally:
-            _restore_replaced(folder, path)
             if _read_description(folder) is None or not any(folder.glob(f"{MADE}/*")):
                 with contextlib.suppress(OSError):  # what stays does no harm
-                    # the description goes last: it tells the next process that the others were made here
+                    # the description goes last: it tells the next process that the rest was made here
                     _remove(folder / MADE)
-                    _remove(folder / REPLACED)
                     _remove(folder)
 
 
@@ -195,15 +189,9 @@ def _check_partial_dir(folder: Path) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise InputError(f"{folder} is no folder of ours: move it away")
     names = set(os.listdir(folder))
-    foreign = names - {MADE, REPLACED, DESCRIPTION} if DESCRIPTION in names else names
+    foreign = names - {MADE, DESCRIPTION} if DESCRIPTION in names else names
     if foreign:
         raise InputError(f"{folder} holds {min(foreign)}, which is not ours: move it away")
-
-
-def _restore_replaced(folder: Path, path: Path) -> None:
-    """Move back what had the name `path`, where nothing took its place."""
-    if os.path.lexists(folder / REPLACED) and not os.path.lexists(path):
-        os.rename(folder / REPLACED, path)
 
 
 def _read_description(folder: Path) -> dict | None:

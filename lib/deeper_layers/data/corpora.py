@@ -146,6 +146,9 @@ def reading_from_mirror(datasets: str | None, name: str) -> Iterator[None]:
         cache = f"{hub.config.HF_DATASETS_CACHE}/mirror-{stamp}"  # ty: ignore[possibly-missing-submodule]
         return load(str(local), *arguments, **{"cache_dir": cache} | options)
 
-    advice = f"connect to the hub, or name a mirror that has them whole: {VARIABLE}, or datasets, is its folder"
+    advice = (
+        f"connect to the hub, or name a mirror that has them whole: {VARIABLE}, or datasets, is its folder. No hub is "
+        "needed for capitals, written_facts, embedded_mmlu and what else `deeper-layers tasks` lists"
+    )
     with mock.patch.object(hub, "load_dataset", load_dataset), as_input_error(f"can't read the data of {name}", advice):
         yield

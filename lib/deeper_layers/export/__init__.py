@@ -3,7 +3,7 @@
 In: a folder, hub id or GGUF file, and a cut. Out: a folder that plain transformers opens, or a GGUF file for
 llama.cpp. Weights are copied as bytes. Read first: slicing.py (safetensors), gguf_files.py (GGUF).
 tensors.py assigns tensors to layers and edits them, config_text.py cuts config.json, adapter_files.py reads adapters,
-lineage.py records every cut and tells whether a folder was changed since.
+lineage.py records every cut.
 """
 
 import lazy_loader

@@ -1,11 +1,9 @@
 from .adapter_files import read_adapter as read_adapter
 from .engines import ENGINES as ENGINES
 from .engines import select_safe_cuts as select_safe_cuts
-from .gguf_files import check_our_gguf as check_our_gguf
 from .gguf_files import count_tensor_bytes as count_tensor_bytes
 from .gguf_files import find_gguf_file as find_gguf_file
 from .gguf_files import slice_gguf as slice_gguf
-from .lineage import check_our_folder as check_our_folder
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
 from .slicing import slice_checkpoint as slice_checkpoint

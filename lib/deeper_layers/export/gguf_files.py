@@ -6,10 +6,7 @@ opened, and one tensor is in memory at a time. The file appears when it is compl
 
 import dataclasses
 import functools
-import hashlib
 import io
-import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +24,9 @@ from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import find_misreadings
 from deeper_layers.export.lineage import check_no_overlap, open_progress_bar
 from deeper_layers.export.llama_cpp import EXACT_TYPES, FILE_TYPES, ROUNDED_TYPES, quantize
-from deeper_layers.files import atomic_file, check_absent, temporary_dir
+from deeper_layers.files import atomic_file, temporary_dir
 from deeper_layers.models.gguf_reading import (
     ARCHITECTURES,
-    MAX_HEADER_BYTES,
     UNIFORM,
     Header,
     read_gguf,
@@ -44,10 +40,7 @@ KNOWN_ARCHITECTURES = (*sorted(UNIFORM), "gemma4", "lfm2")
 TYPES = {name: GGMLQuantizationType[name.upper()] for name in EXACT_TYPES}
 LARGEST_FLOAT16 = 65504  # all types but f32 hold their numbers or scales in float16
 KEPT_LAYERS, ORIGIN = "pruning.kept_layers", "pruning.source_sha256"  # metadata entries
-MARK = "pruning.sha256"  # metadata entry that marks our files: the file's SHA-256, computed with BLANK as its value
-BLANK = "0" * 64
-# the bytes of a file before the value of MARK: its name, type and length
-BEFORE_MARK = MARK.encode() + struct.pack("<IQ", GGUFValueType.STRING, len(BLANK))
+OLD_MARK = "pruning.sha256"  # of the whole file, which earlier versions wrote
 
 
 class FilePlan(NamedTuple):
@@ -74,14 +67,13 @@ def slice_gguf(
     *,
     adapter: str | Path | None = None,
     type: str | None = None,
-    overwrite: bool = False,
 ) -> Path:
     """Write a GGUF file without the layers of a cut.
 
     Args:
         source: a `.gguf` file, or the name of a packaged model ("embedded").
         cut: the layers to drop.
-        out: the file to write, which must not exist; with `overwrite` it may be an unchanged file of this function.
+        out: the file to write, which must not exist.
         adapter: a folder of adapters on feed-forward modules, trained after this cut; they are added to the weights.
         type: of the matrices: "f32", "f16" or "q8_0", or one of ROUNDED_TYPES, which llama.cpp's quantizer writes. None
             keeps their types, but writes matrices with adapters in "f16": rounding the sum would undo part of it.
@@ -93,10 +85,10 @@ def slice_gguf(
     """
     out = checks.check_path("out", out)
     source = source if isinstance(source, Source) else find_model(str(source))
-    check, path = check_our_gguf if overwrite else check_absent, find_gguf_file(source)
+    path = find_gguf_file(source)
     check_no_overlap(out, path, *([] if adapter is None else [checks.check_path("adapter", adapter)]))
     advice = "mend that, or name another place"
-    with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out, check) as partial:
+    with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out) as partial:
         if type in ROUNDED_TYPES:
             with temporary_dir(cache_folder() / "rounded") as folder:
                 quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), partial, type.upper())
@@ -110,10 +102,6 @@ def slice_gguf(
                     bar.update(file.write(bytes(-file.tell() % header.alignment)))
             if f"sha256:{hash_once(path)}" != source.weights:
                 raise InputError(f"{path} was changed after it was read for its hash: begin again")
-        offset, _, mark = _read_mark(partial)
-        with open(partial, "r+b") as file:
-            file.seek(offset)
-            file.write(mark.encode())
     return out
 
 
@@ -162,25 +150,6 @@ def count_tensor_bytes(source: Source, cut: Cut) -> int:
     return sum(tensor.n_bytes for tensor in kept.values())
 
 
-def check_our_gguf(out: Path) -> None:
-    """Raise InputError where OUT exists, unless it is a GGUF file that was written here and not changed since."""
-    if not os.path.lexists(out):
-        return
-    _, mark, expected = _read_mark(out) if out.is_file() and not out.is_symlink() else (0, b"", "?")
-    if mark != expected.encode():
-        raise InputError(f"{out} exists and is no GGUF file with a {MARK} of ours, as it was written: move it away")
-
-
-def _read_mark(path: Path) -> tuple[int, bytes, str]:
-    """The offset of MARK's value in a file, the value, and the expected value: the SHA-256 with BLANK at the offset."""
-    with open(path, "rb") as file:
-        beginning = file.read(MAX_HEADER_BYTES)
-        offset = beginning.find(BEFORE_MARK) + len(BEFORE_MARK)
-        end = offset + len(BLANK)
-        digest = hashlib.sha256(beginning[:offset] + BLANK.encode() + beginning[end:])
-        return offset, beginning[offset:end], hashlib.file_digest(file, lambda: digest).hexdigest()
-
-
 def _encode_tensor(tensor: ReaderTensor, new_type: GGMLQuantizationType, update: Callable | None) -> np.ndarray:
     """A tensor as it is written: its own bytes, or its numbers plus an adapter's update, in a new type."""
     if update is None and new_type == tensor.tensor_type:
@@ -213,7 +182,7 @@ def _cut_metadata(header: Header, source: Source, kept: list[int], type: str | N
     old_numbers = header.get(KEPT_LAYERS, [*range(layers)])
     if not isinstance(old_numbers, list) or len(old_numbers) != layers:
         raise InputError(f"{source.name} has the {KEPT_LAYERS} {old_numbers!r}: expected {layers} numbers of layers")
-    entries = {MARK: GGUFValue(BLANK, GGUFValueType.STRING)}
+    entries = {}
     for key, entry in header.entries.items():
         value = entry.value
         if key == f"{architecture}.block_count":
@@ -223,7 +192,7 @@ def _cut_metadata(header: Header, source: Source, kept: list[int], type: str | N
         elif isinstance(value, list) and len(value) == layers and key.startswith(f"{architecture}."):
             value = [value[index] for index in kept]
         # the writer adds the architecture itself and can't write empty lists; the size label is no longer true
-        if key not in (MARK, "general.architecture", "general.size_label") and value != []:
+        if key not in (OLD_MARK, "general.architecture", "general.size_label") and value != []:
             entries[key] = dataclasses.replace(entry, value=value)
     entries[KEPT_LAYERS] = GGUFValue([old_numbers[index] for index in kept], GGUFValueType.ARRAY, GGUFValueType.UINT32)
     entries.setdefault(ORIGIN, GGUFValue(source.weights.removeprefix("sha256:"), GGUFValueType.STRING))

@@ -1,11 +1,8 @@
-"""pruning.json of a sliced checkpoint: every cut, step by step, and every written file, for programs to read.
+"""pruning.json of a sliced checkpoint: every cut, step by step, for programs to read.
 
-It gives each layer's number in the first model. It also marks our folders: a folder that holds exactly the listed files
-with the listed hashes was not changed, and may be replaced where the user asks for that.
+It gives each layer's number in the first model.
 """
 
-import functools
-import hashlib
 import json
 import os
 import shutil
@@ -13,22 +10,15 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import xxhash
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, format_bytes
 from deeper_layers.files import read_json
-from deeper_layers.package_index import file_hash, hash_once
 from deeper_layers.schema import Count, Name, StrictModel
 
 LINEAGE = "pruning.json"
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# of weights, XXH3 of 128 bits: it tells whether a file is as it was written, and is quicker than a copy, where SHA-256
-# is slower. Older folders have SHA-256 here, too
-WeightsHash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-hash_weights = functools.partial(file_hash, algorithm=xxhash.xxh3_128)
 
 
 class Step(StrictModel):
@@ -51,20 +41,14 @@ class Step(StrictModel):
 
 
 class Lineage(StrictModel):
-    """The content of pruning.json."""
+    """The content of pruning.json. Older ones have hashes of all files, too, which are not read."""
+
+    model_config = ConfigDict(extra="ignore")
 
     format: Literal["deeper-layers pruning 1"] = "deeper-layers pruning 1"
     base_model: str | None  # hub id of the first model, where it is known
     steps: Annotated[list[Step], Field(min_length=1)]
     kept: list[Count]  # each layer's number in the first model
-    files: dict[Name, Sha256 | WeightsHash] = {}  # all files except pruning.json
-    sha256: Sha256 | None = None  # see `digest`
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hexadecimal, of everything except `sha256`, as canonical JSON."""
-        content = json.dumps(self.model_dump(exclude={"sha256"}), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def extend_lineage(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
@@ -84,31 +68,9 @@ def read_lineage(folder: Path) -> Lineage | None:
         return None
 
 
-def format_lineage(lineage: Lineage, files: dict[str, str]) -> str:
-    """The text of pruning.json for a folder whose files have these hashes."""
-    whole = lineage.model_copy(update={"files": files})
-    return json.dumps(whole.model_dump() | {"sha256": whole.digest}, indent=1) + "\n"
-
-
-def check_our_folder(out: Path) -> None:
-    """Raise InputError where OUT exists, unless it is a folder that was written here and not changed since."""
-    if not os.path.lexists(out):
-        return
-    lineage, problem = None if out.is_symlink() else read_lineage(out), f"no {LINEAGE} as we write it"
-    if lineage is not None and lineage.sha256 == lineage.digest:
-        listed, paths = lineage.files, {path.name: path for path in out.iterdir() if path.name != LINEAGE}
-        unchanged = {name for name, path in paths.items() if name in listed and _has_hash(path, listed[name])}
-        changed = sorted((listed.keys() | paths.keys()) - unchanged)
-        problem = f"{changed[0]} in it is not ours as it was written, or is missing" if changed else ""
-    if problem:
-        raise InputError(
-            f"{out} exists and is not as it was written here ({problem}): move it away, or name another place"
-        )
-
-
-def _has_hash(path: Path, expected: str) -> bool:
-    algorithm = xxhash.xxh3_128 if len(expected) == 32 else "sha256"
-    return path.is_file() and not path.is_symlink() and hash_once(path, algorithm) == expected
+def format_lineage(lineage: Lineage) -> str:
+    """The text of pruning.json."""
+    return json.dumps(lineage.model_dump(), indent=1) + "\n"
 
 
 def check_no_overlap(out: Path, *sources: Path) -> None:

@@ -24,7 +24,6 @@ from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import list_plain_files, local_path, read_json
 from deeper_layers.models.configuration import text_part
 from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
-from deeper_layers.package_index import file_hash
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MOST_HASHED = 2**31  # bytes of weights in a folder up to which they are hashed: for more it would double the time
@@ -56,7 +55,6 @@ def slice_checkpoint(
     mtp: bool = True,
     silence: bool = False,
     changed: Changed | None = None,
-    overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
     """Write a checkpoint without the layers of a cut. Its tensors equal those of `drop_layers` and `save_pretrained`.
@@ -77,7 +75,6 @@ def slice_checkpoint(
         silence: write zeros into the last matrices of attentions or MLPs that the cut drops alone. As with
             `silence_sublayers`, numbers are the same and no memory is saved. Without it such a cut is refused.
         changed: how a rule changed the layers that stay.
-        overwrite: replace `out` if it is a folder that was written here and not changed since.
         trust_remote_code: also copy code that comes with the checkpoint; it is not run here.
 
     Raises:
@@ -99,8 +96,7 @@ def slice_checkpoint(
         ['config.json', 'generation_config.json']
     """
     out, source = checks.check_path("out", out), str(source)
-    check = lineage.check_our_folder if overwrite else check_absent
-    check(out)
+    check_absent(out)
     folder = checkpoint_folder(source, revision)
     lineage.check_no_overlap(out, folder, *([] if adapter is None else [checks.check_path("adapter", adapter)]))
     layout = read_layout(folder, mtp=mtp)
@@ -146,15 +142,14 @@ def slice_checkpoint(
     advice = "mend that and run this again, it goes on from there"
     with (
         as_input_error(f"can't write {out}", advice, OSError),
-        atomic_dir(out, check, None if changed else key) as partial,
+        atomic_dir(out, description=None if changed else key) as partial,
     ):
-        hashes = tensors.write_tensors(files, partial, out)
+        tensors.write_tensors(files, partial, out)
         for file, path in other_files.items():
             shutil.copyfile(path, partial / file)
         for file, text in texts.items():
             (partial / file).write_text(text, encoding="utf-8", newline="")
-        hashes |= {file: file_hash(partial / file) for file in (*texts, *other_files)}
-        (partial / lineage.LINEAGE).write_text(lineage.format_lineage(history, hashes), encoding="utf-8")
+        (partial / lineage.LINEAGE).write_text(lineage.format_lineage(history), encoding="utf-8")
         if _file_stamps(layout) != stamps:
             raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     return out

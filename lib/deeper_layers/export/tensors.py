@@ -11,19 +11,17 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import xxhash
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import Adapter
-from deeper_layers.export.lineage import hash_weights, open_progress_bar
+from deeper_layers.export.lineage import open_progress_bar
 from deeper_layers.models import checkpoint_files, configuration
 from deeper_layers.models.checkpoint_files import INDEX, NUMBERED, SINGLE, Tensor
 from deeper_layers.models.decoder import is_output_parameter, layers_path
@@ -286,32 +284,18 @@ def count_file_bytes(entries: Entries) -> int:
     return len(_format_header(entries)) + sum(entry.size for entry in entries.values())
 
 
-def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> dict[str, str]:
-    """Write the files into `folder`, which will become `out`, and return the hash of each, taken while it is written.
-
-    A file that exists is complete, from an interrupted run of the same.
-    """
+def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
+    """Write the files into `folder`, which will become `out`. One that exists is complete, from an interrupted run."""
     missing = {file: entries for file, entries in files.items() if not (folder / file).exists()}
-    hashes = {file: hash_weights(folder / file) for file in files.keys() - missing.keys()}
-    with (
-        open_progress_bar(sum(map(count_file_bytes, missing.values())), folder, out) as bar,
-        ThreadPoolExecutor(1) as executor,
-    ):
+    with open_progress_bar(sum(map(count_file_bytes, missing.values())), folder, out) as bar:
         for file, entries in missing.items():
-            header = _format_header(entries)
-            digest = xxhash.xxh3_128(header)
             with open(partial := folder / f".{file}.partial", "wb") as stream:
-                bar.update(stream.write(header))
+                bar.update(stream.write(_format_header(entries)))
                 for name, entry in entries.items():
-                    content = entry.content(name)
-                    hashing = executor.submit(digest.update, content)
-                    bar.update(stream.write(content))
-                    hashing.result()  # before the next tensor, so that memory holds one
+                    bar.update(stream.write(entry.content(name)))
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(partial, folder / file)
-            hashes[file] = digest.hexdigest()
-    return {file: hashes[file] for file in files}
 
 
 def _format_header(entries: Entries) -> bytes:

@@ -6,37 +6,26 @@ the loss is multiplied by its square, so that gradients keep their size. Muralid
 
 Memory: teacher and student share the weights of the layers that both have. Only the states that enter the head, [T, D]
 a sequence, are in memory as a whole. Logits and their gradient are computed in pieces of `PIECE` bytes, by the
-student's head for both models, as the head is not trained. `keep_teacher` writes the states of a teacher that does not
-fit beside the student to disk: D numbers a token, from which the V logits follow.
+student's head for both models, as the head is not trained.
 
 Letters in shapes: B sequences, T tokens, N positions that predict a token, D width, V vocabulary.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from deeper_layers.checks import short_repr
-from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import InputError, as_input_error
-from deeper_layers.files import write_file
-from deeper_layers.healing.state import evaluating, hash_model
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import replacing
 from deeper_layers.presets import HealingConfig
 
-OWNER = "teacher.json"  # beside states on disk: the hash of the model whose states they are
 PIECE = 2**27  # bytes of the logits, in float32, that are computed at once
 IGNORED = -100  # the label of positions that do not count in a loss
 
@@ -72,23 +61,21 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
 
 
 class Teacher:
-    """The unpruned model in memory, or the states that `keep_teacher` wrote to a folder.
+    """The unpruned model, which runs on each batch.
 
     Raises InputError for a model with another head, or whose layers are not those of the student and the cut. Without a
     cut it must have more layers than the student.
     """
 
     def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
-        self.whole, self.temperature, self.head = whole, config.temperature, describe_head(model)
+        self.whole, self.temperature = whole, config.temperature
         check_final_states(model)
-        if isinstance(whole, str | Path):
-            return
-        is_alike = isinstance(whole, PreTrainedModel) and describe_head(whole) == self.head
+        is_alike = isinstance(whole, PreTrainedModel) and describe_head(whole) == describe_head(model)
         dropped = num_layers(whole) - num_layers(model) if is_alike else 0
         if dropped != cut.size if cut else dropped < 1:
             raise InputError(
                 f"whole is a {type(whole).__name__}, expected the unpruned model, with the same head and the layers "
-                f"that {cut or 'a cut'} drops, or a folder of its states"
+                f"that {cut or 'a cut'} drops"
             )
 
     def loss(self, model: PreTrainedModel, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
@@ -103,11 +90,8 @@ class Teacher:
     @torch.no_grad()
     def states(self, inputs: dict) -> torch.Tensor:
         """The states [B, T, D] that enter the teacher's head, which is also the student's."""
-        if isinstance(self.whole, PreTrainedModel):
-            return compute_final_states(self.whole, inputs)[0]
-        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-        pairs = zip(inputs["input_ids"], mask, strict=True)
-        return pad_sequence([read_states(self.whole, ids[kept], self.head) for ids, kept in pairs], batch_first=True)
+        of_whole = {name: tensor.to(self.whole.device) for name, tensor in inputs.items()}
+        return compute_final_states(self.whole, of_whole)[0]
 
 
 def compute_final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
@@ -149,70 +133,6 @@ def _sum_divergence(states: torch.Tensor, target: torch.Tensor, logits: Callable
         carrier = (student.float() * gradient).sum()  # passes this gradient on; its value is subtracted below
         total = total + loss.detach() + carrier - carrier.detach()
     return total
-
-
-# ---- a teacher that does not fit beside the student ----------------------------------------------------------
-
-
-def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, folder: Path) -> None:
-    """Write the unpruned model's states for a healing on these texts: D numbers a token, in the model's data type.
-
-    `heal` takes the folder as whole=, and then the unpruned model need not be in memory. It is not trained here, so
-    transformers may have opened it with device_map="auto", with a part of it in host memory or on disk. An interrupted
-    call goes on when it is repeated with the same arguments. Raises InputError where the folder holds the states of
-    another model.
-
-    Example:
-        >>> from deeper_layers.healing import keep_teacher
-        >>> keep_teacher(model, tokenizer, texts, PRESETS["distill"], "states")
-        >>> healed = heal(pruned, tokenizer, texts, PRESETS["distill"], whole="states")
-    """
-    learned = draw_sequences(tokenizer, texts, config)
-    with evaluating(whole):
-        teacher = Teacher(whole, whole, config, UNPRUNED)
-        _claim_states(Path(folder), hash_model(whole))
-        _write_states(teacher, learned, config, Path(folder))
-
-
-def _write_states(teacher: Teacher, learned: list[torch.Tensor], config: HealingConfig, folder: Path) -> None:
-    """Write the states of all sequences of which the folder has none yet."""
-    paths = {find_states_path(folder, tokens, teacher.head): tokens for tokens in learned}
-    missing = [(path, tokens) for path, tokens in paths.items() if not path.exists()]
-    for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
-        batch = missing[first : first + config.at_once]
-        ids = pad_sequence([tokens.long() for _, tokens in batch], batch_first=True)
-        # padding is on the right, where no token attends to it
-        states = teacher.states({"input_ids": ids.to(teacher.whole.device)}).cpu()
-        for (path, tokens), state in zip(batch, states, strict=True):
-            write_file(path, save({"states": state[: len(tokens)].contiguous()}))
-
-
-def _claim_states(folder: Path, owner: str) -> None:
-    """Write whose states a folder holds. Raises InputError where they are another model's, or nobody's."""
-    if (folder / OWNER).exists() or any(folder.glob("teacher-*.safetensors")):
-        if read_owner(folder) != owner:
-            raise InputError(f"{folder} holds states of another model, or does not say of which: give another folder")
-        return
-    write_file(folder / OWNER, json.dumps({"weights": owner}).encode())
-
-
-def read_owner(folder: Path | str) -> str | None:
-    """The hash of the model whose states a folder holds; None where it does not say."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return str(json.loads((Path(folder) / OWNER).read_text(encoding="utf-8"))["weights"])
-    return None
-
-
-def read_states(folder: Path | str, tokens: torch.Tensor, head: str) -> torch.Tensor:
-    """The states [T, D] that `keep_teacher` wrote for a sequence [T] and a head. Raises InputError without them."""
-    path = find_states_path(folder, tokens, head)
-    with as_input_error(f"{path} holds no states of the unpruned model on this text", "write them with keep_teacher"):
-        return load_file(path)["states"]
-
-
-def find_states_path(folder: Path | str, tokens: torch.Tensor, head: str) -> Path:
-    """The file of a sequence's states, named after its tokens and the head: the order of sequences does not matter."""
-    return Path(folder) / f"teacher-{hashlib.sha256(f'{tokens.tolist()} {head}'.encode()).hexdigest()[:16]}.safetensors"
 
 
 def describe_head(model: PreTrainedModel) -> str:

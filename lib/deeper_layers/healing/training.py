@@ -29,12 +29,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from deeper_layers.checks import check_path
+from deeper_layers.checks import check_path, short_repr
 from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters, release_last_layers
-from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences, read_owner
+from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
 from deeper_layers.healing.state import check_model, evaluating, hash_model, kept_random_state
 from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers
 from deeper_layers.models.network import replacing
@@ -70,8 +70,7 @@ def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingCon
         texts: documents to learn from. The seed draws their order, and they are repeated when they end.
         config: settings, such as `PRESETS["small"]`.
         cut: what was dropped. Needed for adapters "above" it, the auxiliary loss, and to distill if it has no layers.
-        whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation. For a distillation it
-            may be the folder in which `healing.keep_teacher` wrote its states.
+        whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation.
         folder: where the Trainer's checkpoints are kept, each healing's in its own folder. An interrupted healing that
             is repeated with the same arguments goes on from the last checkpoint and ends with the same adapters.
 
@@ -107,7 +106,7 @@ def train(
     config: HealingConfig,
     *,
     cut: Cut | None = None,
-    whole: PreTrainedModel | Path | None = None,
+    whole: PreTrainedModel | None = None,
     folder: Path | None = None,
 ) -> tuple[PeftModel, Record]:
     """Heal a pruned model, see `heal`. Returns the model with its adapters, and a `Record`."""
@@ -195,8 +194,8 @@ def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Prog
 
 def _name_healing(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
     """The name of a healing's folder: a hash of all that determines it: settings, cut, text, and all weights of the
-    models. Of a teacher whose states are on disk it is the hash that `keep_teacher` wrote beside them."""
-    teacher = hash_model(whole) if isinstance(whole, PreTrainedModel) else read_owner(whole) if whole else None
+    models."""
+    teacher = None if whole is None else hash_model(whole)
     digest = hashlib.sha256(repr([config.settings, cut, hash_model(healed), teacher]).encode())
     for tokens in sequences:
         digest.update(tokens.numpy().tobytes() + b"\0")
@@ -211,7 +210,9 @@ def _check_variant(model: PreTrainedModel, config: HealingConfig, cut: Cut | Non
         raise InputError("last_layers are trained as they are, and the weights are quantized: open the model without")
     if config.adapters == "above" and cut is None:
         raise InputError("adapters 'above' need cut=: pass what was dropped")
-    if config.auxiliary and not (cut and isinstance(whole, PreTrainedModel)):
+    if whole is not None and not isinstance(whole, PreTrainedModel):
+        raise InputError(f"whole is {short_repr(whole)}, expected the unpruned model: load_model gives it")
+    if config.auxiliary and not (cut and whole):
         raise InputError("the auxiliary loss needs cut= and whole=, the unpruned model itself: pass them")
     if config.auxiliary and cut and (not cut.is_block or cut.start >= num_layers(model)):
         raise InputError(f"the auxiliary loss is of a block below the last layer, the cut is {cut}: leave it out")

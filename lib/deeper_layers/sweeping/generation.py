@@ -26,7 +26,6 @@ from deeper_layers.models.decoder import running_only
 from deeper_layers.models.measuring import check_tokens
 from deeper_layers.models.network import LayerInputs
 from deeper_layers.pruning import silence_sublayers
-from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
 from deeper_layers.sweeping.forward import logits_in_parts
 from deeper_layers.sweeping.harness import Answer, RequestRecorder, opening
@@ -135,11 +134,10 @@ def generate_one_by_one(
     cuts: list[Cut],
     instances: list[Instance],
     *,
-    engine: str | None = None,
     shards: Shards | None = None,
     what: str = "generation",
 ) -> list[list[Answer]]:
-    """The same, one pruned model after another, by lm-eval's own HFLM or by its model of another engine.
+    """The same, one pruned model after another, by lm-eval's own HFLM.
 
     Answers are written one by one where the generation configuration asks for more than greedy decoding: repetitions,
     beams and guidance depend on the padding and on the other prompts of a batch.
@@ -151,19 +149,16 @@ def generate_one_by_one(
 
     def run(cut: Cut) -> list[str]:
         pruned = silence_sublayers(model, cut)
-        if engine:
-            texts = vllm_engine.generate(pruned, tokenizer, instances)
-        else:
-            with opening(pruned, tokenizer) as given:
-                lm = HFLM(batch_size=1 if unusual else ROWS, **given)
-            with as_input_error(problem, advice) if unusual else contextlib.nullcontext():
-                texts = lm.generate_until(instances, disable_tqdm=True)
+        with opening(pruned, tokenizer) as given:
+            lm = HFLM(batch_size=1 if unusual else ROWS, **given)
+        with as_input_error(problem, advice) if unusual else contextlib.nullcontext():
+            texts = lm.generate_until(instances, disable_tqdm=True)
         parts.update()
         return texts
 
     args = [instance.args for instance in instances]
     with Parts(shards, what, len(cuts), "pruned model", FIRST_WRITTEN) as parts:
-        answers = [parts.read_or_run((engine, cut, args), 1, functools.partial(run, cut)) for cut in cuts]
+        answers = [parts.read_or_run((cut, args), 1, functools.partial(run, cut)) for cut in cuts]
     return [list(map(Answer, texts)) for texts in answers]
 
 

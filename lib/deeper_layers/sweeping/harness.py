@@ -54,7 +54,7 @@ class Tasks:
 
 
 class Answer(NamedTuple):
-    """What a pruned model wrote to a prompt. From another engine only the text is known."""
+    """What a pruned model wrote to a prompt. Where HFLM itself wrote, only the text is known."""
 
     text: str
     tokens: int | None = None  # number of tokens, with the one that ended it

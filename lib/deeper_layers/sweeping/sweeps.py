@@ -23,8 +23,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.measuring import check_tokens, measuring
 from deeper_layers.models.network import check_length, group_by_cost
-from deeper_layers.sweeping import harness, vllm_engine
-from deeper_layers.sweeping.generation import generate, generate_one_by_one
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.generation import generate
 from deeper_layers.sweeping.parts import Parts
 from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Batch, Plan, Requests, count_tokens, plan_batches
 from deeper_layers.sweeping.shards import Shards
@@ -48,7 +48,6 @@ def sweep(
     memory: int = MEMORY,
     family: TreeModel | None = None,
     shards: Shards | None = None,
-    engine: str | None = None,
 ) -> pd.DataFrame:
     """Score every pruned model of a network on tasks of lm-eval.
 
@@ -66,8 +65,6 @@ def sweep(
         memory: bytes to take at most beside the weights; batches are made smaller, and cuts run in groups, to fit.
         family: the tree of the model and these cuts, where it was made before.
         shards: where finished parts are kept, so that an interrupted sweep goes on.
-        engine: what writes the answers of generated tasks: None for our tree, "vllm" for vLLM where it is installed,
-            one pruned model after another from a folder that goes.
 
     Returns:
         One row for each task, metric and cut: task, metric, start, size, value, stderr, items; where some cuts are no
@@ -77,9 +74,8 @@ def sweep(
     Raises:
         InputError: unknown tasks, or those scored in another way; no cuts, or some that don't fit the model; a limit
             below 1; a model without weights or head; a tokenizer with tokens that the model does not have; a model
-            whose generation configuration asks for what lm-eval's HFLM can't do; an engine that is not installed, or
-            asked for tasks that are not generated; a pruned model whose log-probabilities are not numbers, as where
-            float16 is too small for it.
+            whose generation configuration asks for what lm-eval's HFLM can't do; a pruned model whose
+            log-probabilities are not numbers, as where float16 is too small for it.
 
     Example:
         >>> from deeper_layers import Cut, load_model, simple_cut, sweep
@@ -88,25 +84,19 @@ def sweep(
         >>> rows[["task", "metric", "start", "size", "items"]].to_dict("records")[0]
         {'task': 'capitals', 'metric': 'acc', 'start': 0, 'size': 0, 'items': 4}
     """
-    if engine is not None:
-        vllm_engine.check_installed(engine)
     prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order, "datasets": datasets}
     lm_tasks = _load_tasks(model, tokenizer, tasks, cuts, limit, batch_tokens, memory, **prompts)
     distinct_cuts, options = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
     if family is not None and (family.network.model is not model or family.cuts != distinct_cuts):
         raise InputError("family is of another model or other cuts, expected TreeModel(model, cuts): leave it out")
     answers = np.full((len(distinct_cuts), len(lm_tasks.requests.pairs)), np.array((np.nan, False), ANSWER))
-    if engine is None:
-        family = family or TreeModel(model, distinct_cuts)
-        try:
-            loglikelihoods(family, lm_tasks.requests, batch_tokens=batch_tokens, memory=memory, out=answers, **options)
-        except KeyboardInterrupt:
-            _print_finished_tasks(lm_tasks, distinct_cuts, answers, options["what"])
-            raise
-        written = generate(family, tokenizer, lm_tasks.generations, memory=memory, **options)
-    else:
-        vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in lm_tasks.instances}))
-        written = generate_one_by_one(model, tokenizer, distinct_cuts, lm_tasks.generations, engine=engine, **options)
+    family = family or TreeModel(model, distinct_cuts)
+    try:
+        loglikelihoods(family, lm_tasks.requests, batch_tokens=batch_tokens, memory=memory, out=answers, **options)
+    except KeyboardInterrupt:
+        _print_finished_tasks(lm_tasks, distinct_cuts, answers, options["what"])
+        raise
+    written = generate(family, tokenizer, lm_tasks.generations, memory=memory, **options)
     rows, outcomes = [], {}
     for cut, *cut_answers in zip(distinct_cuts, answers.tolist(), written, strict=True):
         cut_rows, outcomes[cut.name] = harness.score_answers(lm_tasks, *cut_answers)

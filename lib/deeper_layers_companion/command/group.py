@@ -1,7 +1,6 @@
 """`deeper-layers` with its subcommands, and the handling of mistakes, faults and Ctrl-C."""
 
 import os
-import traceback
 import warnings
 
 import click
@@ -13,6 +12,7 @@ from deeper_layers_companion.command.plan import plan
 from deeper_layers_companion.command.prune import prune
 from deeper_layers_companion.command.report import report
 from deeper_layers_companion.command.results import results
+from deeper_layers_companion.command.tasks import tasks
 
 INTERRUPTED, FAULT = 130, 70  # a shell's status of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
 
@@ -43,8 +43,7 @@ class Subcommands(click.Group):
                     raise
                 if message := _explain_error(error):
                     raise click.ClickException(errors.one_line(message)) from None
-                message = f"{type(error).__name__}: {errors.first_line(error)}"
-                click.echo(f"Error: {errors.write_fault_report(message, traceback.format_exc())}", err=True)
+                click.echo(f"Error: {errors.describe_fault(error)}", err=True)
                 context.exit(FAULT)
 
 
@@ -73,7 +72,7 @@ def _explain_error(error: Exception) -> str | None:
 
 @click.group(
     cls=Subcommands,
-    commands=[plan, distances, sweep, scan, prune, heal, results, report],
+    commands=[plan, tasks, distances, sweep, scan, prune, heal, results, report],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="deeper-layers")
@@ -89,8 +88,8 @@ def main() -> None:
     it stopped. A table goes to stdout, or JSON with --json; progress to stderr.
 
     Exit status: 0 done; 1 a value, file or model can't be used, which one line on stderr says; 2 a command that is not
-    written right; 70 a fault of this software, whose traceback is in a file that one line names
-    (DEEPER_LAYERS_TRACEBACK=1 shows it); 130 interrupted.
+    written right; 70 a fault of this software, which one line says (DEEPER_LAYERS_TRACEBACK=1 shows its traceback);
+    130 interrupted.
 
     \b
     Completion of commands and options, in bash (or zsh_source, fish_source):

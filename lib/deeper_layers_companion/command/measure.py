@@ -70,8 +70,7 @@ def sweep(parameters: SweepParameters) -> Answer:
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
     exclude_rules()
-    # if another engine generates, leave the accelerator to it
-    experiment = Experiment(parameters.replace(device="cpu") if parameters.engine else parameters)
+    experiment = Experiment(parameters)
     return _score(choose_cuts_for_tasks(experiment), experiment, by_rule=True)
 
 

@@ -63,7 +63,6 @@ class PruneParameters(Parameters):
         description="say what would be written, what would misread it, and what results hold of its quality; write "
         "nothing",
     )
-    overwrite: bool = Field(False, description="replace OUT where an earlier run wrote it and nobody changed it since")
     dtype: Dtype = Field(
         "auto",
         description=f"of the weights of a folder: {', '.join(DTYPES)}; auto: as they are, those of a GGUF file in the "
@@ -139,7 +138,7 @@ def prune(
             raise click.UsageError(f"--{name} is of --{needed.replace('_', '-')}: give both, or none")
     model, adapter, out = options.model, options.adapter, checks.check_path("OUT", out)
     healed, mtp = bool(options.heal or adapter), not options.without_mtp
-    output = Output(out, options.dtype, options.type, mtp, options.silence, options.overwrite, healed)
+    output = Output(out, options.dtype, options.type, mtp, options.silence, healed)
     output.check(model, changes=bool(chosen.changes))
     if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
         raise click.UsageError(NO_CUT)  # adapters that peft wrote do not name their cut

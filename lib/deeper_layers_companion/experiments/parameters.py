@@ -19,7 +19,6 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
-from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
 from deeper_layers_companion import results
 from deeper_layers_companion.experiments.choosing import choose_cuts_for_tasks
 from deeper_layers_companion.experiments.distances import find_or_measure_distances
@@ -383,18 +382,12 @@ class HealingParameters(TaskParameters):
 
 
 class SweepParameters(TaskParameters):
-    """The parameters of `deeper-layers sweep` and `plan`: any rule, a cut of any shape, and an engine."""
+    """The parameters of `deeper-layers sweep` and `plan`: any rule, and a cut of any shape."""
 
     rules: AnyRules = "similarity, simple"
     layers: Layers = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
     attention: Layers = Field(None, description="layers that lose their attention, in the same way")
     mlp: Layers = Field(None, description="layers that lose their MLP, in the same way")
-    engine: Annotated[str | None, one_of(ENGINES, f"what writes answers: none (ours), or {', '.join(ENGINES)}")] = None
-
-    def check(self) -> None:
-        super().check()
-        if self.engine and self.measure:
-            check_installed(self.engine)
 
     @functools.cached_property
     def given_cut(self) -> Cut | None:

@@ -146,7 +146,6 @@ class Output:
     type: str | None = None  # of the matrices of a GGUF file: see `slice_gguf`
     mtp: bool = True
     silence: bool = False
-    overwrite: bool = False  # an unchanged output of this package at `path` may be replaced
     healed: bool = False  # adapters will be added to the weights
 
     @property
@@ -164,8 +163,7 @@ class Output:
                 "convert_hf_to_gguf.py makes a GGUF file of it"
             )
         checks.check_new_folder("the folder of OUT", self.path.parent, writable=True)
-        check = export.check_our_gguf if self.is_gguf else export.check_our_folder
-        (check if self.overwrite else files.check_absent)(self.path)
+        files.check_absent(self.path)
 
     def check_sublayers(self, what: str) -> None:
         """Raise InputError where a cut of sublayers can't be written or healed; `what` begins the message."""
@@ -238,7 +236,7 @@ def prune_checkpoint(
     """Write a pruned model as described, and return its path. A folder's model card has the scores and the command, in
     which `settings` are further options."""
     cut, out = described.cut, output.path
-    options: dict = {"adapter": adapter, "overwrite": output.overwrite}
+    options: dict = {"adapter": adapter}
     if output.is_gguf:
         return export.slice_gguf(model, cut, out, type=output.type, **options)
     adapters = export.read_adapter(adapter) if adapter else None

@@ -1,4 +1,4 @@
-"""Score pruned models on tasks, under any prompt, engine or rule, and measure their losses on text: kind "scores".
+"""Score pruned models on tasks, under any prompt or rule, and measure their losses on text: kind "scores".
 
 Source: Gromov et al., arXiv 2403.17887, figures 1d, 2, 3, 5, 6 and 7.
 """
@@ -59,12 +59,11 @@ def score(
     """
     parameters = experiment.parameters
     tasks = {name: parameters.task_settings[name] | (prompt or {}) for name in names}
-    engine = {"engine": parameters.engine} if getattr(parameters, "engine", None) else {}
-    settings |= parameters.base_settings | {"tasks": tasks, "cuts": name_cuts(cuts_by_rule)} | engine
+    settings |= parameters.base_settings | {"tasks": tasks, "cuts": name_cuts(cuts_by_rule)}
 
     def measure(shards):
-        kwargs = {"changed": changed} | engine
-        rows, more = score_models(tasks, experiment.open_model(), sort_cuts(cuts_by_rule), parameters, shards, **kwargs)
+        opened, cuts = experiment.open_model(), sort_cuts(cuts_by_rule)
+        rows, more = score_models(tasks, opened, cuts, parameters, shards, changed=changed)
         return rows, more | (details or {})
 
     return experiment.find_or_measure("scores", settings, [*reads, *list_data(tasks)], measure)
@@ -78,14 +77,13 @@ def score_models(
     shards: Shards,
     *,
     changed: Callable[[Cut], object] | None = None,
-    **engine,
 ) -> tuple[list[dict], dict]:
     """Rows and details of pruned models on tasks and texts, whose settings are those of a key; see `score`."""
     (model, tokenizer), rows, details = opened, [], {"levels": {}, "groups": {}, "targets": {}}
     if changed is not None:
         for cut in cuts:
             uncut = (changed(cut), tokenizer), [UNPRUNED], parameters, shards.part(cut.name)
-            of_cut, details = score_models(tasks, *uncut, **engine)
+            of_cut, details = score_models(tasks, *uncut)
             rows += [row | {"cut": cut.name} for row in of_cut]
         return rows, details
     for name, task_settings in tasks.items():
@@ -98,7 +96,7 @@ def score_models(
                 rows.append(of_cut | {of: row[of] for of in MEASURED})
             details["vocabulary"] = model.get_output_embeddings().weight.shape[0]
         else:
-            options = _make_sweep_options(task_settings, parameters) | engine | {"shards": part}
+            options = _make_sweep_options(task_settings, parameters) | {"shards": part}
             rows += _score_task(name, opened, cuts, details, **options)
     return rows, details
 
