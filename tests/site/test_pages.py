@@ -3,8 +3,11 @@
 import html
 import os
 import re
+import subprocess
+import sys
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 from deeper_layers_companion.results.places import AROUND as ROOT
@@ -72,3 +75,15 @@ def test_the_three_lines_of_pandas_answer_their_question(site, monkeypatch, caps
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
     printed = capsys.readouterr().out
     assert "Qwen2.5-Coder-1.5B-Instruct" in printed and "0.741" in printed, "the whole model's share of right answers"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("figure", ["01-similarity#texts", "02-question-answering#flips", "10-measured#hours"])
+def test_the_command_under_a_figure_draws_that_figure(site, tmp_path, figure):
+    notebook, _, name = figure.partition("#")
+    page = (site / "executed" / f"{notebook}.html").read_text(encoding="utf-8")
+    command = f"python -m book.extension.figures {figure} {name}.svg"
+    assert command in html.unescape(page)
+    target = tmp_path / f"{name}.svg"
+    subprocess.run([sys.executable, "-m", "book.extension.figures", figure, target], cwd=ROOT, check=True, timeout=600)
+    assert target.read_bytes() == (site / "_static" / f"{notebook[:2]}-{name}.svg").read_bytes()
