@@ -83,7 +83,14 @@ class Panel:
 
     def annotate(self, x: float, y: float, text: str) -> None:
         """Write what happens at a point beside it."""
-        look = {"xytext": (6, 8), "textcoords": "offset points", "fontsize": 8, "fontstyle": "italic"}
+        low, high = self.ax.get_xlim()
+        is_right = x > low + 0.7 * (high - low)
+        look = {
+            "xytext": (-6 if is_right else 6, 8),
+            "textcoords": "offset points",
+            "ha": "right" if is_right else "left",
+        }
+        look |= {"fontsize": 8, "fontstyle": "italic"}
         self.ax.annotate(text, (x, y), **look)
         at = {"x": float(x), "y": float(y)}
         self.live["items"].append({"kind": "note", "text": text} | at)

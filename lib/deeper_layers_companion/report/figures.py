@@ -46,6 +46,7 @@ PURPLE, FOREST = "#AA3377", "#117733"  # Paul Tol's, as distinct
 COLOURS = {"similarity": PURPLE, "simple": INK, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": FOREST}
 COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
+COLOURS |= dict(zip(FIRST, ("#6A51C7", "#999933", "#CC6677")))
 COLOURS = {task_title(name): colour for name, colour in COLOURS.items()} | {TO_THE_LAST: GREY}
 
 
@@ -83,7 +84,7 @@ def curves(
     strokes = dict(zip(rows[stroke].unique(), itertools.cycle(LINES))) if stroke else {}
     over = pd.DataFrame(columns=["label", x, y]) if over is None else over
     hues, top = rows[hue].astype(str).unique(), min(1.03, 1.1 * rows[y].astype(float).max())
-    looks = choose_looks([*hues, *over["label"].unique()])
+    looks = choose_looks(hues)
     keys = [(key, looks[key]) for key in hues] * (not shade)  # the legend: colours, then strokes
     keys += [(key, {"colour": INK, "line": strokes[key]}) for key in strokes] * (len(strokes) > 1)
     for value, look in keys:
@@ -114,8 +115,7 @@ def curves(
             panel.draw_line(line[x], line[y], **look, hover=write_hover_texts(text, line, x, y), size=3)
         for label, line in overlay.groupby("label", sort=False):
             look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
-            look = look if "model" in line else {"colour": looks[label]["colour"], "width": 1}
-            look = {"colour": GREY, "width": 0.7} if line[x].nunique() == 1 and len(line) > 1 else look
+            look = look if "model" in line else {"colour": GREY, "width": 0.8}
             panel.draw_line(line[x], line[y], **look, label=label, hover=write_hover_texts(label, line, x, y))
         for row, words in _find_notes(part, x, y, hue):
             panel.annotate(row[x], row[y], words)
@@ -135,7 +135,8 @@ def _find_notes(part: pd.DataFrame, x: str, y: str, hue: str) -> list[tuple[pd.S
         return findings.find_events(similar) + [event for event in findings.find_events(simple) if "back" in event[1]]
     if x == "middle" and y == "kept":
         found = [findings.find_return(line) for _, line in part.groupby(hue, sort=False)]
-        return [event for events in found for event in events]
+        events = [event for events in found for event in events]
+        return [(events[0][0], f"back: {' and '.join(words for _, words in events)}")] if events else []
     return []
 
 

@@ -37,7 +37,7 @@ def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
     last, before = line.iloc[-1], line.iloc[:-1].tail(int(line["size"].iloc[-1]))
     holds_last = last["start"] + last["size"] == last["layers"]
     if holds_last and last["kept_low"] > HALF and (before["kept_high"] < HALF).any():
-        return [(last, f"back: {last['kept']:.0%}")]
+        return [(last, f"{last['kept']:.0%}")]
     return []
 
 
