@@ -54,6 +54,9 @@ TASKS = '<div class="tasks"></div><p class="others"></p>'
 HOW = """ Drag the block, or use the arrow keys, with shift
 to resize it. Lines: what is kept above guessing without the block around each place; of a text, how likely its tokens
 stay."""
+COLOURS = """ Colours mean the same on every page: <b class="letters">■</b> <b class="easy">■</b> letters,
+<b class="words">■</b> words, <b class="written">■</b> what is written, <b class="text">■</b> texts; of the paper's rules
+<b class="similar">◆</b> the similarity-informed one and <b class="simple">▲</b> the simple heuristic."""
 COLUMNS = ("model", "start", "size", "task", "items", "kept", "low", "high", "score")
 
 
@@ -226,7 +229,7 @@ class Explorer(SphinxDirective):
         finding = as_html(describe_places(models[0]))
         kind, tasks = (" small", "") if self.small else ("", TASKS)
         caption = f"{NUMBER} <strong>{finding}</strong>" if self.small else ""
-        page = PAGE.format(kind=kind, said=said, finding=caption, tasks=tasks, how=HOW)
+        page = PAGE.format(kind=kind, said=said, finding=caption, tasks=tasks, how=HOW + COLOURS * self.small)
         return [nodes.raw("", page, format="html")]
 
 
