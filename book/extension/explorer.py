@@ -55,8 +55,8 @@ HOW = """ Drag the block, or use the arrow keys, with shift
 to resize it. Lines: what is kept above guessing without the block around each place; of a text, how likely its tokens
 stay."""
 COLOURS = """ Colours mean the same on every page: <b class="letters">■</b> <b class="easy">■</b> letters,
-<b class="words">■</b> words, <b class="written">■</b> what is written, <b class="text">■</b> texts; of the paper's rules
-<b class="similar">◆</b> the similarity-informed one and <b class="simple">▲</b> the simple heuristic."""
+<b class="words">■</b> words, <b class="written">■</b> what is written, <b class="text">■</b> texts; of the paper's
+rules <b class="similar">◆</b> the similarity-informed one and <b class="simple">▲</b> the simple heuristic."""
 COLUMNS = ("model", "start", "size", "task", "items", "kept", "low", "high", "score")
 
 
