@@ -64,7 +64,8 @@
       const at = item.x.map((value, index) => (value === null || item.y[index] === null ? [null, null] : [x(value), y(item.y[index])]));
       if (item.kind === "band") svg("path", { d: `${path(at)}Z`, fill: item.colour, opacity: 0.18 }, inside);
       else draw_line(inside, item, at, points);
-      if (item.label && item.line && at.length > 1) lines.push({ points: at, text: item.label, colour: ink(item.colour) });
+      const is_named = lines.some((line) => line.text === item.label); // by another stroke of the same colour
+      if (item.label && item.line && at.length > 1 && !is_named) lines.push({ points: at, text: item.label, colour: ink(item.colour) });
     }
     if (named) label_lines(drawing, lines.sort((one, other) => is_upright(other) - is_upright(one)), box, notes);
     return points;
