@@ -12,7 +12,7 @@ import pytest
 
 from deeper_layers.cuts import Cut
 from deeper_layers_companion import results
-from deeper_layers_companion.report import figures, measured, names, pairing, paper, statistics
+from deeper_layers_companion.report import figures, findings, measured, names, pairing, paper, statistics
 from deeper_layers_companion.report.one_cut import describe_lengths, find_scores
 from deeper_layers_companion.results import frames, places
 from deeper_layers_companion.studies import last_layers, letters_or_words, which_layers
@@ -414,3 +414,22 @@ def test_answers_took_the_time_of_their_file():
     took = written["seconds_an_answer"] * written["answers"] * written["models"]
     seconds = results.runs()["seconds"]
     assert all(np.isclose(seconds, one, rtol=0.01).any() for one in took)
+
+
+def test_captions_state_what_is_found_and_notes_mark_cliff_and_return():
+    rows = statistics.curves(made(curve(FALLING) + curve([0.75, 0.3, 0.3, 0.7], rule="simple")))
+    found = figures.curves(rows)
+    assert found.caption.startswith("m has lost half of")
+    notes = [item["text"] for item in found.live["panels"][0]["items"] if item["kind"] == "note"]
+    assert notes[0].startswith("half gone at ") and notes[1:] == ["back at 3"]
+    assert ", steepest before " in found.alt
+    uneven = findings.describe_shape(np.array([0, 1, 2, 3]), np.array([1.0, 0.2, 0.9, 0.5]))
+    assert uneven == "falls from 1 at 0 to 0.5 at 3, steepest before 1; least 0.2 at 1"
+    assert findings.describe_shape(np.array([0, 1]), np.array([0.5, 0.5])) == "stays near 0.5"
+
+
+def test_colours_with_a_meaning_are_given_to_nothing_else():
+    looks = figures.choose_looks(["similarity", "something", "another", "letters"])
+    assert looks["similarity"]["colour"] == figures.PURPLE and looks["letters"]["colour"] == figures.RED
+    assert not {*figures.FREE} - {figures.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
+    assert {looks[name]["colour"] for name in ("something", "another")} <= {*figures.FREE}

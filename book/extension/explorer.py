@@ -51,12 +51,11 @@ aria-label="Dropped block; shift and arrows resize it"></div></div><svg class="c
 <a href="_static/first-figure.svg" download>picture (SVG)</a></span></figcaption></figure>"""
 NUMBER = '<a class="number" href="#first-figure">Figure 1.</a>'
 TASKS = '<div class="tasks"></div><p class="others"></p>'
-HOW = """ Drag the block, or use the arrow keys, with shift
-to resize it. Lines: what is kept above guessing without the block around each place; of a text, how likely its tokens
-stay."""
-COLOURS = """ Colours mean the same on every page: <b class="letters">■</b> <b class="easy">■</b> letters,
-<b class="words">■</b> words, <b class="written">■</b> what is written, <b class="text">■</b> texts; of the paper's
-rules <b class="similar">◆</b> the similarity-informed one and <b class="simple">▲</b> the simple heuristic."""
+HOW = """ Drag the block, or use the arrow keys, with shift to resize it. Lines: what is kept above guessing without the
+block around each place; of a text, how likely its tokens stay."""
+COLOURS = """ On every page: <b class="letters">■</b> <b class="easy">■</b> letters, <b class="words">■</b> words,
+<b class="written">■</b> written, <b class="text">■</b> texts; <b class="similar">◆</b> similarity-informed rule,
+<b class="simple">▲</b> simple heuristic."""
 COLUMNS = ("model", "start", "size", "task", "items", "kept", "low", "high", "score")
 
 

@@ -15,7 +15,7 @@ from deeper_layers_companion.results.places import AROUND as ROOT
 OUTSIDE = re.compile(r"mathjax|thebe|jsdelivr|unpkg", re.IGNORECASE)
 ADDRESS = re.compile(r"""<(\w+)\b[^>]*?\s(?:href|src|data|poster)="([^"]+)\"""")
 SCRIPT = re.compile(r"(<script\b[^>]*>).*?</script>", re.DOTALL)
-HEAVIEST = 700_000  # bytes of a page
+HEAVIEST = 800_000  # bytes of a page
 MOST_WORDS, OF_A_PAGE = 20_000, 900  # folded ones, figures, tables and code apart
 FOLDED = re.compile(r"<(details|table|dl|script|style|pre|svg|math)\b.*?</\1>", re.DOTALL)
 

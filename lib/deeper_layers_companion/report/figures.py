@@ -46,7 +46,8 @@ PURPLE, FOREST = "#AA3377", "#117733"  # Paul Tol's, as distinct
 COLOURS = {"similarity": PURPLE, "simple": INK, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": FOREST}
 COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
-COLOURS |= dict(zip(FIRST, ("#6A51C7", "#999933", "#CC6677")))
+FREE = ("#6A51C7", "#999933", "#CC6677", "#44AA99", "#5B7DB1", "#A0522D", INK)  # mean nothing elsewhere
+COLOURS |= dict(zip(FIRST, FREE))
 COLOURS = {task_title(name): colour for name, colour in COLOURS.items()} | {TO_THE_LAST: GREY}
 
 
@@ -119,8 +120,7 @@ def curves(
             panel.draw_line(line[x], line[y], **look, label=label, hover=write_hover_texts(label, line, x, y))
         for row, words in _find_notes(part, x, y, hue):
             panel.annotate(row[x], row[y], words)
-    text = " Bands are 95% intervals." if low in rows else ""
-    text += " Upright lines: where the paper's models fall." if "value" in over and len(over) else ""
+    text = " Bands: 95%." if low in rows else ""
     if "untold" in rows and (rows["untold"] == AT_FLOOR).all():
         caption = caption or "These whole models only guess, so their curves tell nothing of layers."
     caption = caption or (findings.state_half_gone(rows) if hue == "rule" and y == "value" else "")
@@ -245,7 +245,7 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
                 hover = write_hover_texts(dots[y].astype(str).map(rule_title), dots, hue or "", x)
                 look = looks[value] | {"label": rule_title(value) if hue else None, "filled": not is_endless}
                 panel.draw_line(dots[x].clip(left, right), dots["at"], **look, line=None, hover=hover)
-    note = " Bars are 95% intervals." if rows[ends[1:]].notna().any(axis=None) else ""
+    note = " Bars: 95%." if rows[ends[1:]].notna().any(axis=None) else ""
     note += " Open circles: more layers than were dropped." if endless.any() else ""
     return picture.finish(rows, findings.state_ends(rows, y, x, title) + note, write_alt_text(panels, x))
 
@@ -310,7 +310,7 @@ def select_overlay(over: pd.DataFrame, panel_rows: pd.DataFrame) -> pd.DataFrame
 def choose_looks(names: Iterable[str]) -> dict[str, dict]:
     """A colour and a marker for each name: its fixed colour if it has one, else one that no other name here has."""
     names = list(names)
-    free = [colour for colour in PALETTE if colour not in map(COLOURS.get, names)] or PALETTE
+    free = [colour for colour in FREE if colour not in map(COLOURS.get, names)] or FREE
     colours = dict(zip([name for name in names if name not in COLOURS], itertools.cycle(free))) | COLOURS
     return {name: {"colour": colours[name], "marker": marker} for name, marker in zip(names, itertools.cycle(MARKERS))}
 

@@ -7,7 +7,7 @@ from deeper_layers_companion.report.names import escape_invisible, model_title, 
 
 HALF = 0.5
 FLAT = 0.05  # a line that moves by less than this, of its own height, stays
-FIRST_TOPICS = 3  # that a caption tells of
+FIRST_TOPICS = 2  # that a caption tells of
 
 
 def find_events(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
@@ -42,24 +42,20 @@ def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
 
 
 def state_half_gone(curves: pd.DataFrame) -> str:
-    """Where half of each topic is gone in the first model, by the rule that loses it last; "" without such a curve."""
+    """Where half of the first topics is gone in the most capable model without its most similar layers; "" without."""
     if "kept" not in curves or curves.empty:
         return ""
     model = sort_names(curves["model"].unique())[0]
     parts = []
     for topic, rows in curves[curves["model"] == model].groupby("topic", sort=False):
-        by_rule = [
-            f"{events[0][0]['size']:.0f} ({rule_title(str(rule))})"
-            for rule, line in rows.groupby("rule", sort=False)
-            if (events := find_events(line)) and events[0][1].startswith("half")
-        ]
-        if by_rule:
-            parts.append(f"of {topic} at {' or '.join(by_rule)}")
+        events = find_events(rows[rows["rule"] == "similarity"])
+        if events:
+            parts.append(f"of {topic} without {events[0][0]['size']:.0f}")
     if not parts:
         return ""
     layers = int(curves[curves["model"] == model]["layers"].iloc[0])
     told = "; ".join(parts[:FIRST_TOPICS])
-    return f"{escape_invisible(model_title(model))} has lost half {told} of {layers} layers."
+    return f"{escape_invisible(model_title(model))} has lost half {told} of its {layers} layers, the most similar ones."
 
 
 def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
