@@ -219,23 +219,32 @@
       return true;
     }
 
+    // The block follows the pointer; an end that is held moves alone, and a press elsewhere brings the block there.
     function grab(event) {
       const box = strip.getBoundingClientRect(), cell = box.width / model.layers;
-      const layer = (moved) => Math.floor((moved.clientX - box.left) / cell);
-      const place = event.clientX - box.left, ends = [first * cell, (first + size) * cell];
-      const before = { first, size };
-      let hold = layer(event) - first;
-      let act = (moved) => move(layer(moved) - hold);
-      if (Math.abs(place - ends[0]) < EDGE) act = (moved) => { const to = Math.min(Math.max(Math.round((moved.clientX - box.left) / cell), 0), before.first + before.size - 1); move(to, before.first + before.size - to); };
-      else if (Math.abs(place - ends[1]) < EDGE) act = (moved) => { const to = Math.min(Math.max(Math.round((moved.clientX - box.left) / cell), before.first + 1), model.layers); move(before.first, to - before.first); };
-      else if (hold < 0 || hold >= size) {
-        hold = Math.floor(size / 2);
-        act(event);
+      const layer_at = (moved) => Math.floor((moved.clientX - box.left) / cell);
+      const edge_at = (moved) => Math.round((moved.clientX - box.left) / cell);
+      const begin = first, end = first + size;
+      const off = (edge) => Math.abs(event.clientX - box.left - edge * cell);
+      const held = layer_at(event) - first;
+      const is_inside = held >= 0 && held < size;
+      const hold = is_inside ? held : Math.floor(size / 2);
+      let follow = (moved) => move(layer_at(moved) - hold);
+      if (off(begin) < EDGE) {
+        follow = (moved) => { const edge = Math.min(Math.max(edge_at(moved), 0), end - 1); move(edge, end - edge); };
+      } else if (off(end) < EDGE) {
+        follow = (moved) => move(begin, Math.min(Math.max(edge_at(moved), begin + 1), model.layers) - begin);
+      } else if (!is_inside) {
+        follow(event);
       }
       const target = event.currentTarget;
+      function release() {
+        target.removeEventListener("pointermove", follow);
+        for (const kind of ["pointerup", "pointercancel"]) target.removeEventListener(kind, release);
+      }
       target.setPointerCapture(event.pointerId);
-      const stop = () => { for (const [kind, does] of [["pointermove", act], ["pointerup", stop], ["pointercancel", stop]]) target.removeEventListener(kind, does); };
-      for (const [kind, does] of [["pointermove", act], ["pointerup", stop], ["pointercancel", stop]]) target.addEventListener(kind, does);
+      target.addEventListener("pointermove", follow);
+      for (const kind of ["pointerup", "pointercancel"]) target.addEventListener(kind, release);
       block.focus({ preventScroll: true });
       event.preventDefault();
     }

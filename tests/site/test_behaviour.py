@@ -73,6 +73,14 @@ def test_the_block_is_dragged_and_the_cuts_of_rules_are_one_click_away(opened):
     page.mouse.move(box["x"] + box["width"] * 1.5, box["y"] + 10, steps=4)
     page.mouse.up()
     assert list_dropped(page) == [17, 18, 19, 20]
+    box = page.locator(".explorer .block").bounding_box()
+    page.mouse.move(box["x"] + box["width"], box["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 2000, box["y"] + 10, steps=4)
+    page.mouse.up()
+    assert list_dropped(page) == [*range(17, 28)], "an end that is dragged resizes the block"
+    for _ in range(7):
+        page.get_by_role("button", name="one layer less").click()
     page.get_by_role("button", name="the 4 before the last").click()
     assert list_dropped(page) == [23, 24, 25, 26]
     page.select_option(".explorer select", label="Gemma-3-270m")
