@@ -70,3 +70,11 @@ def test_a_slider_over_blocks_of_a_size_stays_on_the_items_of_all_of_them():
 def test_a_share_is_rounded_once():
     found = explored(("0,0", "capitals", [1] * 127, {}), ("4,3", "capitals", [1] * 40 + [0] * 87, {}))
     assert f"{100 * found['cuts']['4,3']['capitals'][1]:.0f}" == "31"  # 40 of 127 are 31.496%
+
+
+def test_a_model_that_was_never_pruned_is_not_offered(monkeypatch, tmp_path):
+    usual = {"cut": "0,0", "task": "capitals", "outcome": [1] * 40, "chance": 0.0, "rule": "simple"}
+    monkeypatch.setattr(explorer.results, "scores", lambda: made([usual], layers=8))
+    explorer.draw_explorer(tmp_path / "cuts.js")
+    assert (tmp_path / "cuts.js").read_text() == "window.CUTS = [];\n"
+    assert not (tmp_path / "first-figure.svg").exists()

@@ -157,11 +157,11 @@ def list_rows(models: list[dict]) -> list[tuple]:
 
 def draw_explorer(target: Path) -> list[str]:
     """Write the data of the explorer and the first picture; returns the files that they are made by."""
-    models = collect_models(results.scores())
+    models = [model for model in collect_models(results.scores()) if model["cuts"]]
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([COLUMNS, *list_rows(models)])
     write_file(target.with_suffix(".csv"), table.getvalue().encode())
-    if any(model["cuts"] for model in models):
+    if models:
         write_file(target.with_name("first-figure.svg"), draw_picture(models[0]))
     text = json.dumps(models, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     write_file(target, f"{SCRIPT}{text};\n".encode())
@@ -222,7 +222,7 @@ class Explorer(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(EXPLORER))
         models = read_models()
-        if not any(model["cuts"] for model in models):
+        if not models:
             return [nodes.note("", nodes.paragraph("", "Not measured: results/ holds no pruned model."))]
         said = as_html(describe_cut(models[0], models[0]["opens"]))
         finding = as_html(describe_places(models[0]))

@@ -80,10 +80,12 @@ class Citation(SphinxDirective):
         self.env.note_dependency(str(PARQUET))
         about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        measured = pd.read_csv(FILES / "runs.csv")["measured"].max()[:10]
+        days = pd.read_csv(FILES / "runs.csv")["measured"].dropna().str[:10]
+        measured = days.max() if len(days) else "never"
         authors = ", ".join(write_author(author) for author in about["authors"])
         line = f"By {authors}. Version {project['version']}, last measured {measured}, {about['license']}."
-        own = {"author": f"{{{authors}}}", "title": about["title"], "year": measured[:4], "version": about["version"]}
+        own = {"author": f"{{{authors}}}", "title": about["title"], "version": about["version"]}
+        own |= {"year": measured[:4]} if len(days) else {}
         paper = about["preferred-citation"]
         names = " and ".join(write_author(author) for author in paper["authors"])
         of_paper = {"author": names, "title": paper["title"], "year": paper["year"], "url": paper["url"]}
