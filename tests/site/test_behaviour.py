@@ -29,7 +29,7 @@ def test_figures_can_be_taken_away_and_pointed_at_and_pages_printed_and_searched
         assert Path(unquote(urlsplit(address).path)).read_bytes().startswith(start)
     dot = page.locator("figure.measured .panel svg svg path[transform]").first
     dot.scroll_into_view_if_needed()
-    dot.hover()
+    dot.hover(force=True)  # another dot may lie on it
     assert "items" in page.locator("figure.measured .tip:visible").inner_text()
     page.emulate_media(media="print")
     assert page.locator("figure.measured .plot > img").first.is_visible()
