@@ -1,10 +1,12 @@
 """The code of the book, without the built site: notebooks that run in it, and what it takes from them."""
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from book.extension import figures, running
+from book.extension import figures, running, ways
+from deeper_layers_companion.report.figures import in_rows
 
 FIGURE = '<figure class="measured" id="some"><div></div></figure>'
 
@@ -13,13 +15,15 @@ FIGURE = '<figure class="measured" id="some"><div></div></figure>'
 def book(tmp_path, monkeypatch):
     """An empty book in a folder of its own, to which notebooks are added by their code."""
     executed = tmp_path / "book" / "executed"
-    places = {"ROOT": tmp_path, "EXECUTED": executed, "EXPLORER": executed / "explorer.json"}
+    places = {"ROOT": tmp_path, "EXECUTED": executed, "EXPLORER": executed / "files" / "cuts.js"}
     for name, path in (places | {"STAMPS": executed / "stamps.json"}).items():
         monkeypatch.setattr(running, name, path)
     monkeypatch.setattr(figures, "EXECUTED", executed)
     monkeypatch.setenv("DEEPER_LAYERS_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr("book.extension.explorer.draw_explorer", lambda path: path.write_text("") or [])
-    for folder in ("book/executed", "notebooks", "results", "lib/deeper_layers"):
+    monkeypatch.setattr(ways, "PARQUET", executed / "files" / "results.parquet")
+    for draw in ("explorer.draw_explorer", "ways.write_tables"):
+        monkeypatch.setattr(f"book.extension.{draw}", lambda path: path.write_text("") or [])
+    for folder in ("book/executed/files", "notebooks", "results", "lib/deeper_layers"):
         (tmp_path / folder).mkdir(parents=True)
 
     def add(name: str, code: str) -> None:
@@ -43,6 +47,21 @@ def test_a_failing_notebook_ends_the_build_with_one_line_and_leaves_no_page(book
         running.draw_pages(None)
 
 
+def test_a_figure_on_its_page_is_numbered_with_its_data_as_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "FILES", tmp_path)
+    rows = pd.DataFrame({"topic": ["a", "b"], "value": [0.25, 0.5], "low": 0.2, "high": 0.6, "model": "m"})
+    shown = [in_rows(rows, y="topic", name=name)._repr_html_() for name in ("some", "other")]
+    text, count = figures.move_to_files("03-reasoning", "".join(shown), 4)
+    assert count == 6 and "base64" not in text and "application/json" not in text
+    assert '<a class="number" href="#other">Figure 3.5.</a>' in text
+    assert "python -m book.extension.figures 03-reasoning#some some.svg" in text
+    assert figures.SOURCE.findall(text) == ["03-some.js", "03-other.js"]
+    assert pd.read_csv(tmp_path / "03-some.csv")["value"].tolist() == [0.25, 0.5]
+    assert b"<svg" in (tmp_path / "03-other.svg").read_bytes()
+    named = (tmp_path / "03-some.js").read_text()
+    assert named.startswith('(window.FIGURES ??= {})["some"] = {"panels":[') and named.endswith("};\n")
+
+
 MEASURES = f"""import os
 from IPython.display import HTML, display
 try:
@@ -60,12 +79,12 @@ def test_a_page_measures_nothing_and_is_drawn_again_when_what_it_is_made_of_chan
     book("04-none", MEASURES)
 
     def drawn() -> set[str]:
-        before = {path: path.stat().st_mtime_ns for path in running.EXECUTED.iterdir()}
+        before = {path: path.stat().st_mtime_ns for path in running.EXECUTED.rglob("*.*")}
         running.draw_pages(None)
-        after = {path: path.stat().st_mtime_ns for path in running.EXECUTED.iterdir()}
+        after = {path: path.stat().st_mtime_ns for path in running.EXECUTED.rglob("*.*")}
         return {path.stem for path, time in after.items() if before.get(path) != time} - {"stamps"}
 
-    every = {"03-code", "04-none", "explorer"}
+    every = {"03-code", "04-none", "cuts", "results"}
     assert drawn() == every
     cells = nbformat.read(running.EXECUTED / "04-none.ipynb", as_version=4).cells
     said = "torch is asked for, by a page that measures nothing 1 False 04-none\n"

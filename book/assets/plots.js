@@ -1,176 +1,169 @@
-// Puts live plots in the place of each measured figure's picture (lib/deeper_layers_companion/report/drawing.py): one for each
-// panel, in a grid, with one legend and one scale of colours for all. Without this script, or without plotly, the
-// picture stays. No other dependency, no network.
+// Draws each measured figure in the place of its picture, from the data that lib/.../report/drawing.py wrote: at the width
+// and in the theme of the page, with a text under the pointer. Without this script the picture stays. No network.
 (() => {
   "use strict";
-  const NARROW = 600; // pixels
+  const { svg, html, scale, ticks, path, label_lines, width_of, SIZE } = window.Drawing;
+  const NARROW = 480; // pixels of a panel, below which names stand above their rows
   const INK = "#1a1a1a"; // of the picture: here the colour of the page's text
-  const DASHES = { dash: "8 5", dot: "2.5 3", dashdot: "8 3 2.5 3" }; // of a line 29 pixels long
-  const AXIS = { zeroline: false, gridcolor: "rgba(128,128,128,0.25)", linecolor: "#8a8a8a", nticks: 6, automargin: true };
-  const SHARED = {
-    font: { size: 12 },
-    hovermode: "closest",
-    showlegend: false,
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    "modebar.orientation": "v",
+  const DASHES = { dash: "7 4", dot: "2 3", dashdot: "7 3 2 3" };
+  const NEAR = 40; // pixels between the pointer and what it points at
+  const SHAPES = {
+    circle: "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", square: "M-3.5-3.5h7v7h-7z", diamond: "M0-5L5 0 0 5-5 0z",
+    "triangle-up": "M0-4.5L4.5 3.5h-9z", "triangle-down": "M0 4.5L4.5-3.5h-9z", cross: "M-1.5-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
   };
+  const ink = (colour) => (colour === INK ? "currentColor" : colour);
+  const number = (value, percent) => (percent ? `${Number((100 * value).toPrecision(6))}%` : value.toLocaleString("en", { maximumSignificantDigits: 4 })).replace("-", "\u2212");
 
-  function ink() {
-    return document.documentElement.dataset.theme === "dark" ? "#e8e8e8" : INK;
+  function draw_marker(parent, item, x = 0, y = 0) {
+    const { marker, colour, size = 4, filled } = item;
+    const look = filled ? { fill: ink(colour), stroke: "var(--pst-color-background)", "stroke-width": 0.8 } : { fill: "none", stroke: ink(colour), "stroke-width": 1.6 };
+    svg("path", { d: SHAPES[marker], transform: `translate(${x} ${y}) scale(${size / 4})`, ...look }, parent);
   }
 
-  // What the page decides: its width and its theme.
-  function changes(plot) {
-    const paper = document.documentElement.dataset.theme === "dark" ? "#222222" : "#ffffff";
-    return {
-      "font.color": ink(),
-      "hoverlabel.bgcolor": paper,
-      "hoverlabel.font.color": ink(),
-      "modebar.bgcolor": "rgba(0,0,0,0)",
-      "modebar.color": "#8a8a8a",
-      "modebar.activecolor": ink(),
-      dragmode: innerWidth < NARROW ? false : "zoom", // on a phone, dragging scrolls the page
-    };
-  }
-
-  function repaint(plot, lines) {
-    if (lines.length) Plotly.restyle(plot, { "line.color": ink(), "marker.color": ink() }, lines);
-  }
-
-  function element(kind, className, parent) {
-    const made = parent.appendChild(document.createElement(kind));
-    made.className = className;
-    return made;
-  }
-
-  // On a phone a long title is cut off at both ends.
-  function in_two_lines(title) {
-    const space = title.indexOf(" ", title.length / 2 - 3);
-    return innerWidth < NARROW && title.length > 36 && space > 0 ? `${title.slice(0, space)}<br>${title.slice(space)}` : title;
-  }
-
-  const colour_of = (trace) => trace.line?.color ?? trace.marker?.color;
-
-  async function draw_panel(grid, panel, label, filename) {
-    const place = element("div", "panel", grid);
-    element("p", "head", place).innerHTML = panel.layout.title.text; // escaped where it was written, as plotly wants it
-    const plot = element("div", "live", place);
-    plot.setAttribute("role", "group"); // not "img": its buttons would be out of reach
-    plot.setAttribute("aria-label", label);
-    const { xaxis, yaxis, height, rows } = panel.layout;
-    const layout = {
-      ...SHARED,
-      xaxis: { ...AXIS, ...xaxis, title: { text: in_two_lines(xaxis.title), standoff: 6 } },
-      yaxis: { ...AXIS, ...yaxis, title: { text: yaxis.title, standoff: 6 } },
-      height: height + 52,
-      margin: { l: 48, r: 12, t: 8, b: 44 },
-    };
-    if (rows) {
-      // on a phone in short lines, and as high as the one of most lines needs
-      const ticktext = innerWidth < NARROW ? rows.map((text) => text.replace(/(.{11,}?) (?=.{6})/g, "$1<br>")) : rows;
-      const most = Math.max(...ticktext.map((text) => text.split("<br>").length));
-      Object.assign(layout.yaxis, { tickvals: rows.map((_, place) => place), ticktext, tickfont: { size: most > 1 ? 11 : 12 } });
-      layout.height = Math.max(layout.height, 72 + rows.length * (8 + 14 * most));
+  function draw_axes(parent, panel, place, x, y) {
+    const { left, right, top, bottom } = place;
+    for (const value of panel.rows ? [] : ticks(panel.y.range, 5)) {
+      svg("path", { class: "grid", d: `M${left} ${y(value)}H${right}` }, parent);
+      svg("text", { class: "axis", x: left - 5, y: y(value) + 4, "text-anchor": "end" }, parent, number(value, panel.y.percent));
     }
-    const inked = panel.data.flatMap((trace, index) => (colour_of(trace) === INK ? [index] : []));
-    const options = {
-      responsive: true,
-      displaylogo: false,
-      displayModeBar: innerWidth < NARROW ? false : "hover",
-      modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
-      toImageButtonOptions: { format: "svg", filename },
-    };
-    await Plotly.newPlot(plot, panel.data, layout, options);
-    await Plotly.relayout(plot, changes(plot));
-    repaint(plot, inked);
-    return { plot, inked };
+    for (const value of ticks(panel.x.range, (right - left) / 70)) {
+      svg("path", { class: "grid", d: `M${x(value)} ${bottom}V${top}` }, parent);
+      svg("text", { class: "axis", x: x(value), y: bottom + 15, "text-anchor": "middle" }, parent, number(value, panel.x.percent));
+    }
+    svg("text", { class: "axis", x: right, y: bottom + 31, "text-anchor": "end" }, parent, panel.x.title);
+    svg("text", { class: "axis", x: 0, y: 11 }, parent, panel.y.title);
   }
 
-  // One entry for each name: a click hides it in all panels.
-  function draw_legend(legend, plots) {
-    const known = new Map();
-    for (const { plot } of plots) {
-      for (const trace of plot.data) if (trace.name && trace.showlegend && !known.has(trace.name)) known.set(trace.name, trace);
+  function draw_rows(parent, rows, x, y, narrow) {
+    rows.forEach((text, row) => {
+      const at = narrow ? { x: 2, y: y(row) - 9 } : { x: x - 8, y: y(row) + 4, "text-anchor": "end" };
+      svg("text", { class: "row", ...at }, parent, text);
+    });
+  }
+
+  // Draws a panel; returns the places that have a text: [x, y, text, colour].
+  function draw_panel(place, panel, named) {
+    const drawing = place.querySelector("svg"), width = place.clientWidth, narrow = width < NARROW;
+    const { rows } = panel, widest = (texts) => Math.max(...texts.map(width_of));
+    const tall = rows ? Math.max(panel.height, rows.length * (narrow ? 36 : 20)) : panel.height;
+    const height = tall + 52;
+    const gutter = rows ? (narrow ? 6 : Math.min(widest(rows) + 12, width / 2)) : widest(ticks(panel.y.range, 5).map((value) => number(value, panel.y.percent))) + 8;
+    const box = { left: gutter, right: width - 8, top: rows ? 6 : 18, bottom: height - 36 };
+    const x = scale(panel.x.range, [box.left, box.right]), y = scale(panel.y.range, [box.bottom, box.top]);
+    drawing.replaceChildren();
+    drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    drawing.setAttribute("height", height);
+    draw_axes(drawing, panel, box, x, y);
+    if (rows) draw_rows(drawing, rows, box.left, y, narrow);
+    const points = [], lines = [], notes = [];
+    const inside = svg("svg", { x: box.left - 5, y: box.top - 5, width: box.right - box.left + 10, height: box.bottom - box.top + 10, viewBox: `${box.left - 5} ${box.top - 5} ${box.right - box.left + 10} ${box.bottom - box.top + 10}` }, drawing);
+    for (const item of panel.items) {
+      if (item.kind === "map") draw_map(inside, item, x, y, points);
+      if (item.kind === "note") notes.push(draw_note(drawing, item.text, x(item.x), y(item.y), box));
+      if (item.kind !== "line" && item.kind !== "band") continue;
+      const at = item.x.map((value, index) => (value === null || item.y[index] === null ? [null, null] : [x(value), y(item.y[index])]));
+      if (item.kind === "band") svg("path", { d: `${path(at)}Z`, fill: item.colour, opacity: 0.18 }, inside);
+      else draw_line(inside, item, at, points);
+      const is_named = lines.some((line) => line.text === item.label); // by another stroke of the same colour
+      if (item.label && item.line && at.length > 1 && !is_named) lines.push({ points: at, text: item.label, colour: ink(item.colour) });
     }
-    for (const [name, trace] of known) {
-      const is_key = !trace.x.length && !trace.marker; // of a stroke, which lines of several colours have
-      const entry = element(is_key ? "span" : "button", "entry", legend);
-      const swatch = element("span", trace.line ? "swatch" : `swatch dots ${trace.marker?.symbol}`, entry);
-      if (colour_of(trace) !== INK) swatch.style.color = colour_of(trace); // else that of the text
-      if (trace.line) {
-        const look = `stroke="currentColor" stroke-width="${trace.line.width + 1}" stroke-dasharray="${DASHES[trace.line.dash] ?? "none"}"`;
-        swatch.innerHTML = `<svg width="29" height="6"><path d="M0 3h29" ${look}/></svg>`;
-      }
-      element("span", "", entry).innerHTML = name; // escaped where it was written, as plotly wants it
-      if (is_key) continue;
-      entry.type = "button";
-      entry.setAttribute("aria-pressed", "true");
-      entry.addEventListener("click", () => {
-        const shown = entry.getAttribute("aria-pressed") !== "true";
-        entry.setAttribute("aria-pressed", String(shown));
-        for (const { plot } of plots) {
-          const these = plot.data.flatMap((of, index) => (of.name === name ? [index] : []));
-          if (these.length) Plotly.restyle(plot, { visible: shown }, these);
-        }
-      });
+    if (named) label_lines(drawing, lines.sort((one, other) => is_upright(other) - is_upright(one)), box, notes);
+    return points;
+  }
+
+  const is_upright = ({ points }) => points.every(([x]) => x === points[0][0]);
+
+  // A note beside a point, on the side that has room; returns its box.
+  function draw_note(parent, text, x, y, box) {
+    const wide = width_of(text), left = x + 8 + wide > box.right ? x - 8 - wide : x + 8;
+    svg("text", { class: "note", x: left, y: y - 7 }, parent, text);
+    return { left, right: left + wide, top: y - 7 - SIZE, bottom: y - 4 };
+  }
+
+  function draw_line(parent, item, at, points) {
+    const look = { fill: "none", stroke: ink(item.colour), "stroke-width": item.width * 1.3, "stroke-dasharray": DASHES[item.line] ?? "none" };
+    if (item.line) svg("path", { d: path(at), ...look }, parent);
+    at.forEach(([across, up], index) => {
+      if (across === null) return;
+      if (item.marker) draw_marker(parent, item, across, up);
+      if (item.hover) points.push([across, up, item.hover[index]]);
+    });
+  }
+
+  function draw_map(parent, { colours, hover }, x, y, points) {
+    const wide = x(1) - x(0), high = y(0) - y(1);
+    colours.forEach((row, size) => row.forEach((fill, start) => {
+      if (!fill) return;
+      svg("rect", { x: x(start) - wide / 2, y: y(size + 1) - high / 2, width: wide + 0.3, height: high + 0.3, fill }, parent);
+      points.push([x(start), y(size + 1), hover[size][start]]);
+    }));
+  }
+
+  // The text of the nearest point, beside it.
+  function tell(place, tip, points, event) {
+    const box = place.querySelector("svg").getBoundingClientRect();
+    const off = ([x, y]) => Math.hypot(event.clientX - box.left - x, event.clientY - box.top - y);
+    const nearest = points.reduce((best, point) => (!best || off(point) < off(best) ? point : best), null);
+    tip.hidden = !nearest || off(nearest) > NEAR;
+    if (tip.hidden) return;
+    tip.textContent = nearest[2];
+    const side = nearest[0] > box.width / 2 ? { right: `${box.width - nearest[0] + 10}px`, left: "auto" } : { left: `${nearest[0] + 10}px`, right: "auto" };
+    Object.assign(tip.style, { top: `${nearest[1] + place.querySelector("svg").offsetTop - 10}px`, ...side });
+  }
+
+  // What a legend has to say: all names where panels share it, else what no line can carry.
+  function draw_legend(place, panels, is_shared) {
+    const known = new Map(), items = panels.flatMap((panel) => panel.items);
+    const on_lines = new Set(is_shared ? [] : items.filter((item) => item.line && item.x.length > 1).map((item) => item.label));
+    for (const item of items) if (item.label && !known.has(item.label) && !on_lines.has(item.label)) known.set(item.label, item);
+    for (const item of known.values()) {
+      const entry = html("span", { class: "entry" }, place);
+      const key = svg("svg", { width: item.line ? 28 : 12, height: 12 }, entry);
+      const look = { stroke: ink(item.colour), "stroke-width": (item.width ?? 1) + 1, "stroke-dasharray": DASHES[item.line] ?? "none" };
+      if (item.line) svg("path", { d: "M0 6h28", ...look }, key);
+      if (item.marker) draw_marker(key, item, item.line ? 14 : 6, 6);
+      entry.append(item.label);
     }
   }
 
   function draw_scale(place, { title, stops, ends }) {
-    const scale = element("div", "scale", place);
-    const [low, bar, high] = ["span", "span", "span"].map((kind) => element(kind, "", scale));
-    [low.textContent, high.textContent] = ends;
-    bar.className = "bar";
-    bar.style.background = `linear-gradient(to right, ${stops.map(([at, colour]) => `${colour} ${100 * at}%`).join(", ")})`;
-    element("span", "", scale).textContent = title;
+    const bar = html("div", { class: "scale" }, place);
+    html("span", {}, bar, number(ends[0]));
+    html("span", { class: "bar", style: `background:linear-gradient(to right, ${stops.map(([at, colour]) => `${colour} ${100 * at}%`).join(", ")})` }, bar);
+    html("span", {}, bar, number(ends[1]));
+    html("span", {}, bar, title);
   }
 
-  async function draw(figure) {
-    const { panels, columns, scale } = JSON.parse(figure.querySelector("script.plotly-data").textContent);
-    const place = figure.querySelector(".plot");
-    const legend = element("div", "legend", place);
-    const grid = element("div", "panels", place);
-    grid.style.setProperty("--columns", columns);
-    const plots = [];
-    try {
-      for (const [number, panel] of panels.entries()) {
-        plots.push(await draw_panel(grid, panel, number ? panel.layout.title.text : place.querySelector("img").alt, figure.id));
-      }
-    } catch (error) {
-      for (const made of [legend, grid]) made.remove(); // the picture is still there
-      throw error;
-    }
-    draw_legend(legend, plots);
-    if (scale) draw_scale(place, scale);
+  function draw(figure) {
+    const { panels, columns, scale: colours, legend } = window.FIGURES?.[figure.id] ?? JSON.parse(figure.querySelector(".figure-data").textContent);
+    const plot = figure.querySelector(".plot"), alt = plot.querySelector("img").alt;
+    draw_legend(html("div", { class: "legend" }, plot), panels, legend);
+    const grid = html("div", { class: `panels columns-${columns}`, role: "img", "aria-label": alt }, plot);
     figure.dataset.drawn = "true"; // site.css hides the picture from here on
-    return () => plots.forEach(({ plot, inked }) => Plotly.relayout(plot, changes(plot)).then(() => repaint(plot, inked)));
-  }
-
-  // The picture stands on the page once; the link takes it from there.
-  function offer(figure) {
-    const link = figure.querySelector(".downloads .picture");
-    if (!link) return;
-    link.href = figure.querySelector(".plot img").src;
-    link.hidden = false;
-  }
-
-  async function start() {
-    document.querySelectorAll("figure.measured").forEach(offer);
-    if (!window.Plotly) return;
-    const drawn = [];
-    for (const figure of document.querySelectorAll("figure.measured")) {
-      try {
-        drawn.push(await draw(figure));
-      } catch (error) {
-        console.error(`figure ${figure.id} stays a picture:`, error);
-      }
+    for (const panel of panels) {
+      const place = html("div", { class: "panel" }, grid);
+      if (panel.title) html("p", { class: "head" }, place, panel.title);
+      svg("svg", { width: "100%" }, place);
+      const tip = html("div", { class: "tip", hidden: "" }, place);
+      let points = [];
+      const redraw = () => { points = draw_panel(place, panel, !legend); };
+      let width = 0;
+      new ResizeObserver(() => { if (place.clientWidth && place.clientWidth !== width) { width = place.clientWidth; redraw(); } }).observe(place);
+      for (const kind of ["pointermove", "pointerdown"]) place.addEventListener(kind, (event) => tell(place, tip, points, event));
+      place.addEventListener("pointerleave", () => { tip.hidden = true; });
     }
-    new MutationObserver(() => drawn.forEach((update) => update())).observe(document.documentElement, {
-      attributeFilter: ["data-theme"],
-    });
+    if (colours) draw_scale(plot, colours);
   }
 
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else start();
+  // In a notebook the picture stands in its page; the link takes it from there.
+  for (const figure of document.querySelectorAll("figure.measured")) {
+    const link = figure.querySelector(".downloads .picture");
+    if (link?.hidden) Object.assign(link, { href: figure.querySelector(".plot img").src, hidden: false });
+    try {
+      draw(figure);
+    } catch (error) {
+      delete figure.dataset.drawn;
+      console.error(`figure ${figure.id} stays a picture:`, error);
+    }
+  }
 })();

@@ -1,21 +1,62 @@
-"""Sliders that take layers away: what each task keeps without any block that results hold, for explorer.js."""
+"""The figure that takes layers away: what each task keeps without any block that results hold, for explorer.js.
 
+The data are two files beside the site's scripts: cuts.js, which a page opened as a file may load, and cuts.csv. Where
+scripts are off a picture of the cut that the figure opens on stands in its place.
+"""
+
+import csv
+import io
 import json
-import sys
+import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
-from book.extension.running import EXPLORER, select_ours
+from book.extension.first_picture import draw_picture
+from book.extension.running import EXPLORER, list_loaded
 from deeper_layers.files import write_file
 from deeper_layers_companion import results
 from deeper_layers_companion.report import estimates, names, pairing, statistics
+from deeper_layers_companion.report.names import as_html
 
-RULES = {"similarity": "whose ends are most alike", "simple": "by the simple heuristic"}
+RULES = ("similarity", "simple")
+# The lines of the first figure: a colour, and the tasks that it may show, each in words. A cut shows the first task of
+# a line that was measured without it.
+LINES = {
+    "letters": {"mmlu": "MMLU's letters", "embedded_mmlu": "packaged MMLU's letters"},
+    "easy": {"lettered_capitals": "capitals' letters", "facts_by_letter": "new facts' letters"},
+    "words": {"capitals": "capitals in words", "facts_in_words": "new facts in words"},
+    "written": {"written_facts": "written facts", "facts_written": "new written facts"},
+    "text": {"c4": "C4", "wikipedia": "Wikipedia"},
+}
+SCRIPT = "window.CUTS = "
+PAGE = """<figure class="explorer{kind}" id="first-figure"><form>
+<label class="model">Model <select></select></label>
+<span class="size"><button type="button" class="less" aria-label="one layer less">\u2212</button>
+<span><output></output> layers dropped</span>
+<button type="button" class="more" aria-label="one layer more">+</button></span>
+<span class="marks" role="group" aria-label="Cuts with a name"></span></form>
+<div class="both"><div class="drawing"><div class="strip"><div class="block" role="slider" tabindex="0"
+aria-label="Dropped block; shift and arrows resize it"></div></div><svg class="chart" role="img"></svg></div>
+<div><p class="over"></p><div class="bars"></div></div></div>
+<img class="still" src="_static/first-figure.svg" alt="{said}">
+<p class="cut" aria-live="polite">{said}</p>{tasks}
+<figcaption>{finding}{how}
+<span class="downloads"><a href="_static/cuts.csv" download>data (CSV)</a>
+<a href="_static/first-figure.svg" download>picture (SVG)</a></span></figcaption></figure>"""
+NUMBER = '<a class="number" href="#first-figure">Figure 1.</a>'
+TASKS = '<div class="tasks"></div><p class="others"></p>'
+HOW = """ Drag the block, or use the arrow keys, with shift to resize it. Lines: what is kept above guessing without the
+block around each place; of a text, how likely its tokens stay."""
+COLOURS = """ On every page: <b class="letters">■</b> <b class="easy">■</b> letters, <b class="words">■</b> words,
+<b class="written">■</b> written, <b class="text">■</b> texts; <b class="similar">◆</b> similarity-informed rule,
+<b class="simple">▲</b> simple heuristic."""
+COLUMNS = ("model", "start", "size", "task", "items", "kept", "low", "high", "score")
 
 
 def collect_models(scores: pd.DataFrame) -> list[dict]:
@@ -38,7 +79,7 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
             "asked": [],
             "cuts": {},
         }
-        model["rules"] = {RULES[rule]: cuts["cut"].unique().tolist() for rule, cuts in chosen}
+        model["rules"] = {rule: cuts["cut"].unique().tolist() for rule, cuts in chosen}
         cuts: dict[str, dict] = {}
         extents: dict[tuple[str, str], tuple[int, int]] = {}
         of_part = {f"embedded_{task}" for task in of_model["task"].unique()}  # a few items of what is asked in full
@@ -63,8 +104,25 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
         whole = cuts.pop("0,0", {})
         model["cuts"] = cuts
         model["tasks"] = sorted(whole, key=lambda task: (_sort_key(task), model["asked"][whole[task][0]]["title"]))
+        model["lines"] = _find_lines(cuts)
+        model["opens"] = _choose_first_cut(model)
         models.append(model)
     return models
+
+
+def _find_lines(cuts: dict[str, dict]) -> dict[str, dict[str, str]]:
+    """LINES, without tasks that no cut has."""
+    asked = {task for told in cuts.values() for task in told}
+    lines = {colour: {task: words for task, words in tasks.items() if task in asked} for colour, tasks in LINES.items()}
+    return {colour: tasks for colour, tasks in lines.items() if tasks}
+
+
+def _choose_first_cut(model: dict) -> str:
+    """The most similar block of statistics.SIZE layers, else another cut of the same size, of a rule, or at all."""
+    size = f",{statistics.SIZE}"
+    by_rule = [cut for rule in RULES for cut in model["rules"].get(rule, [])]
+    choices = [cut for cut in [*by_rule, *model["cuts"]] if cut.endswith(size)]
+    return next(iter([*choices, *by_rule, *model["cuts"]]), "")
 
 
 def _estimate_kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tuple[dict, estimates.Estimate]:
@@ -87,56 +145,112 @@ def _round(value: float) -> float | None:
     return None if np.isnan(value) else float(f"{value:.5g}")
 
 
+def list_rows(models: list[dict]) -> list[tuple]:
+    """What explorer.js shows, as rows of COLUMNS."""
+    rows = []
+    for model in models:
+        for cut, told in model["cuts"].items():
+            for task, (number, *values) in told.items():
+                rows.append((model["name"], *cut.split(","), task, model["asked"][number]["items"], *values))
+    return rows
+
+
 def draw_explorer(target: Path) -> list[str]:
-    """Write the data of the explorer; returns the files that it is made by."""
-    text = json.dumps(collect_models(results.scores()), separators=(",", ":"), allow_nan=False)
-    write_file(target, text.encode())
-    ours = [module for name, module in list(sys.modules.items()) if name.startswith("deeper_layers")]
-    return sorted(select_ours([__file__, *filter(None, (getattr(module, "__file__", None) for module in ours))]))
+    """Write the data of the explorer and the first picture; returns the files that they are made by."""
+    models = [model for model in collect_models(results.scores()) if model["cuts"]]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *list_rows(models)])
+    write_file(target.with_suffix(".csv"), table.getvalue().encode())
+    if models:
+        write_file(target.with_name("first-figure.svg"), draw_picture(models[0]))
+    text = json.dumps(models, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    write_file(target, f"{SCRIPT}{text};\n".encode())
+    return list_loaded()
+
+
+def read_models() -> list[dict]:
+    """What draw_explorer wrote."""
+    return json.loads(EXPLORER.read_text(encoding="utf-8").removeprefix(SCRIPT).rstrip(";\n"))
+
+
+def describe_cut(model: dict, cut: str) -> str:
+    """A cut in one sentence, for pages without scripts and for who can't see the picture; explorer.js says the same."""
+    start, size = map(int, cut.split(","))
+    told, kept = model["cuts"][cut], []
+    for tasks in model["lines"].values():
+        task = next((task for task in tasks if task in told), None)
+        if task is None:
+            continue
+        number, share, _, _, score = told[task]
+        whole = model["asked"][number]["whole"]
+        if model["asked"][number]["loss"]:
+            kept.append(f"{tasks[task]}'s perplexity goes from {math.exp(whole):.3g} to {math.exp(score):.3g}")
+        elif share is not None:
+            kept.append(f"{share:.0%} of {tasks[task]}")
+    those = f"layers {start} to {start + size - 1}" if size > 1 else f"layer {start}"
+    return f"{model['name']} without {those} keeps, above guessing: {'; '.join(kept)}."
+
+
+def describe_places(model: dict) -> str:
+    """What blocks of the middle third and of the last third leave on the mean; "" where not all were measured."""
+    layers, size = model["layers"], statistics.SIZE
+    middle = _average_lines(model, range(math.ceil(layers / 3), 2 * layers // 3 - size + 1))
+    late = _average_lines(model, range(math.ceil(2 * layers / 3), layers - size))
+    if not (middle and late):
+        return ""
+    text = f"Without {size} middle layers it keeps {middle}; without {size} late ones, the last layer kept, {late}"
+    return f"{text} (means over the blocks of each third)."
+
+
+def _average_lines(model: dict, starts: range) -> str:
+    """The mean share that is kept of written facts and letters without the blocks that start there."""
+    parts = []
+    for colour in ("written", "easy", "letters"):
+        task = next(iter(model["lines"].get(colour, {})), "")
+        told = [model["cuts"].get(f"{start},{statistics.SIZE}", {}).get(task) for start in starts]
+        if not told or any(of_cut is None or of_cut[1] is None for of_cut in told):
+            return ""
+        parts.append(f"{sum(of_cut[1] for of_cut in told) / len(told):.0%} of {model['lines'][colour][task]}")
+    return f"{parts[0]}, {parts[1]} and {parts[2]}"
 
 
 class Explorer(SphinxDirective):
-    """Controls, and a place for what they show."""
+    """The figure, and on a page of its own every task."""
 
     small = False
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(EXPLORER))
-        models = json.loads(EXPLORER.read_text(encoding="utf-8"))
-        if self.small:
-            models = models[:1]
-            for model in models:
-                model["cuts"] = {
-                    cut: facts for cut, facts in model["cuts"].items() if cut.endswith(f",{statistics.SIZE}")
-                }
-                model["tasks"] = [task for task in model["tasks"] if task in statistics.HEADLINE]
-        if not any(model["cuts"] for model in models):
+        models = read_models()
+        if not models:
             return [nodes.note("", nodes.paragraph("", "Not measured: results/ holds no pruned model."))]
-        data = json.dumps(models, separators=(",", ":")).replace("<", "\\u003c")
-        page = f"""<div class="explorer{" small" if self.small else ""}"><form>
-<label class="model">Model <select></select></label>
-<label class="size">Layers dropped: <output></output><input type="range" min="0" value="0"></label>
-<label class="start">First dropped layer: <output></output><input type="range" min="0" value="0"></label>
-<fieldset class="rule"><legend>Which block</legend></fieldset></form>
-<noscript><p>Sliders need scripts. The same numbers stand on the pages of figures.</p></noscript>
-<p class="cut" aria-live="polite"></p><div class="stack" role="img"></div><div class="tasks"></div>
-<p class="others"></p>
-<script type="application/json">{data}</script></div>"""
+        said = as_html(describe_cut(models[0], models[0]["opens"]))
+        finding = as_html(describe_places(models[0]))
+        kind, tasks = (" small", "") if self.small else ("", TASKS)
+        caption = f"{NUMBER} <strong>{finding}</strong>" if self.small else ""
+        page = PAGE.format(kind=kind, said=said, finding=caption, tasks=tasks, how=HOW + COLOURS * self.small)
         return [nodes.raw("", page, format="html")]
 
 
 class SmallExplorer(Explorer):
-    """One slider: the place of a block of statistics.SIZE layers of the first model, and the headline's tasks."""
+    """The figure alone: the strip of layers, the lines and the bars of the first figure."""
 
     small = True
 
 
 def load_script(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     if 'class="explorer' in context.get("body", ""):
-        app.add_js_file("explorer.js", loading_method="defer")
+        for script in ("drawing.js", EXPLORER.name, "explorer.js"):
+            app.add_js_file(script, loading_method="defer")
+
+
+def ship_data(app: Sphinx, config: Config) -> None:
+    EXPLORER.parent.mkdir(parents=True, exist_ok=True)
+    config.html_static_path.append(str(EXPLORER.parent))
 
 
 def setup(app: Sphinx) -> dict:
+    app.connect("config-inited", ship_data)
     app.add_directive("explorer", Explorer)
     app.add_directive("explorer-small", SmallExplorer)
     app.connect("html-page-context", load_script)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,7 +26,8 @@ from deeper_layers_companion.results.places import results_folder
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 EXECUTED = ROOT / "book" / "executed"
-EXPLORER = EXECUTED / "explorer.json"
+FILES = EXECUTED / "files"  # beside the scripts of the site
+EXPLORER = FILES / "cuts.js"
 STAMPS = EXECUTED / "stamps.json"
 HEAVY = frozenset({"torch", "transformers", "lm_eval", "peft", "bitsandbytes", "accelerate", "datasets"})
 # the first and the last cell of a run: what measures can't be imported; what was loaded is told
@@ -53,9 +55,10 @@ logger = logging.getLogger(__name__)
 def draw_pages(app: Sphinx) -> None:
     """Draw what is out of date. Ends the build with one line for the first notebook that fails."""
     from book.extension.explorer import draw_explorer
+    from book.extension.ways import PARQUET, write_tables
 
     contents = (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8")
-    work = {EXPLORER: draw_explorer}  # takes longest, so it comes first
+    work = {EXPLORER: draw_explorer, PARQUET: write_tables}  # takes longest, so it comes first
     work |= {EXECUTED / f"{name}.ipynb": run_notebook for name in re.findall(r"executed/([\w-]+)", contents)}
     stamps = json.loads(STAMPS.read_text(encoding="utf-8")) if STAMPS.exists() else {}
     measured = hash_files(path for folder in (results_folder(), ROOT / "benchmarks") for path in folder.rglob("*.json"))
@@ -96,6 +99,12 @@ def hash_files(paths: Iterable[Path], *more: str) -> str:
 def select_ours(files: Iterable[str]) -> list[str]:
     """The files below the repository, by their place in it."""
     return [Path(file).relative_to(ROOT).as_posix() for file in files if Path(file).is_relative_to(ROOT)]
+
+
+def list_loaded() -> list[str]:
+    """The files of ours that this process has loaded."""
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith(("deeper_layers", "book."))]
+    return sorted(select_ours(filter(None, (getattr(module, "__file__", None) for module in ours))))
 
 
 def run_notebook(target: Path) -> list[str]:

@@ -3,8 +3,11 @@
 import html
 import os
 import re
+import subprocess
+import sys
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 from deeper_layers_companion.results.places import AROUND as ROOT
@@ -12,6 +15,7 @@ from deeper_layers_companion.results.places import AROUND as ROOT
 OUTSIDE = re.compile(r"mathjax|thebe|jsdelivr|unpkg", re.IGNORECASE)
 ADDRESS = re.compile(r"""<(\w+)\b[^>]*?\s(?:href|src|data|poster)="([^"]+)\"""")
 SCRIPT = re.compile(r"(<script\b[^>]*>).*?</script>", re.DOTALL)
+HEAVIEST = 800_000  # bytes of a page
 MOST_WORDS, OF_A_PAGE = 20_000, 900  # folded ones, figures, tables and code apart
 FOLDED = re.compile(r"<(details|table|dl|script|style|pre|svg|math)\b.*?</\1>", re.DOTALL)
 
@@ -48,14 +52,38 @@ def test_links_images_and_scripts_exist_and_nothing_is_loaded_from_outside(site,
 def test_what_notebooks_show_is_understood_has_its_data_and_its_code_folded_at_the_end(pages):
     method = pages["method.html"]
     assert method.count("<math ") > 10 and method.count('class="eqno">(') > 2, "formulas are written into the page"
+    stands: dict[str, list[str]] = {}
     for name, page in pages.items():
         # no table that stays a line of strokes, object shown by its type, command that no formula knows, page unlinked
         assert not re.search(r"\|\s*:?-{2,}|&lt;[\w.]+ object( at 0x\w+)?&gt;|<m[ion]>\\|data-page=", page), name
         figures = re.findall(r'<figure class="measured".*?</figure>', page, re.DOTALL)
         for figure in figures:
-            assert 'class="picture"' in figure and ".csv" in figure, name
-            assert re.search(r"papermill notebooks/\d\d-[\w-]+\.ipynb out\.ipynb", figure), name
-        assert bool(figures) == ("plotly.min.js" in page), name
+            assert 'class="picture"' in figure and ".csv" in figure and "Figure " in figure, name
+            assert re.search(r"python -m book\.extension\.figures \d\d-[\w-]+#[\w-]+ [\w-]+\.svg", figure), name
+        assert bool(figures) == ("plots.js" in page) and len(page) < HEAVIEST, name
+        stands[name] = re.findall(r'<figure class="measured"[^>]* id="([\w-]+)"', page)
         if name.startswith("executed/"):
             before, *code = page.split("Code of this page")
             assert len(code) == 1 and "cell_input" not in page and "trust_remote_code" not in before, name
+    places = [place for names in stands.values() for place in names]
+    assert len(set(places)) == len(places), "a figure on two pages"
+
+
+def test_the_three_lines_of_pandas_answer_their_question(site, monkeypatch, capsys):
+    text = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(site / "_static")
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], {})
+    printed = capsys.readouterr().out
+    assert "Qwen2.5-Coder-1.5B-Instruct" in printed and "0.741" in printed, "the whole model's share of right answers"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("figure", ["01-similarity#texts", "02-question-answering#flips", "10-measured#hours"])
+def test_the_command_under_a_figure_draws_that_figure(site, tmp_path, figure):
+    notebook, _, name = figure.partition("#")
+    page = (site / "executed" / f"{notebook}.html").read_text(encoding="utf-8")
+    command = f"python -m book.extension.figures {figure} {name}.svg"
+    assert command in html.unescape(page)
+    target = tmp_path / f"{name}.svg"
+    subprocess.run([sys.executable, "-m", "book.extension.figures", figure, target], cwd=ROOT, check=True, timeout=600)
+    assert target.read_bytes() == (site / "_static" / f"{notebook[:2]}-{name}.svg").read_bytes()

@@ -1,13 +1,12 @@
-"""Draw each picture twice, panel by panel: for print (matplotlib, styled by seaborn) and for the site (plotly).
+"""Draw each picture twice, panel by panel: for print (matplotlib, styled by seaborn), and as data for the site.
 
-book/assets/plots.js makes the plotly plots: it adds what all plots share, and puts panels beside each other on a wide
-screen. The static picture is shown where scripts are off. figures.py decides what is drawn, and its words.
+book/assets/plots.js draws those data at the width and in the theme of the page, with a text under the pointer. The
+static picture is shown where scripts are off. figures.py decides what is drawn, and its words.
 """
 
 import base64
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 
@@ -17,10 +16,10 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_hex, to_rgb
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from deeper_layers_companion.report.names import as_csv, as_html, as_plotly, shorten
+from deeper_layers_companion.report.names import as_csv, as_html, shorten
 from deeper_layers_companion.results.frames import VECTORS
 
 INK, GREY = "#1a1a1a", "#8a8a8a"  # plots.js gives INK the colour of the page's text
@@ -36,16 +35,17 @@ PRINT = {
     "figure.constrained_layout.w_pad": 0.08,  # inches: browsers set the letters a little wider
     "text.parse_math": False,  # names of models and tasks are shown as they are, dollar signs too
 }
-NOTEBOOK = "DEEPER_LAYERS_NOTEBOOK"  # environment variable: the running notebook, for the command below a figure
+MOST_NAMES = 4  # in a legend; more stand on their lines
 
 
 class Panel:
-    """A panel of a figure. Each method draws an element for print, on `ax`, and for the site, as plotly's data."""
+    """A panel of a figure. Each method draws an element for print, on `ax`, and for the site, as an item of `live`."""
 
     def __init__(self, ax, title: str, x: str, y: str, height: int, legend: dict):
         ax.set_title("\n".join(map(shorten, title.split("\n"))), loc="left")
-        layout = {"title": {"text": as_lines(title)}, "height": height, "xaxis": {"title": x}, "yaxis": {"title": y}}
-        self.ax, self.legend, self.live = ax, legend, {"data": [], "layout": layout}
+        self.ax, self.legend, self.ends = ax, legend, {}
+        title = "\n".join(map(shorten, title.split("\n")))
+        self.live = {"title": title, "height": height, "x": {"title": x}, "y": {"title": y}, "items": []}
 
     def draw_line(
         self, x, y, *, colour, label=None, line="solid", width=1.5, marker=None, size=4, filled=True, hover=None
@@ -56,59 +56,83 @@ class Panel:
         (artist,) = self.ax.plot(x, y, **look)
         if label is not None:
             self.legend.setdefault(label, artist)
-        trace = {"mode": "+".join(["lines"] * bool(line) + ["markers"] * bool(marker)), "hoverinfo": "skip"}
-        trace |= {"line": {"color": colour, "width": 1.3 * width, "dash": line}} if line else {}
-        if marker:
-            trace["marker"] = {"color": colour, "size": size + 3, "symbol": marker + "-open" * (not filled)}
-        if hover is not None:
-            trace |= {"text": list(map(as_lines, hover)), "hoverinfo": "text"}
-            trace["hovertemplate"] = "%{text}<extra></extra>"
-        self._add_trace(label, x=round_values(x), y=round_values(y), showlegend=label is not None, **trace)
+            self._note_end(label, x, y, colour)
+        item = {"kind": "line", "x": round_values(x), "y": round_values(y), "colour": colour}
+        item |= {"line": line, "width": width} if line else {}
+        item |= {"marker": marker, "size": size, "filled": filled} if marker else {}
+        item |= {"hover": list(map(escape_lines, hover))} if hover is not None else {}
+        item |= {"label": shorten(label)} if label is not None else {}
+        self.live["items"].append(item)
 
-    def draw_band(self, x, low, high, *, colour, label=None) -> None:
+    def draw_band(self, x, low, high, *, colour) -> None:
         """Draw a band between two heights, in one piece for each run without gaps."""
         x, low, high = (np.ma.masked_invalid(np.asarray(values, dtype=float)) for values in (x, low, high))
         self.ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        across, up = [], []
         for run in np.ma.clump_unmasked(high - low):
-            across += [*round_values(x[run]), *round_values(x[run][::-1]), None]
-            up += [*round_values(low[run]), *round_values(high[run][::-1]), None]
-        shade = "rgba({:.0f},{:.0f},{:.0f},0.18)".format(*(255 * part for part in to_rgb(colour)))
-        look = {"fill": "toself", "fillcolor": shade, "mode": "none", "hoverinfo": "skip", "showlegend": False}
-        self._add_trace(label, x=across, y=up, **look)
+            across = [*round_values(x[run]), *round_values(x[run][::-1])]
+            up = [*round_values(low[run]), *round_values(high[run][::-1])]
+            self.live["items"].append({"kind": "band", "x": across, "y": up, "colour": colour})
 
     def draw_map(self, z: np.ndarray, hover: list[list[str]]) -> None:
         """Draw a map of values from 0 to 1, [rows from 1 on, columns from 0 on]; `hover` has a text for each value."""
         edges = np.arange(z.shape[1] + 1) - 0.5, np.arange(z.shape[0] + 1) + 0.5
         look = {"cmap": HEAT, "vmin": 0, "vmax": 1, "rasterized": True, "zorder": 2}
         self.ax.pcolormesh(*edges, np.ma.masked_invalid(z), **look)
-        look = {"x0": 0, "y0": 1, "zmin": 0, "zmax": 1, "showscale": False, "hoverongaps": False, "text": hover}
-        look |= {"colorscale": list_colour_stops(HEAT), "hovertemplate": "%{text}<extra></extra>"}  # numbers only
-        self._add_trace(None, type="heatmap", z=[round_values(row) for row in z], **look)
+        colours = [[None if np.isnan(value) else to_hex(HEAT(value)) for value in row] for row in z]
+        self.live["items"].append({"kind": "map", "colours": colours, "hover": hover})
+
+    def annotate(self, x: float, y: float, text: str) -> None:
+        """Write what happens at a point beside it."""
+        low, high = self.ax.get_xlim()
+        is_right = x > low + 0.7 * (high - low)
+        look = {
+            "xytext": (-6 if is_right else 6, 8),
+            "textcoords": "offset points",
+            "ha": "right" if is_right else "left",
+        }
+        look |= {"fontsize": 8, "fontstyle": "italic"}
+        self.ax.annotate(text, (x, y), **look)
+        at = {"x": float(x), "y": float(y)}
+        self.live["items"].append({"kind": "note", "text": text} | at)
 
     def set_ranges(self, x: Sequence[float], y: Sequence[float], percent: str = "", rows: Sequence[str] = ()) -> None:
         """Set the ranges of the axes; `percent` names axes of shares, `rows` the heights 0, 1, ... from the top."""
-        layout = self.live["layout"]
         self.ax.set(xlim=x, ylim=y)
-        for axis_name, axis, ends in (("x", self.ax.xaxis, x), ("y", self.ax.yaxis, y)):
-            layout[f"{axis_name}axis"]["range"] = list(map(float, ends))
+        for name, axis, ends in (("x", self.ax.xaxis, x), ("y", self.ax.yaxis, y)):
+            self.live[name] |= {"range": list(map(float, ends)), "percent": name in percent}
             axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 4, 5, 10]))
-            if axis_name in percent:
+            if name in percent:
                 axis.set_major_formatter(PercentFormatter(1, decimals=0))
-                layout[f"{axis_name}axis"]["tickformat"] = ".0%"
         if rows:
             self.ax.set_yticks(range(len(rows)), list(map(shorten, rows)))
-            layout["rows"] = list(map(as_plotly, rows))
+            self.live["rows"] = list(map(shorten, rows))
 
-    def _add_trace(self, label: str | None, **trace) -> None:
-        self.live["data"].append(trace if label is None else {"name": as_plotly(label), **trace})
+    def _note_end(self, label: str, x, y, colour: str) -> None:
+        """Keep where a line ends, for its name."""
+        known = [(across, up) for across, up in zip(x, y) if np.isfinite(across) and np.isfinite(up)]
+        if known:
+            is_upright = len(known) > 1 and len({across for across, _ in known}) == 1
+            self.ends[label] = (*known[-1], colour, is_upright)
+
+    def name_lines(self) -> None:
+        """Write the name of each line at its right end, in print; names that would touch are moved apart."""
+        low, high = self.ax.get_ylim()
+        gap, place = (high - low) / (self.live["height"] / 14), -np.inf
+        for label, (across, up, colour, is_upright) in sorted(self.ends.items(), key=lambda item: item[1][1]):
+            if is_upright:
+                at = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right", "fontsize": 7}
+                self.ax.annotate(shorten(label), (across, 0.98), color=colour, **at)
+                continue
+            place = max(up, place + gap)
+            at = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7, "annotation_clip": False}
+            self.ax.annotate(shorten(label), (1.01, place), color=colour, **at)
 
 
 class Figure:
     """One picture in both forms. A notebook shows it with its rows and the command that makes it.
 
     `name` identifies the figure on its page and names its files: a-z, 0-9 and single hyphens. `titles` has one title
-    for each panel, row by row; `tall` are the heights of the rows in pixels, or that of each.
+    for each panel, row by row, in one column or two; `tall` are the heights of the rows in pixels, or that of each.
     """
 
     @matplotlib.rc_context(PRINT)
@@ -116,15 +140,17 @@ class Figure:
         rows = -(-len(titles) // columns)
         tall = np.broadcast_to(tall or (340 if len(titles) == 1 else 200 if columns > 1 else 240), rows).tolist()
         self.name, self.columns, self.scale, self.legend = name, columns, None, {}
-        size = 6.6 if columns < 3 else 2.5 * columns, (sum(tall) + 60 * rows) / 90
-        self.static = matplotlib.figure.Figure(size, layout="constrained")
-        axes = self.static.subplots(rows, columns, squeeze=False, height_ratios=tall).flatten()
-        for spare in axes[len(titles) :]:
-            spare.remove()
-        places = enumerate(zip(axes, titles))
-        self.panels = [Panel(ax, title, x, y, tall[index // columns], self.legend) for index, (ax, title) in places]
-        for index, panel in enumerate(self.panels):
-            panel.ax.set(xlabel=x if index + columns >= len(titles) else None, ylabel=None if index % columns else y)
+        self.static = matplotlib.figure.Figure((6.6, (sum(tall) + 60 * rows) / 90), layout="constrained")
+        grid = self.static.add_gridspec(rows, columns, height_ratios=tall)
+        first = len(titles) % columns  # where the last row would have a hole, the first panel has the whole width
+        places = [(0, slice(None))] if first else []
+        shift = columns - 1 if first else 0
+        places += [divmod(index + shift, columns) for index in range(len(places), len(titles))]
+        self.panels = []
+        for (row, column), title in zip(places, titles):
+            panel = Panel(self.static.add_subplot(grid[row, column]), title, x, y, tall[row], self.legend)
+            panel.ax.set(xlabel=x if row == rows - 1 else None, ylabel=None if column == 1 else y)
+            self.panels.append(panel)
 
     @matplotlib.rc_context(PRINT)
     def add_scale(self, title: str, colours=HEAT, ends: Sequence = (0, 1)) -> ScalarMappable:
@@ -140,7 +166,11 @@ class Figure:
         the alternative text; then lay out the figure."""
         vectors = [name for name in VECTORS if name in data and data[name].dtype == object]
         self.data, self.caption, self.alt = data.drop(columns=vectors), caption, alt
-        if names := list(map(shorten, self.legend)):
+        names = list(map(shorten, self.legend))
+        if len(names) > MOST_NAMES:
+            for panel in self.panels:
+                panel.name_lines()
+        elif names:
             columns = max(1, min(4, len(names), 80 // (4 + max(map(len, names)))))
             self.static.legend(self.legend.values(), names, loc="outside upper center", ncols=columns)
             wide, high = self.static.get_size_inches()
@@ -159,23 +189,22 @@ class Figure:
 
     @property
     def live(self) -> dict:
-        """The panels (plotly's data and layout of each), the number of columns, and the scale of colours."""
-        return {"panels": [panel.live for panel in self.panels], "columns": self.columns, "scale": self.scale}
+        """The panels, how many stand beside each other, the scale of colours, and whether there is a legend."""
+        panels = [panel.live for panel in self.panels]
+        has_legend = len(panels) > 1 and len(self.legend) <= MOST_NAMES
+        return {"panels": panels, "columns": self.columns, "scale": self.scale, "legend": has_legend}
 
     def _repr_html_(self) -> str:
         """The HTML that a notebook shows: a picture that needs no script, and the live plot's data for plots.js."""
         # In JSON "<" occurs only inside strings. Escaped, no label can end the script. Browsers reject NaN.
         live = json.dumps(self.live, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
         caption = re.sub(r"<(?!/?(?:em|strong|b|i|code|sub|sup|br)>)", "&lt;", self.caption)
-        notebook = as_html(os.environ.get(NOTEBOOK, ""))
-        command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p model ORG/NAME"
-        made = f' <code class="command">{command}</code>' if notebook else ""
         return (
             f'<figure class="measured" id="{self.name}"><div class="plot"><img alt="{as_html(self.alt)}" '
             f'src="data:image/svg+xml;base64,{base64.b64encode(self.svg()).decode()}"></div>'
-            f'<script type="application/json" class="plotly-data">{live}</script><figcaption>{caption}'
+            f'<script type="application/json" class="figure-data">{live}</script><figcaption>{caption}'
             f'<span class="downloads">{make_csv_link(self.data, self.name)} '
-            f'<a class="picture" download="{self.name}.svg" hidden>picture (SVG)</a>{made}</span></figcaption></figure>'
+            f'<a class="picture" download="{self.name}.svg" hidden>picture (SVG)</a></span></figcaption></figure>'
         )
 
 
@@ -185,13 +214,13 @@ def make_csv_link(rows: pd.DataFrame, name: str) -> str:
     return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}">data (CSV)</a>'
 
 
-def as_lines(text: str) -> str:
-    """Text of several lines for plotly, escaped."""
-    return "<br>".join(map(as_plotly, text.split("\n")))
+def escape_lines(text: str) -> str:
+    """Text of several lines, each short and without characters that nobody sees."""
+    return "\n".join(map(shorten, text.split("\n")))
 
 
 def list_colour_stops(colours) -> list:
-    """A colour map as plotly's list of stops."""
+    """A colour map as a list of stops: place and colour."""
     return [[stop, to_hex(colours(stop))] for stop in np.linspace(0, 1, 11).round(1).tolist()]
 
 

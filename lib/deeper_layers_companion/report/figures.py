@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.colors import ListedColormap, to_hex
 
 from deeper_layers.cuts import describe_layers
-from deeper_layers_companion.report import paper
+from deeper_layers_companion.report import findings, paper
 from deeper_layers_companion.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Figure, make_csv_link
 from deeper_layers_companion.report.estimates import AT_FLOOR, interval_columns
 from deeper_layers_companion.report.names import (
@@ -40,10 +40,14 @@ TO_THE_LAST = "the block ends at the last layer"
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
 MARKS = {"marker": "circle", "size": 3}, {"marker": "square", "size": 5, "filled": False}  # on a map
 BLUE, RED, GREEN, PINK, YELLOW, SKY, _ = PALETTE
-# warm colours for letters, cool ones for words and written answers
-COLOURS = {"similarity": BLUE, "simple": RED, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
-COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": PINK}
+PURPLE, FOREST = "#AA3377", "#117733"  # Paul Tol's, as distinct
+# one colour a meaning on the whole site (site.css has the same): the paper's rules are purple and ink, letters are
+# warm, words blue, what is written is green
+COLOURS = {"similarity": PURPLE, "simple": INK, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
+COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": FOREST}
 COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
+FREE = ("#6A51C7", "#999933", "#CC6677", "#44AA99", "#5B7DB1", "#A0522D", INK)  # mean nothing elsewhere
+COLOURS |= dict(zip(FIRST, FREE))
 COLOURS = {task_title(name): colour for name, colour in COLOURS.items()} | {TO_THE_LAST: GREY}
 
 
@@ -73,15 +77,15 @@ def curves(
     all_rows, rows = rows, rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
         return explain_nothing_drawn(all_rows, name)
-    panels, (low, high), several = split_panels(rows, col, row), interval_columns(y), rows[col].nunique() if col else 1
-    columns = several if several in (2, 3) and len(panels) % several == 0 else min(2, len(panels))
+    panels, (low, high) = split_panels(rows, col, row), interval_columns(y)
+    columns = min(2, len(panels))
     title, along = title or AXES.get(y, y), AXES.get(x, x)
     picture = Figure(name, along, title, [head for head, _ in panels], columns=columns)
     scale = picture.add_scale(AXES.get(shade, shade), SIZES, (rows[shade].min(), rows[shade].max())) if shade else None
     strokes = dict(zip(rows[stroke].unique(), itertools.cycle(LINES))) if stroke else {}
     over = pd.DataFrame(columns=["label", x, y]) if over is None else over
     hues, top = rows[hue].astype(str).unique(), min(1.03, 1.1 * rows[y].astype(float).max())
-    looks = choose_looks([*hues, *over["label"].unique()])
+    looks = choose_looks(hues)
     keys = [(key, looks[key]) for key in hues] * (not shade)  # the legend: colours, then strokes
     keys += [(key, {"colour": INK, "line": strokes[key]}) for key in strokes] * (len(strokes) > 1)
     for value, look in keys:
@@ -107,16 +111,33 @@ def curves(
                 look = {"width": 1, "colour": to_hex(scale.to_rgba(first[shade]))}
             if low in line:
                 ends = (line[end].astype(float).clip(*heights) for end in (low, high))
-                panel.draw_band(line[x], *ends, colour=look["colour"], label=look.get("label"))
+                panel.draw_band(line[x], *ends, colour=look["colour"])
             text = "\n".join([label, *(line[apart].unique().astype(str) if apart else [])])
             panel.draw_line(line[x], line[y], **look, hover=write_hover_texts(text, line, x, y), size=3)
         for label, line in overlay.groupby("label", sort=False):
             look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
-            look = look if "model" in line else {"colour": looks[label]["colour"], "width": 1}
+            look = look if "model" in line else {"colour": GREY, "width": 0.8}
             panel.draw_line(line[x], line[y], **look, label=label, hover=write_hover_texts(label, line, x, y))
-    text = " Bands are 95% intervals." if low in rows else ""
+        for row, words in _find_notes(part, x, y, hue):
+            panel.annotate(row[x], row[y], words)
+    text = " Bands: 95%." if low in rows else ""
+    if "untold" in rows and (rows["untold"] == AT_FLOOR).all():
+        caption = caption or "These whole models only guess, so their curves tell nothing of layers."
+    caption = caption or (findings.state_half_gone(rows) if hue == "rule" and y == "value" else "")
     caption = caption or f"{title} against {along[:1].lower() + along[1:]}."
     return picture.finish(rows, caption + text, write_alt_text(panels, y, None if scale else hue, x))
+
+
+def _find_notes(part: pd.DataFrame, x: str, y: str, hue: str) -> list[tuple[pd.Series, str]]:
+    """What happens in a panel at a row, in words: half gone, or back, under a rule; back without the last block."""
+    if hue == "rule" and x in ("share", "size") and y in ("value", "kept"):
+        similar, simple = (part[part["rule"] == rule] for rule in ("similarity", "simple"))
+        return findings.find_events(similar) + [event for event in findings.find_events(simple) if "back" in event[1]]
+    if x == "middle" and y == "kept":
+        found = [findings.find_return(line) for _, line in part.groupby(hue, sort=False)]
+        events = [event for events in found for event in events]
+        return [(events[0][0], f"back: {' and '.join(words for _, words in events)}")] if events else []
+    return []
 
 
 def distance_curves(distances: pd.DataFrame):
@@ -126,6 +147,7 @@ def distance_curves(distances: pd.DataFrame):
         "of each size among those that keep the last layer; the right end of each line is the block that holds it."
     )
     rows, over = select_distances(distances), find_nearest(distances).assign(label=NEAREST)
+    caption = f"{findings.state_nearest(over)} {caption}"
     look = {"hue": "size", "shade": "size", "row": column_if_several(rows, "corpus"), "over": over}
     return curves(rows, x="start", y="distance", **look, name="distance-curves", caption=caption)
 
@@ -134,9 +156,10 @@ def best_starts(nearest: pd.DataFrame):
     """The start of the most similar block against its size, as shares of all layers, with the authors' starts."""
     rows = nearest.assign(start_share=nearest["start"] / nearest["layers"])
     last = pd.DataFrame({"label": TO_THE_LAST, "share": [0, 1], "start_share": [1, 0]})
-    over = pd.concat([last, paper.authors_starts().drop(columns="model")])
+    authors = paper.authors_starts()
+    over = pd.concat([last, authors.drop(columns="model")])
     look = {"hue": "model", "col": None, "row": None}
-    caption = "First layer of the most similar block against its size, as shares of all layers."
+    caption = f"{findings.state_starts(rows, authors)} First layer against size, as shares of all layers."
     return curves(rows, y="start_share", **look, over=over, name="best-starts", caption=caption)
 
 
@@ -147,11 +170,12 @@ def heat_maps(distances: pd.DataFrame):
     rows["shade"] = of_size.transform(lambda values: (values - values.min()) / (values.max() - values.min()))
     marks = {NEAREST: find_nearest(distances), "the authors' l*(n)": paper.authors_starts()}
     caption = (
-        "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
+        f"{findings.state_last_block(rows)} Angular distance of every block, rescaled in each row from 0 (most "
+        "similar) to 1. A row's last block holds "
         "the last layer and is never dropped."
     )
     title = "Distance, rescaled in each row"
-    return _draw_map(rows, "corpus", marks, (RED, YELLOW), title, "distance", "d = {:.3f}", "heat-maps", caption)
+    return _draw_map(rows, "corpus", marks, (PURPLE, YELLOW), title, "distance", "d = {:.3f}", "heat-maps", caption)
 
 
 def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
@@ -160,9 +184,11 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     way = rows["guessing"] - (rows["value"] - rows["cost"])
     rows = rows.assign(shade=(rows["cost"] / way).clip(0, 1))
     marks = {"best of its size": rows[rows["place"] == 1], NEAREST: nearest}
-    caption = "Loss that each block adds when it is dropped; white where it was not measured."
+    caption = f"{findings.state_agreement(rows, nearest)} Loss that each block adds; white where it was not measured."
     title = "Loss added, as a share of the way to guessing"
-    return _draw_map(rows, "task", marks, ("#ffffff", RED), title, "cost", "{:+.2f} nats a token", "block-map", caption)
+    return _draw_map(
+        rows, "task", marks, ("#ffffff", PURPLE), title, "cost", "{:+.2f} nats a token", "block-map", caption
+    )
 
 
 def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
@@ -219,9 +245,9 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
                 hover = write_hover_texts(dots[y].astype(str).map(rule_title), dots, hue or "", x)
                 look = looks[value] | {"label": rule_title(value) if hue else None, "filled": not is_endless}
                 panel.draw_line(dots[x].clip(left, right), dots["at"], **look, line=None, hover=hover)
-    note = " Bars are 95% intervals." if rows[ends[1:]].notna().any(axis=None) else ""
+    note = " Bars: 95%." if rows[ends[1:]].notna().any(axis=None) else ""
     note += " Open circles: more layers than were dropped." if endless.any() else ""
-    return picture.finish(rows, f"{title}.{note}", write_alt_text(panels, x))
+    return picture.finish(rows, findings.state_ends(rows, y, x, title) + note, write_alt_text(panels, x))
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
@@ -284,7 +310,7 @@ def select_overlay(over: pd.DataFrame, panel_rows: pd.DataFrame) -> pd.DataFrame
 def choose_looks(names: Iterable[str]) -> dict[str, dict]:
     """A colour and a marker for each name: its fixed colour if it has one, else one that no other name here has."""
     names = list(names)
-    free = [colour for colour in PALETTE if colour not in map(COLOURS.get, names)] or PALETTE
+    free = [colour for colour in FREE if colour not in map(COLOURS.get, names)] or FREE
     colours = dict(zip([name for name in names if name not in COLOURS], itertools.cycle(free))) | COLOURS
     return {name: {"colour": colours[name], "marker": marker} for name, marker in zip(names, itertools.cycle(MARKERS))}
 
@@ -340,13 +366,12 @@ def format_cell(value) -> str:
 
 
 def write_alt_text(panels: list[tuple[str, pd.DataFrame]], y: str, hue: str | None = None, x: str = "") -> str:
-    """The panels in words: the first and the last point of each line by `hue`, else the least and the most value."""
+    """The panels in words: the course of each line by `hue`, else the least and the most value."""
     parts = []
     for title, panel_rows in panels:
         for label, line in panel_rows.groupby(panel_rows[hue].astype(str), sort=False) if hue else [("", panel_rows)]:
             course = f"{line[y].min():.2g} to {line[y].max():.2g}"
             if hue:
-                (a, b), (c, d) = line.sort_values(x)[[x, y]].astype(float).iloc[[0, -1]].to_numpy()
-                course = f"{b:.2g} at {a:.2g}, {d:.2g} at {c:.2g}"
+                course = findings.describe_shape(*line.sort_values(x)[[x, y]].astype(float).to_numpy().T)
             parts.append(", ".join(filter(None, [title.replace("\n", ", "), rule_title(label), course])))
     return "; ".join(parts) + "."

@@ -23,11 +23,6 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the first letter of a formula, full-width ones too
 
 
-def as_plotly(text: str) -> str:
-    """A name escaped for plotly, whose texts may hold some tags, and in hover templates %{variables}."""
-    return html.escape(shorten(text), quote=False).replace("{", "&#123;")
-
-
 def shorten(text: str) -> str:
     """A name short enough for a picture: only the beginning and the end of a long one."""
     text = escape_invisible(text)

@@ -1,0 +1,143 @@
+"""What a figure shows, in words: captions that state it, notes at a cliff or a rebound, and the shape of a line."""
+
+import numpy as np
+import pandas as pd
+
+from deeper_layers_companion.report.names import escape_invisible, model_title, rule_title, sort_names
+
+HALF = 0.5
+FLAT = 0.05  # a line that moves by less than this, of its own height, stays
+FIRST_TOPICS = 2  # that a caption tells of
+
+
+def find_events(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
+    """Where a curve of shares kept falls to half, and where it is surely back above half after it surely was below: the
+    row and its words. `line` has the columns of `statistics.curves`, of one rule."""
+    if not {"kept", "kept_low", "kept_high", "size"} <= set(line):
+        return []
+    line = line[(line["size"] > 0) & line["kept"].notna()].sort_values("size")
+    events = []
+    gone = line[line["kept"] <= HALF]
+    if len(gone):
+        events.append((gone.iloc[0], f"half gone at {gone.iloc[0]['size']:.0f}"))
+    below = line[line["kept_high"] < HALF]
+    if len(below):
+        back = line[(line["size"] > below["size"].min()) & (line["kept_low"] > HALF)]
+        if len(back):
+            events.append((back.iloc[0], f"back at {back.iloc[0]['size']:.0f}"))
+    return events
+
+
+def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
+    """Whether what is lost without late blocks is there again without the block that holds the last layer: its row and
+    words. `line` has the columns of `statistics.kept_by_place`, of one task."""
+    line = line.sort_values("start")
+    if not len(line) or "kept_high" not in line:
+        return []
+    last, before = line.iloc[-1], line.iloc[:-1].tail(int(line["size"].iloc[-1]))
+    holds_last = last["start"] + last["size"] == last["layers"]
+    if holds_last and last["kept_low"] > HALF and (before["kept_high"] < HALF).any():
+        return [(last, f"{last['kept']:.0%}")]
+    return []
+
+
+def state_half_gone(curves: pd.DataFrame) -> str:
+    """Where half of the first topics is gone in the most capable model without its most similar layers; "" without."""
+    if "kept" not in curves or curves.empty:
+        return ""
+    model = sort_names(curves["model"].unique())[0]
+    parts = []
+    for topic, rows in curves[curves["model"] == model].groupby("topic", sort=False):
+        events = find_events(rows[rows["rule"] == "similarity"])
+        if events:
+            parts.append(f"of {topic} without {events[0][0]['size']:.0f}")
+    if not parts:
+        return ""
+    layers = int(curves[curves["model"] == model]["layers"].iloc[0])
+    told = "; ".join(parts[:FIRST_TOPICS])
+    return f"{escape_invisible(model_title(model))} has lost half {told} of its {layers} layers, the most similar ones."
+
+
+def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
+    """The least and the most of the first model's rows: "Share kept: from 10% (Facts, written) to 91% (Capitals)."."""
+    model = sort_names(rows["model"].unique())[0]
+    of_first = rows[(rows["model"] == model) & rows[x].notna()].sort_values(x)
+    if len(of_first) < 2:
+        return f"{title}."
+    form = "{:.0%}" if x in ("share", "kept") else "{:.3g}"
+    ends = []
+    for _, row in of_first.iloc[[0, -1]].iterrows():
+        number = form.format(row[x]) if np.isfinite(row[x]) else "more than was measured"
+        ends.append(f"{number} ({rule_title(str(row[y]))})")
+    return f"{title}, {escape_invisible(model_title(model))}: {ends[0]} is least, {ends[1]} most."
+
+
+QUARTER = 0.25  # of the layers, where models are compared
+
+
+def state_nearest(nearest: pd.DataFrame) -> str:
+    """Which block of a quarter of the layers is the most similar one, model by model."""
+    parts = []
+    for model, rows in nearest.groupby("model", sort=False):
+        quarter = rows[rows["size"] == round(rows["layers"].iloc[0] / 4)].head(1)
+        for row in quarter.to_dict("records"):
+            block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
+            parts.append(f"{block} in {escape_invisible(model_title(model))}")
+    return f"Of a quarter of the layers the most similar are {'; '.join(parts)}." if parts else ""
+
+
+def state_starts(rows: pd.DataFrame, authors: pd.DataFrame) -> str:
+    """How deep the most similar block of a quarter of the layers starts, here and in the authors' models. Both tables
+    have share and start_share."""
+
+    def at_quarter(line: pd.DataFrame) -> float:
+        return line.iloc[(line["share"] - QUARTER).abs().argmin()]["start_share"]
+
+    here = [
+        f"{at_quarter(line):.0%} in {escape_invisible(model_title(model))}"
+        for model, line in rows.groupby("model", sort=False)
+    ]
+    there = [at_quarter(line) for _, line in authors.groupby("label", sort=False)]
+    text = f"A quarter dropped, the block starts at {', '.join(here)} of the depth"
+    return f"{text}; at {min(there):.0%} to {max(there):.0%} in the authors' models." if there else f"{text}."
+
+
+def state_last_block(rows: pd.DataFrame) -> str:
+    """At how many sizes the block with the last layer lies in the upper half of the distances of its size. `rows` have
+    shade, the distance rescaled from 0 to 1 in each size."""
+    holds_last = rows["start"] + rows["size"] == rows["layers"]
+    parts = []
+    for model, of_model in rows[holds_last & (rows["start"] > 0)].groupby("model", sort=False):
+        unlike = (of_model["shade"] > HALF).sum()
+        parts.append(f"{unlike} of {len(of_model)} sizes in {escape_invisible(model_title(model))}")
+    return f"Blocks with the last layer are among the less similar half at {'; '.join(parts)}." if parts else ""
+
+
+def state_agreement(blocks: pd.DataFrame, nearest: pd.DataFrame) -> str:
+    """At how many sizes the most similar block is the one that costs least, model by model."""
+    best = blocks.loc[blocks["place"] == 1, ["model", "size", "start"]]
+    both = best.merge(nearest[["model", "size", "start"]], on=["model", "size"], suffixes=("", "_nearest"))
+    parts = []
+    for model, rows in both.drop_duplicates(["model", "size"]).groupby("model", sort=False):
+        alike = (rows["start"] == rows["start_nearest"]).sum()
+        parts.append(f"{alike} of {len(rows)} sizes in {escape_invisible(model_title(model))}")
+    return f"The most similar block is the one that costs least at {'; at '.join(parts)}." if parts else ""
+
+
+def describe_shape(x: np.ndarray, y: np.ndarray) -> str:
+    """The course of a line: "falls from 0.74 at 0 to 0.38 at 0.9, steepest before 0.11; least 0.3 at 0.2"."""
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    if not len(y):
+        return "nothing"
+    if len(y) == 1 or np.ptp(y) <= FLAT * max(abs(y).max(), 1e-9):
+        return f"stays near {y.mean():.2g}"
+    course = "falls" if y[-1] < y[0] else "rises"
+    text = f"{course} from {y[0]:.2g} at {x[0]:.2g} to {y[-1]:.2g} at {x[-1]:.2g}"
+    if len(y) > 2:
+        steps = np.diff(y) if course == "rises" else -np.diff(y)
+        text += f", steepest before {x[1 + steps.argmax()]:.2g}"
+    for name, place in (("least", y.argmin()), ("most", y.argmax())):
+        if abs(y[place] - y[0]) > 0.2 * np.ptp(y) and abs(y[place] - y[-1]) > 0.2 * np.ptp(y):
+            text += f"; {name} {y[place]:.2g} at {x[place]:.2g}"
+    return text
