@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := .ci/install $(BIN)/python
 
-.PHONY: book test check test-all test-rest style audit crate clean-clone clean
+.PHONY: book test check test-all test-rest style audit crate pdf clean-clone clean
 
 book: .venv/installed
 	$(BIN)/jupyter-book build book/ -W -n --keep-going
@@ -47,6 +47,10 @@ audit:
 	.venv/audit/bin/cyclonedx-py requirements constraints.txt --output-reproducible --output-file sbom.json
 	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt \
 	|| { echo "audit: faults are known, or the service could not be asked about a package: see above" >&2; exit 1; }
+
+# the report of at most ten pages, from what the pages show; notebooks that are out of date run first
+pdf: .venv/installed
+	$(BIN)/python -m book.article article.pdf
 
 # results, and the book where it is built, as one zip file that says what made what; the validator asks w3id.org
 crate: .venv/installed
