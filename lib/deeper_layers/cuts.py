@@ -177,9 +177,13 @@ class Cut:
 
 def _find_fields(layers: Iterable[int], attention: Iterable[int], mlp: Iterable[int]) -> tuple:
     """The five fields of the cut that drops these layers, and these sublayers of others, all in any order."""
+    given = {"layers": layers, "attention": attention, "mlp": mlp}
+    for name, indices in given.items():
+        if not isinstance(indices, Iterable):
+            raise InputError(f"{name} is {short_repr(indices)}; expected a list of layers; put one into a list")
     dropped, without_attention, without_mlp = (
         {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
-        for name, indices in (("layers", layers), ("attention", attention), ("mlp", mlp))
+        for name, indices in given.items()
     )
     block = sorted(dropped | without_attention & without_mlp)  # a layer that loses both is dropped
     attention, mlp = (tuple(sorted(part - set(block))) for part in (without_attention, without_mlp))

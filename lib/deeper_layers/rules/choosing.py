@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from pydantic.dataclasses import dataclass  # it makes numbers of text
 
+from deeper_layers.checks import short_repr
 from deeper_layers.cuts import ATTENTION, MLP, UNPRUNED, Cut, check_size, simple_cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, as_input_error
 
 if TYPE_CHECKING:  # slow, and not needed to choose
     import pandas as pd
@@ -116,8 +117,9 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
         >>> similarity_cut(np.array([[0.3, 0.1, 0.2], [0.4, 0.2, nan], [0.5, nan, nan]]), size=1)
         Cut(start=1, size=1)
     """
-    matrix = np.asarray(distances, dtype=np.float64)
-    layers = len(matrix)
+    with as_input_error(f"distances is {short_repr(distances)}", "pass what angular_distances returns"):
+        matrix = np.asarray(distances, dtype=np.float64)
+    layers = len(matrix) if matrix.ndim else 0
     if matrix.shape != (layers, layers):
         raise InputError(
             f"distances is of shape {matrix.shape}; expected (L, L) for a model of L layers; pass the whole array that "
