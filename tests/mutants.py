@@ -1,20 +1,20 @@
 """Would the tests notice? One small change of the code at a time, drawn by a seed, and which of them no test fails for.
 
     python -m tests.mutants                               # 220 of all parts of PARTS, of each as it is large
-    python -m tests.mutants --seconds 600                 # in pieces: the last line says what to skip next time
+    python -m tests.mutants --csv FILE --seconds 600      # in pieces: what stands in FILE is not tried again
     python -m tests.mutants cuts export --count 25
 
-Each runs in a copy of this checkout, against the files of tests named with its part (of them what `make test` runs): of
-these the tests that run the function, as a first run of all has found and HITS keeps. A process of tests begins with
-what is slow to import. What survives and is not the same program in other words is a missing test.
+Each runs in a copy of this checkout, against the tests that run the changed function, as a first run of all has found
+and HITS keeps: the quickest file first, until one fails or hangs. A process of tests begins with what is slow to
+import. What survives and is not the same program in other words is a missing test.
 """
 
 import argparse
 import ast
 import collections
 import contextlib
+import csv
 import importlib
-import itertools
 import json
 import os
 import random
@@ -29,12 +29,15 @@ from pathlib import Path
 
 import pytest
 
-SECONDS, ROOT = 600, Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "lib"
 SLOW = "torch transformers pandas scipy.stats peft datasets lm_eval.evaluator gguf matplotlib.pyplot papermill"
 # of report/ what makes numbers: the others draw them
 STATISTICS = "report/statistics.py report/estimates.py report/pairing.py report/measured.py report/one_cut.py"
-HITS = ROOT / ".mutants-hits.json"  # by function of lib/ the tests that run it
+HITS = ROOT / ".mutants-hits.json"  # by file of tests and function of lib/ the tests that run it, and their seconds
+# of tests/ what builds a site or an environment, reads the text of lib/, or needs a browser
+LEFT_OUT = "book wheel cluster notebooks house explorer"
+MOST = 240  # seconds of tests for a mutant: what would take longer is not run
 NOTE = """import os
 log, seen = os.open(os.environ.get("HITS_LOG", os.devnull), os.O_WRONLY | os.O_APPEND | os.O_CREAT), set()
 write, environ = os.write, os.environ
@@ -45,25 +48,25 @@ def note(function):
         write(log, line.encode(errors="replace"))
 """
 LEAST = 4  # mutants of a part, however small it is
-PARTS = {  # of each part its files in either package and its tests: first what is quick, or most about it
-    "cuts": ("cuts.py", "tree pruning jobs rules any_cut"),
-    "checks": ("checks.py errors.py markup.py schema.py packing.py", "edges refused names corpora rules results"),
-    "files": ("files.py", "files results prune"),
-    "package_index": ("package_index.py", "package_index embedded"),
-    "models": ("models/*.py", "bits widened devices pruning embedded gguf streaming families damage refused"),
-    "data": ("data/*.py data/tasks/*.py", "corpora embedded evaluation healed refused scans"),
-    "similarity": ("similarity.py", "similarity rules"),
-    "pruning": ("pruning.py", "pruning slicing any_cut"),
-    "rules": ("rules/*.py", "rules geometry scans"),
-    "sweeping": ("sweeping/*.py", "tree sweep evaluation generation streaming scans rules families"),
-    "healing": ("healing/*.py presets.py", "healing healed merging distributed"),
-    "export": ("export/*.py", "slicing quantized seeing gguf merging prune model_card engines damage files"),
-    "results": ("results/*.py", "results frames report corpora refused"),
-    "jobs": ("jobs/*.py", "jobs published_keys prices results scans geometry healed generation command examples"),
-    "statistics": (STATISTICS, "estimates report claims examples"),
-    "claims": ("report/claims.py report/paper.py", "claims report"),
-    "studies": ("studies/*.py", "last_layers report geometry claims"),
-    "command": ("command/*.py __main__.py", "command edges refused jobs prices prune examples"),
+PARTS = {  # of each part its files in either package
+    "cuts": "cuts.py",
+    "checks": "checks.py errors.py markup.py schema.py packing.py",
+    "files": "files.py",
+    "package_index": "package_index.py",
+    "models": "models/*.py",
+    "data": "data/*.py data/tasks/*.py",
+    "similarity": "similarity.py",
+    "pruning": "pruning.py",
+    "rules": "rules/*.py",
+    "sweeping": "sweeping/*.py",
+    "healing": "healing/*.py presets.py",
+    "export": "export/*.py",
+    "results": "results/*.py",
+    "jobs": "jobs/*.py",
+    "statistics": STATISTICS,
+    "claims": "report/claims.py report/paper.py",
+    "studies": "studies/*.py",
+    "command": "command/*.py __main__.py",
 }
 PAIRS = "Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, Add Sub, Mult Div, And Or"
 SWAPS = {getattr(ast, one): getattr(ast, other) for one, other in map(str.split, PAIRS.split(", "))}
@@ -101,7 +104,7 @@ def draw(parts: list[str], count: int) -> Iterator[tuple[str, Path, str, str, st
     """So many mutants of all parts: the part, the file, the function, its text, and what was changed."""
     every = {}
     for part in parts:
-        files = sorted({path for glob in PARTS[part][0].split() for path in LIBRARY.glob(f"*/{glob}")})
+        files = sorted({path for glob in PARTS[part].split() for path in LIBRARY.glob(f"*/{glob}")})
         trees = [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in files]
         every[part] = [(path, tree, *change) for path, tree in trees for change in changes(tree)]
     total = sum(map(len, every.values()))
@@ -110,30 +113,35 @@ def draw(parts: list[str], count: int) -> Iterator[tuple[str, Path, str, str, st
         for path, tree, node, name, value in random.Random(0).sample(of_part, min(share, len(of_part))):
             held, before, function = getattr(node, name), ast.unparse(node), function_of(path, node.lineno, tree)
             setattr(node, name, value)
-            said = f"{path.relative_to(LIBRARY)}:{node.lineno}: {before:.60} is {ast.unparse(node):.60}"
+            said = f"{path.relative_to(LIBRARY)}:{node.lineno}: {before:.80} is {ast.unparse(node):.80}"
             yield part, path, function, ast.unparse(tree), said
             setattr(node, name, held)
 
 
 class Only:
-    """A plugin of pytest: of all tests only those that are wanted, by their names."""
+    """A plugin of pytest: of all tests only those that are wanted, by their names; what each took goes to a file."""
 
-    def __init__(self, wanted: list[str]):
-        self.wanted = set(wanted)
+    def __init__(self, wanted: list[str], took: Path):
+        self.wanted, self.took = set(wanted), took
 
     def pytest_collection_modifyitems(self, items) -> None:
         items[:] = [item for item in items if {item.nodeid, item.nodeid.partition("::")[0]} & self.wanted]
 
+    def pytest_runtest_logreport(self, report) -> None:
+        with self.took.open("a") as file:
+            file.write(f"{report.nodeid}\t{report.duration}\n")
 
-def passes(folder: Path, files: list[str], wanted: list[str]) -> bool:
-    """Whether files of tests pass in a folder, in a process of its own, and do not hang."""
+
+def passes(folder: Path, file: str, wanted: list[str], seconds: float) -> bool:
+    """Whether tests of a file pass in a folder, in a process of its own, and do not hang."""
     child = os.fork()
     if child == 0:
         os.setsid()  # what it starts ends with it
         with contextlib.suppress(BaseException):
-            os._exit(run_tests(folder, files, wanted))
+            os._exit(run_tests(folder, file, wanted))
         os._exit(99)
-    for _ in range(SECONDS * 10):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status) in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -143,7 +151,7 @@ def passes(folder: Path, files: list[str], wanted: list[str]) -> bool:
     return False
 
 
-def run_tests(folder: Path, files: list[str], wanted: list[str]) -> int:
+def run_tests(folder: Path, file: str, wanted: list[str]) -> int:
     os.chdir(folder)
     paths = [f"{folder}/lib", str(folder)]
     sys.path[:0] = paths
@@ -152,12 +160,12 @@ def run_tests(folder: Path, files: list[str], wanted: list[str]) -> int:
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
     imported = "ignore:Module already imported"  # some are plugins of pytest
-    words = ["-q", "-x", "-p", "no:cacheprovider", "-W", imported, "-m", "not thorough", *files]
-    return pytest.main(words, plugins=[Only(wanted)])
+    words = ["-q", "-x", "-p", "no:cacheprovider", "-W", imported, "-m", "not thorough", file]
+    return pytest.main(words, plugins=[Only(wanted, folder / f"{Path(file).stem}.seconds")])
 
 
-def find_hits(folder: Path, files: list[str]) -> dict[str, list[str]]:
-    """For each function the tests that run it, or whole files where it runs before a test does. One run of all."""
+def note_calls(folder: Path) -> None:
+    """In a copy of the checkout every function of lib/ notes which test runs it."""
     for path in sorted(LIBRARY.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
@@ -167,17 +175,58 @@ def find_hits(folder: Path, files: list[str]) -> dict[str, list[str]]:
         target = folder / path.relative_to(ROOT)
         target.write_text(ast.unparse(ast.fix_missing_locations(tree)), encoding="utf-8")
     (folder / "lib" / "hits.py").write_text(NOTE)
+
+
+def find_hits(folder: Path, file: str) -> dict[str, dict[str, float]]:
+    """Of a file for each function the tests that run it, or the file itself where it runs before a test; seconds."""
+    log, took = folder / f"{Path(file).stem}.hits", folder / f"{Path(file).stem}.seconds"
+    os.environ["HITS_LOG"] = str(log)
+    if not passes(folder, file, [file], 1200):
+        print(f"# {file} is left out: it fails, or takes too long, without a change", flush=True)
+        return {}
+    seconds = collections.Counter()
+    for line in took.read_text().splitlines() if took.exists() else []:
+        test, _, duration = line.rpartition("\t")
+        seconds[test] += float(duration)
+        seconds[file] += float(duration)
     hits = collections.defaultdict(dict)
-    for file in files:
-        os.environ["HITS_LOG"] = str(folder / f"{Path(file).stem}.hits")
-        if not passes(folder, [file], [file]):
-            raise SystemExit(f"{file} fails without a change")
-        for line in Path(os.environ["HITS_LOG"]).read_text().splitlines():
-            test, _, function = line.rpartition("\t")
-            name, _, phase = test.rpartition(" (")
-            hits[function][name if phase == "call)" else file] = None
-        print(f"# {file} runs {len(hits)} functions", flush=True)
-    return {function: list(tests) for function, tests in hits.items()}
+    for line in log.read_text().splitlines() if log.exists() else []:
+        test, _, function = line.rpartition("\t")
+        name, _, phase = test.rpartition(" (")
+        name = name if phase == "call)" else file
+        hits[function][name] = seconds[name]
+    print(f"# {file} runs {len(hits)} functions in {seconds[file]:.0f} s", flush=True)
+    return hits
+
+
+def read_hits() -> dict[str, dict[str, dict[str, float]]]:
+    """HITS, made where it lacks a file of tests."""
+    hits = json.loads(HITS.read_text()) if HITS.exists() else {}
+    names = sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
+    files = [f"tests/{name}" for name in names if name[5:-3] not in LEFT_OUT.split()]
+    if set(files) - set(hits):
+        with tempfile.TemporaryDirectory() as place:
+            folder = copy_checkout(place)
+            note_calls(folder)
+            for file in files:
+                if file not in hits:
+                    hits[file] = find_hits(folder, file)
+                    HITS.write_text(json.dumps(hits))
+    return hits
+
+
+def is_killed(folder: Path, function: str, hits: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The file of tests that fails or hangs, of those that run a function: the quickest first."""
+    tests_of = {file: functions[function] for file, functions in hits.items() if function in functions}
+    seconds = {file: tests.get(file) or sum(tests.values()) for file, tests in tests_of.items()}
+    spent = 0.0
+    for file in sorted(seconds, key=seconds.__getitem__):
+        spent += seconds[file]
+        if spent > MOST:
+            break
+        if not passes(folder, file, list(tests_of[file]), 60 + 5 * seconds[file]):
+            return file
+    return ""
 
 
 def import_slow_modules() -> None:
@@ -200,30 +249,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all by default")
     parser.add_argument("--count", type=int, default=220, help="of all these parts")
-    parser.add_argument("--skip", type=int, default=0, help="so many of the first, which were tried")
+    parser.add_argument("--csv", type=Path, default=Path("mutants.csv"), help="the table: one line a mutant")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no other after so many")
     options = parser.parse_args()
-    parts = options.parts or list(PARTS)
-    files_of = {part: [f"tests/test_{name}.py" for name in PARTS[part][1].split()] for part in PARTS}
+    end = time.monotonic() + options.seconds
     import_slow_modules()
-    if not HITS.exists():
-        with tempfile.TemporaryDirectory() as place:
-            every = dict.fromkeys(file for part in PARTS for file in files_of[part])
-            HITS.write_text(json.dumps(find_hits(copy_checkout(place), list(every))))
-    hits, end = json.loads(HITS.read_text()), time.monotonic() + options.seconds
+    hits = read_hits()
+    tried = options.csv.read_text().splitlines() if options.csv.exists() else []
+    tried = {row[1] for row in csv.reader(tried)}
     with tempfile.TemporaryDirectory() as place:
-        folder, drawn = copy_checkout(place), enumerate(draw(parts, options.count))
-        for number, (part, path, function, text, said) in itertools.islice(drawn, options.skip, None):
+        folder, drawn = copy_checkout(place), list(draw(options.parts or list(PARTS), options.count))
+        random.Random(0).shuffle(drawn)  # so that any beginning is a sample of all
+        for part, path, function, text, said in drawn:
+            if said in tried:
+                continue
             if time.monotonic() > end:
-                print(f"go on with --skip {number}", flush=True)
                 return
             (folder / path.relative_to(ROOT)).write_text(text, encoding="utf-8")
-            wanted, hit = hits.get(function, []), False
-            for file in files_of[part]:
-                own = [test for test in wanted if test.partition("::")[0] == file]
-                hit = hit or bool(own and not passes(folder, [file], own))
-            print("killed  " if hit else "survived", f"{number} {part}: {said}", flush=True)
+            killer = is_killed(folder, function, hits)
             shutil.copyfile(path, folder / path.relative_to(ROOT))
+            with options.csv.open("a", newline="") as file:
+                csv.writer(file).writerow([part, said, "killed" if killer else "lives", killer, function])
 
 
 if __name__ == "__main__":

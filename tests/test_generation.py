@@ -1,13 +1,16 @@
 """Generated answers are those of lm-eval's HFLM on each pruned model. Of every family: tests/test_families.py."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from transformers import GenerationConfig
 
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping.generation import ROWS, Decoding, generate
 from deeper_layers.sweeping.shards import Shards
@@ -87,6 +90,49 @@ def test_more_than_greedy_is_left_to_hflm(asks, opened, written):
         torch.manual_seed(0)
         texts.append(write())
     assert texts[0] == texts[1] and not written
+
+
+SETTINGS = {  # a value for each entry of a generation configuration that asks for something
+    "max_length": 40, "max_new_tokens": 2, "min_length": 60, "min_new_tokens": 5, "early_stopping": True,
+    "max_time": 60.0, "stop_strings": ["e"], "do_sample": True, "num_beams": 2, "use_mtp": True, "use_cache": False,
+    "cache_implementation": "static", "cache_config": {"backend": "quanto"}, "max_cache_len": 9, "temperature": 0.5,
+    "top_k": 2, "top_p": 0.5, "min_p": 0.2, "top_h": 0.4, "typical_p": 0.5, "epsilon_cutoff": 0.1, "eta_cutoff": 0.1,
+    "repetition_penalty": 1.5, "encoder_repetition_penalty": 1.5, "length_penalty": 2.0, "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[70]], "renormalize_logits": True, "forced_bos_token_id": 5, "forced_eos_token_id": 6,
+    "remove_invalid_values": True, "exponential_decay_length_penalty": (2, 1.5), "suppress_tokens": [70],
+    "begin_suppress_tokens": [70], "sequence_bias": [[[70], -9.0]], "token_healing": True, "guidance_scale": 2.0,
+    "watermarking_config": {"bias": 2.0}, "num_return_sequences": 2, "output_attentions": True,
+    "output_hidden_states": True, "output_scores": True, "output_logits": True, "return_dict_in_generate": True,
+    "pad_token_id": 7, "bos_token_id": 7, "eos_token_id": [*range(100)], "encoder_no_repeat_ngram_size": 2,
+    "decoder_start_token_id": 7, "is_assistant": True, "num_assistant_tokens": 3,
+    "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.5, "prompt_lookup_num_tokens": 3,
+    "max_matching_ngram_size": 2, "assistant_early_exit": 2, "assistant_lookbehind": 2, "target_lookbehind": 2,
+    "assistant_ensemble_weight": 0.5, "speculation_type": "ngram", "compile_config": {"dynamic": True},
+    "disable_compile": True, "continuous_batching_config": {"block_size": 9}, "low_memory": True, "penalty_alpha": 0.6,
+    "dola_layers": "high", "diversity_penalty": 0.5, "num_beam_groups": 2, "constraints": [1],
+    "force_words_ids": [[70]], "prefill_chunk_size": 2, "_from_model_config": True, "transformers_version": "4.0.0",
+}  # fmt: skip
+
+
+def test_every_entry_of_a_generation_configuration_is_tried():
+    assert GenerationConfig().to_dict().keys() <= SETTINGS.keys()
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers, about what it is asked for here
+@pytest.mark.parametrize("name", SETTINGS)
+def test_answers_are_those_of_hflm_under_any_generation_configuration_or_its_entry_is_named(name, opened):
+    model, tokenizer = copy.deepcopy(opened[0]), opened[1]
+    setattr(model.generation_config, name, SETTINGS[name])
+    asked, expected = requests(number=2), None
+    torch.manual_seed(0)
+    with contextlib.suppress(Exception):  # whatever a library raises for what it can't do
+        expected = HFLM(copy.deepcopy(model), tokenizer=tokenizer, batch_size=1).generate_until(asked, True)
+    torch.manual_seed(0)
+    if expected is None:
+        with pytest.raises(InputError, match=f"generation_config has .*{name}.*, which lm-eval's HFLM or this model"):
+            generate(TreeModel(model, CUTS[:1]), tokenizer, asked)
+    else:
+        assert [answer.text for answer in generate(TreeModel(model, CUTS[:1]), tokenizer, asked)[0]] == expected
 
 
 def test_an_interrupted_model_by_model_run_goes_on(opened, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a user can get wrong: what is typed or given, and words of the one line that says so."""
 
+import copy
 import dataclasses
 import math
 import os
@@ -21,6 +22,7 @@ from deeper_layers import PRESETS, Cut, InputError, export
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import MAX_LENGTH
+from deeper_layers.sweeping.sweeps import text_loss
 from deeper_layers_companion.command import main
 from deeper_layers_companion.jobs import notebook_options as shown
 from deeper_layers_companion.jobs import options as kinds
@@ -28,6 +30,28 @@ from deeper_layers_companion.results.places import AROUND as ROOT
 
 PRUNE = "prune tiny out --rule simple --drop 1"
 IDS = torch.ones(1, 4, dtype=torch.long)
+WHOLE = [Cut(0, 0)]
+
+
+def batches(ids, mask=None) -> list[dict]:
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(IDS) if mask is None else mask}]
+
+
+def on_meta(model):
+    with torch.device("meta"):
+        return type(model)(model.config)
+
+
+def giving_tuples(model):
+    model = copy.deepcopy(model)
+    model.config.return_dict = False
+    return model
+
+
+def of_two_types(model):
+    model = copy.deepcopy(model).to(torch.bfloat16)
+    model.lm_head.float()
+    return model
 
 
 @pytest.fixture
@@ -131,6 +155,40 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.decoder_layers(type(m)), "the model is a type"),
     (lambda m, t: ours.angular_distances(m, []), "there is no sequence"),
     (lambda m, t: ours.angular_distances(m, [{"input_ids": IDS, "attention_mask": 0 * IDS}]), "all padding"),
+    (lambda m, t: ours.angular_distances(m, None), "batches is None, expected a list of batches"),
+    (lambda m, t: ours.angular_distances(m, batches(IDS)[0]), "expected a list of batches: put one into a list"),
+    (lambda m, t: ours.angular_distances(m, ["a text"]), "a batch is 'a text'; expected input_ids and attention_mask"),
+    (lambda m, t: ours.angular_distances(m, [{"input_ids": IDS}]), "expected input_ids and attention_mask, [B, T]"),
+    (lambda m, t: ours.angular_distances(m, batches(IDS[:0], IDS[:0])), "with a token at least"),
+    (lambda m, t: ours.angular_distances(m, batches(IDS.float())), "of torch.float32 and attention_mask [1, 4]; expec"),
+    (lambda m, t: ours.angular_distances(m, batches(IDS, IDS[:, :3])), "and attention_mask [1, 3]; expected"),
+    (lambda m, t: ours.angular_distances(m, batches(10**6 * IDS)), "a token has the number 1000000, expected 0 to"),
+    (lambda m, t: ours.angular_distances("embedded", batches(IDS)), "the model is a str, expected one of transformer"),
+    (lambda m, t: ours.angular_distances(on_meta(m), batches(IDS)), "has shapes and no weights, on device meta"),
+    (lambda m, t: ours.sweep(on_meta(m), t, ["capitals"], WHOLE), "has shapes and no weights, on device meta"),
+    (lambda m, t: ours.sweep(m.model, t, ["capitals"], WHOLE), "is a LlamaModel, which has no head, expected one"),
+    (lambda m, t: ours.plan(giving_tuples(m), t, ["capitals"], WHOLE), "config.return_dict is False, expected True"),
+    (lambda m, t: ours.plan(of_two_types(m), t, ["capitals"], WHOLE), "give all weights one data type and place"),
+    (lambda m, t: text_loss(m, WHOLE, None), "there is no sequence to measure the loss on"),
+    (lambda m, t: text_loss(m, WHOLE, ["a text"]), "a sequence is 'a text', expected whole numbers [T]"),
+    (lambda m, t: text_loss(m, WHOLE, [IDS[0].float()]), "a sequence is tensor([1., 1., 1., 1.]), expected whole"),
+    (lambda m, t: text_loss(m, WHOLE, [IDS]), "expected whole numbers [T]: use token_sequences"),
+    (lambda m, t: ours.sweep(m, t, ["capitals"], None), "cuts is None, expected a list of some"),
+    (lambda m, t: ours.sweep(m, t, ["capitals"], Cut(1, 1)), "cuts is Cut(start=1, size=1), expected a list of some"),
+    (lambda m, t: ours.sweep(m, t, ["capitals"], [1]), "cut is 1; expected a Cut"),
+    (lambda m, t: ours.sweep(m, t, ["capitals"], [Cut(4, 3)]), "the cut is of layer 6; expected layers 0 to 4"),
+    (lambda m, t: ours.sweep(m, None, ["capitals"], WHOLE), "tokenizer is None, expected the model's"),
+    (lambda m, t: ours.sweep(m, t, ["capitals"], WHOLE, limit=1.5), "limit is 1.5; expected a whole number from 1"),
+    (lambda m, t: ours.drop_layers(None, Cut(1, 1)), "the model is a NoneType; expected a transformers"),
+    (lambda m, t: ours.merge_adapters(None), "healed is a NoneType, expected a model with adapters"),
+    (lambda m, t: ours.heal(m, t, ["a text"], None), "config is None, expected a HealingConfig"),
+    (lambda m, t: ours.HealingConfig(), "rank is missing"),
+    (lambda m, t: ours.similarity_cut(None, 1), "distances is of shape (); expected (L, L)"),
+    (lambda m, t: ours.similarity_cut([[0.1], [0.1, 0.2]], 1), "distances is [[0.1], [0.1, 0.2]] (setting an array"),
+    (lambda m, t: ours.similarity_cut("most", 1), "distances is 'most' (could not convert"),
+    (lambda m, t: ours.simple_cut("30", 1), "num_layers is '30'; expected a whole number from 1"),
+    (lambda m, t: Cut.of(None), "layers is None; expected a list of layers; put one into a list"),
+    (lambda m, t: Cut.of(mlp=3), "mlp is 3; expected a list of layers"),
     (lambda m, t: ours.sweep(m, t, "capitals", [Cut(0, 0)]), "tasks is 'capitals'"),
     (lambda m, t: ours.heal(m, t, "text", PRESETS["small"]), "texts"),
     (lambda m, t: ours.merge_adapters(m), "adapters"),
@@ -183,6 +241,7 @@ def test_a_folder_without_its_configuration_says_so(here):
         ours.load_model("tiny")
 
 
+HELP = 20  # characters from which a description says more than what kind of thing is expected
 ODD = [None, True, 7, -7, 10**30, 10**5000, 1.5, math.nan, math.inf, [], {}, b"x", object(), "7", "", "x" * 5000,
        "nul\0l", "\ud800", "²", "0-99999999999", "../../x", "PIPE"]  # fmt: skip
 
@@ -196,7 +255,8 @@ def test_every_odd_value_of_every_parameter_is_taken_or_told_in_one_line(here):
             try:
                 kind(**{name: value})
             except InputError as error:
-                in_one_line(error)
+                line, words = in_one_line(error), str(kind.model_fields[name].description)
+                assert len(words) < HELP or words not in line, "a text of help says what an option does"
 
 
 # ---- processes of their own ------------------------------------------------------------------------------------------
@@ -234,6 +294,17 @@ def test_what_may_not_be_read_is_named(here):
     said = done.communicate(timeout=120)[1]
     (here / "tiny").chmod(0o700)
     assert done.returncode == 1 and "Permission denied: 'tiny/" in said.splitlines()[-1]
+
+
+@pytest.mark.quick
+def test_python_without_docstrings_is_told_so(here, monkeypatch):
+    """As `python -OO` is, which would first compile all of torch."""
+    flags = types.SimpleNamespace(optimize=2)
+    monkeypatch.setattr("deeper_layers.models.opening.sys", types.SimpleNamespace(flags=flags))
+    with pytest.raises(
+        InputError, match=r"^PYTHONOPTIMIZE is 2 \(python -OO\), without docstrings, which transformers"
+    ):
+        ours.load_model("tiny")
 
 
 def test_where_the_folder_of_the_shell_is_gone(here):

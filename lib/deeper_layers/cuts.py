@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from deeper_layers.checks import LAYERS, check_whole_number, short_repr
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, as_input_error
 
 WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # the part of a layer that runs: all of it, or one sublayer
 
@@ -180,9 +180,13 @@ class Cut:
 
 def _find_fields(layers: Iterable[int], attention: Iterable[int], mlp: Iterable[int]) -> tuple:
     """The five fields of the cut that drops these layers, and these sublayers of others, all in any order."""
+    given = {"layers": layers, "attention": attention, "mlp": mlp}
+    for name, indices in given.items():
+        if not isinstance(indices, Iterable):
+            raise InputError(f"{name} is {short_repr(indices)}; expected a list of layers; put one into a list")
     dropped, without_attention, without_mlp = (
         {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
-        for name, indices in (("layers", layers), ("attention", attention), ("mlp", mlp))
+        for name, indices in given.items()
     )
     block = sorted(dropped | without_attention & without_mlp)  # a layer that loses both is dropped
     attention, mlp = (tuple(sorted(part - set(block))) for part in (without_attention, without_mlp))
@@ -261,8 +265,9 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
         >>> similarity_cut(np.array([[0.3, 0.1, 0.2], [0.4, 0.2, nan], [0.5, nan, nan]]), size=1)
         Cut(start=1, size=1)
     """
-    matrix = np.asarray(distances, dtype=np.float64)
-    layers = len(matrix)
+    with as_input_error(f"distances is {short_repr(distances)}", "pass what angular_distances returns"):
+        matrix = np.asarray(distances, dtype=np.float64)
+    layers = len(matrix) if matrix.ndim else 0
     if matrix.shape != (layers, layers):
         raise InputError(
             f"distances is of shape {matrix.shape}; expected (L, L) for a model of L layers; pass the whole array that "

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import platform
+import sys
 import weakref
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def load_model(
         >>> model.config.num_hidden_layers, model.dtype
         (30, torch.float32)
     """
+    if sys.flags.optimize > 1:
+        raise InputError("PYTHONOPTIMIZE is 2 (python -OO), without docstrings, which transformers reads: leave it out")
     if stream not in (True, False, "auto"):
         raise InputError(f"stream is {short_repr(stream)}, expected 'auto', True or False")
     if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:

@@ -278,7 +278,10 @@ def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> flo
 
 def text_requests(sequences: list[torch.Tensor]) -> Requests:
     """Requests for sequences of tokens, each [T], that predict all tokens but the first of each. Raises InputError
-    where there is no sequence, or one of a single token."""
+    where there is no sequence, or one of a single token, or one of no tokens."""
+    for sequence in sequences or ():
+        if not isinstance(sequence, torch.Tensor) or sequence.ndim != 1 or sequence.is_floating_point():
+            raise InputError(f"a sequence is {short_repr(sequence)}, expected whole numbers [T]: use token_sequences")
     if not sequences or min(map(len, sequences)) < 2:
         raise InputError("there is no sequence to measure the loss on: give more text, or sequences from two tokens")
     tokens = [sequence.tolist() for sequence in sequences]
