@@ -69,6 +69,11 @@ class Module:
 
     def manual_seed(self, seed: int) -> None: ...
 
+    def get_rng_state(self, device=None) -> torch.Tensor:
+        return torch.get_rng_state()  # the card draws its numbers from the processor's generator
+
+    def set_rng_state(self, state: torch.Tensor, device=None) -> None: ...
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
