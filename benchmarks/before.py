@@ -137,7 +137,7 @@ def pruned(*words: str):
 
     def ready(model, dtype, _, folder):
         out = folder / "out"
-        command = [sys.executable, "-m", "deeper_layers", "prune", model, str(out), *words]
+        command = [sys.executable, "-m", "deeper_layers_companion", "prune", model, str(out), *words]
 
         def run():
             subprocess.run(["rm", "-rf", str(out)], check=True)

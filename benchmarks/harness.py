@@ -20,7 +20,7 @@ import torch
 
 from deeper_layers.files import write_file
 from deeper_layers.models import device_name
-from deeper_layers.results import provenance
+from deeper_layers_companion.results import provenance
 
 MEASURED = Path(__file__).with_name("measured")
 ROOT = Path(__file__).resolve().parent.parent

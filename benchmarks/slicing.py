@@ -44,7 +44,17 @@ def compare(folder: Path, options) -> dict:
     cut = simple_cut(options.layers, options.drop)
     numbers = [str(cut.start), str(cut.size)]
     (folder / "mergekit.yml").write_text(cut.mergekit_yaml(options.layers, str(source)))
-    ours = ["-m", "deeper_layers", "prune", str(source), str(out), "--start", numbers[0], "--drop", numbers[1]]
+    ours = [
+        "-m",
+        "deeper_layers_companion",
+        "prune",
+        str(source),
+        str(out),
+        "--start",
+        numbers[0],
+        "--drop",
+        numbers[1],
+    ]
     commands = {"copy": [sys.executable, "-c", COPY, str(kept), str(out)], "ours": [sys.executable, *ours]}
     if options.mergekit:
         words = ["-m", "mergekit.scripts.run_yaml", str(folder / "mergekit.yml"), str(out), "--no-copy-tokenizer"]

@@ -33,7 +33,7 @@ def main() -> None:
     found = {"model": "SmolLM2-135M-Instruct", "dropped": DROPPED, "trainers": {}}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        prune = [sys.executable, "-m", "deeper_layers", "prune", "embedded", "pruned", "--drop", str(DROPPED)]
+        prune = [sys.executable, "-m", "deeper_layers_companion", "prune", "embedded", "pruned", "--drop", str(DROPPED)]
         subprocess.run([*prune, "--rule", "similarity"], check=True)
         for name in trainers:
             found["trainers"][name] = train(name)

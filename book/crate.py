@@ -13,8 +13,8 @@ from rocrate.rocrate import ROCrate
 
 from deeper_layers.errors import InputError
 from deeper_layers.files import atomic_file
-from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.results.store import read_results
+from deeper_layers_companion.results.places import AROUND as ROOT
+from deeper_layers_companion.results.store import read_results
 
 PAPERS = ("README.md", "LICENSE", "CITATION.cff", "pyproject.toml", "constraints.txt")
 

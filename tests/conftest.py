@@ -11,7 +11,7 @@ import torch
 from jaxtyping import install_import_hook
 
 if os.environ.get("CHECK_SHAPES"):
-    install_import_hook("deeper_layers", "beartype.beartype")
+    install_import_hook(["deeper_layers", "deeper_layers_companion"], "beartype.beartype")
 
 # tiny models gain nothing from more, and lose minutes where anything else runs on the machine
 torch.set_num_threads(1)

@@ -30,7 +30,7 @@ from pathlib import Path
 import pytest
 
 SECONDS, ROOT = 600, Path(__file__).resolve().parent.parent
-LIBRARY = ROOT / "lib" / "deeper_layers"
+LIBRARY = ROOT / "lib"
 SLOW = "torch transformers pandas scipy.stats peft datasets lm_eval.evaluator gguf matplotlib.pyplot papermill"
 # of report/ what makes numbers: the others draw them
 STATISTICS = "report/statistics.py report/estimates.py report/pairing.py report/measured.py report/one_cut.py"
@@ -45,9 +45,9 @@ def note(function):
         write(log, line.encode(errors="replace"))
 """
 LEAST = 4  # mutants of a part, however small it is
-PARTS = {  # of each part its files below deeper_layers and its tests: first what is quick, or most about it
+PARTS = {  # of each part its files in either package and its tests: first what is quick, or most about it
     "cuts": ("cuts.py", "tree pruning jobs rules any_cut"),
-    "checks": ("checks.py errors.py markup.py", "edges refused names corpora rules results"),
+    "checks": ("checks.py errors.py markup.py schema.py packing.py", "edges refused names corpora rules results"),
     "files": ("files.py", "files results prune"),
     "package_index": ("package_index.py", "package_index embedded"),
     "models": ("models/*.py", "bits widened devices pruning embedded gguf streaming families damage refused"),
@@ -102,7 +102,7 @@ def draw(parts: list[str], count: int) -> Iterator[tuple[str, Path, str, str, st
     """So many mutants of all parts: the part, the file, the function, its text, and what was changed."""
     every = {}
     for part in parts:
-        files = sorted({path for glob in PARTS[part][0].split() for path in LIBRARY.glob(glob)})
+        files = sorted({path for glob in PARTS[part][0].split() for path in LIBRARY.glob(f"*/{glob}")})
         trees = [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in files]
         every[part] = [(path, tree, *change) for path, tree in trees for change in changes(tree)]
     total = sum(map(len, every.values()))
@@ -187,7 +187,8 @@ def import_slow_modules() -> None:
     with warnings.catch_warnings(action="ignore"):
         for name in SLOW.split():
             importlib.import_module(name)
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("deeper_layers", "tests")]:
+    ours = ("deeper_layers", "deeper_layers_companion", "tests")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
         del sys.modules[name]
 
 

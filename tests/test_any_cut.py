@@ -7,21 +7,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from deeper_layers import data, rules, sweeping
+from deeper_layers import data, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import parameters as kinds
 from deeper_layers.export.lineage import read_lineage
-from deeper_layers.export.pruned_checkpoint import layer_options
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.export.tensors import Changed
+from deeper_layers.packing import pack
 from deeper_layers.pruning import drop_layers, silence_sublayers
-from deeper_layers.report import one_cut
-from deeper_layers.results.frames import tabulate_scores
-from deeper_layers.results.packing import pack
-from deeper_layers.results.store import Result
-from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.sweeping.tree import Tree
+from deeper_layers_companion import rules
+from deeper_layers_companion.experiments import parameters as kinds
+from deeper_layers_companion.experiments.pruned_checkpoint import layer_options
+from deeper_layers_companion.report import one_cut
+from deeper_layers_companion.results.frames import tabulate_scores
+from deeper_layers_companion.results.store import Result
+from deeper_layers_companion.rules.choosing import REGISTERED
 from tests.plain import logits
 from tests.test_command import said, typed
 from tests.test_quantized import quantized

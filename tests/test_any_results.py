@@ -11,8 +11,8 @@ import nbformat
 import pytest
 
 from book.extension.explorer import collect_models
-from deeper_layers import results
-from deeper_layers.results.store import read_result, write_result
+from deeper_layers_companion import results
+from deeper_layers_companion.results.store import read_result, write_result
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "results").glob("*/*.json"))

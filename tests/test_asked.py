@@ -7,14 +7,14 @@ import pytest
 from deeper_layers import data
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.data import embedded
-from deeper_layers.experiments import choosing, healings, scoring
-from deeper_layers.experiments.distances import draw_batches
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
-from deeper_layers.experiments.parameters import HealingParameters, TaskParameters
-from deeper_layers.results.frames import tabulate_scores
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.sweeps import sweep
+from deeper_layers_companion.experiments import choosing, healings, scoring
+from deeper_layers_companion.experiments.distances import draw_batches
+from deeper_layers_companion.experiments.experiment import Experiment
+from deeper_layers_companion.experiments.notebook_parameters import WhichLayersParameters
+from deeper_layers_companion.experiments.parameters import HealingParameters, TaskParameters
+from deeper_layers_companion.results.frames import tabulate_scores
 from tests.mirror import write_dataset
 
 SHOTS, ITEMS = 4, 4

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from deeper_layers.cuts import Cut
-from deeper_layers.experiments.take_away import count_checkpoint_bytes
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
+from deeper_layers_companion.experiments.take_away import count_checkpoint_bytes
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from deeper_layers.report.calibration import (
+from deeper_layers_companion.report.calibration import (
     calibrate,
     choose_options,
     estimate_option_bias,
     pair_logprobs,
     score_options,
 )
-from deeper_layers.report.estimates import estimate_mean
+from deeper_layers_companion.report.estimates import estimate_mean
 from tests.test_report import made
 
 pytestmark = pytest.mark.quick

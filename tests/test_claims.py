@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deeper_layers.presets import PRESETS
-from deeper_layers.report import claims
+from deeper_layers_companion.report import claims
 from tests.test_report import curve, distances_of, made, published
 
 HEALING = PRESETS["small"].settings | {"text": "c4", "tokens": 61_440}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from deeper_layers.command import main
-from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.results.store import read_results
+from deeper_layers_companion.command import main
+from deeper_layers_companion.results.places import AROUND as ROOT
+from deeper_layers_companion.results.store import read_results
 from tests.cluster import slurm
 from tests.tiny import write_folder
 

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from nbclient.exceptions import DeadKernelError
 
 from deeper_layers import sweeping
-from deeper_layers.command import main
-from deeper_layers.command.group import INTERRUPTED
 from deeper_layers.cuts import simple_cut
-from deeper_layers.experiments import parameters as kinds
-from deeper_layers.experiments import scoring
-from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.results.places import VARIABLE
+from deeper_layers_companion.command import main
+from deeper_layers_companion.command.group import INTERRUPTED
+from deeper_layers_companion.experiments import parameters as kinds
+from deeper_layers_companion.experiments import scoring
+from deeper_layers_companion.results.places import AROUND as ROOT
+from deeper_layers_companion.results.places import VARIABLE
 from tests.test_results import KEY, Measure, signed
 
 DONE = subprocess.CompletedProcess([], 0)
@@ -64,7 +64,7 @@ def test_starting_is_light():
     commands = [[name, "--help"] for name in main.commands] + [line.split() for line in REFUSED.split("|")]
     code = f"""
 import sys, click
-from deeper_layers.command import main
+from deeper_layers_companion.command import main
 def imported(*words):
     try: main(words, standalone_mode=False)
     except click.ClickException: pass
@@ -186,7 +186,7 @@ def test_a_report_without_what_it_needs(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "papermill", None)
         assert "pip install papermill, or 'deeper-layers[book" in said("report", "embedded")
-    monkeypatch.setattr("deeper_layers.results.places.AROUND", Path("/nowhere"))
+    monkeypatch.setattr("deeper_layers_companion.results.places.AROUND", Path("/nowhere"))
     monkeypatch.chdir("/")
     assert "clone it, and run this there" in said("report", "embedded")
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GPT2Config
 from deeper_layers.data import corpora, embedded
 from deeper_layers.data.tokens import text_batches, token_sequences
 from deeper_layers.errors import InputError
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.mirror import write_dataset
 
 HUB = ROOT.parent / "shared" / "datasets"

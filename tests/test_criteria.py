@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.studies import criteria
+from deeper_layers_companion.results.places import AROUND as ROOT
+from deeper_layers_companion.studies import criteria
 
 pytestmark = pytest.mark.quick
 CRITERIA = criteria.list_criteria()

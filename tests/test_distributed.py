@@ -21,7 +21,7 @@ from deeper_layers.models import opening
 from deeper_layers.models.opening import load_model
 from deeper_layers.presets import HealingConfig
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.results.places import AROUND as ROOT
 
 TEXTS, CUT = [f"{i} and {i + 1} are numbers, {'and so are these ' * (i % 7)}{i * i}." for i in range(60)], Cut(2, 2)
 CONFIG = HealingConfig(

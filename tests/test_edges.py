@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from deeper_layers import errors
-from deeper_layers.command import main
 from deeper_layers.errors import InputError, as_input_error, one_line
-from deeper_layers.experiments.parameters import Parameters
+from deeper_layers_companion.command import main
+from deeper_layers_companion.experiments.parameters import Parameters
 
 pytestmark = pytest.mark.quick
 
@@ -114,7 +114,7 @@ def test_what_may_not_be_read_is_not_called_damaged():
 def test_a_mistake_in_a_notebook_is_one_line_too(monkeypatch, capsys):
     """As papermill's command prints it."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # importing the plug-in sets it
-    from deeper_layers.experiments import papermill_engine
+    from deeper_layers_companion.experiments import papermill_engine
 
     def said(name: str) -> str:
         error = papermill.PapermillExecutionError(0, 1, "source", name, "what happened", ["File elsewhere.py"])

@@ -8,9 +8,9 @@ from torch import nn
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
-from deeper_layers.rules import end_maps
 from deeper_layers.similarity import iterate_residuals
 from deeper_layers.sweeping.sweeps import text_loss
+from deeper_layers_companion.rules import end_maps
 from tests.plain import logits
 from tests.tiny import shared_model
 

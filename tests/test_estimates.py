@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from deeper_layers.report import estimates
-from deeper_layers.report.estimates import Estimate
+from deeper_layers_companion.report import estimates
+from deeper_layers_companion.report.estimates import Estimate
 
 pytestmark = pytest.mark.quick
 ITEMS = 200

@@ -11,8 +11,8 @@ from lm_eval.tasks import TaskManager
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
+from deeper_layers.packing import unpack, unpack_halves
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.packing import unpack, unpack_halves
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.parts import Parts
 from deeper_layers.sweeping.sweeps import sweep

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 import deeper_layers
-from deeper_layers.command import main
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import healings
 from deeper_layers.models import opening
-from deeper_layers.report.names import said
-from deeper_layers.results import frames
+from deeper_layers_companion.command import main
+from deeper_layers_companion.experiments import healings
+from deeper_layers_companion.report.names import said
+from deeper_layers_companion.results import frames
 
 ROOT = Path(__file__).resolve().parents[1]
 README, API, YOURS = ROOT / "README.md", ROOT / "book" / "api.md", ROOT / "book" / "your-model.md"

@@ -21,11 +21,11 @@ from deeper_layers.models.decoder import cut_entry, decoder_layers
 from deeper_layers.models.network import is_streamed
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers, silence_sublayers
-from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
+from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.plain import NEW_TOKENS, batch, generate, logits, never, plain_distances, requests, residuals, without
 from tests.test_distributed import CONFIG, TEXTS
 from tests.tiny import ALL_FAMILIES, FOUR, SLIDING_WINDOW, VOCABULARY, shared_model, tiny_model

@@ -15,7 +15,6 @@ import pytest
 from filelock import Timeout
 
 from deeper_layers import files
-from deeper_layers.command.report import write_notebook
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import gguf_files, lineage, slicing, tensors
@@ -23,6 +22,7 @@ from deeper_layers.export.gguf_files import slice_gguf
 from deeper_layers.export.lineage import LINEAGE
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.package_index import file_hash
+from deeper_layers_companion.command.report import write_notebook
 from tests.faults import FAULTS, calls_of, failing_at, killed_at, snapshot
 from tests.fuzz.damage import instead, link, put, write
 from tests.test_command import said, typed

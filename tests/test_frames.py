@@ -7,20 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deeper_layers import results
-from deeper_layers.experiments.notebook_parameters import (
+from deeper_layers.packing import pack
+from deeper_layers.presets import PRESETS
+from deeper_layers_companion import results
+from deeper_layers_companion.experiments.notebook_parameters import (
     QuestionAnsweringParameters,
     ScanParameters,
     SimilarityParameters,
 )
-from deeper_layers.experiments.plans import make_planning_experiment
-from deeper_layers.presets import PRESETS
-from deeper_layers.report.pairing import find_measurements, score_guessing
-from deeper_layers.results import frames, places
-from deeper_layers.results.packing import pack
-from deeper_layers.results.schema import KINDS
-from deeper_layers.results.store import write_result
-from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers_companion.experiments.plans import make_planning_experiment
+from deeper_layers_companion.report.pairing import find_measurements, score_guessing
+from deeper_layers_companion.results import frames, places
+from deeper_layers_companion.results.schema import KINDS
+from deeper_layers_companion.results.store import write_result
+from deeper_layers_companion.rules.choosing import REGISTERED
 
 pytestmark = pytest.mark.quick
 

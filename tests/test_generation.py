@@ -16,14 +16,14 @@ from lm_eval.models.huggingface import HFLM
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import parameters as kinds
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.generation import ROWS, Decoding, generate
+from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers_companion.experiments import parameters as kinds
 from tests.test_command import said, typed
 
 TASK = "sums_one_digit_generated"

@@ -8,14 +8,14 @@ import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.distances import find_or_measure_geometry
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.rules import geometry as measures
-from deeper_layers.rules.geometry import record_passes, select_tokens, skip_each_layer
-from deeper_layers.studies import which_layers
+from deeper_layers_companion.experiments.distances import find_or_measure_geometry
+from deeper_layers_companion.experiments.experiment import Experiment
+from deeper_layers_companion.experiments.notebook_parameters import WhichLayersParameters
+from deeper_layers_companion.rules import geometry as measures
+from deeper_layers_companion.rules.geometry import record_passes, select_tokens, skip_each_layer
+from deeper_layers_companion.studies import which_layers
 from tests.plain import batch, logits, parts
 from tests.tiny import FAMILIES, VOCABULARY, shared_model, tiny_model
 

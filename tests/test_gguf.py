@@ -16,10 +16,6 @@ from safetensors.numpy import save_file
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import take_away
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
-from deeper_layers.experiments.take_away import PROMPTS, score_files
 from deeper_layers.export import llama_cpp
 from deeper_layers.export.gguf_files import KEPT_LAYERS, ORIGIN, TYPES, count_tensor_bytes, slice_gguf
 from deeper_layers.export.llama_cpp import LlamaCpp
@@ -30,6 +26,10 @@ from deeper_layers.models.sources import checkpoint_folder, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
+from deeper_layers_companion.experiments import take_away
+from deeper_layers_companion.experiments.experiment import Experiment
+from deeper_layers_companion.experiments.notebook_parameters import TakeAwayParameters
+from deeper_layers_companion.experiments.take_away import PROMPTS, score_files
 from tests.fuzz.damage import replaced
 from tests.fuzz.folders import CUT, described
 from tests.test_slicing import stated
@@ -170,7 +170,7 @@ def test_a_file_of_ours_is_replaced_and_no_other(tiny, tmp_path):
 
 def test_the_command_needs_neither_torch_nor_transformers(tiny, tmp_path):
     words = ["prune", str(tiny), str(tmp_path / "out.gguf"), "--drop", "2", "--rule", "simple", "--type", "f16"]
-    code = f"import sys; from deeper_layers.command import main; main({words}, standalone_mode=False)"
+    code = f"import sys; from deeper_layers_companion.command import main; main({words}, standalone_mode=False)"
     code += "; assert not {'torch', 'transformers'} & set(sys.modules)"
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ | path)

@@ -9,15 +9,15 @@ import torch
 from deeper_layers import data, healing, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import healings, scoring
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.presets import PRESETS
-from deeper_layers.report import one_cut
-from deeper_layers.results import distances, scores
-from deeper_layers.results.places import results_folder
-from deeper_layers.results.store import cut_names, read_results
+from deeper_layers_companion.experiments import healings, scoring
+from deeper_layers_companion.experiments.experiment import Experiment
+from deeper_layers_companion.experiments.parameters import HealingParameters
+from deeper_layers_companion.report import one_cut
+from deeper_layers_companion.results import distances, scores
+from deeper_layers_companion.results.places import results_folder
+from deeper_layers_companion.results.store import cut_names, read_results
 from tests.test_command import typed
 from tests.test_healing import SMALL
 from tests.test_slicing import tensors

@@ -21,8 +21,8 @@ from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.places import results_folder
-from deeper_layers.results.store import read_results
+from deeper_layers_companion.results.places import results_folder
+from deeper_layers_companion.results.store import read_results
 from tests import faults
 from tests.test_distributed import TEXTS
 from tests.tiny import ALL_FAMILIES, FOUR, shared_model, tiny_model

@@ -12,9 +12,6 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalL
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import healings
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.healing import distillation
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from deeper_layers.healing.distillation import divergence, keep_teacher
@@ -23,6 +20,9 @@ from deeper_layers.healing.training import heal, train
 from deeper_layers.models.opening import load_model
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.pruning import drop_layers
+from deeper_layers_companion.experiments import healings
+from deeper_layers_companion.experiments.experiment import Experiment
+from deeper_layers_companion.experiments.parameters import HealingParameters
 from tests import faults
 from tests.test_distributed import TEXTS
 from tests.test_healing import CUT, DISTILL, SMALL, close

@@ -1,4 +1,4 @@
-"""How lib/deeper_layers is built: rooms import downwards, each says what to read first, and what reads stays light."""
+"""How lib/ is built: the method imports nothing of the companion, rooms import downwards, what reads stays light."""
 
 import ast
 import os
@@ -10,28 +10,33 @@ from pathlib import Path
 import pytest
 
 from book.extension.running import HEAVY
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.results.places import AROUND as ROOT
 
 pytestmark = pytest.mark.quick
-HOUSE = ROOT / "lib" / "deeper_layers"
+LIBRARY = ROOT / "lib"
 # from the ground up: a room imports only from those before it
-ROOMS = """errors checks markup files cuts package_index presets results data models pruning similarity rules
-sweeping report export healing prices experiments studies command __main__""".split()
-LIGHT = ("cuts", "results", "rules", "report", "studies", "experiments")
-HEAVY_FILES = [HOUSE / "rules" / name for name in ("changing.py", "end_maps.py", "geometry.py")]  # of these the rest
-FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(HOUSE.rglob("*.py"))}
+METHOD = """errors checks markup files cuts packing package_index presets schema data models pruning similarity sweeping
+export healing""".split()
+COMPANION = "results rules report prices experiments studies command __main__".split()
+ROOMS = [f"deeper_layers.{room}" for room in METHOD] + [f"deeper_layers_companion.{room}" for room in COMPANION]
+READING = ("results", "rules", "report", "studies", "experiments")
+LIGHT = ["deeper_layers.cuts", *(f"deeper_layers_companion.{room}" for room in READING)]
+HEAVY_FILES = ("changing.py", "end_maps.py", "geometry.py", "needs.py")  # of the rules
+FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(LIBRARY.rglob("*.py"))}
+PACKAGES = {"deeper_layers", "deeper_layers_companion"}
 FACES = [path for path in FILES if path.name == "__init__.py"]
 
 
 def room_of(path: Path) -> str:
-    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
+    package, *inside = path.relative_to(LIBRARY).with_suffix("").parts
+    return package if inside == ["__init__"] else f"{package}.{inside[0]}"
 
 
 def rooms_imported(tree: ast.Module) -> set[str]:
     """By imports at the top of a file, and within its functions."""
     lines = [line for line in ast.walk(tree) if isinstance(line, ast.ImportFrom | ast.Import)]
     names = {f"{getattr(line, 'module', '')}.{alias.name}".lstrip(".") for line in lines for alias in line.names}
-    return {name.split(".")[1] for name in names if name.startswith("deeper_layers.")}
+    return {".".join(name.split(".")[:2]) for name in names if name.partition(".")[0] in PACKAGES}
 
 
 def test_rooms_import_downwards():
@@ -54,12 +59,12 @@ def test_a_room_names_what_to_read_first_and_no_name_of_it_is_also_a_file(face):
 @pytest.mark.parametrize("light", [["deeper_layers"], LIGHT], ids=["the package", "what reads and plans"])
 def test_what_stays_light(light, tmp_path):
     """In a process of its own that has imported nothing yet, away from the repository."""
-    files = [path for path in FILES if room_of(path) in light and path not in [*FACES, *HEAVY_FILES]]
-    paths = [path.relative_to(HOUSE.parent).with_suffix("") for path in files]
+    files = [path for path in FILES if room_of(path) in light and path not in FACES and path.name not in HEAVY_FILES]
+    paths = [path.relative_to(LIBRARY).with_suffix("") for path in files]
     # papermill first: one of them is its plug-in, which it imports itself
     modules = ["papermill", *(".".join(path.parts) for path in paths)] if paths else light
     code = f"import sys, {', '.join(modules)}\nprint(*sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(HOUSE.parent), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(LIBRARY), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     loaded = {*done.stdout.split()}

@@ -7,16 +7,16 @@ import click
 import pytest
 import yaml
 
-from deeper_layers.command import main
-from deeper_layers.command.report import make_workflow_config
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import notebook_parameters, parameters, take_away
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.parameters import SETTINGS, HealingParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.presets import FIELDS
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.command import main
+from deeper_layers_companion.command.report import make_workflow_config
+from deeper_layers_companion.experiments import notebook_parameters, parameters, take_away
+from deeper_layers_companion.experiments.experiment import Experiment
+from deeper_layers_companion.experiments.parameters import SETTINGS, HealingParameters
+from deeper_layers_companion.results.places import AROUND as ROOT
 from workflow import jobs
 
 pytestmark = pytest.mark.quick

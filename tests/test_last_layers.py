@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED
-from deeper_layers.studies.last_layers import (
+from deeper_layers_companion.report.estimates import AT_FLOOR, CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED
+from deeper_layers_companion.studies.last_layers import (
     FORMS,
     PLACES,
     SIZES,

@@ -13,7 +13,6 @@ from deeper_layers.cuts import Cut
 from deeper_layers.data.corpora import texts
 from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import healings
 from deeper_layers.export.adapter_files import IDENTITY, SETTINGS, WEIGHTS
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.healing.adapters import load_adapters, merge_adapters, save_adapters
@@ -23,9 +22,10 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
-from deeper_layers.report.statistics import parse_healing
-from deeper_layers.results import scores
-from deeper_layers.results.store import read_results
+from deeper_layers_companion.experiments import healings
+from deeper_layers_companion.report.statistics import parse_healing
+from deeper_layers_companion.results import scores
+from deeper_layers_companion.results.store import read_results
 from tests import faults
 from tests.test_command import typed
 from tests.test_distributed import TEXTS

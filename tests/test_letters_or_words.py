@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from deeper_layers.report.estimates import AT_FLOOR, NOT_TESTED, SUPPORTED
-from deeper_layers.studies import letters_or_words
-from deeper_layers.studies.letters_or_words import (
+from deeper_layers_companion.report.estimates import AT_FLOOR, NOT_TESTED, SUPPORTED
+from deeper_layers_companion.studies import letters_or_words
+from deeper_layers_companion.studies.letters_or_words import (
     CONFIRMED,
     HOLDS,
     KNOWLEDGE,

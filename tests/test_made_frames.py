@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from deeper_layers.packing import pack
 from deeper_layers.presets import PRESETS
-from deeper_layers.results import frames, places, store
-from deeper_layers.results.packing import pack
-from deeper_layers.results.schema import check_content
+from deeper_layers_companion.results import frames, places, store
+from deeper_layers_companion.results.schema import check_content
 
 pytestmark = pytest.mark.quick
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from deeper_layers.report import figures, names
+from deeper_layers_companion.report import figures, names
 from tests import hostile
 
 PIECES = [*hostile.NAMES, "\x00", "\u2028", "\x1b[31m", "<!--", "-->", "]]>", "\\", "&", "&#x3c;script>", "{", "}"]

@@ -12,9 +12,9 @@ from unittest import mock
 import nbformat
 import pytest
 
-from deeper_layers.experiments import healings, notebook_parameters
 from deeper_layers.models import gguf_reading
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.experiments import healings, notebook_parameters
+from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.mirror import write_boolq
 
 KINDS = {

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from deeper_layers.report.estimates import AT_FLOOR
-from deeper_layers.studies import letters_or_words
-from deeper_layers.studies.letters_or_words import LATE, MIDDLE, classify_places
+from deeper_layers_companion.report.estimates import AT_FLOOR
+from deeper_layers_companion.studies import letters_or_words
+from deeper_layers_companion.studies.letters_or_words import LATE, MIDDLE, classify_places
 from tests.test_report import made
 
 LAYERS, ITEMS, SIZE = 16, 400, 2

@@ -11,17 +11,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MixtralConfig
 
-from deeper_layers import models, prices
-from deeper_layers.command.report import CLASSES
+from deeper_layers import models
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.experiments import plans
-from deeper_layers.experiments.choosing import list_unknown_cuts
-from deeper_layers.experiments.plans import plan_notebooks
 from deeper_layers.models import configuration
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping.tree import Tree
+from deeper_layers_companion import prices
+from deeper_layers_companion.command.report import CLASSES
+from deeper_layers_companion.experiments import plans
+from deeper_layers_companion.experiments.choosing import list_unknown_cuts
+from deeper_layers_companion.experiments.plans import plan_notebooks
+from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.test_command import answer, typed
 from tests.tiny import shared_model
 

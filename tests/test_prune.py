@@ -16,22 +16,22 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from deeper_layers.command.measure import _find_half_gone
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import HealingParameters
-from deeper_layers.export import PruningDescription, pruned_checkpoint
 from deeper_layers.export.lineage import read_lineage
-from deeper_layers.export.pruned_checkpoint import Output, name_for_others, read_size
 from deeper_layers.healing.adapters import add_adapters, save_adapters
 from deeper_layers.models.sources import EMBEDDED, PACKAGED, QWEN, Source, find_model
 from deeper_layers.package_index import file_hash
+from deeper_layers.packing import pack
 from deeper_layers.pruning import drop_layers
-from deeper_layers.report import one_cut
-from deeper_layers.results.frames import tabulate_scores
-from deeper_layers.results.packing import pack
-from deeper_layers.results.places import results_folder
-from deeper_layers.results.store import cut_names, find_model_name, read_results, write_result
+from deeper_layers_companion.command.measure import _find_half_gone
+from deeper_layers_companion.experiments import pruned_checkpoint
+from deeper_layers_companion.experiments.parameters import HealingParameters
+from deeper_layers_companion.experiments.pruned_checkpoint import Output, PruningDescription, name_for_others, read_size
+from deeper_layers_companion.report import one_cut
+from deeper_layers_companion.results.frames import tabulate_scores
+from deeper_layers_companion.results.places import results_folder
+from deeper_layers_companion.results.store import cut_names, find_model_name, read_results, write_result
 from tests.test_command import said, typed
 from tests.test_results import KEY
 from tests.test_slicing import released, tensors

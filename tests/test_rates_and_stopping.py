@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from deeper_layers.studies.rates_and_stopping import judge_healing_rates, judge_stopping
+from deeper_layers_companion.studies.rates_and_stopping import judge_healing_rates, judge_stopping
 from tests.test_report import QWEN, made, published
 
 RUN = {"rank": 8, "tokens": 61440, "seed": 0, "auxiliary": 0.0, "adapters": "all", "text": "c4", "quantization": None}

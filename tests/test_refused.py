@@ -18,13 +18,13 @@ from click.testing import CliRunner
 
 import deeper_layers as ours
 from deeper_layers import PRESETS, Cut, InputError, export
-from deeper_layers.command import main
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import MAX_LENGTH
-from deeper_layers.experiments import notebook_parameters as shown
-from deeper_layers.experiments import parameters as kinds
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.command import main
+from deeper_layers_companion.experiments import notebook_parameters as shown
+from deeper_layers_companion.experiments import parameters as kinds
+from deeper_layers_companion.results.places import AROUND as ROOT
 
 PRUNE = "prune tiny out --rule simple --drop 1"
 IDS = torch.ones(1, 4, dtype=torch.long)
@@ -207,7 +207,7 @@ def started(*words: str) -> subprocess.Popen:
 
 def test_ctrl_c_at_once_and_a_signal_later_are_told(here):
     (here / "click.py").write_text("raise KeyboardInterrupt")  # while the first of the packages is imported
-    first = started(sys.executable, "-m", "deeper_layers", "distances", "tiny")
+    first = started(sys.executable, "-m", "deeper_layers_companion", "distances", "tiny")
     assert (first.communicate(timeout=60)[1], first.returncode) == ("\ninterrupted\n", 130)
     (here / "click.py").unlink()
     slow = "import time, deeper_layers.models as m\ndef late(*_, **__): print('begun', flush=True); time.sleep(60)\n"
@@ -256,7 +256,7 @@ def test_a_result_is_measured_by_one_process(number, here, monkeypatch):
 def test_an_answer_that_can_not_be_printed_is_told_so_and_what_was_written_stays(typed, words, here):
     path = os.pathsep.join([str(ROOT / "lib"), str(ROOT)])
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "deeper_layers", *shlex.split(typed)]
+        command = [sys.executable, "-m", "deeper_layers_companion", *shlex.split(typed)]
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
         )

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deeper_layers import results
 from deeper_layers.cuts import Cut
-from deeper_layers.report import figures, measured, names, pairing, paper, statistics
-from deeper_layers.report.one_cut import describe_lengths, find_scores
-from deeper_layers.results import frames, places
-from deeper_layers.studies import last_layers, letters_or_words, which_layers
+from deeper_layers_companion import results
+from deeper_layers_companion.report import figures, measured, names, pairing, paper, statistics
+from deeper_layers_companion.report.one_cut import describe_lengths, find_scores
+from deeper_layers_companion.results import frames, places
+from deeper_layers_companion.studies import last_layers, letters_or_words, which_layers
 
 QWEN, SMOLLM, GEMMA = "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"
 LAYERS, ITEMS = 10, 200

@@ -10,19 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.experiment import Data, Experiment
-from deeper_layers.experiments.parameters import Parameters
-from deeper_layers.models.sources import Source, find_recorded_model
-from deeper_layers.results import places
-from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
-from deeper_layers.results.shards import Shards
-from deeper_layers.results.store import find_result, hash_key, read_result, read_results, result_path, serialize
+from deeper_layers.models.sources import Source
+from deeper_layers.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.sweeping.planning import Requests
+from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers_companion import results
+from deeper_layers_companion.experiments.experiment import Data, Experiment
+from deeper_layers_companion.experiments.parameters import Parameters
+from deeper_layers_companion.results import places
+from deeper_layers_companion.results.store import (
+    find_result,
+    hash_key,
+    read_result,
+    read_results,
+    result_path,
+    serialize,
+)
 from tests import faults
 
 KEY = {
@@ -205,11 +212,11 @@ def test_published_results_are_searched_beside_the_default_folder_alone(tmp_path
 
 def test_a_model_of_results_is_known_by_its_name_and_data_type(tmp_path, measure):
     measure()
-    found = find_recorded_model("org/some model", folder=tmp_path)
+    found = results.find_recorded_model("org/some model", folder=tmp_path)
     assert (found.name, found.weights, found.num_layers, found.dtype) == ("org/some model", "sha256:0", 5, "float32")
-    assert find_recorded_model("org/some model", "float32", tmp_path) == found
-    assert find_recorded_model("org/some model", "bfloat16", tmp_path) is None
-    assert find_recorded_model("org/another", folder=tmp_path) is None
+    assert results.find_recorded_model("org/some model", "float32", tmp_path) == found
+    assert results.find_recorded_model("org/some model", "bfloat16", tmp_path) is None
+    assert results.find_recorded_model("org/another", folder=tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["../..", "", ".hidden", "/etc", "é" * 300, "nu\0ll"])

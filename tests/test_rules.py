@@ -12,15 +12,16 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.frames import CHANGED
-from deeper_layers.results.shards import Shards
-from deeper_layers.rules import change_model
-from deeper_layers.rules.changing import bridge_cut, build_likeness, merge_layers
-from deeper_layers.rules.choosing import REGISTERED, SEEDS, choose_merges, similarity_cut, target_layer
-from deeper_layers.similarity import iterate_residuals, saliences, sublayer_cosines, token_cosines
-from deeper_layers.sweeping.sweeps import measure_rule_needs, text_loss
+from deeper_layers.similarity import iterate_residuals
+from deeper_layers.sweeping.shards import Shards
+from deeper_layers.sweeping.sweeps import text_loss
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers_companion.results.frames import CHANGED
+from deeper_layers_companion.rules import change_model
+from deeper_layers_companion.rules.changing import bridge_cut, build_likeness, merge_layers
+from deeper_layers_companion.rules.choosing import REGISTERED, SEEDS, choose_merges, similarity_cut, target_layer
+from deeper_layers_companion.rules.needs import measure_rule_needs, saliences, sublayer_cosines, token_cosines
 from tests.plain import logits, parts
 from tests.tiny import search, shared_model, tiny_model
 

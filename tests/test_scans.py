@@ -13,19 +13,19 @@ from deeper_layers.data.corpora import texts
 from deeper_layers.data.tasks.items import begins_with_the_answer
 from deeper_layers.data.tokens import token_sequences
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choosing import choose_cuts_for_tasks, compare_rules
-from deeper_layers.experiments.distances import find_or_measure_distances
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.notebook_parameters import ScanParameters, WhichLayersParameters
-from deeper_layers.experiments.parameters import Parameters
-from deeper_layers.experiments.scoring import plan_each, score_each
+from deeper_layers.packing import unpack_halves
 from deeper_layers.pruning import drop_layers
-from deeper_layers.report.statistics import nearest
-from deeper_layers.results.frames import tabulate_distances, tabulate_scores
-from deeper_layers.results.packing import unpack_halves
-from deeper_layers.results.store import read_results
-from deeper_layers.rules.changing import bridge_cut
 from deeper_layers.sweeping.sweeps import answer_requests, request_loss, sweep, text_loss
+from deeper_layers_companion.experiments.choosing import choose_cuts_for_tasks, compare_rules
+from deeper_layers_companion.experiments.distances import find_or_measure_distances
+from deeper_layers_companion.experiments.experiment import Experiment
+from deeper_layers_companion.experiments.notebook_parameters import ScanParameters, WhichLayersParameters
+from deeper_layers_companion.experiments.parameters import Parameters
+from deeper_layers_companion.experiments.scoring import plan_each, score_each
+from deeper_layers_companion.report.statistics import nearest
+from deeper_layers_companion.results.frames import tabulate_distances, tabulate_scores
+from deeper_layers_companion.results.store import read_results
+from deeper_layers_companion.rules.changing import bridge_cut
 
 LIMIT = 6
 SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Question: And 1 + 1?\nAnswer:", " 2\n#### 2")]

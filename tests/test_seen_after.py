@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deeper_layers.studies.seen_after import (
+from deeper_layers_companion.studies.seen_after import (
     calibrate_choices,
     compare_last_layer,
     list_answer_kinds,

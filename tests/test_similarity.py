@@ -12,10 +12,11 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import count_positions
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.similarity import angular_distances, batch_distances, measure_distances, token_cosines
+from deeper_layers.similarity import angular_distances, batch_distances, measure_distances
 from deeper_layers.sweeping.planning import Requests
 from deeper_layers.sweeping.sweeps import loglikelihoods, text_loss
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers_companion.rules.needs import token_cosines
 from tests.plain import batch, plain_distances, residuals
 from tests.tiny import SLIDING_WINDOW, VOCABULARY, tiny_model
 

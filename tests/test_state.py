@@ -18,18 +18,13 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.measuring import measuring
 from deeper_layers.pruning import drop_layers, silence_sublayers
-from deeper_layers.rules.changing import bridge_cut, build_likeness, merge_layers
-from deeper_layers.rules.geometry import record_passes, skip_each_layer
-from deeper_layers.similarity import (
-    angular_distances,
-    distances_by_batch,
-    saliences,
-    sublayer_cosines,
-    token_cosines,
-)
+from deeper_layers.similarity import angular_distances, distances_by_batch
 from deeper_layers.sweeping.generation import generate
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan, sweep, text_loss
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
+from deeper_layers_companion.rules.changing import bridge_cut, build_likeness, merge_layers
+from deeper_layers_companion.rules.geometry import record_passes, skip_each_layer
+from deeper_layers_companion.rules.needs import saliences, sublayer_cosines, token_cosines
 from tests.plain import batch, requests
 from tests.tiny import byte_tokenizer, tiny_model
 

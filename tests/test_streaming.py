@@ -14,12 +14,12 @@ from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.network import is_streamed
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
-from deeper_layers.results.shards import Shards
-from deeper_layers.rules.geometry import record_passes, skip_each_layer
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.generation import Decoding
+from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers_companion.rules.geometry import record_passes, skip_each_layer
 from tests.plain import allocated, batch, little_memory, never, requests
 from tests.tiny import tiny_model
 

@@ -9,10 +9,10 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import attention, forward
 from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.planning import Requests, plan_batches
+from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan, plan_requests, sweep, text_loss
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 from tests.plain import allocated, never, requests

@@ -9,8 +9,8 @@ import yaml
 
 from deeper_layers.cuts import ATTENTION, MLP, WHOLE, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.choosing import UnknownCut
 from deeper_layers.sweeping.tree import Tree
+from deeper_layers_companion.experiments.choosing import UnknownCut
 
 pytestmark = pytest.mark.quick
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from deeper_layers.data import embedded
-from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, NOT_TESTED, SUPPORTED
-from deeper_layers.studies.what_last_layers_hold import LETTER, MAPS, PLACES, UNASKED, WORDS, WRITTEN, judge
+from deeper_layers_companion.report.estimates import AT_FLOOR, CONTRADICTED, NOT_TESTED, SUPPORTED
+from deeper_layers_companion.studies.what_last_layers_hold import LETTER, MAPS, PLACES, UNASKED, WORDS, WRITTEN, judge
 from tests.test_report import made
 
 LAYERS, SEQUENCES = 20, 128

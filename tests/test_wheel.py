@@ -13,7 +13,7 @@ import zipfile
 import pytest
 import yaml
 
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.results.places import AROUND as ROOT
 
 BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
 
@@ -28,16 +28,16 @@ def test_a_wheel_has_what_is_published_and_answers_from_it(tmp_path):
     quiet = {"capture_output": True, "text": True, "timeout": 300, "check": True}
     subprocess.run([sys.executable, "-c", BUILD, tmp_path], cwd=tmp_path / "tree", **quiet)
     shutil.unpack_archive(*tmp_path.glob("*.whl"), tmp_path / "site", "zip")
-    published = tmp_path / "site" / "deeper_layers" / "results" / "published"
+    published = tmp_path / "site" / "deeper_layers_companion" / "results" / "published"
     units = {path.relative_to(ROOT / "results") for path in (ROOT / "results").glob("*/*.json")}
     assert {path.relative_to(published) for path in published.rglob("*.json")} == units and units
-    registered = ROOT / "lib" / "deeper_layers" / "studies" / "registered"
-    packed = tmp_path / "site" / "deeper_layers" / "studies" / "registered"
+    registered = ROOT / "lib" / "deeper_layers_companion" / "studies" / "registered"
+    packed = tmp_path / "site" / "deeper_layers_companion" / "studies" / "registered"
     assert {path.name: path.read_bytes() for path in packed.iterdir()} == {
         path.name: path.read_bytes() for path in registered.iterdir()
     }
     (tmp_path / "here").mkdir()
-    words = [sys.executable, "-m", "deeper_layers", "distances", "embedded", "--json"]
+    words = [sys.executable, "-m", "deeper_layers_companion", "distances", "embedded", "--json"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(words, cwd=tmp_path / "here", env=environment, **quiet)
     assert json.loads(done.stdout)["unit"].startswith(str(published))

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from deeper_layers import results
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
-from deeper_layers.results.store import read_results
+from deeper_layers_companion import results
+from deeper_layers_companion.experiments.experiment import Experiment
+from deeper_layers_companion.experiments.parameters import Parameters
+from deeper_layers_companion.results.store import read_results
 
 RESULTS, WORKERS = 20, 6
 SOURCE = Source("random", "sha256:0", num_layers=5, dtype="float32", quantized="none", folder="")

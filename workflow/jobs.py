@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import click
 
-from deeper_layers import results
-from deeper_layers.command.group import main
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import HealingParameters, TaskParameters, split_list
 from deeper_layers.files import read_json
+from deeper_layers_companion import results
+from deeper_layers_companion.command.group import main
+from deeper_layers_companion.experiments.parameters import HealingParameters, TaskParameters, split_list
 
 PROGRAM, SPARE = 2000, 1.3  # MB of Python and its libraries; and of weights, what is made beside them
 START, SAFETY = 10, 4  # minutes to import and open; how much longer than its products alone a result may take

@@ -29,7 +29,7 @@ from deeper_layers.export.engines import TABLE
 from deeper_layers.files import write_file
 from deeper_layers.models import device_name
 from deeper_layers.package_index import cache_folder
-from deeper_layers.results import provenance
+from deeper_layers_companion.results import provenance
 from tests.tiny import ALL_FAMILIES
 
 SECONDS = 600  # an engine that is silent for longer at one folder is ended

@@ -1,4 +1,4 @@
-// Puts live plots in the place of each measured figure's picture (lib/deeper_layers/report/drawing.py): one for each
+// Puts live plots in the place of each measured figure's picture (lib/deeper_layers_companion/report/drawing.py): one for each
 // panel, in a grid, with one legend and one scale of colours for all. Without this script, or without plotly, the
 // picture stays. No other dependency, no network.
 (() => {

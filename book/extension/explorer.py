@@ -11,9 +11,9 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.extension.running import EXPLORER, select_ours
-from deeper_layers import results
 from deeper_layers.files import write_file
-from deeper_layers.report import estimates, names, pairing, statistics
+from deeper_layers_companion import results
+from deeper_layers_companion.report import estimates, names, pairing, statistics
 
 RULES = {"similarity": "whose ends are most alike", "simple": "by the simple heuristic"}
 

@@ -2,35 +2,38 @@
 
 import ast
 import re
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.extension.running import ROOT
-from deeper_layers.report.names import as_html
+from deeper_layers_companion.report.names import as_html
 
-HOUSE = ROOT / "lib" / "deeper_layers"
-WINGS = {
-    "Reading": ("results", "report", "studies"),  # a page whose results exist loads these and the ground alone
-    "Both stand on": ("errors", "checks", "markup", "files", "cuts", "presets", "package_index"),
-}
+PACKAGES = {"The method": "deeper_layers", "The companion": "deeper_layers_companion"}
 
 
 class House(SphinxDirective):
-    """The rooms of the library in wings: what each is for, from the docstring of its module."""
+    """The rooms of both packages: what each is for, from the docstring of its module."""
 
     def run(self) -> list[nodes.Node]:
-        wings: dict[str, list[str]] = {"Measuring": [], **{wing: [] for wing in WINGS}}
-        for path in sorted([*HOUSE.glob("*/__init__.py"), *HOUSE.glob("[a-z]*.py")]):
-            room = path.parent.name if path.name == "__init__.py" else path.stem
-            self.env.note_dependency(str(path))
-            text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
-            wing = next((wing for wing, rooms in WINGS.items() if room in rooms), "Measuring")
-            text = re.sub(r"`+(.*?)`+", r"<code>\1</code>", as_html(" ".join(text.split())))
-            wings[wing].append(f"<dt><code>{as_html(room)}</code></dt><dd>{text}</dd>")
-        boxes = [f"<section><h3>{wing}</h3><dl>{''.join(rooms)}</dl></section>" for wing, rooms in wings.items()]
+        boxes = []
+        for title, package in PACKAGES.items():
+            folder = ROOT / "lib" / package
+            paths = sorted([*folder.glob("*/__init__.py"), *folder.glob("[a-z]*.py")])
+            rooms = "".join(self.describe_room(path) for path in paths)
+            boxes.append(f"<section><h3>{title}: <code>{package}</code></h3><dl>{rooms}</dl></section>")
         return [nodes.raw("", f'<div class="house">{"".join(boxes)}</div>', format="html")]
+
+    def describe_room(self, path: Path) -> str:
+        """A room's name and the first paragraph of its docstring, as HTML."""
+        self.env.note_dependency(str(path))
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first = " ".join(docstring.partition("\n\n")[0].split())
+        text = re.sub(r"`+(.*?)`+", r"<code>\1</code>", as_html(first))
+        return f"<dt><code>{as_html(name)}</code></dt><dd>{text}</dd>"
 
 
 def name_no_list(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:

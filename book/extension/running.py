@@ -19,9 +19,9 @@ from jupyter_core.utils import ensure_event_loop
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from deeper_layers.command.report import execute_notebook
 from deeper_layers.files import write_file
-from deeper_layers.results.places import results_folder
+from deeper_layers_companion.command.report import execute_notebook
+from deeper_layers_companion.results.places import results_folder
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 EXECUTED = ROOT / "book" / "executed"

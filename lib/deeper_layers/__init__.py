@@ -1,9 +1,8 @@
-"""Prune, measure and heal open-weight language models: the library behind the book.
+"""The method: which layers of a language model are alike, the model without some of them, its scores, its healing.
 
-The public names below are loaded when they are asked for, so that importing the package costs nothing. Rooms, from
-the ground up: errors, checks, markup, files, cuts, package_index, presets, results, data, models, pruning,
-similarity, rules, sweeping, report, export, healing, prices, experiments, studies, command.
-Each imports only those before it.
+The public names below are loaded when they are asked for, so that importing the package costs nothing. Modules, from
+the lowest up: errors, checks, markup, files, cuts, packing, package_index, presets, schema, data, models, pruning,
+similarity, sweeping, export, healing. Each imports only those before it, and none imports deeper_layers_companion.
 Read first: cuts.py (what is dropped), similarity.py (which layers are alike), pruning.py (dropping them).
 """
 

@@ -1,4 +1,5 @@
 from .cuts import Cut as Cut
+from .cuts import similarity_cut as similarity_cut
 from .cuts import simple_cut as simple_cut
 from .errors import InputError as InputError
 from .errors import NotMeasuredError as NotMeasuredError
@@ -11,7 +12,6 @@ from .presets import PRESETS as PRESETS
 from .presets import HealingConfig as HealingConfig
 from .pruning import drop_layers as drop_layers
 from .pruning import silence_sublayers as silence_sublayers
-from .rules import similarity_cut as similarity_cut
 from .similarity import angular_distances as angular_distances
 from .similarity import measure_distances as measure_distances
 from .sweeping import Plan as Plan

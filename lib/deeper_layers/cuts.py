@@ -1,12 +1,15 @@
-"""Cuts: which layers or sublayers are dropped, their names and words; and the simple heuristic. Needs no torch.
+"""Cuts: which layers or sublayers are dropped, their names and words; and the paper's two rules. Needs no torch.
 
-Source: Gromov et al., arXiv 2403.17887, section 3.2 (the algorithm), section 4.4 (the simple heuristic).
+Source: Gromov et al., arXiv 2403.17887, section 3.2 (the most similar block), section 4.4 (the simple heuristic).
 Layers are counted from 0, and a range of layers has an exclusive end.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
 
 from deeper_layers.checks import LAYERS, check_whole_number, short_repr
 from deeper_layers.errors import InputError
@@ -233,6 +236,48 @@ def simple_cut(num_layers: int, size: int) -> Cut:
     """
     check_size(size, num_layers)
     return Cut(num_layers - 1 - size, size)
+
+
+def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
+    """The cut of `size` layers with the smallest angular distance, l*(n) = argmin over l of d(l, n).
+
+    Source: paper, section 3.2, step 2. As the last layer is never dropped, the candidates are the starts l
+    with l + n <= L - 1. Of equal distances the smallest start is taken.
+
+    Args:
+        distances: array (L, L) of angular distances in units of pi; row n-1 belongs to block size n = 1..L,
+            column l to the start l = 0..L-1; nan where l + n > L.
+        size: number of layers to drop, n, from 0 to L-1.
+
+    Raises:
+        InputError: the array is not square, size is outside of 0 to L-1, or a candidate has no distance.
+
+    Example:
+        Of three layers, the second turns the residual least:
+
+        >>> import numpy as np
+        >>> from deeper_layers import similarity_cut
+        >>> nan = np.nan
+        >>> similarity_cut(np.array([[0.3, 0.1, 0.2], [0.4, 0.2, nan], [0.5, nan, nan]]), size=1)
+        Cut(start=1, size=1)
+    """
+    matrix = np.asarray(distances, dtype=np.float64)
+    layers = len(matrix)
+    if matrix.shape != (layers, layers):
+        raise InputError(
+            f"distances is of shape {matrix.shape}; expected (L, L) for a model of L layers; pass the whole array that "
+            "angular_distances returns"
+        )
+    check_size(size, layers)
+    if size == 0:
+        return UNPRUNED
+    candidates = matrix[size - 1, : layers - size]
+    if np.isnan(candidates).any():
+        raise InputError(
+            f"distances holds nan for size {size} at start {int(np.isnan(candidates).argmax())}; expected a "
+            f"number for every start from 0 to {layers - size - 1}; measure them again with angular_distances"
+        )
+    return Cut(int(candidates.argmin()), size)
 
 
 def check_size(size: int, num_layers: int) -> None:

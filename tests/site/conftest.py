@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.results.places import AROUND as ROOT
 
 # no graphics card and no background traffic: what is then requested, a page requested
 CHROMIUM_FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers_companion.results.places import AROUND as ROOT
 
 OUTSIDE = re.compile(r"mathjax|thebe|jsdelivr|unpkg", re.IGNORECASE)
 ADDRESS = re.compile(r"""<(\w+)\b[^>]*?\s(?:href|src|data|poster)="([^"]+)\"""")

@@ -8,11 +8,6 @@ from .gguf_files import slice_gguf as slice_gguf
 from .lineage import check_our_folder as check_our_folder
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
-from .pruned_checkpoint import PruningDescription as PruningDescription
-from .pruned_checkpoint import check_repository as check_repository
-from .pruned_checkpoint import describe_pruning as describe_pruning
-from .pruned_checkpoint import prune_checkpoint as prune_checkpoint
-from .pruned_checkpoint import push as push
 from .slicing import slice_checkpoint as slice_checkpoint
 from .tensors import Changed as Changed
 from .tensors import read_layout as read_layout

@@ -19,7 +19,7 @@ from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import write_file
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.package_index import file_hash
-from deeper_layers.results.schema import Count, CutName, ModelKey, Number, Settings, StrictModel, describe_error
+from deeper_layers.schema import Count, CutName, ModelKey, Number, Settings, StrictModel, describe_error
 
 if TYPE_CHECKING:  # slow
     from torch import Tensor

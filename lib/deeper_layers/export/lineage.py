@@ -21,7 +21,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, format_bytes
 from deeper_layers.files import read_json
 from deeper_layers.package_index import file_hash, hash_once
-from deeper_layers.results.schema import Count, Name, StrictModel
+from deeper_layers.schema import Count, Name, StrictModel
 
 LINEAGE = "pruning.json"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -76,7 +76,7 @@ def slice_checkpoint(
         mtp: keep layers for multi-token prediction, which come after the last layer; else they are left out.
         silence: write zeros into the last matrices of attentions or MLPs that the cut drops alone. As with
             `silence_sublayers`, numbers are the same and no memory is saved. Without it such a cut is refused.
-        changed: how a rule changed the layers that stay; see `deeper_layers.rules.changing`.
+        changed: how a rule changed the layers that stay.
         overwrite: replace `out` if it is a folder that was written here and not changed since.
         trust_remote_code: also copy code that comes with the checkpoint; it is not run here.
 

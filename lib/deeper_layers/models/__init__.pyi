@@ -8,7 +8,6 @@ from .sizes import find_sizes as find_sizes
 from .sources import PACKAGED as PACKAGED
 from .sources import checkpoint_folder as checkpoint_folder
 from .sources import find_model as find_model
-from .sources import find_recorded_model as find_recorded_model
 from .sources import model_name as model_name
 from .sources import read_raw_config as read_raw_config
 from .sources import source_of_config as source_of_config

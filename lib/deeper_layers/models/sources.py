@@ -22,7 +22,6 @@ from deeper_layers.models.checkpoint_files import (
 )
 from deeper_layers.models.configuration import count_layers, read_config
 from deeper_layers.package_index import Wheel, cache_folder, check_hash, get_cached_file, hash_once
-from deeper_layers.results.store import read_results
 
 DTYPES = ("float32", "bfloat16", "float16")
 NOT_HASHED = "not read"  # the fingerprint of weights that were not hashed: no result has it
@@ -246,13 +245,3 @@ def _hash_folder(folder: Path) -> str:
     names = {path: path.relative_to(folder).as_posix() for path in paths if path not in first}
     parts = [hash_once(path) for path in first] + [f"{hash_once(path)} {name}\n" for path, name in names.items()]
     return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()
-
-
-def find_recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
-    """The Source of a model in results, by name and data type, or None: enough to show what was measured."""
-    for result in read_results(folder, model=name):
-        own_dtype, details = result.key["dtype"], result.details
-        if dtype in ("auto", own_dtype) and "weights" in details:
-            description = {"num_layers": details["num_layers"], "quantized": details["weights"]}
-            return Source(**result.key["model"], **description, dtype=own_dtype, folder=name)
-    return None

@@ -2,7 +2,6 @@ from .harness import check_names as check_names
 from .harness import data_fingerprint as data_fingerprint
 from .planning import Plan as Plan
 from .sweeps import answer_requests as answer_requests
-from .sweeps import measure_rule_needs as measure_rule_needs
 from .sweeps import plan as plan
 from .sweeps import plan_requests as plan_requests
 from .sweeps import request_loss as request_loss

@@ -26,13 +26,13 @@ from deeper_layers.models.decoder import running_only
 from deeper_layers.models.measuring import check_tokens
 from deeper_layers.models.network import LayerInputs
 from deeper_layers.pruning import silence_sublayers
-from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
 from deeper_layers.sweeping.forward import logits_in_parts
 from deeper_layers.sweeping.harness import Answer, RequestRecorder, opening
 from deeper_layers.sweeping.parts import FIRST_WRITTEN, Parts, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
+from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 

@@ -34,7 +34,7 @@ from deeper_layers import checks
 from deeper_layers.data import corpora, embedded
 from deeper_layers.errors import InputError
 from deeper_layers.models.network import replacing
-from deeper_layers.results.packing import pack, pack_halves
+from deeper_layers.packing import pack, pack_halves
 from deeper_layers.sweeping.planning import Requests
 
 FEWSHOT_SEED = 1234  # lm-eval's own default

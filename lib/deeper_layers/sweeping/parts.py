@@ -13,9 +13,9 @@ from tqdm import tqdm
 from deeper_layers.errors import InputError, is_out_of_memory
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.network import Network
-from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import planning
 from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
+from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree import Tree
 
 FIRST_WRITTEN = 500_000  # shards of log-likelihoods are numbered from 0, those of written answers from here

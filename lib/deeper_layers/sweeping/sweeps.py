@@ -6,11 +6,9 @@ Letters in shapes: C cuts, R requests.
 """
 
 import dataclasses
-import itertools
 import math
 import sys
 import time
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,17 +23,13 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.measuring import check_tokens, measuring
 from deeper_layers.models.network import check_length, group_by_cost
-from deeper_layers.results.shards import Shards
-from deeper_layers.rules.changing import build_likeness
-from deeper_layers.rules.choosing import REGISTERED
-from deeper_layers.similarity import saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping import harness, vllm_engine
 from deeper_layers.sweeping.generation import generate, generate_one_by_one
 from deeper_layers.sweeping.parts import Parts
 from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Batch, Plan, Requests, count_tokens, plan_batches
+from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree_model import ANSWER, TreeModel
 
-MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences": saliences}
 Losses = tuple[pd.DataFrame, dict[str, list[float]]]
 
 
@@ -340,19 +334,3 @@ def request_loss(
         rows.append(("loss", cut.start, cut.size, mean, error, len(losses)))
         sequence_losses[cut.name] = losses.round(5).tolist()
     return pd.DataFrame(rows, columns=["metric", "start", "size", "value", "stderr", "items"]), sequence_losses
-
-
-def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor], shards: Shards | None = None) -> Any:
-    """Measure what a rule needs to know of a model, on sequences of tokens, each [T]; None where it needs nothing.
-    `shards` keep the finished steps of a search by losses, so that an interrupted one goes on."""
-    needs, steps = REGISTERED[rule].needs, itertools.count()
-
-    def measure_losses(cuts: list[Cut]) -> list[float]:  # in nats a token
-        step = shards and shards.part(f"step {next(steps)}")
-        return text_loss(model, cuts, sequences, shards=step)[0]["value"].tolist()
-
-    if needs == "losses":
-        return measure_losses
-    if needs == "likeness":
-        return build_likeness(model, sequences, REGISTERED[rule].changes)
-    return MEASURED[needs](model, sequences) if needs in MEASURED else None

@@ -1,0 +1,73 @@
+"""`deeper-layers plan`: the cost of a sweep. Nothing is run."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from deeper_layers import models
+from deeper_layers.presets import PRESETS
+from deeper_layers_companion import prices
+from deeper_layers_companion.command.options import Answer, exclude_rules, is_typed, subcommand
+from deeper_layers_companion.experiments.parameters import SweepParameters
+from deeper_layers_companion.experiments.plans import make_planning_experiment, plan_sweep
+
+# columns of the table of distances and tasks; "seconds" and "device" are for what results hold already
+COLUMNS = "task items requests tokens tokens_at_most layer_steps layer_steps_at_most about_seconds generated longest"
+COLUMNS = [*COLUMNS.split(), "seconds", "device", "unknown"]
+
+
+@subcommand(SweepParameters, "What a run will cost; nothing is loaded.", but=("measure",), needed=False)
+@click.option(
+    "--model-config",
+    type=click.Path(path_type=Path),
+    help="in place of MODEL: its config.json, which is all that is known of it",
+)
+@click.option("--machine", help='also seconds and memory there: "this", or a device and how many, like h100x8')
+@click.option(
+    "--heal", type=click.Choice(list(PRESETS)), default="small", show_default=True, help="with --machine, of a healing"
+)
+def plan(parameters: SweepParameters, model_config: Path | None, machine: str | None, heal: str) -> Answer:
+    """Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
+
+    Parameters come from the header or the configuration, what is measured already from results. For tasks that are
+    not, lm-eval is asked for its requests where their items are at hand. What is not known is said to be so.
+
+    \b
+    deeper-layers plan embedded
+    deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
+    deeper-layers plan --model-config config.json --machine h100x8
+    """
+    if is_typed("model") == is_typed("model_config"):
+        raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
+    exclude_rules()
+    source = model_config and models.source_of_config(model_config, parameters.dtype)
+    content = plan_sweep(make_planning_experiment(parameters, source), machine, heal)
+    return Answer(content, _make_parts(content))
+
+
+def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
+    """Yield the plan as texts and tables, whose columns have the names of the JSON."""
+    yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
+    yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
+    distances = [{"task": "distances"} | content["distances"]] if content["distances"] else []
+    yield [{name: row.get(name) for name in COLUMNS} for row in distances + content["tasks"]]
+    yield [{"search of at most": rule} | price for rule, price in content["searches"].items()]
+    yield (
+        "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it when "
+        "the model is open, and says so before it runs; here it is at the pace of distances that results hold."
+    )
+    if content["tokenizer"] is not None:
+        yield f"Tokens are as {content['tokenizer']} counts them: of this model only its config.json is known."
+    if predicted := content.get("predicted"):
+        machine = predicted["machine"]
+        yield [
+            {f"on {machine['name']}": cost["what"], "about": cost.get("unknown") or prices.duration(cost["seconds"])}
+            | {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights") if name in cost}
+            | {"devices": cost.get("devices")}
+            for cost in predicted["costs"]
+        ]
+        yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
+        share = f"{prices.REACHED:.0%} of the matrix throughput of the"
+        share = "the median of short products," if machine["name"] == "this" else share
+        yield f"Arithmetic, not measured: {share} {machine['source']}."

@@ -1,0 +1,67 @@
+"""`deeper-layers results`: check a folder of results, before it is sent or after it was received."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deeper_layers.errors import one_line
+from deeper_layers_companion.command.options import Answer, as_dicts, print_answer
+
+if TYPE_CHECKING:  # slow to import
+    import pandas as pd
+
+ESTIMATE = ["verdict", "value", "low", "high"]
+TABLES = ("runs", "scores", "distances", "healing", "geometry", "answers")
+ROUNDED = 1e-4  # a score and the mean of its items differ by less
+
+
+@click.group(
+    short_help="What a folder of results holds, and whether it is whole.",
+    help="Folders of results.\n\n\b\ndeeper-layers results check results",
+)
+def results() -> None:
+    pass
+
+
+@results.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@print_answer
+def check(folder: Path) -> Answer:
+    """Say what a folder of results holds, which of its files are damaged, and which claims of the paper it touches.
+
+    `deeper-layers report MODEL --results FOLDER` makes such a folder; CONTRIBUTING.md says where to send it.
+    The exit status is 1 where a file is no whole result, or contradicts itself.
+    """
+    from deeper_layers_companion import results as stored  # slow to import, as is the next
+    from deeper_layers_companion.report import claims, measured
+    from deeper_layers_companion.results.store import find_misplaced
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runs, scores, distances, _, _, _ = (getattr(stored, table)(folder) for table in TABLES)
+        spent = [] if runs.empty else as_dicts(measured.hours(folder))
+    odd = [str(warning.message) for warning in caught]
+    with warnings.catch_warnings(action="ignore"):  # of files that are damaged, which have been told
+        odd += find_misplaced(folder)
+    odd = list(dict.fromkeys(map(one_line, [*odd, *_find_wrong_values(scores)])))
+    if runs.empty:
+        return Answer({"runs": [], "claims": [], "odd": odd}, ["\n".join([f"{folder}: no results", *odd])], status=1)
+    table = claims.claims_table(scores, distances)
+    tested = table[table["verdict"] != claims.NOT_TESTED]
+    content = {"runs": as_dicts(runs), "claims": as_dicts(tested[["model", "claim", *ESTIMATE]]), "odd": odd}
+    summary = "\n".join(["not all files are whole results:", *odd] if odd else ["all files are whole"])
+    parts = [spent, as_dicts(tested[["title", "model", *ESTIMATE]]), summary]
+    return Answer(content, parts, status=1 if odd else 0)
+
+
+def _find_wrong_values(scores: "pd.DataFrame") -> Iterator[str]:
+    """Yield a line for each score that is not the mean of its items."""
+    kept = scores[scores["outcome"].notna() & (scores["metric"] != "loss")]
+    for row in kept.drop_duplicates(["path", "task", "subject", "cut", "metric"]).itertuples():
+        mean = row.outcome.mean()
+        if abs(mean - row.value) > ROUNDED:
+            what = f"{row.path}: {row.metric} of {row.task}, cut {row.cut}"
+            yield f"{what}, is {row.value}, and the mean of its items is {mean}: leave the file out"

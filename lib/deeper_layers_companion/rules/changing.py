@@ -1,0 +1,263 @@
+"""How rules change the layers that they keep: a bridge over a cut, or merged layers.
+
+Bridges make up for the dropped layers l..l+n-1. ReplaceMe (Shopkhoev et al., arXiv 2505.02819) changes layer l-1 by a
+linear map A. The residual that leaves this layer is y + m, where m is what its MLP adds; A brings y + m A nearest to
+the residual that entered layer l+n, by least squares (a closed form) or by cosine (a short descent from that solution;
+the authors start at the identity). The MLP ends in a matrix, and A is folded into it exactly, where nothing stands
+between that matrix and the residual. LLM-Streamline (Chen et al., arXiv 2403.19135) trains all weights of the layer
+below, by the mean squared error to the same target. Prune&Comp (Chen et al., arXiv 2507.18212) scales by one number:
+how much larger magnitudes are above the cut than below it.
+
+Merges (LaCo, Yang et al., arXiv 2402.11187, section 3.1): the matrices of layer l become W(l) + sum over k of
+W(l+k) - W(l). The authors' notebooks subtract the sum so far instead of W(l), so that only the matrices of the last
+layer remain. Gains of norms and biases stay those of the first layer.
+
+Letters in shapes: T tokens, D width.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from deeper_layers.cuts import ATTENTION, MLP, Cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.decoder import decoder_layers, num_layers, output_parameters
+from deeper_layers.models.measuring import measuring
+from deeper_layers.models.network import Call, Network
+from deeper_layers.pruning import drop_layers
+from deeper_layers.similarity import iterate_residuals, show_progress
+from deeper_layers_companion.rules.choosing import Likeness, MergedLayer, Rule, cut_of_merges
+
+TOLERANCE, TRIAL = 1e-6, 8  # of the test that the residual receives the MLP's output unchanged, on TRIAL tokens
+COSINE_EPOCHS, COSINE_BATCH, COSINE_RATE = 10, 1024, 1e-4  # descent by cosine over all tokens, COSINE_BATCH a step
+TRAINING_EPOCHS, TRAINING_RATE = 4, 1e-4  # training over all sequences, one a step
+
+
+def change_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]):
+    """The pruned model of a rule that changes weights: with `merged` layers, or with a bridge over the cut, fitted on
+    sequences of tokens, each [T]. The model given stays unchanged. See `merge_layers` and `bridge_cut`."""
+    if rule.changes in ("merged", "last taken"):
+        return merge_layers(model, merged, rule.changes)
+    return bridge_cut(model, cut, sequences, rule.changes) if cut.size else model
+
+
+def find_changed_tensors(model, changed, cut: Cut) -> dict[str, torch.Tensor]:
+    """The parameters of a `change_model` that a rule replaced, by "NUMBER.NAME": the layer's number in the pruned
+    model, and the parameter's name in that layer."""
+    layers = decoder_layers(model)
+    return {
+        f"{number}.{name}": parameter.detach()
+        for number, (layer, old_number) in enumerate(zip(decoder_layers(changed), cut.kept(len(layers)), strict=True))
+        for name, parameter in layer.named_parameters()
+        if parameter.data_ptr() != layers[old_number].get_parameter(name).data_ptr()
+    }
+
+
+def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace a parameter by a new one of the same data type. The old one is shared with the other model."""
+    setattr(module, name, nn.Parameter(tensor.to(getattr(module, name)), requires_grad=False))
+
+
+def _check_unquantized(model) -> None:
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise InputError("quantized weights can't be merged, bridged or trained: open the model without that")
+
+
+# ---- bridges -----------------------------------------------------------------------------------------------------
+
+
+@measuring
+def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "least squares"):
+    """A model without the layers of a cut, with a bridge that is fitted on sequences of tokens, each [T].
+
+    Raises InputError where the cut is no block that starts at layer 1 or above, weights are quantized, there are fewer
+    tokens than the residual is wide, or no linear map can be folded into the MLP: it ends in no single matrix, or its
+    output is normalized or scaled afterwards.
+    """
+    if not (cut.is_block and cut.start):
+        description = cut.describe(num_layers(model))
+        raise InputError(f"a cut that {description} has no layer below it to bridge it: drop a block from layer 1 on")
+    _check_unquantized(model)
+    pruned, below = drop_layers(model, cut), cut.start - 1
+    if method == "trained":
+        states = _record_residuals(model, sequences, below, cut.stop)
+        decoder_layers(pruned)[below] = _train_layer(model, below, states, sequences)
+        return pruned
+    writer = _find_mlp_output(model, below)
+    if method == "scaled":
+        return _scale_layers_above(pruned, cut.start, _record_residuals(model, sequences, cut.start, cut.stop))
+    if (count := sum(map(len, sequences))) < (width := writer.out_features):
+        raise InputError(
+            f"there are {count} tokens to fit a map of {width} by {width} on: give more sequences (samples)"
+        )
+    outputs: list[torch.Tensor] = []
+    with writer.register_forward_hook(lambda _, __, output: outputs.append(output[0].double())):
+        leaving, target = torch.cat(_record_residuals(model, sequences, cut.start, cut.stop), dim=1)
+    added = torch.cat(outputs)
+    bridge = torch.linalg.lstsq(added, target - (leaving - added)).solution
+    if method == "cosine":
+        bridge = _fit_by_cosine(bridge, added, leaving - added, target)
+    (_, module), *_ = output_parameters(decoder_layers(pruned)[below], MLP)
+    _set_parameter(module, "weight", bridge.mT @ writer.weight.double())
+    if writer.bias is not None:
+        _set_parameter(module, "bias", writer.bias.double() @ bridge)
+    return pruned
+
+
+def _record_residuals(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tensor]:
+    """The residuals that enter two layers of the whole model, for each sequence [T]: [2, T, D], float64."""
+    passes = iterate_residuals(model, show_progress(sequences, "bridge, residuals"))
+    return [residuals[list(states)] for residuals in passes]
+
+
+def _find_mlp_output(model, layer: int) -> nn.Linear:
+    """The last matrix of a layer's MLP. Raises InputError where the residual does not receive its output unchanged."""
+    error = InputError(
+        f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, or what it adds is normalized "
+        "or scaled on its way into the residual, so that no linear map can be folded in exactly: choose another rule"
+    )
+    modules = {module for _, module in output_parameters(decoder_layers(model)[layer], MLP)}
+    if len(modules) != 1 or type(module := modules.pop()) is not nn.Linear:
+        raise error
+    # tried in double precision on random residuals, so that rounding can't hide a difference
+    generator, width = torch.Generator().manual_seed(0), module.out_features
+    residual = torch.randn(1, TRIAL, width, generator=generator, dtype=torch.float64).to(module.weight.device)
+    shift = torch.linspace(-1, 1, width).to(residual)
+    copied, call = copy.deepcopy(decoder_layers(model)[layer]).double(), _get_call(model, torch.arange(TRIAL), layer)
+    with torch.inference_mode():
+        untouched = call(copied, residual)
+        output_parameters(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
+        moved = call(copied, residual) - untouched
+    if (moved - shift).abs().max() > TOLERANCE:
+        raise error
+    return module
+
+
+def _scale_layers_above(pruned, start: int, states: list[torch.Tensor]):
+    """Divide what the layers above a cut add by the growth of magnitudes over it.
+
+    These layers and the last norm only see the residual's direction, so this equals the authors' way: they multiply
+    what comes before the cut, the embeddings too, which a head may share. As in their code, magnitudes are means over
+    tokens, and the growth is the mean of their ratios over sequences and channels.
+    """
+    below, above = torch.stack([residuals.abs().mean(dim=1) for residuals in states], dim=1)
+    ratio = float((above / below).mean())
+    for layer in decoder_layers(pruned)[start:]:
+        for name, module in [*output_parameters(layer, ATTENTION), *output_parameters(layer, MLP)]:
+            _set_parameter(module, name, getattr(module, name).double() / ratio)
+    return pruned
+
+
+def _fit_by_cosine(start: torch.Tensor, *sides: torch.Tensor) -> torch.Tensor:
+    """The map with the largest mean cosine, found by Adam from a `start`, over the tokens in a fixed order."""
+    bridge = nn.Parameter(start.float().clone())
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        m, y, z = (side[batch.to(side.device)].float() for side in sides)
+        return 1 - nn.functional.cosine_similarity(m @ bridge + y, z, dim=-1).mean()
+
+    _minimize(loss, [bridge], COSINE_RATE, len(sides[0]), COSINE_EPOCHS, COSINE_BATCH)
+    return bridge.detach().double()
+
+
+def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[torch.Tensor]) -> nn.Module:
+    """A copy of the layer below a cut, trained to output the residual that enters the layer above the cut."""
+    layer = copy.deepcopy(decoder_layers(model)[below])
+    weight = next(layer.parameters())
+    dtype, pairs = weight.dtype, [residuals.float().cpu() for residuals in states]
+    layer.float().requires_grad_(True)
+
+    def loss(number: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            entering, target = pairs[number].clone().to(weight.device)
+            call = _get_call(model, sequences[number], below, torch.float32)
+        return nn.functional.mse_loss(call(layer, entering[None])[0], target)
+
+    _minimize(loss, layer.parameters(), TRAINING_RATE, len(sequences), TRAINING_EPOCHS, 1)
+    return layer.to(dtype).requires_grad_(False)
+
+
+def _minimize(loss: Callable, parameters: Iterable, rate: float, items: int, epochs: int, size: int) -> None:
+    """Minimize a loss over all items by Adam, `size` of them a step, each epoch in an order that a fixed seed draws."""
+    optimizer, generator = torch.optim.Adam(parameters, lr=rate), torch.Generator().manual_seed(0)
+    batches = [batch for _ in range(epochs) for batch in torch.randperm(items, generator=generator).split(size)]
+    with torch.enable_grad():
+        for batch in show_progress(batches, "bridge", "step"):
+            optimizer.zero_grad()
+            loss(batch).backward()
+            optimizer.step()
+
+
+def _get_call(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype = torch.float64) -> Call:
+    """The arguments of a layer besides the residual for tokens [T], with real numbers in a data type."""
+    network = Network(model)
+    call = network.layer_inputs(sequence[None].to(network.device)).calls[layer]
+    cast = functools.partial(tree_map_only, torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x)
+    return Call(*cast((call.arguments, call.named)))
+
+
+# ---- merges ------------------------------------------------------------------------------------------------------
+
+
+def merge_layers(model, layers: list[MergedLayer], method: str = "merged"):
+    """A model of some of its layers, and of layers that were merged into the first of them.
+
+    Args:
+        layers: in rising order, like [0, (1, 2, 3), 4]; parts of a merged layer may be merged layers.
+        method: "merged", as printed in the paper, or "last taken", as in the authors' notebooks.
+
+    Raises InputError where layers to be merged have matrices of other names or shapes, or are quantized.
+    """
+    _check_unquantized(model)
+    pruned = drop_layers(model, cut_of_merges(layers, num_layers(model)))
+    for layer, merged in zip(decoder_layers(pruned), layers, strict=True):
+        if not isinstance(merged, int):
+            for path, matrix in _merge_matrices(model, merged, method).items():
+                owner, _, name = path.rpartition(".")
+                _set_parameter(layer.get_submodule(owner), name, matrix)
+    return pruned
+
+
+def _merge_matrices(model, layer: MergedLayer, method: str) -> dict[str, torch.Tensor]:
+    if isinstance(layer, int):
+        return {name: p.detach() for name, p in decoder_layers(model)[layer].named_parameters() if p.ndim > 1}
+    base, *others = (_merge_matrices(model, part, method) for part in layer)
+    for part, other in zip(layer[1:], others, strict=True):
+        if {name: m.shape for name, m in other.items()} != {name: m.shape for name, m in base.items()}:
+            raise InputError(f"layer {part} has other matrices than {layer[0]}, and can't be merged into it: drop it")
+    if method == "last taken":
+        return others[-1]
+    return {
+        name: (first.double() + sum(other[name].double() - first.double() for other in others)).to(first.dtype)
+        for name, first in base.items()
+    }
+
+
+def build_likeness(model, sequences: list[torch.Tensor], method: str = "merged") -> Likeness:
+    """A function that compares models of merged layers with the whole one, on sequences [T]; it remembers its results.
+
+    It returns the mean over sequences of the cosine of the final states, those of a sequence as one vector. Source: the
+    authors' notebooks, which take the states after the final norm.
+    """
+    states = [_compute_final_states(model, sequence) for sequence in show_progress(sequences, "final states")]
+    progress = show_progress(None, "models of merged layers compared", "model")
+
+    @functools.cache
+    def compare(layers: tuple[MergedLayer, ...]) -> float:
+        progress.update()
+        merged = merge_layers(model, list(layers), method)
+        pairs = zip(states, (_compute_final_states(merged, sequence) for sequence in sequences), strict=True)
+        return sum(float(nn.functional.cosine_similarity(*pair, dim=0)) for pair in pairs) / len(states)
+
+    return lambda layers: compare(tuple(layers))
+
+
+@measuring
+@torch.inference_mode()
+def _compute_final_states(model, sequence: torch.Tensor) -> torch.Tensor:
+    ids = sequence[None].to(model.get_input_embeddings().weight.device)
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state.double().flatten().cpu()

@@ -1,0 +1,168 @@
+"""Registered prediction: letter accuracy misses the damage of dropping late layers.
+
+What was to decide it stands in studies/registered/last_layers.md, shown by `criteria.read_criterion`, and was committed
+before any pruned model was asked. `judge_as_registered` judges by it: X, the lead of letters over writing without the
+last layers less that lead without the most similar ones, at least 0.50; and Y, the writing kept without the most
+similar layers less that without the last ones, at least 0.10.
+
+X is the sum of two halves, and one may carry it alone: Y, and the letters kept without the last layers less those kept
+without the most similar ones. `judge_now` judges each half by itself, as we would now.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from deeper_layers_companion.report.estimates import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    SUPPORTED,
+    Estimate,
+    estimate_mean,
+    mean_of,
+    resample,
+    shares_kept,
+)
+from deeper_layers_companion.report.names import Sentences, model_title, put_in_order
+from deeper_layers_companion.report.pairing import Measurement, find_measurements, returns, select_best
+
+SIZES = range(1, 9)
+PLACES = {"reverse": "late", "similarity": "similar"}  # the place of each rule's cuts
+FORMS = {
+    "letters": ("facts_by_letter", "facts_by_letter_stated"),
+    "words": ("facts_in_words", "facts_in_words_stated"),
+    "written": ("facts_written", "facts_written_stated"),
+}
+FORM_OF = {task: form for form, tasks in FORMS.items() for task in tasks}
+UNASKED = {"letters": "facts_by_letter_unasked", "words": "facts_in_words_unasked"}
+LEAST = {"X": 0.50, "Y": 0.10}
+LETTERS_HALF, WRITING_HALF = "X, its half about letters", "X, its half about writing"
+LEAST_OF_A_HALF = 0.10  # as for Y, and in the first study; chosen after the data
+PREDICTED = "We predicted that losing the last layers hurts writing more than losing the most similar ones."
+OUTCOMES = {SUPPORTED: "It does", CONTRADICTED: "It does not", INCONCLUSIVE: "It stays open"}
+PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
+
+
+def find_answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, np.ndarray]]:
+    """Yield form, place and measurement of everything that judges the prediction, and the outcomes without the
+    question, [C, I], which are 0 where nothing can be guessed."""
+    rows = scores.query("task in @tasks and rule in @PLACES", local_dict={"tasks": [*FORM_OF, *UNASKED.values()]})
+    measured = {curve.place: curve for curve in find_measurements(rows)}
+    for (model, task, rule), curve in measured.items():
+        form = FORM_OF.get(task)
+        unasked = measured.get((model, UNASKED.get(form), rule))
+        if form and (unasked or form not in UNASKED):
+            yield form, PLACES[rule], curve, unasked.outcomes if unasked else np.zeros_like(curve.outcomes)
+
+
+def average_by_place(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
+    """The mean of k over sizes and prompts, by model, form and place; NOT_TESTED if a size or prompt is missing."""
+    kept, missing = {}, Estimate(untold=NOT_TESTED)
+    for _, place, curve, guessed in find_answers(scores):
+        sizes = curve.cuts["size"]
+        shares = shares_kept(curve.outcomes, resample(guessed)) if {*SIZES} <= {*sizes} else missing
+        kept[*curve.place[:2], place] = shares.mean_over(sizes.isin(SIZES))
+    return {
+        (model, form, place): mean_of([kept.get((model, task, place), missing) for task in tasks])
+        for model in dict.fromkeys(model for model, *_ in kept)
+        for (form, tasks), place in itertools.product(FORMS.items(), PLACES.values())
+    }
+
+
+@returns("model layers place asked prompt size items value low high")
+def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The accuracy by size, and that without the question."""
+    for form, place, curve, guessed in find_answers(scores):
+        is_question = curve.place[1] == FORMS[form][0]
+        prompt, outcomes_by_form = "as a question" if is_question else "as a statement", {form: curve.outcomes}
+        if is_question and form in UNASKED:  # measured once for both prompts
+            outcomes_by_form[f"{form}, without the question"] = guessed
+        for label, outcomes in outcomes_by_form.items():
+            cells = estimate_mean(outcomes).columns() | {"asked": label, "prompt": prompt, "place": PLACE_NAMES[place]}
+            yield curve.cuts.assign(**cells)
+
+
+@returns("model asked place whole unasked constant value low high untold")
+def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
+    """The means of k as a table, a row for each model, form and place: value with low and high, and untold.
+
+    Further columns are mean accuracies over prompts: of the whole model (whole), of the whole model without the
+    question (unasked), and of the best constant answer (constant).
+    """
+    constant, levels = scores.groupby(["model", "task"])["commonest"].max(), {}
+    for form, _, curve, guessed in find_answers(scores):
+        accuracies_of_task = (curve.outcomes[0].mean(), guessed[0].mean(), constant[curve.place[:2]])
+        levels.setdefault((curve.place[0], form), []).append(accuracies_of_task)
+    for (model, form, place), kept in average_by_place(scores).items():
+        means = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
+        row = dict(zip(("whole", "unasked", "constant"), means)) | kept.columns()
+        yield row | {"model": model, "asked": form, "place": PLACE_NAMES[place]}
+
+
+@returns("model asked cut size items bfloat16 float32 turned value low high")
+def compare_dtypes(scores: pd.DataFrame) -> Iterator[dict]:
+    """Right answers to the same questions under the same cuts in two data types: bfloat16, float32, value (the second
+    minus the first), turned (questions that are right in only one of them)."""
+    key, rows = ["model", "task", "cut"], select_best(scores.query("task in @FORM_OF"), ["dtype"])
+    rows = rows.sort_values(["model", "task", "size", "start"])
+    bfloat16, float32 = (rows[rows["dtype"] == dtype].drop_duplicates(key) for dtype in ("bfloat16", "float32"))
+    for row in float32.merge(bfloat16[[*key, "outcome"]], on=key, suffixes=("", "_bfloat16")).to_dict("records"):
+        outcomes = np.stack([row["outcome_bfloat16"], row["outcome"]])
+        right = dict(zip(("bfloat16", "float32"), outcomes.mean(axis=1)))
+        row |= right | {"asked": FORM_OF[row["task"]], "turned": int((outcomes[0] != outcomes[1]).sum())}
+        yield row | Estimate.of(resample(outcomes[1] - outcomes[0])).columns()
+
+
+@returns("model number value low high limit verdict")
+def judge_as_registered(scores: pd.DataFrame) -> Iterator[dict]:
+    """The registered numbers, "X" and "Y", for each model, with their verdicts."""
+    kept = average_by_place(scores)
+    for model in dict.fromkeys(model for model, *_ in kept):
+        late, similar = (kept[model, "letters", place] - kept[model, "written", place] for place in PLACES.values())
+        written = kept[model, "written", "similar"] - kept[model, "written", "late"]
+        for number, estimate in {"X": late - similar, "Y": written}.items():
+            yield _judge(model, number, estimate, LEAST[number])
+
+
+@returns("model number value low high limit verdict")
+def judge_now(scores: pd.DataFrame) -> Iterator[dict]:
+    """The halves of X for each model, each judged by itself; seen after the data."""
+    kept = average_by_place(scores)
+    for model in dict.fromkeys(model for model, *_ in kept):
+        letters = kept[model, "letters", "late"] - kept[model, "letters", "similar"]
+        written = kept[model, "written", "similar"] - kept[model, "written", "late"]
+        for number, estimate in {WRITING_HALF: written, LETTERS_HALF: letters}.items():
+            yield _judge(model, number, estimate, LEAST_OF_A_HALF)
+
+
+def _judge(model: str, number: str, estimate: Estimate, limit: float) -> dict:
+    verdict = estimate.judge_beyond(limit)
+    return {"model": model, "number": number, "limit": limit, "verdict": verdict} | estimate.columns()
+
+
+def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
+    """The verdict on X or Y for each model that can show it, and its mean shares kept, like written_late."""
+    judged = judge_as_registered(scores)
+    table = judged.query("number == @number and value.notna()").set_index("model")[["verdict"]]
+    for (model, form, place), kept in average_by_place(scores).items():
+        if model in table.index:
+            table.loc[model, f"{form}_{place}"] = kept.value
+    names = [f"{form}_{place}" for form, place in itertools.product(FORMS, PLACES.values())]
+    return table.reset_index().reindex(columns=["model", "verdict", *names])
+
+
+def tell_prediction(scores: pd.DataFrame) -> Sentences:
+    """The prediction in plain words, and whether it came true in each model that can write: as Y was judged."""
+    sentences = []
+    table = put_in_order(outcome(scores, "Y"))
+    for verdict, beginning in OUTCOMES.items():
+        rows = table[table["verdict"] == verdict]
+        shares = "{} ({:.0%} kept against {:.0%})"
+        names = map(model_title, rows["model"])
+        models = itertools.starmap(shares.format, zip(names, rows["written_late"], rows["written_similar"]))
+        if len(rows):
+            sentences.append(f"{beginning} in {' and '.join(models)}.")
+    return Sentences([PREDICTED, *sentences] if sentences else [], "prediction")
