@@ -20,6 +20,7 @@ device, and accelerate and torch do not choose it.
 
 import contextlib
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -140,6 +141,11 @@ class CardTensor(torch.Tensor):
 
     def __repr__(self) -> str:
         return f"CardTensor({self.raw})"
+
+    def __deepcopy__(self, memo: dict):
+        copied = self.detach().clone().requires_grad_(self.requires_grad)
+        copied._is_param = isinstance(self, torch.nn.Parameter)
+        return memo.setdefault(id(self), copied)
 
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
@@ -302,16 +308,17 @@ def _empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memor
 @contextlib.contextmanager
 def simulated_card(float64: bool = True) -> Iterator[Card]:
     """Inside, there is one card, which accelerate chooses; without `float64` it refuses that data type."""
-    lifts_only_cpu, default_device = torch._C._only_lift_cpu_tensors(), accelerate.PartialState.default_device
+    lifts_only_cpu, variable = torch._C._only_lift_cpu_tensors(), "ACCELERATE_TORCH_DEVICE"
     card = Card.current = Card(float64)
     Module.devices = 1
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="card") copies from the processor
-    accelerate.PartialState.default_device = property(lambda state: card.device)
+    os.environ[variable] = f"{card.device}"
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with card:
             yield card
     finally:
         Module.devices = 0
         torch._C._set_only_lift_cpu_tensors(lifts_only_cpu)
-        accelerate.PartialState.default_device = default_device
+        del os.environ[variable]
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
