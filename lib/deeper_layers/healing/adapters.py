@@ -149,7 +149,8 @@ def _own_parameters(copied: PreTrainedModel, dtype: torch.dtype | None = None) -
     own: dict[int, nn.Parameter] = {}  # by the parameter that was shared: those that are tied stay so
     for module in copied.modules():
         for name, parameter in module._parameters.items():
-            if type(parameter) is nn.Parameter and parameter.is_floating_point():
+            is_real = isinstance(parameter, nn.Parameter) and parameter.is_floating_point()
+            if is_real and not hasattr(parameter, "quant_state"):  # bitsandbytes may pack four bits into real numbers
                 if id(parameter) not in own:
                     own[id(parameter)] = _freeze(parameter.to(dtype or parameter.dtype))
                 module._parameters[name] = own[id(parameter)]
