@@ -170,7 +170,7 @@ def write_pdf(target: Path) -> None:
 
 
 def write_page_file(app: Sphinx) -> None:
-    write_pdf(running.EXECUTED / "article.pdf")
+    write_pdf(running.FILES / "article.pdf")
 
 
 def setup(app: Sphinx) -> dict:

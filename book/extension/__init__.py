@@ -19,4 +19,5 @@ def setup(app: Sphinx) -> dict:
     app.connect("config-inited", note_own_code)
     for part in ("running", "figures", "explorer", "pages", "ways", "mathml"):
         app.setup_extension(f"{__name__}.{part}")
+    app.setup_extension("book.article")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
