@@ -49,6 +49,12 @@ def read_pieces(names: Iterable[str]) -> dict[str, dict]:
     return pieces
 
 
+def list_names() -> list[str]:
+    """The names of all pieces that the template and this file ask for."""
+    words = TEMPLATE.read_text(encoding="utf-8") + Path(__file__).read_text(encoding="utf-8")
+    return sorted({*NAME.findall(words)})
+
+
 def list_outputs(notebook: str) -> list[str]:
     """The HTML of each output of an executed notebook; nothing where it was not run."""
     path = running.EXECUTED / f"{notebook}.ipynb"
@@ -125,8 +131,7 @@ def collect() -> dict:
     citation = yaml.safe_load((running.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     measured = [result.provenance["measured"] for result in read_results()]
     date = datetime.datetime.fromisoformat(max(measured, default="1980-01-01T00:00:00+00:00"))
-    words = TEMPLATE.read_text(encoding="utf-8") + Path(__file__).read_text(encoding="utf-8")
-    pieces = read_pieces(sorted({*NAME.findall(words)}))
+    pieces = read_pieces(list_names())
     rows = {name: piece.pop("rows") for name, piece in pieces.items()}
     halves = rows["06-letters-or-words#halves"]
     if len(halves):

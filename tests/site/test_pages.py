@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
+from book import article
 from deeper_layers_companion.results.places import AROUND as ROOT
 
 OUTSIDE = re.compile(r"mathjax|thebe|jsdelivr|unpkg", re.IGNORECASE)
@@ -27,6 +28,15 @@ def test_the_pages_are_those_of_the_contents_and_can_be_read_in_an_hour(pages):
     shown = {name: FOLDED.sub(" ", pages[name].partition("<article")[2].partition("</article>")[0]) for name in wanted}
     words = {name: len(re.sub(r"<[^>]*>", " ", text).split()) for name, text in shown.items()}
     assert sum(words.values()) < MOST_WORDS and max(words.values()) <= OF_A_PAGE, words
+
+
+def test_the_report_as_pdf_is_linked_and_has_every_piece_that_it_names(site, pages):
+    (link,) = re.findall(r'href="([^"]+/article.pdf)"', pages["index.html"])
+    content = (site / link).read_bytes()
+    assert content.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", content)) <= 10
+    pieces = article.read_pieces(article.list_names())
+    missing = [name for name, piece in pieces.items() if not (piece["text"] or piece["svg"] or len(piece["rows"]))]
+    assert pieces and not missing
 
 
 def test_links_images_and_scripts_exist_and_nothing_is_loaded_from_outside(site, pages):

@@ -1,0 +1,39 @@
+"""The report as a PDF: the same bytes again, few pages, what was registered, and no word where nothing was measured."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from book.extension import running
+from deeper_layers_companion.results.places import AROUND as ROOT
+
+pytest.importorskip("typst", reason="needs pip install -e '.[book]'")
+from book import article  # noqa: E402
+from deeper_layers_companion.studies import criteria  # noqa: E402
+
+
+@pytest.fixture
+def nothing(tmp_path, monkeypatch):
+    """A place where no page was drawn and no result is kept."""
+    monkeypatch.setattr(running, "EXECUTED", tmp_path / "executed")
+    monkeypatch.setenv("DEEPER_LAYERS_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr("deeper_layers_companion.results.places.PUBLISHED", tmp_path / "none")
+    return tmp_path
+
+
+def test_without_results_it_is_set_and_says_that_no_page_shows_a_verdict(nothing):
+    data = article.collect()
+    assert data["claims"]["rows"] == [] and len(data["registered"]) == len(criteria.list_criteria())
+    article.write_pdf(nothing / "article.pdf")
+    first = (nothing / "article.pdf").read_bytes()
+    assert first.startswith(b"%PDF") and 1 <= len(re.findall(rb"/Type\s*/Page\b", first)) <= 10
+    article.write_pdf(nothing / "again.pdf")
+    assert (nothing / "again.pdf").read_bytes() == first
+
+
+def test_a_wrong_name_of_the_file_is_told():
+    command = [sys.executable, "-m", "book.article", "article.doc"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "expected the name of a file to write" in done.stderr
