@@ -1,6 +1,7 @@
 """`deeper-layers distances`, `sweep` and `scan`: angular distances, and pruned models on tasks and texts."""
 
 import math
+import shlex
 from collections.abc import Iterator
 
 import click
@@ -58,7 +59,12 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
 
 
 @subcommand(SweepParameters, "Score the pruned models on tasks of lm-eval.")
-def sweep(parameters: SweepParameters) -> Answer:
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="say without how many layers every task keeps this share of what the whole model scores above guessing: 0.95",
+)
+def sweep(parameters: SweepParameters, keep: float | None) -> Answer:
     """Score every pruned model of MODEL on tasks of lm-eval, all from one pass over the data.
 
     What it costs is printed before it runs; `deeper-layers plan` with the same options prints it and runs nothing. The
@@ -67,12 +73,13 @@ def sweep(parameters: SweepParameters) -> Answer:
     \b
     deeper-layers sweep embedded --tasks capitals --sizes 0-4 --limit 20
     deeper-layers sweep ORGANISATION/NAME --tasks "mmlu:5@20, boolq" --rules simple
+    deeper-layers sweep ORGANISATION/NAME --tasks "boolq, gsm8k@150" --keep 0.95
     deeper-layers sweep embedded --tasks capitals --rules greedy --sizes 0-3 --samples 8 --sequence-length 128
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
     exclude_rules()
     session = Session(parameters)
-    return _score([*list_sweep(session)], session, by_rule=True)
+    return _score([*list_sweep(session)], session, by_rule=True, keep=keep)
 
 
 @subcommand(ScanParameters, "Score every block of so many layers, at every start.")
@@ -117,9 +124,10 @@ def _try_jobs(jobs: list[Job], session: Session) -> Answer:
     return Answer({"units": units}, lines)
 
 
-def _score(jobs: list[Job], session: Session, *, by_rule: bool = False) -> Answer:
+def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: float | None = None) -> Answer:
     """Get each job: the answer has a table for each task or text, and for JSON its rows; `by_rule` repeats those of a
-    cut for each rule that chose it. Raises NotMeasuredError if there is nothing to show."""
+    cut for each rule that chose it; `keep` asks how many layers leave such a share of every task. Raises
+    NotMeasuredError if there is nothing to show."""
     source, quantization = session.source, session.options.quantization
     results = [session.get(job) for job in jobs]
     missing = [task for job, result in zip(jobs, results) if result is None for task in job.key["tasks"]]
@@ -141,8 +149,41 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False) -> Answe
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     absent = [f"{name}: not measured" for name in missing]
-    texts = [source.describe(quantization), *tables, half_gone_text, *absent, "\n".join(paths)]
+    kept_text = ""
+    if keep is not None:
+        content["keep"], kept_text = _find_most_dropped(measured, keep, session.options.model)
+    texts = [source.describe(quantization), *tables, half_gone_text, kept_text, *absent, "\n".join(paths)]
     return Answer(content, [text for text in texts if text])
+
+
+def _find_most_dropped(measured: list[Result], share: float, model: str) -> tuple[list[dict], str]:
+    """For each rule how many layers leave a share of every task, for JSON; and in words, with the command to type."""
+    from deeper_layers_companion.report.keeping import find_most_dropped  # slow to import, as is the next
+    from deeper_layers_companion.results.frames import tabulate_scores
+
+    found = as_dicts(find_most_dropped(tabulate_scores(measured), share))
+    if not found:
+        return (
+            found,
+            f"Of no task can it be said whether {share:.0%} is kept: the whole model is not surely above guessing",
+        )
+    return found, "\n".join(_describe_most_dropped(row, share, model) for row in found)
+
+
+def _describe_most_dropped(row: dict, share: float, model: str) -> str:
+    line = (
+        f"{share:.0%} of every task is kept without {row['surely']} of {row['layers']} layers surely, without "
+        f"{row['probably']} probably ({row['rule']}; of at most {row['largest']}, by 95% intervals)"
+    )
+    if row["first_lost"]:
+        line += f"; the next size costs more of {', '.join(row['first_lost'])}"
+    if row["unjudged"]:
+        line += f"; not judged: {', '.join(row['unjudged'])}"
+    size = row["surely"] or row["probably"]
+    if not size:
+        return line
+    rule = ["--rule", row["rule"]] if row["rule"] != "similarity" else []
+    return f"{line}\n  {shlex.join(['deeper-layers', 'prune', model, 'OUT', '--drop', str(size), *rule])}"
 
 
 def _find_half_gone(measured: list[Result]) -> tuple[list[dict], str]:
