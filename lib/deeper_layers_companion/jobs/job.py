@@ -15,7 +15,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import HealingConfig
 from deeper_layers_companion.results.schema import GIVEN
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.choosing import DESCRIBED
 
 if TYPE_CHECKING:  # it builds on this file
     from deeper_layers_companion.jobs.notebook_options import (
@@ -111,7 +111,7 @@ def list_unknown_cuts(rule: str, sizes: Iterable[int]) -> list[Cut]:
 def read_cut(name: str) -> Cut:
     """The cut of a name in a key, or its placeholder."""
     rule, _, size = name.rpartition(" ")
-    return UnknownCut(0, int(size), rule=rule) if rule in REGISTERED else Cut.named(name)
+    return UnknownCut(0, int(size), rule=rule) if rule in DESCRIBED else Cut.named(name)
 
 
 # ---- parts of keys -----------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def choice_job(source: Source, options: "WhichLayersParameters", rule: str, size
     choice = {"rule": rule, "sizes": sizes, "calibration": describe_calibration(options)}
     settings = {"quantization": options.quantization, "tasks": options.texts, "choice": choice}
     reads = [Data(options.corpus, CALIBRATION), *list_data(options.texts)]
-    needs = [distances_job(source, options)] if REGISTERED[rule].needs == "distances" else []
+    needs = [distances_job(source, options)] if DESCRIBED[rule].needs == "distances" else []
     return _make("scores", source, settings, reads, needs)
 
 
@@ -211,7 +211,7 @@ def chosen_job(source: Source, options: "WhichLayersParameters", task: str, cuts
     rule = choice.key["choice"]["rule"]
     job = scores_job(source, options, [task], {rule: cuts})
     key, reads = job.key, job.reads
-    if REGISTERED[rule].changes:
+    if DESCRIBED[rule].changes:
         key = key | {"calibration": describe_calibration(options)}
         reads = (Data(options.corpus, CALIBRATION), *reads)
     return Job("scores", key, reads, (choice,))
