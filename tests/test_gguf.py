@@ -297,7 +297,9 @@ def test_the_way_to_llama_cpp_is_measured_once(llama_file, tmp_path, monkeypatch
     monkeypatch.setitem(PRESETS, "small", few)
     settings = {"model": str(llama_file), "tasks": "capitals", "limit": 4, "steps": 2}
     session = Session(TakeAwayParameters(**settings, results=str(tmp_path / "results")))
-    job = file_job(session.source, session.options, "similarity", Cut(2, 2))
+    options = session.options
+    made = {"config": options.make_config(), "text": options.text, "bits": options.gguf_type}
+    job = file_job(session.source, options, "similarity", Cut(2, 2), **made)
     assert session.replace(measure=False).get(job) is None
     unit = session.get(job)
     rows = unit.rows.set_index(["variant", "task", "metric"])

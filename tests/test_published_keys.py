@@ -101,7 +101,8 @@ def make_job(form: str, source: Source, options, key: dict) -> Job:
     if form == "rounded":
         return jobs.rounded_job(source, options, key["bits"], cuts)
     if form == "file":
-        return jobs.file_job(source, options, rule, cut)
+        made = {"config": options.make_config(), "text": options.text, "bits": options.gguf_type}
+        return jobs.file_job(source, options, rule, cut, **made)
     ((_, of), *_) = key["tasks"].items()
     prompt = {name: of[name] for name in ("shots", "order") if "order" in of}
     return jobs.scores_job(source, options, key["tasks"], cuts, prompt)

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 
 from deeper_layers.cuts import Cut
+from deeper_layers.data.embedded import answers
 from deeper_layers_companion import results
 from deeper_layers_companion.report import figures, findings, measured, names, pairing, paper, statistics
 from deeper_layers_companion.report.one_cut import describe_lengths, find_scores
 from deeper_layers_companion.results import frames, places
-from deeper_layers_companion.studies import last_layers, letters_or_words, which_layers
+from deeper_layers_companion.studies import four_kinds, last_layers, letters_or_words, which_layers
 
 QWEN, SMOLLM, GEMMA = "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"
 LAYERS, ITEMS = 10, 200
@@ -259,6 +260,7 @@ def test_readme_tells_what_was_measured():
     loss = loss.query("rule == 'similarity' and learning_rate == 0.005")
     loss = loss[loss["tokens"] == loss["tokens"].min()].dropna(subset="value").sort_values("value")
     least, most = loss.iloc[[0, -1]].to_dict("records")
+    outlived = four_kinds.judge(qwen).query("number.str.startswith('1.') and prompt == 'question'")["value"].tolist()
     sentences = [
         f"by letter: half is gone at {likely['mmlu']} layers. Chosen in words it is at {likely['mmlu_continuation']}.",
         f"GSM8K falls at {likely['gsm8k']}.",
@@ -277,6 +279,8 @@ def test_readme_tells_what_was_measured():
         f"closed {names.format_number(least, as_share=True)} to {most['value']:.0%} of the gap",
         f"{kept['mmlu']} of MMLU's letters ({earlier.loc['mmlu', 'items']} questions) are kept",
         f"are kept and {kept['written_facts']} of written facts.",
+        f"on {len(answers())} new items: without its last five layers {outlived[0]:.0%} of choosing the right letter",
+        f"{outlived[1]:.0%} of writing",
     ]
     for task in ("gsm8k", "mmlu", "boolq", "capitals"):
         sentences.append(f"| {gone.loc[task, 'items']:,} | {gone.loc[task, 'words']} |")

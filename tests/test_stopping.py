@@ -88,7 +88,7 @@ def test_half_gone_fails_where_each_look_or_each_size_has_the_whole_level():
     tally = Tally.at(LOOKS, draw_answers(FLAT, 1000, LOOKS[-1]))
     error = StoppingRule(0.05, LOOKS).error
     _, _, high = stopping.find_margin_ends(tally, GUESSING, float(norm.isf(error / 2)))
-    upper = stopping.find_first(high[..., 1:] <= 0, SIZES[1:])
+    upper = stopping.find_first_size(high[..., 1:] <= 0, SIZES[1:])
     _, _, shared_upper = stopping.find_half_gone_ends(tally, SIZES, GUESSING, error)
     wrong, shared_wrong = ((end < 8).any(axis=1).mean() for end in (upper, shared_upper))
     assert shared_wrong <= 0.025 < wrong

@@ -53,9 +53,10 @@ NUMBER = '<a class="number" href="#first-figure">Figure 1.</a>'
 TASKS = '<div class="tasks"></div><p class="others"></p>'
 HOW = """ Drag the block, or use the arrow keys, with shift to resize it. Lines: what is kept above guessing without the
 block around each place; of a text, how likely its tokens stay."""
-COLOURS = """ On every page: <b class="letters">■</b> <b class="easy">■</b> letters, <b class="words">■</b> words,
-<b class="written">■</b> written, <b class="text">■</b> texts; <b class="similar">◆</b> similarity-informed rule,
-<b class="simple">▲</b> simple heuristic."""
+COLOURS = """ On every page: <b style="color: var(--letters)">■</b> <b style="color: var(--easy)">■</b> letters,
+<b style="color: var(--words)">■</b> words, <b style="color: var(--written)">■</b> written,
+<b style="color: var(--text)">■</b> texts; <b style="color: var(--similar)">◆</b> similarity-informed rule,
+<b style="color: var(--simple)">▲</b> simple heuristic."""
 COLUMNS = ("model", "start", "size", "task", "items", "kept", "low", "high", "score")
 
 
@@ -66,10 +67,8 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
     tokens, ln V. What was not measured is absent.
     """
     rows = pairing.select_best(pairing.drop_third_study(scores))
-    rows, models = (
-        rows.query("outcome.notna() and changed.isna() and engine.isna() and (start.notna() or cut == '0,0')"),
-        [],
-    )
+    rows = rows.query("outcome.notna() and changed.isna() and engine.isna() and (start.notna() or cut == '0,0')")
+    models = []
     for name in names.sort_names(rows["model"].unique()):
         of_model = rows[rows["model"] == name]
         chosen = of_model.query("rule in @RULES and cut != '0,0'").groupby("rule")

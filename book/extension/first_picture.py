@@ -43,16 +43,19 @@ def draw_picture(model: dict) -> bytes:
     strip.set_axis_off()
     strip.set_title(f"{model['name']} without layers {start} to {start + size - 1}", loc="left")
     chart.axvspan(start, start + size, color=drawing.GREY, alpha=0.2)
-    labels, shares = [], []
+    labels, shares, colours = [], [], []
     for colour, tasks in model["lines"].items():
-        task = next((task for task in tasks if get_share(model, model["opens"], task) is not None), next(iter(tasks)))
+        measured = [task for task in tasks if get_share(model, model["opens"], task) is not None]
+        if not measured:  # as explorer.js, no bar stands for what was not measured
+            continue
+        task = measured[0]
         starts = range(model["layers"] - size + 1)
         kept = [get_share(model, f"{first},{size}", task) for first in starts]
         known = [(first + size / 2, share) for first, share in zip(starts, kept) if share is not None]
-        chart.plot(*zip(*known, strict=True) if known else ([], []), color=COLOURS[colour], linewidth=2)
+        chart.plot(*zip(*known, strict=True), color=COLOURS[colour], linewidth=2)
         labels.append(tasks[task])
-        shares.append(get_share(model, model["opens"], task) or 0)
-    colours = [COLOURS[colour] for colour in model["lines"]]
+        shares.append(get_share(model, model["opens"], task))
+        colours.append(COLOURS[colour])
     drawn = bars.barh(labels, [max(0, share) for share in shares], color=colours)
     bars.bar_label(drawn, [f"{share:.0%}" for share in shares], padding=3)
     bars.set(xlim=(0, 1.35), xticks=[0, 1], xticklabels=["guessing", "whole"])

@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.models.network import Network
-from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
+from deeper_layers.sweeping.forward import are_most_likely
+from deeper_layers.sweeping.planning import FEW_ROWS, HEAD_ELEMENTS, Batch
 
 MEASURES = ("agreement", "overlap", "kl")
-FEW_ROWS = 16  # whose logarithms fit into a processor's cache
 LEAST = torch.finfo(torch.float32).min
 
 
@@ -51,23 +51,12 @@ def describe_whole(logits: Float[torch.Tensor, "P V"]) -> Whole:
     return Whole(probabilities, -torch.special.entr(probabilities).sum(dim=-1), logits.argmax(dim=-1))
 
 
-def choose_these(
-    logits: Float[torch.Tensor, "P V"], rows: Int[torch.Tensor, " K"], tokens: Int[torch.Tensor, " K"]
-) -> Bool[torch.Tensor, " K"]:
-    """Whether a token is the most likely one of a row, of equal ones the first. Finding which one is takes far longer
-    than finding how large it is, and so is done only where the token is as large."""
-    is_chosen = logits[rows, tokens] == logits.amax(dim=-1)[rows]
-    likely = is_chosen.nonzero()[:, 0]
-    is_chosen[likely] = logits[rows[likely]].argmax(dim=-1) == tokens[likely]
-    return is_chosen
-
-
 def compare_with_whole(
     whole: Whole, logits: Float[torch.Tensor, "P V"], logprobs: Float[torch.Tensor, "P V"]
 ) -> tuple[torch.Tensor, ...]:
     """Agreement, overlap and kl at each position, [P] each, from a cut's logits and their log-probabilities, which are
     overwritten."""
-    agreement = choose_these(logits, torch.arange(len(logits), device=logits.device), whole.choices)
+    agreement = are_most_likely(logits, torch.arange(len(logits), device=logits.device), whole.choices)
     cross = torch.linalg.vecdot(whole.probabilities, logprobs)
     if not cross.isfinite().all():  # a token that both rule out adds 0, and not 0 times infinity
         cross = torch.linalg.vecdot(whole.probabilities, logprobs.clamp(min=LEAST))
@@ -111,7 +100,7 @@ def score_beside_whole(batch: Batch, cuts: int, parts: Iterable[Part], dtype: np
         row, token = (torch.from_numpy(of).to(logits.device) for of in (rows[here] - first, tokens[here]))
         logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
         of_tokens["logprob"][number, here] = logprobs[row, token].cpu()
-        of_tokens["greedy"][number, here] = choose_these(logits, row, token).cpu()
+        of_tokens["greedy"][number, here] = are_most_likely(logits, row, token).cpu()
         for name, values in zip(MEASURES, compare_with_whole(whole, logits, logprobs), strict=True):
             of_tokens[name][number, here] = values[row].cpu()
     answers = np.empty((cuts, len(starts)), dtype)

@@ -1,11 +1,13 @@
 """Take one batch through the tree layer by layer, from the embedding to what enters the final norm.
 
-Letters in shapes: B sequences of a batch, T tokens, S scored positions of a sequence, N of a batch, C cuts, D width.
+Letters in shapes: B sequences of a batch, T tokens, S scored positions of a sequence, N of a batch, C cuts, D width,
+K tokens in P rows of logits over V tokens.
 """
 
 from collections.abc import Callable, Iterator
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch.nn.utils.rnn import pad_sequence
 
 from deeper_layers.cuts import WHOLE
@@ -109,3 +111,14 @@ def run_layers(forwards: list[Forward], progress: Callable[[float], object] = la
 def logits_in_parts(network: Network, states: torch.Tensor) -> Iterator[torch.Tensor]:
     """Logits of states [..., N, D] that leave last layers, in parts of at most HEAD_ELEMENTS numbers."""
     return map(network.logits, states.split(max(1, HEAD_ELEMENTS // network.head.weight.shape[0]), dim=-2))
+
+
+def are_most_likely(
+    logits: Float[torch.Tensor, "P V"], rows: Int[torch.Tensor, " K"], tokens: Int[torch.Tensor, " K"]
+) -> Bool[torch.Tensor, " K"]:
+    """Whether each token is the most likely one of its row, of equal ones the first. Finding which one is takes far
+    longer than finding how large it is, and so is done only where the token is as large."""
+    is_chosen = logits[rows, tokens] == logits.amax(dim=-1)[rows]
+    likely = is_chosen.nonzero()[:, 0]
+    is_chosen[likely] = logits[rows[likely]].argmax(dim=-1) == tokens[likely]
+    return is_chosen

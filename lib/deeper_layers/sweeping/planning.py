@@ -20,6 +20,7 @@ SHARED_BY = 8
 JOINED = 512  # most tokens after a context, or as many as it has: each attends across all of them
 ROWS = 32  # answers that are written together, where memory holds them
 HEAD_ELEMENTS = 2**24  # logits in memory at once
+FEW_ROWS = 16  # of logits, whose logarithms fit into a processor's cache
 MEMORY = 2**31  # bytes beside the weights
 
 

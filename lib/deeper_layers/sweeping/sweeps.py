@@ -278,7 +278,7 @@ def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> flo
 
 def text_requests(sequences: list[torch.Tensor]) -> Requests:
     """Requests for sequences of tokens, each [T], that predict all tokens but the first of each. Raises InputError
-    where there is no sequence, or one of a single token, or one of no tokens."""
+    where there is no sequence, one of a single token, or what is no sequence of tokens."""
     for sequence in sequences or ():
         if not isinstance(sequence, torch.Tensor) or sequence.ndim != 1 or sequence.is_floating_point():
             raise InputError(f"a sequence is {short_repr(sequence)}, expected whole numbers [T]: use token_sequences")

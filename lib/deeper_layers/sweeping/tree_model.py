@@ -29,11 +29,10 @@ from deeper_layers.models.decoder import first_layer_of_each_kind, num_layers
 from deeper_layers.models.network import Network, holding_weights, is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping import agreement
-from deeper_layers.sweeping.agreement import FEW_ROWS
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
-from deeper_layers.sweeping.forward import Forward, PaddedBatch, logits_in_parts, run_layers
+from deeper_layers.sweeping.forward import Forward, PaddedBatch, are_most_likely, logits_in_parts, run_layers
 from deeper_layers.sweeping.parts import LEAST_ROWS, MemoryEstimate, run_in_halves
-from deeper_layers.sweeping.planning import MEMORY, Batch, Sequence, Sharing
+from deeper_layers.sweeping.planning import FEW_ROWS, MEMORY, Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
 FEW_TOKENS = 512  # before fewer tokens run together, fewer models do
@@ -184,8 +183,7 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
         here = by_row[slice(*np.searchsorted(rows, (first, first + len(part)), sorter=by_row))]
         row, token = (torch.from_numpy(of).to(part.device) for of in (rows[here] - first, tokens[here]))
         logprobs = torch.log_softmax(part, dim=-1, dtype=torch.float32)[row, token]
-        is_greedy = part[row, token] == part.amax(dim=-1)[row]  # of equal ones the first counts, which argmax finds
-        is_greedy[is_greedy.clone()] = part[row[is_greedy]].argmax(dim=-1) == token[is_greedy]
+        is_greedy = are_most_likely(part, row, token)
         token_answers["logprob"].flat[here], token_answers["greedy"].flat[here] = logprobs.cpu(), is_greedy.cpu()
         first += len(part)
     answers = np.empty((cuts, len(starts)), ANSWER)

@@ -8,25 +8,16 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from deeper_layers import data
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import HealingConfig
+from deeper_layers_companion.jobs.options import BITSANDBYTES, CutsByRule, HealingParameters, Parameters, TaskParameters
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.choosing import DESCRIBED
 
-if TYPE_CHECKING:  # it builds on this file
-    from deeper_layers_companion.jobs.notebook_options import (
-        LastLayersParameters,
-        TakeAwayParameters,
-        WhichLayersParameters,
-    )
-    from deeper_layers_companion.jobs.options import HealingParameters, Parameters, TaskParameters
-
-CutsByRule = dict[str, list[Cut]]  # the keys are names of rules
-BITSANDBYTES = ("nf4", "int8")  # quantizations of weights that compute in bfloat16
 CALIBRATION: dict = {"split": "train"}  # compared rules are calibrated on this split, and losses are of another
 SEQUENCES = ("corpus", "samples", "sequence_length", "seed")  # what determines the sequences of the distances
 USUAL_LENGTH = 256  # tokens of a sequence on which a loss is measured
@@ -131,7 +122,7 @@ def _make(
     return Job(kind, key, tuple(reads), tuple(needs))
 
 
-def _describe_tasks(names: Iterable[str], options: "TaskParameters", prompt: dict | None = None) -> dict[str, dict]:
+def _describe_tasks(names: Iterable[str], options: TaskParameters, prompt: dict | None = None) -> dict[str, dict]:
     """The settings of each text, its "limit" of sequences and their "length"; and of each task, its "shots" and the
     "limit" of items, under the prompt if one is given."""
     settings: dict[str, dict] = {}
@@ -154,23 +145,24 @@ def list_data(tasks: dict[str, dict]) -> list[Data]:
     return texts + [Data(name) for name in sorted(tasks) if "length" not in tasks[name]]
 
 
-def describe_calibration(options: "WhichLayersParameters") -> dict:
+def describe_calibration(options: Parameters) -> dict:
     """The settings that determine the text on which rules are calibrated, and bridges are fitted."""
-    settings = options.model_dump(include={*SEQUENCES, "calibration_sequences", "bridge_sequences"})
-    # keys in results without a length are of the usual one
-    return settings if options.loss_length == USUAL_LENGTH else settings | {"loss_length": options.loss_length}
+    settings = options.model_dump(include={*SEQUENCES, "calibration_sequences", "bridge_sequences", "loss_length"})
+    if settings["loss_length"] == USUAL_LENGTH:  # keys in results without a length are of the usual one
+        del settings["loss_length"]
+    return settings
 
 
 # ---- one function for each form ----------------------------------------------------------------------------------
 
 
-def distances_job(source: Source, options: "Parameters", *, by_sequence: bool = False) -> Job:
+def distances_job(source: Source, options: Parameters, *, by_sequence: bool = False) -> Job:
     """The distances of a model, averaged over sequences; `by_sequence` also keeps the distances of every sequence."""
     settings = options.model_dump(include={"quantization", *SEQUENCES}) | ({"by_sequence": True} if by_sequence else {})
     return _make("distances", source, settings, [Data(options.corpus)])
 
 
-def geometry_job(source: Source, options: "WhichLayersParameters") -> Job:
+def geometry_job(source: Source, options: Parameters) -> Job:
     """The geometry of a model's residuals, on the sequences of its distances."""
     settings = options.model_dump(include={"quantization", *SEQUENCES, "tokens", "neighbours", "skip_sequences"})
     return _make("geometry", source, settings, [Data(options.corpus)])
@@ -178,7 +170,7 @@ def geometry_job(source: Source, options: "WhichLayersParameters") -> Job:
 
 def scores_job(
     source: Source,
-    options: "TaskParameters",
+    options: TaskParameters,
     names: Iterable[str],
     cuts_by_rule: CutsByRule,
     prompt: dict | None = None,
@@ -190,14 +182,14 @@ def scores_job(
     return _make("scores", source, settings, list_data(tasks), cuts=cuts_by_rule)
 
 
-def search_job(source: Source, options: "Parameters", cuts: list[Cut]) -> Job:
+def search_job(source: Source, options: Parameters, cuts: list[Cut]) -> Job:
     """One step of a search by loss: the losses of its candidates on the sequences of the distances."""
     tasks = {options.corpus: {"limit": options.samples, "length": options.sequence_length}}
     settings = {"quantization": options.quantization, "seed": options.seed, "tasks": tasks}
     return _make("scores", source, settings, [Data(options.corpus)], cuts={GIVEN: cuts})
 
 
-def choice_job(source: Source, options: "WhichLayersParameters", rule: str, sizes: Sequence[int]) -> Job:
+def choice_job(source: Source, options: TaskParameters, rule: str, sizes: Sequence[int]) -> Job:
     """The cuts of a rule, one for each size, and the losses of the pruned models on the texts of the options."""
     choice = {"rule": rule, "sizes": sizes, "calibration": describe_calibration(options)}
     settings = {"quantization": options.quantization, "tasks": options.texts, "choice": choice}
@@ -206,7 +198,7 @@ def choice_job(source: Source, options: "WhichLayersParameters", rule: str, size
     return _make("scores", source, settings, reads, needs)
 
 
-def chosen_job(source: Source, options: "WhichLayersParameters", task: str, cuts: list[Cut], choice: Job) -> Job:
+def chosen_job(source: Source, options: TaskParameters, task: str, cuts: list[Cut], choice: Job) -> Job:
     """A task under the cuts that a `choice_job` chose. Where the rule changes weights, so does its calibration."""
     rule = choice.key["choice"]["rule"]
     job = scores_job(source, options, [task], {rule: cuts})
@@ -217,11 +209,12 @@ def chosen_job(source: Source, options: "WhichLayersParameters", task: str, cuts
     return Job("scores", key, reads, (choice,))
 
 
-def mapped_job(source: Source, options: "LastLayersParameters", task: str, rule: str, cuts: list[Cut]) -> Job:
-    """A task with a map in the place of the last layers; `rule` says how the map is fitted, its key on which text."""
+def mapped_job(
+    source: Source, options: TaskParameters, task: str, rule: str, cuts: list[Cut], fitting: dict[str, int | str]
+) -> Job:
+    """A task with a map in the place of the last layers. `rule` says how the map is fitted, `fitting` on what text."""
     job = scores_job(source, options, [task], {rule: cuts})
-    settings = {"map": options.describe_map(rule)}
-    return Job("scores", job.key | settings, (Data(options.corpus, CALIBRATION), *job.reads))
+    return Job("scores", job.key | {"map": fitting}, (Data(options.corpus, CALIBRATION), *job.reads))
 
 
 def healing_job(source: Source, cut: Cut, config: HealingConfig, text: str, quantization: str | None) -> Job:
@@ -232,7 +225,7 @@ def healing_job(source: Source, cut: Cut, config: HealingConfig, text: str, quan
 
 
 def healed_job(
-    source: Source, options: "HealingParameters", cut: Cut, config: HealingConfig, rules: Sequence[str] = (GIVEN,)
+    source: Source, options: HealingParameters, cut: Cut, config: HealingConfig, rules: Sequence[str] = (GIVEN,)
 ) -> Job:
     """The scores and losses of a healed model; `rules` are those that choose the cut."""
     healing = healing_job(source, cut, config, options.text, options.quantization)
@@ -243,7 +236,7 @@ def healed_job(
     return _make("scores", source, settings, [*healing.reads, *list_data(tasks)], [healing], cuts)
 
 
-def rounded_job(source: Source, options: "TaskParameters", bits: str, cuts_by_rule: CutsByRule) -> Job:
+def rounded_job(source: Source, options: TaskParameters, bits: str, cuts_by_rule: CutsByRule) -> Job:
     """The scores and bytes of pruned models in one type of weights.
 
     `bits` is a data type ("bfloat16"), a quantization of bitsandbytes ("int8", "nf4"), which computes in bfloat16, or
@@ -255,18 +248,20 @@ def rounded_job(source: Source, options: "TaskParameters", bits: str, cuts_by_ru
     return _make("scores", source, {"tasks": tasks, "bits": bits}, list_data(tasks), cuts=cuts_by_rule)
 
 
-def file_job(source: Source, options: "TakeAwayParameters", rule: str, cut: Cut) -> Job:
-    """One GGUF file on its way to llama.cpp: sliced, healed in bfloat16, and rounded; see take_away.py."""
-    source, config = dataclasses.replace(source, dtype="bfloat16"), options.make_config()
+def file_job(
+    source: Source, options: TaskParameters, rule: str, cut: Cut, *, config: HealingConfig, text: str, bits: str
+) -> Job:
+    """One GGUF file on its way to llama.cpp: sliced, healed on a text in bfloat16, and rounded; see take_away.py."""
+    source = dataclasses.replace(source, dtype="bfloat16")
     tasks = _describe_tasks(options.task_list, options)
     settings = {
         "tasks": tasks,
         "healing": config.settings,
-        "text": options.text,
-        "bits": options.gguf_type,
+        "text": text,
+        "bits": bits,
         "prompts": list(PROMPTS),
         "answer_tokens": ANSWER_TOKENS,
     }
-    reads = [Data(options.text, {"split": "train"}), *list_data(tasks)]
-    needs = [healing_job(source, cut, config, options.text, None)]
+    reads = [Data(text, {"split": "train"}), *list_data(tasks)]
+    needs = [healing_job(source, cut, config, text, None)]
     return _make("scores", source, settings, reads, needs, {rule: [UNPRUNED, cut]})

@@ -110,7 +110,7 @@ def _list_last_layers(session: Session) -> Iterator[Job]:
     last_layers = REGISTERED["reverse"].choose(options.map_size_list, source.num_layers)
     for rule in options.map_list:
         for task in options.mapped_tasks:
-            yield jobs.mapped_job(source, options, task, rule, last_layers)
+            yield jobs.mapped_job(source, options, task, rule, last_layers, options.describe_map(rule))
 
 
 def _list_take_away(session: Session) -> Iterator[Job]:
@@ -118,7 +118,8 @@ def _list_take_away(session: Session) -> Iterator[Job]:
     rule = options.rule_list[0]
     if source.is_gguf:
         (cut,) = select_cuts_by_rule([options.drop], session, [rule])[rule]
-        yield jobs.file_job(source, options, rule, cut)
+        made = {"config": options.make_config(), "text": options.text, "bits": options.gguf_type}
+        yield jobs.file_job(source, options, rule, cut, **made)
     cuts_by_rule = select_cuts_by_rule(options.list_sizes(source.num_layers), session, [rule])
     for bits in options.list_bits(source):
         yield jobs.rounded_job(source, options, bits, cuts_by_rule)

@@ -15,8 +15,16 @@ from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers_companion import results
 from deeper_layers_companion.jobs import listing
 from deeper_layers_companion.jobs import options as kinds
-from deeper_layers_companion.jobs.job import USUAL_LENGTH, CutsByRule
-from deeper_layers_companion.jobs.options import NUMBER, healing_setting, list_of, one_of, parse_numbers, split_list
+from deeper_layers_companion.jobs.job import USUAL_LENGTH
+from deeper_layers_companion.jobs.options import (
+    NUMBER,
+    CutsByRule,
+    healing_setting,
+    list_of,
+    one_of,
+    parse_numbers,
+    split_list,
+)
 from deeper_layers_companion.jobs.select_cuts import list_blocks
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules.choosing import DROPPING, END_MAPS, REGISTERED
@@ -29,11 +37,20 @@ POINTS = 4096  # tokens whose residuals are compared with each other
 Numbers = Annotated[str, list_of(NUMBER, "none")]
 
 
-class SimilarityParameters(kinds.Parameters):
+class MeasuringParameters(kinds.Parameters):
+    """Options of a notebook that measures, once, what results lack of the model that they name."""
+
+    def measure_missing(self) -> None:
+        if self.measure and self.model != kinds.PUBLISHED and not self._is_measured:
+            listing.get_all(self.notebook, Session(self))
+            self._is_measured = True
+
+
+class SimilarityParameters(MeasuringParameters):
     notebook: ClassVar[str] = "01-similarity"
 
 
-class QuestionAnsweringParameters(kinds.TaskParameters):
+class QuestionAnsweringParameters(MeasuringParameters, kinds.TaskParameters):
     notebook: ClassVar[str] = "02-question-answering"
     numbers: Numbers = Field(
         "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
@@ -42,12 +59,12 @@ class QuestionAnsweringParameters(kinds.TaskParameters):
     orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
 
 
-class ReasoningParameters(kinds.TaskParameters):
+class ReasoningParameters(MeasuringParameters, kinds.TaskParameters):
     notebook: ClassVar[str] = "03-reasoning"
     tasks: kinds.TasksOfSizes = "capitals, sums, sums_generated"
 
 
-class ComparedHealingsParameters(kinds.HealingParameters):
+class ComparedHealingsParameters(MeasuringParameters, kinds.HealingParameters):
     """A healing, and other ranks and seeds to compare it with."""
 
     notebook: ClassVar[str] = "04-healing"
@@ -55,7 +72,7 @@ class ComparedHealingsParameters(kinds.HealingParameters):
     seeds: Numbers = Field("none", description='of healing to compare: "none", or like "0, 1, 2"')
 
 
-class WhichLayersParameters(kinds.TaskParameters):
+class WhichLayersParameters(MeasuringParameters, kinds.TaskParameters):
     notebook: ClassVar[str] = "05-which-layers"
     dtype: kinds.Dtype = "bfloat16"
     tasks: kinds.Tasks = "capitals, sums"
@@ -102,7 +119,7 @@ class WhichLayersParameters(kinds.TaskParameters):
         return sorted({max(1, min(size, num_layers - 1)) for size in wanted})
 
 
-class TextTaskParameters(kinds.TaskParameters):
+class TextTaskParameters(MeasuringParameters, kinds.TaskParameters):
     """Parameters whose tasks may be texts too, on which losses are measured."""
 
     loss_length: int = Field(USUAL_LENGTH, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
@@ -182,7 +199,7 @@ class LastLayersParameters(TextTaskParameters):
         return {"corpus": self.corpus, "sequences": self.map_sequences, "length": self.loss_length} | END_MAPS[rule]
 
 
-class TakeAwayParameters(kinds.TaskParameters):
+class TakeAwayParameters(MeasuringParameters, kinds.TaskParameters):
     """Here dtype and quantization are those of the distances only."""
 
     notebook: ClassVar[str] = "08-take-away"
@@ -241,9 +258,6 @@ class ReproductionParameters(kinds.TaskParameters):
     tasks: kinds.Tasks = "capitals, sums_one_digit"
     rules: kinds.Rules = "similarity"
     sizes: kinds.Sizes = "0, 2, 8"
-
-    def measure_missing(self) -> None:
-        """Do nothing: only `again` measures."""
 
     def again(self) -> "pd.DataFrame":
         """Scores that are measured now, of the named model or else the embedded one, in a temporary folder.

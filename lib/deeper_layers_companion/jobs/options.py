@@ -20,13 +20,14 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers_companion import results
-from deeper_layers_companion.jobs.job import BITSANDBYTES, CutsByRule
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.choosing import DROPPING, REGISTERED, RULES
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
 
+CutsByRule = dict[str, list[Cut]]  # the keys are names of rules
+BITSANDBYTES = ("nf4", "int8")  # quantizations of weights that compute in bfloat16
 PUBLISHED = "published"  # in place of a model: show all results, measure nothing
 Kind = TypeVar("Kind", bound="BaseParameters")  # not Self: shapes are checked method by method
 
@@ -175,7 +176,7 @@ class BaseParameters(BaseModel):
         return self._read_frame(results.distances)
 
     def measure_missing(self) -> None:
-        """Do nothing: these parameters measure nothing."""
+        """Do nothing: the options of a notebook measure, see notebook_options.py."""
 
     def _read_frame(self, read: "Callable[[Path], pd.DataFrame]") -> "pd.DataFrame":
         from deeper_layers_companion.report.names import FIRST, put_in_order  # slow to import
@@ -210,15 +211,6 @@ class Parameters(BaseParameters):
     def check(self) -> None:
         super().check()
         data.find_mirror(self.datasets)
-
-    def measure_missing(self) -> None:
-        """Measure, once, what results lack of the model for this notebook, if the options name one."""
-        from deeper_layers_companion.jobs import listing
-        from deeper_layers_companion.jobs.session import Session
-
-        if self.measure and self.model != PUBLISHED and not self._is_measured:
-            listing.get_all(self.notebook, Session(self))
-            self._is_measured = True
 
     def distances(self) -> "pd.DataFrame":
         """Every angular distance; for the model of these parameters only those on the sequences of these parameters."""

@@ -17,8 +17,8 @@ from deeper_layers.presets import PRESETS
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion import results
 from deeper_layers_companion.jobs import listing, price
-from deeper_layers_companion.jobs.job import CutsByRule, Job, UnknownCut, distances_job, healing_job, scores_job
-from deeper_layers_companion.jobs.options import BaseParameters, Parameters
+from deeper_layers_companion.jobs.job import Job, UnknownCut, distances_job, healing_job, scores_job
+from deeper_layers_companion.jobs.options import BaseParameters, CutsByRule, Parameters
 from deeper_layers_companion.jobs.price import Cost, Machine
 from deeper_layers_companion.jobs.scoring import make_requests, sweep_options
 from deeper_layers_companion.jobs.select_cuts import select_cuts_by_task

@@ -15,8 +15,9 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.models.sources import DTYPES
 from deeper_layers_companion import results, rules
-from deeper_layers_companion.jobs.job import CutsByRule, Data, distances_job, list_unknown_cuts, search_job
+from deeper_layers_companion.jobs.job import Data, distances_job, list_unknown_cuts, search_job
 from deeper_layers_companion.jobs.measure import draw_options_sequences, measure_needs
+from deeper_layers_companion.jobs.options import CutsByRule
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules.choosing import REGISTERED, RULES, choose_merges, describe_price, distance_matrix
 

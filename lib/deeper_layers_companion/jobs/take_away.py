@@ -13,7 +13,8 @@ from deeper_layers.cuts import UNPRUNED
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers_companion.jobs import healings
-from deeper_layers_companion.jobs.job import ANSWER_TOKENS, BITSANDBYTES, PROMPTS, Job
+from deeper_layers_companion.jobs.job import ANSWER_TOKENS, PROMPTS, Job
+from deeper_layers_companion.jobs.options import BITSANDBYTES
 from deeper_layers_companion.jobs.scoring import Measured, score_models
 from deeper_layers_companion.jobs.session import Session
 

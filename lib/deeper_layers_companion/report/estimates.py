@@ -254,9 +254,9 @@ def find_half_gone(kept: Estimate, sizes: Sequence[int] | pd.Series) -> tuple[Es
     return Estimate.combine(find_first, kept), Estimate.combine(find_last, kept)
 
 
-def find_first_size(is_so: np.ndarray, sizes: Sequence[int] | pd.Series) -> Float[np.ndarray, " N"]:
-    """The first size at which `is_so` [N, C] is true; infinity if there is none."""
-    return np.where(is_so.any(axis=1), np.asarray(sizes, dtype=float)[is_so.argmax(axis=1)], math.inf)
+def find_first_size(is_so: Bool[np.ndarray, "... C"], sizes: Sequence[int] | pd.Series) -> Float[np.ndarray, "..."]:
+    """The first size at which `is_so` is true; infinity if there is none."""
+    return np.where(is_so.any(axis=-1), np.asarray(sizes, dtype=float)[is_so.argmax(axis=-1)], math.inf)
 
 
 def recovery(whole, pruned, healed, whole_healed=None, *, guessing: float) -> Estimate:

@@ -8,6 +8,7 @@ from deeper_layers_companion.report.names import escape_invisible, model_title, 
 HALF = 0.5
 FLAT = 0.05  # a line that moves by less than this, of its own height, stays
 FIRST_TOPICS = 2  # that a caption tells of
+QUARTER = 0.25  # of the layers, where models are compared
 
 
 def find_events(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
@@ -72,14 +73,11 @@ def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
     return f"{title}, {escape_invisible(model_title(model))}: {ends[0]} is least, {ends[1]} most."
 
 
-QUARTER = 0.25  # of the layers, where models are compared
-
-
 def state_nearest(nearest: pd.DataFrame) -> str:
     """Which block of a quarter of the layers is the most similar one, model by model."""
     parts = []
     for model, rows in nearest.groupby("model", sort=False):
-        quarter = rows[rows["size"] == round(rows["layers"].iloc[0] / 4)].head(1)
+        quarter = rows[rows["size"] == round(QUARTER * rows["layers"].iloc[0])].head(1)
         for row in quarter.to_dict("records"):
             block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
             parts.append(f"{block} in {escape_invisible(model_title(model))}")

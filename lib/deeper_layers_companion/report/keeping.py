@@ -23,8 +23,8 @@ def find_most_dropped(scores: pd.DataFrame, share: float) -> Iterator[dict]:
         judged = of_rule[of_rule["kept"].notna()]
         if judged.empty:
             continue
-        lower = judged.pivot_table(index="size", columns="task", values="kept_low").dropna()
-        kept = judged.pivot_table(index="size", columns="task", values="kept").loc[lower.index]
+        lower = judged.pivot(index="size", columns="task", values="kept_low").dropna()
+        kept = judged.pivot(index="size", columns="task", values="kept").loc[lower.index]
         probably = find_last_kept(kept, share)
         beyond = kept[kept.index > probably].head(1)
         yield {

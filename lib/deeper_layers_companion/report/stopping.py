@@ -11,7 +11,6 @@ and w of the whole model that is 2a - w <= guessing: the sign of one number, wit
 Letters in shapes: I items asked so far, C cuts (the whole model first, then by size), ... any number of replays, looks.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -22,7 +21,13 @@ from scipy.stats import norm
 
 from deeper_layers.checks import MANY, check_whole_number
 from deeper_layers.errors import InputError
-from deeper_layers_companion.report.estimates import FLOOR_MARGIN, TIE_TOLERANCE, Estimate, correlate_counts
+from deeper_layers_companion.report.estimates import (
+    FLOOR_MARGIN,
+    TIE_TOLERANCE,
+    Estimate,
+    correlate_counts,
+    find_first_size,
+)
 
 FIRST_LOOK = 30
 LEVEL = 0.95
@@ -155,15 +160,10 @@ def find_half_gone_ends(
     margin, low, _ = find_margin_ends(tally, guessing, float(norm.isf(error / 2)))
     shared = error / 2 / max(1, len(sizes) - 1)
     _, _, high = find_margin_ends(tally, guessing, float(norm.isf(shared)))
-    value = find_first(margin[..., 1:] <= TIE_TOLERANCE, sizes[1:])
-    lower = find_first(low[..., 1:] <= 0, sizes[1:])
-    upper = find_first(high[..., 1:] <= 0, sizes[1:])
+    value = find_first_size(margin[..., 1:] <= TIE_TOLERANCE, sizes[1:])
+    lower = find_first_size(low[..., 1:] <= 0, sizes[1:])
+    upper = find_first_size(high[..., 1:] <= 0, sizes[1:])
     return value, lower, upper
-
-
-def find_first(is_so: Array, sizes: Sequence[int]) -> Float[Array, "..."]:
-    """The first size at which `is_so` [..., C] is true; infinity if there is none."""
-    return np.where(is_so.any(axis=-1), np.asarray(sizes, dtype=float)[is_so.argmax(axis=-1)], math.inf)
 
 
 # ---- looks --------------------------------------------------------------------------------------------------------
