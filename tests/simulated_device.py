@@ -150,6 +150,11 @@ class CardTensor(torch.Tensor):
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
 
+    def numpy(self, *, force: bool = False):
+        if force:
+            return self.detach().cpu().numpy()
+        raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
+
     def tolist(self) -> list:
         return self.cpu().tolist()  # a card's tensor copies itself, too
 

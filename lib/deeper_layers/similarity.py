@@ -11,6 +11,7 @@ computed in float64 from the model's own residuals.
 Letters in shapes: B sequences, T tokens, D width, L layers, L1 = L + 1 residuals, S sequences of all batches.
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ from tqdm import tqdm
 
 from deeper_layers.checks import short_repr
 from deeper_layers.errors import InputError
-from deeper_layers.models.measuring import check_has_weights, check_tokens
-from deeper_layers.models.network import Batch, Network
+from deeper_layers.models.measuring import check_has_weights, check_tokens, to_double
+from deeper_layers.models.network import Batch, Network, Residuals
 
 
 @torch.inference_mode()
@@ -46,7 +47,7 @@ def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[F
         raise InputError(f"batches is {short_repr(batches)}, expected a list of batches: put one into a list")
     checked = (_check_batch(model, batch) for batch in batches)
     for residuals in _stack_residuals(model, checked, _pick_last_tokens):
-        yield batch_distances(residuals).numpy()
+        yield batch_distances(residuals.cpu()).numpy()  # the one copy of a batch: a card is waited for at each
 
 
 def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -121,16 +122,23 @@ def _pick_last_tokens(states: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The states [B, D] of each row's last token, on whichever side it is padded."""
     mask = batch["attention_mask"]
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), last.to(states.device)].cpu()
+    return states[torch.arange(len(states), device=states.device), last.to(states.device)]
 
 
 def _stack_residuals(
     model, batches: Iterable[Batch], pick: Callable[[torch.Tensor, Batch], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """For each batch [L+1, ...]: what `pick` takes of what enters each layer and leaves the last."""
-    keep = lambda around: [pick(states, around.batch) for states in (around.entering, around.leaving)]  # noqa: E731
-    for by_layer in Network(model).residuals(batches, keep):
-        yield torch.stack([entering for entering, _ in by_layer] + [by_layer[-1][1]])
+    network = Network(model)
+
+    def keep(around: Residuals) -> list[torch.Tensor]:
+        is_last = around.number == len(network.layers) - 1
+        states = [around.entering, around.leaving] if is_last else [around.entering]
+        # layers may lie on several devices
+        return [pick(residual, around.batch).to(network.device) for residual in states]
+
+    for by_layer in network.residuals(batches, keep):
+        yield torch.stack(list(itertools.chain(*by_layer)))
 
 
 def _arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
@@ -143,9 +151,9 @@ def _arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L 
 
 
 def iterate_residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
-    """For each sequence [T], what enters each layer and leaves the last, in float64, on the device of the model."""
+    """For each sequence [T], what enters each layer and leaves the last, in float64: see `to_double`."""
     batches = ({"input_ids": sequence[None]} for sequence in sequences)
-    return (residuals.double() for residuals in _stack_residuals(model, batches, lambda states, _: states[0]))
+    return (to_double(residuals) for residuals in _stack_residuals(model, batches, lambda states, _: states[0]))
 
 
 def show_progress(items: Sequence | None, description: str, unit: str = "sequence") -> tqdm:

@@ -68,3 +68,11 @@ def check_tokens(model: nn.Module, least: int, most: int) -> None:
             f"a token has the number {odd}, expected 0 to {rows - 1}, the rows of the embedding: take the model's own "
             "tokenizer"
         )
+
+
+def to_double(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in float64: on its own device, or on the processor where that device has no such numbers, as Apple's."""
+    try:
+        return tensor.double()
+    except TypeError:
+        return tensor.cpu().double()

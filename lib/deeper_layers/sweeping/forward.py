@@ -116,8 +116,13 @@ def logits_in_parts(network: Network, states: torch.Tensor) -> Iterator[torch.Te
 def are_most_likely(
     logits: Float[torch.Tensor, "P V"], rows: Int[torch.Tensor, " K"], tokens: Int[torch.Tensor, " K"]
 ) -> Bool[torch.Tensor, " K"]:
-    """Whether each token is the most likely one of its row, of equal ones the first. Finding which one is takes far
-    longer than finding how large it is, and so is done only where the token is as large."""
+    """Whether each token is the most likely one of its row, of equal ones the first.
+
+    On a processor finding which one is takes far longer than finding how large it is, and so is done only where the
+    token is as large. Elsewhere nothing waits for the device.
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1)[rows] == tokens
     is_chosen = logits[rows, tokens] == logits.amax(dim=-1)[rows]
     likely = is_chosen.nonzero()[:, 0]
     is_chosen[likely] = logits[rows[likely]].argmax(dim=-1) == tokens[likely]

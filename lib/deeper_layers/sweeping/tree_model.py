@@ -177,19 +177,28 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
     """Answers [C, R]: the summed log-probability of each request's tokens, from all logits [C * N, V] in parts."""
     token_rows, token_ids, starts = batch.scored_tokens
     rows = (np.arange(cuts)[:, None] * batch.scored + token_rows).ravel()  # [C * K]
-    tokens, by_row = np.tile(token_ids, cuts), rows.argsort()
-    token_answers, first = np.empty((cuts, len(token_rows)), ANSWER), 0
-    for part in (few_rows for many_rows in logits for few_rows in many_rows.split(FEW_ROWS)):
-        here = by_row[slice(*np.searchsorted(rows, (first, first + len(part)), sorter=by_row))]
-        row, token = (torch.from_numpy(of).to(part.device) for of in (rows[here] - first, tokens[here]))
+    by_row = rows.argsort()
+    sorted_rows, sorted_tokens = rows[by_row], np.tile(token_ids, cuts)[by_row]
+    found, first = [], 0
+    for part in itertools.chain.from_iterable(map(_split_for_cache, logits)):
+        here = slice(*np.searchsorted(sorted_rows, (first, first + len(part))))
+        indices = torch.from_numpy(np.stack([sorted_rows[here] - first, sorted_tokens[here]]))
+        row, token = indices.to(part.device)
         logprobs = torch.log_softmax(part, dim=-1, dtype=torch.float32)[row, token]
-        is_greedy = are_most_likely(part, row, token)
-        token_answers["logprob"].flat[here], token_answers["greedy"].flat[here] = logprobs.cpu(), is_greedy.cpu()
+        found.append(torch.stack([logprobs, are_most_likely(part, row, token).float()]))
         first += len(part)
+    token_answers = np.empty((cuts, len(token_rows)), ANSWER)
+    logprobs, is_greedy = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a batch: a card is waited for at each
+    token_answers["logprob"].flat[by_row], token_answers["greedy"].flat[by_row] = logprobs, is_greedy
     answers = np.empty((cuts, len(starts)), ANSWER)
     answers["logprob"] = np.add.reduceat(token_answers["logprob"], starts, axis=1)
     answers["greedy"] = np.logical_and.reduceat(token_answers["greedy"], starts, axis=1)
     return answers
+
+
+def _split_for_cache(logits: torch.Tensor) -> Iterable[torch.Tensor]:
+    """Logits in parts of FEW_ROWS rows on a processor. A card takes them all at once."""
+    return logits.split(FEW_ROWS) if logits.device.type == "cpu" else [logits]
 
 
 def try_sharing(model, cuts: list[Cut]) -> Sharing:
