@@ -103,5 +103,7 @@ def test_commands(line, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(tiny_folder / "config.json", tmp_path)
     monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
-    done = CliRunner().invoke(main, [*words, *LITTLE.get(words[0], []), "--results", "results"])
+    keeps = any(option.name == "results" for option in main.commands[words[0]].params)
+    place = ["--results", "results"] if keeps else []
+    done = CliRunner().invoke(main, [*words, *LITTLE.get(words[0], []), *place])
     assert done.exit_code == 0 and done.stdout.strip(), done.output

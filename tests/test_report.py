@@ -261,6 +261,7 @@ def test_readme_tells_what_was_measured():
     loss = loss[loss["tokens"] == loss["tokens"].min()].dropna(subset="value").sort_values("value")
     least, most = loss.iloc[[0, -1]].to_dict("records")
     outlived = four_kinds.judge(qwen).query("number.str.startswith('1.') and prompt == 'question'")["value"].tolist()
+    (preferred,) = four_kinds.judge(qwen).query("number.str.startswith('2.')")["verdict"]
     sentences = [
         f"by letter: half is gone at {likely['mmlu']} layers. Chosen in words it is at {likely['mmlu_continuation']}.",
         f"GSM8K falls at {likely['gsm8k']}.",
@@ -280,7 +281,7 @@ def test_readme_tells_what_was_measured():
         f"{kept['mmlu']} of MMLU's letters ({earlier.loc['mmlu', 'items']} questions) are kept",
         f"are kept and {kept['written_facts']} of written facts.",
         f"on {len(answers())} new items: without its last five layers {outlived[0]:.0%} of choosing the right letter",
-        f"{outlived[1]:.0%} of writing",
+        f"{outlived[1]:.0%} of writing. That tasks prefer the last layer dropped is {preferred}.",
     ]
     for task in ("gsm8k", "mmlu", "boolq", "capitals"):
         sentences.append(f"| {gone.loc[task, 'items']:,} | {gone.loc[task, 'words']} |")

@@ -97,9 +97,8 @@ def explain_validation_error(error: "ValidationError", fields: "Mapping[str, Fie
     name, message = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
     if first["type"] in ("string_pattern_mismatch", "string_type"):
         field = fields[name]
-        message = "expected a text"
-        if first["type"] == "string_pattern_mismatch":
-            message = f"expected {field.title or field.description}"
+        is_text = first["type"] == "string_pattern_mismatch"
+        message = f"expected {field.title or (field.description if is_text else 'a text')}"
         if type(None) in typing.get_args(field.annotation):
             message += ", or None"
     value = "missing" if first["type"] == "missing" else short_repr(first["input"])

@@ -50,7 +50,7 @@ class SimilarityParameters(MeasuringParameters):
     notebook: ClassVar[str] = "01-similarity"
 
 
-class QuestionAnsweringParameters(MeasuringParameters, kinds.TaskParameters):
+class QuestionAnsweringParameters(kinds.TaskParameters, MeasuringParameters):
     notebook: ClassVar[str] = "02-question-answering"
     numbers: Numbers = Field(
         "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
@@ -59,12 +59,12 @@ class QuestionAnsweringParameters(MeasuringParameters, kinds.TaskParameters):
     orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
 
 
-class ReasoningParameters(MeasuringParameters, kinds.TaskParameters):
+class ReasoningParameters(kinds.TaskParameters, MeasuringParameters):
     notebook: ClassVar[str] = "03-reasoning"
     tasks: kinds.TasksOfSizes = "capitals, sums, sums_generated"
 
 
-class ComparedHealingsParameters(MeasuringParameters, kinds.HealingParameters):
+class ComparedHealingsParameters(kinds.HealingParameters, MeasuringParameters):
     """A healing, and other ranks and seeds to compare it with."""
 
     notebook: ClassVar[str] = "04-healing"
@@ -72,7 +72,7 @@ class ComparedHealingsParameters(MeasuringParameters, kinds.HealingParameters):
     seeds: Numbers = Field("none", description='of healing to compare: "none", or like "0, 1, 2"')
 
 
-class WhichLayersParameters(MeasuringParameters, kinds.TaskParameters):
+class WhichLayersParameters(kinds.TaskParameters, MeasuringParameters):
     notebook: ClassVar[str] = "05-which-layers"
     dtype: kinds.Dtype = "bfloat16"
     tasks: kinds.Tasks = "capitals, sums"
@@ -119,7 +119,7 @@ class WhichLayersParameters(MeasuringParameters, kinds.TaskParameters):
         return sorted({max(1, min(size, num_layers - 1)) for size in wanted})
 
 
-class TextTaskParameters(MeasuringParameters, kinds.TaskParameters):
+class TextTaskParameters(kinds.TaskParameters, MeasuringParameters):
     """Parameters whose tasks may be texts too, on which losses are measured."""
 
     loss_length: int = Field(USUAL_LENGTH, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
@@ -199,7 +199,7 @@ class LastLayersParameters(TextTaskParameters):
         return {"corpus": self.corpus, "sequences": self.map_sequences, "length": self.loss_length} | END_MAPS[rule]
 
 
-class TakeAwayParameters(MeasuringParameters, kinds.TaskParameters):
+class TakeAwayParameters(kinds.TaskParameters, MeasuringParameters):
     """Here dtype and quantization are those of the distances only."""
 
     notebook: ClassVar[str] = "08-take-away"

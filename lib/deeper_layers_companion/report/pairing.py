@@ -150,7 +150,7 @@ def get_outcomes(rows: pd.DataFrame) -> dict[str, Vectors]:
     return outcomes
 
 
-def align(run: dict[str, Vectors], cuts: Sequence[str], wanted: Vectors) -> list[Float[np.ndarray, " I"]]:
+def align(run: dict[str, Vectors], cuts: Sequence[str], wanted: Vectors) -> list[Shaped[np.ndarray, "I ..."]]:
     """The outcomes of some cuts of a run on the items of `wanted`: the first ones of each subject, as a run may have
     more items; [] if the run lacks some."""
     nothing, items = np.empty(0), sum(map(len, wanted.values()))
