@@ -85,11 +85,11 @@ def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Shaped[np.ndarray, 
 
 def select_alike(rows: pd.DataFrame, like: pd.Series | dict) -> pd.DataFrame:
     """The rows whose items have the order of those of the row `like`, and its limit, or any if it has none."""
-    is_alike = _equal(rows["drawn"], like["drawn"])
-    return rows[is_alike if pd.isna(like["limit"]) else is_alike & _equal(rows["limit"], like["limit"])]
+    is_alike = equal(rows["drawn"], like["drawn"])
+    return rows[is_alike if pd.isna(like["limit"]) else is_alike & equal(rows["limit"], like["limit"])]
 
 
-def _equal(column: pd.Series, value) -> pd.Series:
+def equal(column: pd.Series, value) -> pd.Series:
     """Where a column has a value; a missing one equals those that are missing."""
     return column.isna() if pd.isna(value) else column.eq(value).fillna(False)
 

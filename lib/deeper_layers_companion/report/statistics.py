@@ -207,7 +207,8 @@ def _find_guessing(scores: pd.DataFrame, row: dict) -> float:
     if row["metric"] == "loss":
         return float(scores.loc[(scores["model"] == row["model"]) & (scores["metric"] == "loss"), "chance"].max())
     is_alike = (scores["task"] == row["task"]) & (scores["metric"] == row["metric"])
-    return pairing.score_guessing(pairing.select_alike(scores[is_alike], row))
+    is_alike &= pairing.equal(scores["limit"], row["limit"]) & pairing.equal(scores["drawn"], row["drawn"])
+    return pairing.score_guessing(scores[is_alike])
 
 
 def find_recovery(place: str, scores: pd.DataFrame) -> pd.DataFrame:
