@@ -27,6 +27,7 @@ from deeper_layers_companion.jobs.options import (
 )
 from deeper_layers_companion.jobs.select_cuts import list_blocks
 from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.jobs.until import DECIDES
 from deeper_layers_companion.rules.choosing import DROPPING, END_MAPS, REGISTERED
 
 if TYPE_CHECKING:  # slow to import
@@ -50,7 +51,7 @@ class SimilarityParameters(MeasuringParameters):
     notebook: ClassVar[str] = "01-similarity"
 
 
-class QuestionAnsweringParameters(kinds.TaskParameters, MeasuringParameters):
+class QuestionAnsweringParameters(kinds.EarlyParameters, MeasuringParameters):
     notebook: ClassVar[str] = "02-question-answering"
     numbers: Numbers = Field(
         "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
@@ -59,7 +60,7 @@ class QuestionAnsweringParameters(kinds.TaskParameters, MeasuringParameters):
     orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
 
 
-class ReasoningParameters(kinds.TaskParameters, MeasuringParameters):
+class ReasoningParameters(kinds.EarlyParameters, MeasuringParameters):
     notebook: ClassVar[str] = "03-reasoning"
     tasks: kinds.TasksOfSizes = "capitals, sums, sums_generated"
 
@@ -142,7 +143,7 @@ class TextTaskParameters(kinds.TaskParameters, MeasuringParameters):
         return {text: {"limit": limit, "length": lengths[text]} for text, limit in texts.items()}
 
 
-class ScanParameters(TextTaskParameters):
+class ScanParameters(kinds.EarlyParameters, TextTaskParameters):
     """The parameters of `deeper-layers scan`, too."""
 
     notebook: ClassVar[str] = "06-letters-or-words"
@@ -150,6 +151,8 @@ class ScanParameters(TextTaskParameters):
     blocks: int | None = Field(
         4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
     )
+    # of blocks there are many of one size, and half gone has no meaning
+    decides: kinds.Decides = DECIDES[1]
     starts: kinds.Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
 
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
