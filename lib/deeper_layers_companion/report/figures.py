@@ -46,6 +46,7 @@ PURPLE, FOREST = "#AA3377", "#117733"  # Paul Tol's, as distinct
 COLOURS = {"similarity": PURPLE, "simple": INK, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": FOREST}
 COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
+COLOURS |= {"not healed": "#A0522D", "healed": "#44AA99"}
 FREE = ("#6A51C7", "#999933", "#CC6677", "#44AA99", "#5B7DB1", "#A0522D", INK)  # mean nothing elsewhere
 COLOURS |= dict(zip(FIRST, FREE))
 COLOURS = {task_title(name): colour for name, colour in COLOURS.items()} | {TO_THE_LAST: GREY}
