@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from deeper_layers.cuts import Cut
 from deeper_layers.data.embedded import answers
@@ -440,3 +441,40 @@ def test_colours_with_a_meaning_are_given_to_nothing_else():
     assert looks["similarity"]["colour"] == figures.PURPLE and looks["letters"]["colour"] == figures.RED
     assert not {*figures.FREE} - {figures.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
     assert {looks[name]["colour"] for name in ("something", "another")} <= {*figures.FREE}
+
+
+# ---- captions and agreement -----------------------------------------------------------------------------------------
+
+
+def test_captions_state_what_is_seen_and_no_axes():
+    table = made(curve(FALLING) + curve([0.75, 0.74, 0.72], task="gsm8k") + curve([0.75, 0.4, 0.4], rule="simple"))
+    kept = statistics.curves(table[table["rule"] == "similarity"])
+    drawn = figures.curves(kept, y="kept", hue="topic", row=None)
+    assert drawn.caption.startswith("Half is gone in m (10 layers): MMLU, letter chosen at 2. GSM8K, written keeps 9")
+    assert "half gone at 2" in json.dumps(drawn.live)
+    rules = statistics.rules_compared(made(curve(FALLING) + [row | {"cut": "2,1"} for row in curve([0.1])]))
+    assert findings.state_differences(rules) == ""
+    lines = pd.DataFrame({"model": "m", "corpus": "c4", "share": [0.1, 0.2, 0.3], "value": [4, 2, 1]})
+    drawn = figures.curves(lines, hue="corpus", row=None, joined=False)
+    assert "against" not in drawn.caption and "C4 falls from 4 at 0.1 to 1 at 0.3" in drawn.caption
+    assert not any(item.get("line") for item in drawn.live["panels"][0]["items"])
+
+
+@pytest.mark.quick
+def test_distance_predicts_agreement_by_spearmans_correlation_with_sequences_drawn_anew():
+    random = np.random.default_rng(0)
+    drawn, compared = random.random((5, 12)), random.random((6, 8, 3))
+    rows = [{"cut": f"{start},1", "outcome": random.random(8)} for start in range(6)]
+    for row, measured_row in zip(rows, compared):
+        row |= dict(zip(("agreement", "overlap", "kl"), measured_row.mean(axis=0))) | {"compared": measured_row}
+    whole = {"cut": "0,0", "outcome": random.random(8), "agreement": 1.0, "overlap": 1.0, "kl": 0.0}
+    usual = {"task": "c4", "metric": "loss", "rule": "blocks of 1", "chance": 5.0}
+    table = made([row | usual for row in [*rows, whole | {"compared": np.ones((8, 3))}]], layers=6)
+    found = which_layers.agreement(table, distances_of(np.vstack([drawn, np.ones(12)])))
+    assert found["start"].tolist() == [0, 1, 2, 3, 4], "the block with the last layer is no pick"
+    predicted = which_layers.predicted_agreement(found).set_index("measure")
+    for number, measure in enumerate(("agreement", "overlap", "KL")):
+        true = spearmanr(drawn.mean(axis=1), compared[:5, :, number].mean(axis=1)).statistic
+        assert predicted.loc[measure, "value"] == pytest.approx(true)
+        assert -1 <= predicted.loc[measure, "low"] < predicted.loc[measure, "high"] <= 1
+    assert which_layers.predicted_agreement(which_layers.agreement(table[:0], distances_of(drawn))).empty

@@ -88,7 +88,9 @@ def curves(
     over = pd.DataFrame(columns=["label", x, y]) if over is None else over
     hues, top = rows[hue].astype(str).unique(), min(1.03, 1.1 * rows[y].astype(float).max())
     looks = choose_looks(hues)
-    keys = [(key, looks[key]) for key in hues] * (not shade)  # the legend: colours, then strokes
+    keys = [(key, looks[key] | ({} if joined else {"line": None})) for key in hues] * (
+        not shade
+    )  # the legend: colours, then strokes
     keys += [(key, {"colour": INK, "line": strokes[key]}) for key in strokes] * (len(strokes) > 1)
     for value, look in keys:
         picture.panels[0].draw_line([], [], **look, label=rule_title(str(value)))

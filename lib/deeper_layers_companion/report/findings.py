@@ -62,6 +62,8 @@ def state_half_gone(curves: pd.DataFrame) -> str:
 
 def state_kept(rows: pd.DataFrame, hue: str) -> str:
     """Where half of each line of shares kept is gone in the most capable model, the earliest first."""
+    if rows.empty:
+        return ""
     model, of_model = select_first(rows)
     gone, held = [], []
     for label, line in of_model[of_model["size"] > 0].groupby(hue, sort=False):

@@ -226,10 +226,11 @@ def agreement(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 def predicted_agreement(rows: pd.DataFrame) -> Iterator[dict]:
     """Spearman's correlation of the distance of blocks of one size with each measure of `agreement`. The sequences of
     both texts are drawn anew for its interval; the blocks are all there are."""
-    for (model, size), of_size in rows.groupby(["model", "size"], sort=False):
+    for _, of_size in rows.groupby(["model", "size"], sort=False):
         compared = np.stack(list(of_size["compared"]))
         by_distance = rankdata(resample(np.stack(list(of_size["by_sequence"])), seed=2), axis=1)
-        shared = {"model": model, "size": size, "blocks": len(of_size), "items": compared.shape[1]}
+        shared = of_size[["model", "size"]].iloc[0].to_dict()
+        shared |= {"blocks": len(of_size), "items": compared.shape[1]}
         shared["compared"] = of_size["blocks"].iloc[0]
         for number, measure in enumerate(COMPARED):
             by_measure = rankdata(resample(compared[..., number]), axis=1)
