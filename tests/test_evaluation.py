@@ -18,7 +18,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.packing import unpack, unpack_halves
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping import harness
-from deeper_layers.sweeping.parts import Parts
+from deeper_layers.sweeping.parts import ResumableProgress
 from deeper_layers.sweeping.planning import Requests
 from deeper_layers.sweeping.sweeps import loglikelihoods, sweep
 from deeper_layers.sweeping.tree_model import TreeModel
@@ -113,7 +113,8 @@ def test_tasks_of_every_form_of_choice_from_a_mirror_are_scored_as_by_lm_eval(na
     for cut in CUTS:
         lm = HFLM(pretrained=drop_layers(opened[0], cut), tokenizer=opened[1], batch_size=1)
         with reading_from_mirror(mirror, name):
-            report = lm_eval.simple_evaluate(lm, tasks=[name], task_manager=TaskManager(), bootstrap_iters=10)
+            manager = harness.check_names([name])
+            report = lm_eval.simple_evaluate(lm, tasks=[name], task_manager=manager, bootstrap_iters=10)
         of_cut = table[(table["start"] == cut.start) & (table["size"] == cut.size)].set_index("metric")["value"]
         theirs = {key.removesuffix(",none"): value for key, value in report["results"][name].items()}
         assert len(of_cut) >= 1 and of_cut.to_dict() == pytest.approx({key: theirs[key] for key in of_cut.index})
@@ -228,14 +229,15 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
 
 
 def test_a_group_that_is_interrupted_says_what_it_has(opened, monkeypatch, capsys):
-    found, known, calls = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4), Parts.read_or_run, itertools.count()
+    found = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4)
+    known, calls = ResumableProgress.read_or_run, itertools.count()
 
     def interrupted(*given):
         if next(calls):
             raise KeyboardInterrupt
         return known(*given)
 
-    monkeypatch.setattr(Parts, "read_or_run", interrupted)
+    monkeypatch.setattr(ResumableProgress, "read_or_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sweep(*opened, ["sums"], CUTS[:2], limit=4)
     without = found.query("size == 2 and metric == 'acc'")["value"].item()
