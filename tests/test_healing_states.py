@@ -321,6 +321,13 @@ def test_of_quantized_models_the_scales_count_too_and_a_killed_healing_goes_on(q
     assert hash_model(model) != before
 
 
+def test_a_weight_beside_modules_is_of_the_model_too():
+    model = fresh()
+    model.model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+    before = hash_model(model)
+    assert hash_model(changed(model, "model.scale")) != before
+
+
 @pytest.mark.parametrize("preset", [pytest.param("small", marks=pytest.mark.thorough), "head-and-last-3"])
 def test_the_command_killed_at_any_write_ends_as_undisturbed(preset, tiny_folder, tmp_path, monkeypatch):
     least = {"steps": 2, "warmup_steps": 0, "batch_sequences": 2, "at_once": 2, "sequence_length": 32, "save_every": 1}
