@@ -209,8 +209,26 @@ def test_a_file_is_converted_once_and_is_the_one_whose_hash_it_has(tiny_gguf, tm
     assert "xxx" not in "".join(path.read_text() for path in folder.glob("*json*"))
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("")
-    with pytest.raises(InputError, match="can't keep the conversion .* XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match="can't keep what .* XDG_CACHE_HOME"):
         load_model(str(file))
+
+
+def test_shapes_and_tokenizer_are_read_from_a_header_once_and_said(opened, tiny_gguf, tmp_path, capsys, monkeypatch):
+    read, real = [], gguf.GGUFReader.__init__
+    count = lambda self, path, *rest: (read.append(str(path)), real(self, path, *rest))[1]  # noqa: E731
+    source = find_model(str(tiny_gguf))
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", count)
+    first = load_tokenizer(source), load_empty_model(source)
+    once = len(read)
+    again = load_tokenizer(source), load_empty_model(source)
+    assert once and len(read) == once
+    assert capsys.readouterr().err.count(f"header of {tiny_gguf.name}, once") == 1
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    expected = opened[0].config
+    for tokenizer, model in (first, again):
+        assert tokenizer("capital")["input_ids"] == opened[1]("capital")["input_ids"]
+        assert model.config.num_hidden_layers == expected.num_hidden_layers
+        assert model.get_input_embeddings().weight.shape == opened[0].get_input_embeddings().weight.shape
 
 
 @pytest.mark.parametrize(
@@ -223,7 +241,7 @@ def test_an_entry_that_transformers_does_not_expect(old, new, tiny_gguf, tmp_pat
     source = find_model(str(tmp_path / "odd.gguf"))
     with pytest.raises(InputError, match="can't convert|lack"):
         load_model(source)
-    with pytest.raises(InputError, match="can't open the"):
+    with pytest.raises(InputError, match="can't read the header"):
         load_empty_model(source), load_tokenizer(source)
 
 

@@ -115,11 +115,14 @@ def plan_sweep(session: Session, machine: str | None = None, heal: str = "small"
     cuts_by_task, pruned = select_cuts_by_task(session), _find_cuts(session)
     largest = pruned[-1].size
     needs = {} if options.given_cut or not largest else {rule: REGISTERED[rule].needs for rule in options.rule_list}
-    distances, tokens = None, options.samples * options.sequence_length
-    measure_distances = distances_job(source, options)
+    measure_distances, distances = distances_job(source, options), None
+    tokens, full = 0, options.samples * options.sequence_length
+    if set(needs.values()) & {"distances", "losses"}:
+        tokens = price.count_calibration_tokens(measure_distances.key, session)
     if "distances" in needs.values():
         result = session.find(measure_distances)
-        distances = {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
+        names = ["tokens_at_most", "layer_steps_at_most"] if tokens == full else ["tokens", "layer_steps"]
+        distances = dict(zip(names, [tokens, tokens * layers], strict=True))
         distances = _read_cost(result) if result else distances
     searches = {}
     for rule, need in needs.items():
