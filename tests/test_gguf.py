@@ -32,6 +32,7 @@ from deeper_layers_companion.jobs.notebook_options import TakeAwayParameters
 from deeper_layers_companion.jobs.session import Session
 from tests.fuzz.damage import replaced
 from tests.fuzz.folders import CUT, described
+from tests.test_command import answer, typed
 from tests.test_slicing import stated
 from tests.tiny import tiny_model, write_gguf, write_out
 
@@ -243,6 +244,29 @@ def test_an_entry_that_transformers_does_not_expect(old, new, tiny_gguf, tmp_pat
         load_model(source)
     with pytest.raises(InputError, match="can't read the header"):
         load_empty_model(source), load_tokenizer(source)
+
+
+def test_a_plan_and_prune_say_what_will_be_written(tiny_gguf, tmp_path):
+    asked = [tiny_gguf, "--results", tmp_path / "results"]
+    small = ["--samples", 4, "--sequence-length", 16]
+    options = [*asked, *small, "--sizes", "0-2", "--tasks", "capitals@4"]
+
+    def planned() -> list:
+        return [row["file_bytes"] for row in answer("plan", *options)["sizes"]]
+
+    before = planned()  # the cut of the rule is not known yet
+    written = [tiny_gguf.stat().st_size]
+    for drop in (1, 2):
+        out = tmp_path / f"{drop}.gguf"
+        typed("prune", *asked, *small, out, "--drop", drop)
+        written.append(out.stat().st_size)
+    assert planned() == written
+    for size, found in zip(written, before, strict=True):
+        assert size == found if isinstance(found, int) else found[0] <= size <= found[1]
+    done = typed("prune", *asked, *small, tmp_path / "folder", "--drop", 1)
+    weights = (tmp_path / "folder" / "model.safetensors").stat().st_size
+    assert f"will hold {weights / 1e6:,.0f} MB of weights in float32, made of a file of" in done.stderr
+    assert "an OUT that ends in .gguf keeps the file's F32" in done.stderr
 
 
 # ---- in llama.cpp ----------------------------------------------------------------------------------------
