@@ -25,7 +25,7 @@ from deeper_layers.models.network import build_device_map
 from deeper_layers.models.sources import CONFIG_PATTERNS, PACKAGED, Source, checkpoint_folder, fetch_files, find_model
 from deeper_layers.package_index import cache_folder
 
-ADVICE = "mend that, or give a whole model with its tokenizer, as save_pretrained writes them"
+ADVICE = "fix this, or give a whole model with its tokenizer, as save_pretrained writes them"
 QUANTIZED = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}
 MEMORY_SHARE = 0.7  # of the free memory, which weights may take
 

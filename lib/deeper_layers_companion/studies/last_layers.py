@@ -41,8 +41,8 @@ UNASKED = {"letters": "facts_by_letter_unasked", "words": "facts_in_words_unaske
 LEAST = {"X": 0.50, "Y": 0.10}
 LETTERS_HALF, WRITING_HALF = "X, its half about letters", "X, its half about writing"
 LEAST_OF_A_HALF = 0.10  # as for Y, and in the first study; chosen after the data
-PREDICTED = "We predicted that losing the last layers hurts writing more than losing the most similar ones."
-OUTCOMES = {SUPPORTED: "It does", CONTRADICTED: "It does not", INCONCLUSIVE: "It stays open"}
+PREDICTED = "We predicted that writing suffers more from losing the last layers than from losing the most similar ones."
+OUTCOMES = {SUPPORTED: "So it is", CONTRADICTED: "It is not so", INCONCLUSIVE: "It stays open"}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
