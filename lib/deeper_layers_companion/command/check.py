@@ -60,9 +60,9 @@ def _describe_trial(trial: Trial) -> dict:
         "trial": trial.trial,
         "on": trial.device,
         "in": trial.dtype,
-        "differs by": None if trial.difference is None else f"{trial.difference:.1e}",
-        "stated": f"{trial.stated:.0e}",
-        "unit": trial.unit,
+        "differs by": None
+        if trial.difference is None
+        else f"{trial.difference:.1e} of {trial.stated:.0e} {trial.unit}",
         "": says,
         "seconds": trial.seconds,
         "tokens/s": trial.pace,
