@@ -55,14 +55,15 @@ def describe_report(report: CheckReport) -> list:
 
 
 def _describe_trial(trial: Trial) -> dict:
+    difference = None
+    if trial.difference is not None:
+        difference = f"{trial.difference:.1e} of {trial.stated:.0e} {trial.unit}"
     says = {True: "agrees", False: "DIFFERS", None: "not tried"}[trial.agrees]
     return {
         "trial": trial.trial,
         "on": trial.device,
         "in": trial.dtype,
-        "differs by": None
-        if trial.difference is None
-        else f"{trial.difference:.1e} of {trial.stated:.0e} {trial.unit}",
+        "differs by": difference,
         "": says,
         "seconds": trial.seconds,
         "tokens/s": trial.pace,

@@ -35,6 +35,7 @@ from deeper_layers.models.opening import choose_device, device_name
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import HealingConfig
 from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.schema import ModelKey
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.planning import Requests, Sharing
@@ -43,6 +44,7 @@ from deeper_layers.sweeping.tree_model import TreeModel
 from deeper_layers_companion import results
 from deeper_layers_companion.results import check_report
 from deeper_layers_companion.results.check_report import CheckReport, Trial, describe_fit
+from deeper_layers_companion.results.schema import Provenance
 
 ITEMS, NEW_TOKENS, LEFT = 2, 8, 4  # capitals asked; tokens written; layers of the pruned folder
 TEXTS = [
@@ -175,7 +177,8 @@ def open_slice(opened: Opened, asked: Asked) -> Found:
 
 def distances_plainly(opened: Opened, asked: Asked) -> np.ndarray:
     """The same distances, a sequence and a pair after the other."""
-    layers, total = decoder_layers(opened.model), 0
+    layers = decoder_layers(opened.model)
+    total = np.zeros((len(layers), len(layers)))
     for ids, mask in zip(asked.batch["input_ids"], asked.batch["attention_mask"], strict=True):
         residuals: list[torch.Tensor] = []
 
@@ -214,7 +217,7 @@ def answers_plainly(opened: Opened, asked: Asked) -> np.ndarray:
 def training_plainly(opened: Opened, asked: Asked) -> np.ndarray:
     """The same losses by a plain loop of torch, with the same new adapters."""
     pruned, losses = drop_layers(opened.model, asked.cuts[1]), []
-    settings = {"rank": HEALING.rank, "alpha": HEALING.alpha, "dropout": HEALING.dropout, "seed": HEALING.seed}
+    settings: dict = {"rank": HEALING.rank, "alpha": HEALING.alpha, "dropout": HEALING.dropout, "seed": HEALING.seed}
     learning = add_adapters(pruned, **settings)
     trained = [parameter for parameter in learning.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=HEALING.learning_rate, weight_decay=0.0)
@@ -261,9 +264,9 @@ KINDS = {
 }  # fmt: skip
 
 
-def _find_blocks(layers: int) -> tuple[np.ndarray, np.ndarray]:
+def _find_blocks(layers: int) -> np.ndarray:
     """Where in an array [n, l] there is a block."""
-    return np.nonzero(np.arange(1, layers + 1)[:, None] + np.arange(layers) <= layers)
+    return np.arange(1, layers + 1)[:, None] + np.arange(layers) <= layers
 
 
 def _count_scored(requests: Requests) -> np.ndarray:
@@ -331,9 +334,9 @@ def check_model(model: str, device: str = "auto", **opening) -> CheckReport:
             trials += _run_trials(asked, where, found(dtype=dtype), trials)
     return CheckReport(
         check=check_report.VERSION,
-        model=source.key,
+        model=ModelKey(**source.key),
         layers=source.num_layers,
-        provenance=provenance | duration,
+        provenance=Provenance(**provenance, **duration),
         trials=trials,
         fit=describe_fit(trials),
     )
@@ -395,9 +398,9 @@ def _run_trials(asked: Asked, place: str, source: Source, before: list[Trial]) -
 
 def _run_trial(name: str, opened: Opened, asked: Asked, place: str, is_reference: bool) -> dict:
     """What a trial found: how far its numbers are from the plain ones, its time and memory; or why there are none."""
-    expected = asked.expect(name)
-    started = time.perf_counter()
     try:
+        expected = asked.expect(name)
+        started = time.perf_counter()
         found = KINDS[name].run(opened, asked)
     except Exception as error:  # whatever a device's code raises
         if is_out_of_memory(error):
