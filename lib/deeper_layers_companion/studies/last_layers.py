@@ -53,8 +53,8 @@ NUMBER_TITLES = {
     "X": "X, letters' lead over writing, late less similar",
     "Y": "Y, writing, similar less late",
 }
-PREDICTED = "We predicted that losing the last layers hurts writing more than losing the most similar ones."
-OUTCOMES = {SUPPORTED: "It does", CONTRADICTED: "It does not", INCONCLUSIVE: "It stays open"}
+PREDICTED = "We predicted that writing suffers more from losing the last layers than from losing the most similar ones."
+OUTCOMES = {SUPPORTED: "So it is", CONTRADICTED: "It is not so", INCONCLUSIVE: "It stays open"}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
@@ -206,11 +206,12 @@ def list_halves(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows.assign(judged=rule) for rule, rows in rules.items()])
 
 
-@returns("model value verdict writing writing_verdict letters letters_verdict")
+@returns("model x value verdict writing writing_verdict letters letters_verdict")
 def split_x(scores: pd.DataFrame) -> Iterator[dict]:
-    """X of each model that can show it, with its registered verdict, and its halves with theirs of today."""
+    """X of each model that can show it (x: with its interval), with its registered verdict, and its halves with theirs of today."""
     halves = judge_now(scores).set_index(["model", "number"])
     for row in judge_as_registered(scores).query("number == 'X' and value.notna()").to_dict("records"):
+        row["x"] = format_number(row)
         for name, number in {"writing": WRITING_HALF, "letters": LETTERS_HALF}.items():
             half = halves.loc[(row["model"], number)]
             row |= {name: half["value"], f"{name}_verdict": half["verdict"]}

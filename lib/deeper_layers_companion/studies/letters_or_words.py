@@ -95,15 +95,21 @@ def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
             yield shared | row | shares.mean_in(place, size).columns()
 
 
-def tell_written(rows: pd.DataFrame) -> Sentences:
-    """What middle and late blocks leave of written facts in each model, from `costs`, in one sentence."""
+def tell_written(rows: pd.DataFrame, size: int = SIZE) -> Sentences:
+    """What middle and late blocks of a size leave of written facts in each model, from `costs`."""
     table = put_in_order(rows[rows["task"] == "written_facts"].dropna(subset="value"))
     by_place = table.pivot_table(index="model", columns="place", values="value", sort=False)
-    shares = [
-        f"{kept[MIDDLE]:.0%} and {kept[LATE]:.0%} in {model_title(str(model))}" for model, kept in by_place.iterrows()
-    ]
-    beginning = "Of written facts a middle block leaves, and a late block with the last layer kept:"
-    return Sentences([f"{beginning} {'; '.join(shares)}."] if shares else [], "found")
+    sentences = []
+    for model, kept in by_place.iterrows():
+        middle, late, name = f"{kept[MIDDLE]:.0%}", f"{kept[LATE]:.0%}", model_title(str(model))
+        if sentences:
+            sentences.append(f"In {name} it is {middle} and {late}.")
+        else:
+            sentences.append(
+                f"Without {size} middle layers {name} still writes {middle} of the facts that it could write; without "
+                f"{size} late ones, the last layer kept, {late}."
+            )
+    return Sentences(sentences, "found")
 
 
 def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
