@@ -126,15 +126,15 @@ def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
         beginning = "It depends on where the layers are dropped. " if is_crossed else ""
         size = int(last["size"].iloc[0])
         sentences.append(
-            f"{beginning}Without {size} middle layers {model} keeps {letters:.0%} of MMLU's letters and {writing:.0%} of "
-            f"written facts; without its last {size}, {letters_last:.0%} and {writing_last:.0%}."
+            f"{beginning}Without {size} middle layers {model} keeps {letters:.0%} of MMLU's letters and {writing:.0%} "
+            f"of written facts; without its last {size}, {letters_last:.0%} and {writing_last:.0%}."
         )
     return Sentences(sentences, "answer")
 
 
 def state_ends(kept: pd.DataFrame) -> str:
-    """What the last block leaves of each task and what the block before it leaves, which keeps the last layer, in words,
-    from `statistics.kept_by_place`: a sentence for each model."""
+    """What the last block leaves of each task and what the block before it leaves, which keeps the last layer, from
+    `statistics.kept_by_place`: a sentence for each model."""
     sentences = []
     for model, of_model in kept.groupby("model", sort=False):
         last, before = (_find_at_end(of_model, earlier) for earlier in (0, 1))
@@ -153,14 +153,14 @@ def state_ends(kept: pd.DataFrame) -> str:
 
 
 def _find_at_end(kept: pd.DataFrame, earlier: int) -> pd.DataFrame:
-    """The rows of `statistics.kept_by_place` of one model whose block ends `earlier` layers before the last, by task."""
+    """Rows of `statistics.kept_by_place` of one model whose block ends `earlier` layers before the last, by task."""
     is_there = kept["start"] + kept["size"] + earlier == kept["layers"]
     return kept[is_there & kept["kept"].notna()].set_index("task")
 
 
 def tabulate_places(rows: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
-    """What is kept of each task by place, from `costs` and `statistics.kept_by_place`: a row for each model and place, a
-    column for each task; empty where the whole model only guesses."""
+    """What is kept of each task by place, from `costs` and `statistics.kept_by_place`: a row for each model and place,
+    a column for each task; empty where the whole model only guesses."""
     lines = []
     for model, of_model in put_in_order(rows).groupby("model", sort=False):
         shares = {place: part.set_index("task")["value"] for place, part in of_model.groupby("place")}
