@@ -208,7 +208,7 @@ def list_halves(scores: pd.DataFrame) -> pd.DataFrame:
 
 @returns("model x value verdict writing writing_verdict letters letters_verdict")
 def split_x(scores: pd.DataFrame) -> Iterator[dict]:
-    """X of each model that can show it, with its registered verdict, and its halves with those of today. x: X in words."""
+    """X of each model that can show it, its registered verdict, and its halves with those of today; x is X in words."""
     halves = judge_now(scores).set_index(["model", "number"])
     for row in judge_as_registered(scores).query("number == 'X' and value.notna()").to_dict("records"):
         row["x"] = format_number(row)
