@@ -129,7 +129,7 @@ def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
             f"{beginning}Without {size} middle layers {model} keeps {letters:.0%} of MMLU's letters and {writing:.0%} "
             f"of written facts; without its last {size}, {letters_last:.0%} and {writing_last:.0%}."
         )
-    return Sentences(sentences, "answer")
+    return Sentences(sentences, "contrast")
 
 
 def state_ends(kept: pd.DataFrame) -> str:
