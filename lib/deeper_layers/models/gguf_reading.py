@@ -188,7 +188,8 @@ def _extract_header(path: Path, out: Path) -> None:
 
     with as_input_error(f"transformers can't read the header of {path}"), isolated(path) as folder:
         for auto_class in (AutoConfig, AutoTokenizer):
-            auto_class.from_pretrained(folder, gguf_file=ISOLATED_NAME).save_pretrained(out)
+            read: Any = auto_class.from_pretrained(folder, gguf_file=ISOLATED_NAME)
+            read.save_pretrained(out)
 
 
 def _convert(path: Path, out: Path) -> None:
