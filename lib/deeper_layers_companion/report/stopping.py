@@ -182,7 +182,7 @@ class Look:
         is_precise: whether what decides is as precise as the rule wants it.
     """
 
-    items: Int[Array, "..."]
+    items: Int[Array, "..."] | np.integer
     accuracies: Estimate
     half_gone: Estimate
     is_able: Bool[Array, "..."]
@@ -225,7 +225,7 @@ def look_at(tally: Tally, sizes: Sequence[int], layers: int, guessing: float, ru
     return Look(tally.items, accuracies, half_gone, is_able, is_at_floor, is_precise)
 
 
-def find_distance(estimate: Estimate) -> Float[Array, "..."]:
+def find_distance(estimate: Estimate) -> Float[Array, "..."] | np.floating:
     """How far the further end of an interval lies from its number: 0 where it and both ends are infinite, which is
     surely beyond the largest size."""
     ends = np.stack([estimate.low, estimate.high])
