@@ -35,6 +35,7 @@ HALF_GONE, ACCURACY = "half gone", "accuracy"
 # why asking stops
 PRECISE, SURELY_AT_FLOOR, ALL_ASKED = "precise enough", "surely at floor", "all items asked"
 Array = np.ndarray
+Flags = Bool[Array, "..."] | np.bool  # of several looks, or of one
 
 
 def plan_looks(limit: int, first: int = FIRST_LOOK) -> tuple[int, ...]:
@@ -185,12 +186,12 @@ class Look:
     items: Int[Array, "..."] | np.integer
     accuracies: Estimate
     half_gone: Estimate
-    is_able: Bool[Array, "..."]
-    is_at_floor: Bool[Array, "..."]
-    is_precise: Bool[Array, "..."]
+    is_able: Flags
+    is_at_floor: Flags
+    is_precise: Flags
 
     @property
-    def stops(self) -> Bool[Array, "..."]:
+    def stops(self) -> Flags:
         """Whether asking stops before the last item."""
         return self.is_precise | self.is_at_floor
 
