@@ -22,6 +22,7 @@ from deeper_layers_companion.command.group import INTERRUPTED
 from deeper_layers_companion.jobs import options as kinds
 from deeper_layers_companion.jobs import scoring
 from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.report.names import TOPICS
 from deeper_layers_companion.results.places import AROUND as ROOT
 from deeper_layers_companion.results.places import VARIABLE
 from tests.test_results import KEY, Measure, signed
@@ -84,6 +85,8 @@ def test_tasks_lists_what_needs_no_hub_and_what_does():
     listed = json.loads(typed("tasks", "--json").stdout)
     assert {"capitals", "written_facts", "embedded_mmlu"} <= {row["task"] for row in listed["tasks"]}
     assert {row["text"] for row in listed["texts"] if not row["hub"]} == {"wikipedia", "code"}
+    in_words = {row["task"]: row["what"] for row in listed["tasks"]}
+    assert in_words["capitals"] == TOPICS["capitals"] and None not in in_words.values()
     found = json.loads(typed("tasks", "gsm8k", "--json").stdout)
     assert "gsm8k" in found["lm_eval"] and not found["tasks"] and [row["hub"] for row in found["texts"]] == [True]
 
