@@ -9,6 +9,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from deeper_layers import models, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
@@ -162,7 +163,7 @@ def _find_sizes(pruned: list[Cut], session: Session) -> dict:
     source = session.source
     try:
         count = models.find_sizes(source, trust_remote_code=session.options.trust_remote_code)
-        measure_file = _make_file_measure(source) if count.file_bytes else lambda cut: None
+        measure_file = _make_file_measure(source, source.gguf) if source.gguf else lambda cut: None
         sizes = []
         for cut in pruned:
             parameters = count.parameters(cut)
@@ -173,16 +174,16 @@ def _find_sizes(pruned: list[Cut], session: Session) -> dict:
         return {"sizes": None, "sizes_unknown": str(error)}
 
 
-def _make_file_measure(source: Source) -> Callable[[Cut], int | list[int] | None]:
-    """A function from a cut to the bytes of the GGUF file without it; None where no such file can be written."""
+def _make_file_measure(source: Source, path: Path) -> Callable[[Cut], int | list[int] | None]:
+    """A function from a cut to the bytes of the GGUF file at `path` after it; None where none can be written."""
     from deeper_layers.export.gguf_files import plan_gguf  # slow, as is the next
     from deeper_layers.models.gguf_reading import read_gguf
 
-    header = read_gguf(source.gguf)
+    header = read_gguf(path)
 
     def measure(cut: Cut) -> int | list[int] | None:
         if not cut.size:
-            return source.gguf.stat().st_size
+            return path.stat().st_size
         starts = range(source.num_layers - cut.size) if isinstance(cut, UnknownCut) else ()
         found = []
         for block in [Cut(start, cut.size) for start in starts] or [cut]:
