@@ -228,6 +228,7 @@ def in_one_line(error: InputError) -> str:
 
 
 @pytest.mark.quick
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(("call", "words"), GIVEN, ids=[words for _, words in GIVEN])
 def test_what_is_given(call, words, opened, here):
     before = sorted(here.rglob("*"))

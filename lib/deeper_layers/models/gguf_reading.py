@@ -187,8 +187,9 @@ def _extract_header(path: Path, out: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer  # slow: see the head of sources.py
 
     with as_input_error(f"transformers can't read the header of {path}"), isolated(path) as folder:
-        AutoConfig.from_pretrained(folder, gguf_file=ISOLATED_NAME).save_pretrained(out)
-        AutoTokenizer.from_pretrained(folder, gguf_file=ISOLATED_NAME).save_pretrained(out)  # ty: ignore[missing-union-attribute]
+        for auto_class in (AutoConfig, AutoTokenizer):
+            read: Any = auto_class.from_pretrained(folder, gguf_file=ISOLATED_NAME)
+            read.save_pretrained(out)
 
 
 def _convert(path: Path, out: Path) -> None:

@@ -175,7 +175,7 @@ def _find_sizes(pruned: list[Cut], session: Session) -> dict:
 
 
 def _make_file_measure(source: Source, path: Path) -> Callable[[Cut], int | list[int] | None]:
-    """A function from a cut to the bytes of the GGUF file at `path` after it; None where none can be written."""
+    """A function from a cut to the bytes of the GGUF file without it; None where no such file can be written."""
     from deeper_layers.export.gguf_files import plan_gguf  # slow, as is the next
     from deeper_layers.models.gguf_reading import read_gguf
 
