@@ -14,6 +14,7 @@ from pathlib import Path
 from deeper_layers import models, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.sizes import Sizes
 from deeper_layers.models.sources import CONFIG_ONLY, Source
 from deeper_layers.presets import PRESETS
 from deeper_layers.sweeping.tree import Tree
@@ -163,7 +164,9 @@ def _find_sizes(pruned: list[Cut], session: Session) -> dict:
     source = session.source
     try:
         count = models.find_sizes(source, trust_remote_code=session.options.trust_remote_code)
-        measure_file = _make_file_measure(source, source.gguf) if source.gguf else lambda cut: None
+        measure_file: Callable = lambda cut: None  # noqa: E731
+        if source.gguf and count.file_bytes:
+            measure_file = _make_file_measure(source, source.gguf, count.file_bytes)
         sizes = []
         for cut in pruned:
             parameters = count.parameters(cut)
@@ -174,24 +177,30 @@ def _find_sizes(pruned: list[Cut], session: Session) -> dict:
         return {"sizes": None, "sizes_unknown": str(error)}
 
 
-def _make_file_measure(source: Source, path: Path) -> Callable[[Cut], int | list[int] | None]:
-    """A function from a cut to the bytes of the GGUF file without it; None where no such file can be written."""
+def _make_file_measure(source: Source, path: Path, stored: Sizes) -> Callable[[Cut], int | list[int] | None]:
+    """A function from a cut to the bytes of the GGUF file without it, [least, most] of all blocks of an unknown one;
+    None where no such file can be written. `stored` are the bytes of the layers in the file."""
     from deeper_layers.export.gguf_files import plan_gguf  # slow, as is the next
     from deeper_layers.models.gguf_reading import read_gguf
 
     header = read_gguf(path)
 
+    def find_bytes(candidates: list[Cut]) -> int | None:
+        """The bytes after the first of these cuts that llama.cpp would not take for another model."""
+        for cut in candidates:
+            with contextlib.suppress(InputError):
+                return plan_gguf(source, header, cut, None).bytes
+        return None
+
     def measure(cut: Cut) -> int | list[int] | None:
         if not cut.size:
             return path.stat().st_size
-        starts = range(source.num_layers - cut.size) if isinstance(cut, UnknownCut) else ()
-        found = []
-        for block in [Cut(start, cut.size) for start in starts] or [cut]:
-            with contextlib.suppress(InputError):  # llama.cpp would take it for another model
-                found.append(plan_gguf(source, header, block, None).bytes)
-        if len(set(found)) > 1:
-            return [min(found), max(found)]
-        return found[0] if found else None
+        if not isinstance(cut, UnknownCut):
+            return find_bytes([cut])
+        blocks = [Cut(start, cut.size) for start in range(source.num_layers - cut.size)]
+        blocks.sort(key=stored.parameters)
+        least, most = find_bytes(blocks), find_bytes(blocks[::-1])
+        return least if least is None or most is None or least == most else [least, most]
 
     return measure
 
