@@ -115,7 +115,8 @@ C4, loss +128 +3\.925 +3\.591 +5\.589 +3\.957 +0\.780 +0\.77\d +0\.78\d
     ("sweep embedded --no-measure --tasks capitals", r"gone without so many layers:\n(?s:.*)similarity +2 or 3"),
     ("heal embedded --drop 3 --no-measure", HEALED),
     ("heal embedded --drop 0 --no-measure", "nothing was dropped"),
-    ("heal Gemma-3-270m --drop 4 --start 13 --rank 2 --no-measure", r"C4, loss +128 .* 0\.88\d  at most\n\nat most: "),
+    ("heal Gemma-3-270m --drop 4 --start 13 --rank 2 --no-measure",
+     r"C4, loss +128 .* 0\.88\d  at most\n\nupper bound: "),
 ])  # fmt: skip
 def test_published_results_are_found_by_the_defaults_of_the_notebooks(words, shown, closed):
     assert re.search(shown, typed(*words.split()).stdout)
@@ -180,7 +181,7 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     words = "--text wikipedia --steps 2 --loss-sequences 4 --loss-length 32".split()
     asked = ["heal", tiny_folder, *common, *words]
     content = answer(*asked, "--drop", 2, "--rule", "simple")
-    assert content["cut"] == {"start": 2, "size": 2} and content["given_back"] == []
+    assert content["cut"] == {"start": 2, "size": 2} and content["recovery"] == []
     assert {row["task"] for row in content["rows"]} == {"wikipedia", "capitals"}
     with monkeypatch.context() as patch:
         patch.setattr("deeper_layers.healing.train", lambda *_, **__: pytest.fail("healed again"))

@@ -20,8 +20,10 @@ from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion.command.report import CLASSES
 from deeper_layers_companion.jobs import plan as plans
 from deeper_layers_companion.jobs import price as prices
-from deeper_layers_companion.jobs.job import list_unknown_cuts
+from deeper_layers_companion.jobs.job import distances_job, list_unknown_cuts
+from deeper_layers_companion.jobs.notebook_options import SimilarityParameters
 from deeper_layers_companion.jobs.plan import plan_notebooks
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.test_command import answer, typed
 from tests.tiny import shared_model
@@ -121,6 +123,20 @@ def test_what_results_took_is_told_to_a_tenth_of_a_second():
     run = {"seconds": 1.23, "seconds_in_earlier_runs": 2.04, "device": "a processor"}
     told = plans._read_cost(SimpleNamespace(path="unit.json", provenance=run))
     assert told == {"unit": "unit.json", "seconds": 3.3, "device": "a processor"}
+
+
+def test_sequences_shorter_than_their_limit_are_counted_as_long_as_they_are(tiny_folder, tmp_path):
+    asked = {"model": str(tiny_folder), "results": str(tmp_path), "samples": 6, "sequence_length": 1000}
+    options = SimilarityParameters(**asked)
+    planned = Session(options, planning=True)
+    job = distances_job(planned.source, options)
+    ((_, cost),) = prices.price_job(job, planned)
+    content = answer("plan", tiny_folder, *"--samples 6 --sequence-length 1000 --tasks capitals@6".split())
+    tokens = Session(options).get(job).details["tokens"]
+    shape = prices.find_shape(planned)
+    assert tokens < 6 * 1000
+    assert cost == prices.distances_cost(shape, tokens, tokens / 6, "float32")
+    assert content["distances"] == {"tokens": tokens, "layer_steps": 5 * tokens}
 
 
 # ---- what is typed -------------------------------------------------------------------------------------------

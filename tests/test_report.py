@@ -40,6 +40,7 @@ def made(rows: list[dict], layers: int = LAYERS) -> pd.DataFrame:
     for row in rows:
         start, size = map(int, row["cut"].split(","))
         place = {"start": start, "size": size, "share": size / layers}
+        row = row | {"outcome": np.array(row["outcome"])}
         full.append(usual | place | {"value": np.mean(row["outcome"]), "items": len(row["outcome"])} | row)
     return table_like(frames.tabulate_scores([]), full)
 
@@ -260,7 +261,8 @@ def test_readme_tells_what_was_measured():
     loss = loss.query("rule == 'similarity' and learning_rate == 0.005")
     loss = loss[loss["tokens"] == loss["tokens"].min()].dropna(subset="value").sort_values("value")
     least, most = loss.iloc[[0, -1]].to_dict("records")
-    outlived = four_kinds.judge(qwen).query("number.str.startswith('1.') and prompt == 'question'")["value"].tolist()
+    first = four_kinds.judge(qwen).query("number.str.startswith('1.') and prompt == 'question'")
+    outlived, outcome = first["value"].tolist(), first["verdict"].iloc[0]
     (preferred,) = four_kinds.judge(qwen).query("number.str.startswith('2.')")["verdict"]
     sentences = [
         f"by letter: half is gone at {likely['mmlu']} layers. Chosen in words it is at {likely['mmlu_continuation']}.",
@@ -281,7 +283,8 @@ def test_readme_tells_what_was_measured():
         f"{kept['mmlu']} of MMLU's letters ({earlier.loc['mmlu', 'items']} questions) are kept",
         f"are kept and {kept['written_facts']} of written facts.",
         f"on {len(answers())} new items: without its last five layers {outlived[0]:.0%} of choosing the right letter",
-        f"{outlived[1]:.0%} of writing. That tasks prefer the last layer dropped is {preferred}.",
+        f"{outlived[1]:.0%} of writing. {outcome.capitalize()}.",
+        f"That tasks prefer the last layer dropped is {preferred}.",
     ]
     for task in ("gsm8k", "mmlu", "boolq", "capitals"):
         sentences.append(f"| {gone.loc[task, 'items']:,} | {gone.loc[task, 'words']} |")

@@ -87,7 +87,7 @@ def slice_gguf(
     source = source if isinstance(source, Source) else find_model(str(source))
     path = find_gguf_file(source)
     check_no_overlap(out, path, *([] if adapter is None else [checks.check_path("adapter", adapter)]))
-    advice = "mend that, or name another place"
+    advice = "fix this, or name another place"
     with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out) as partial:
         if type in ROUNDED_TYPES:
             with temporary_dir(cache_folder() / "rounded") as folder:

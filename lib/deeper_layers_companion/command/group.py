@@ -61,7 +61,7 @@ def _explain_error(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: pip install {error.name}, or 'deeper-layers[book,cluster]' for reports"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"can't use {error.filename} ({error.strerror}): mend that, or name another place"
+        return f"can't use {error.filename} ({error.strerror}): fix this, or name another place"
     reason = errors.first_line(error)
     if errors.disk_is_full(error):
         return f"can't write any more ({reason}): make room, the same command goes on where it stopped"

@@ -98,7 +98,7 @@ class Tally:
         both: [..., C], those that the whole model has right too.
     """
 
-    items: Int[Array, "..."]
+    items: Int[Array, "..."] | np.integer
     right: Shaped[Array, "... C"]
     both: Shaped[Array, "... C"]
 

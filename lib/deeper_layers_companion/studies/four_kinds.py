@@ -5,6 +5,7 @@ What results lack is NOT_MEASURED. Letters in shapes as in report/estimates.py.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ PLACE_NAMES = {
 }
 PROMPT_NAMES = {"question": "as a question", "stated": "as a statement"}
 LOSS_NAME = "loss on C4"
+TOKENS = Path(__file__).with_name("answer_tokens.csv")  # of " answer", by the tokenizer of each model
 MAIN_FORMS = (study.LETTERS_CALIBRATED, study.WORDS_CALIBRATED, "written")
 
 
@@ -127,19 +129,42 @@ def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
 @returns("model layers place kind size items value low high kept kept_low kept_high untold")
 def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """What is kept of writing by kind of answer, asked as a question."""
-    all_kinds = np.array([item["kind"] for item in embedded.answers()])
+    kinds = np.array([item["kind"] for item in embedded.answers()])
+    for model, place, answers in _find_written(scores):
+        yield from _split_written({"model": model, "place": place}, answers, kinds)
+
+
+@returns("model layers place kind size items value low high kept kept_low kept_high untold")
+def tabulate_lengths(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """What is kept of writing answers of one token, and of several, asked as a question: kind is like "name, one
+    token". Tokens are those of each of the three models of the criterion; others have no rows."""
+    counts = pd.read_csv(TOKENS, index_col=["relation", "subject"], keep_default_na=False)
+    items = embedded.answers()
+    for model, place, answers in _find_written(scores):
+        if model in counts:
+            tokens = counts[model].to_dict()
+            kinds = []
+            for item in items:
+                length = "one token" if tokens[item["relation"], item["subject"]] == 1 else "several tokens"
+                kinds.append(f"{item['kind']}, {length}")
+            yield from _split_written({"model": model, "place": place}, answers, np.array(kinds))
+
+
+def _find_written(scores: pd.DataFrame) -> Iterator[tuple[str, str, study.Answers]]:
+    """The models, places and answers of what was written, asked as a question."""
     for (model, rule, prompt), answers in study.collect_answers(scores).items():
-        if rule not in PLACE_NAMES or prompt != "question" or "written" not in answers.forms:
-            continue
-        written = answers.forms["written"]
-        kinds = all_kinds[: written.shape[1]]
-        for kind in dict.fromkeys(all_kinds):
-            outcomes = written[:, kinds == kind]
-            if outcomes.shape[1] == 0:
-                continue
-            place = {"model": model, "place": PLACE_NAMES[rule], "kind": kind, "items": outcomes.shape[1]}
-            cells = estimate_mean(outcomes).columns() | shares_kept(outcomes, 0.0).columns("kept")
-            yield answers.cuts.assign(**cells | place)
+        if rule in PLACE_NAMES and prompt == "question" and "written" in answers.forms:
+            yield model, PLACE_NAMES[rule], answers
+
+
+def _split_written(place: dict, answers: study.Answers, kinds: np.ndarray) -> Iterator[pd.DataFrame]:
+    """What is kept of writing by kind; kinds names that of each item, [N]."""
+    written = answers.forms["written"]
+    kinds = kinds[: written.shape[1]]
+    for kind in dict.fromkeys(kinds):
+        outcomes = written[:, kinds == kind]
+        cells = estimate_mean(outcomes).columns() | shares_kept(outcomes, 0.0).columns("kept")
+        yield answers.cuts.assign(**place | cells, kind=kind, items=outcomes.shape[1])
 
 
 # ---- the last layer, and maps in its place --------------------------------------------------------------------------
