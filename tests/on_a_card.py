@@ -144,7 +144,10 @@ def test_a_machine_with_a_card_is_checked(family, tmp_path, card):
     assert report.agrees, report.fit
     on_it = {(trial.trial, trial.dtype) for trial in report.trials if trial.device == "card" and trial.agrees}
     assert {("distances", dtype) for dtype in ("float32", "bfloat16", "float16")} <= on_it
-    assert family == "falcon_h1" or len(on_it) == 15
+    # of experts without a feed-forward module nothing is healed, and a tiny falcon_h1 states no cut of its layer 3
+    assert len(on_it) == {"llama": 15, "gemma3": 15, "qwen3_moe": 12}.get(family, len(on_it))
+    untried = {trial.trial for trial in report.trials if trial.untried}
+    assert untried == {"qwen3_moe": {"training"}}.get(family, untried) and (family in FOUR[2:]) == bool(untried)
 
 
 def test_a_weight_that_is_wrong_on_the_card_is_found(tiny_folder, card, monkeypatch):
