@@ -50,7 +50,8 @@ def names():
 
 @pytest.mark.quick
 def test_every_public_name_has_an_example_and_every_subcommand_is_typed():
-    others = {"PRESETS", "HealingConfig", "Plan", "measure_distances", "silence_sublayers"}  # values, and what is documented beside these
+    # values, and what is documented beside these
+    others = {"PRESETS", "HealingConfig", "Plan", "measure_distances", "silence_sublayers"}
     assert set(deeper_layers.__all__) - others == set(NAMES)
     assert {words[0] for words in TYPED.values()} == set(main.commands)
 

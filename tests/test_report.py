@@ -41,6 +41,7 @@ def made(rows: list[dict], layers: int = LAYERS) -> pd.DataFrame:
     for row in rows:
         start, size = map(int, row["cut"].split(","))
         place = {"start": start, "size": size, "share": size / layers}
+        row = row | {"outcome": np.array(row["outcome"], dtype=float)}
         full.append(usual | place | {"value": np.mean(row["outcome"]), "items": len(row["outcome"])} | row)
     return table_like(frames.tabulate_scores([]), full)
 

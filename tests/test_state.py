@@ -316,7 +316,7 @@ def test_what_changed_between_two_calls_counts_at_once(change):
     rough = 0.5 if change == "the data type" else 1e-3
     np.testing.assert_allclose(losses(model), np.concatenate(alone), atol=rough)
     if change == "a forward":
-        with pytest.raises(InputError, match="does more between its layers"):
+        with pytest.raises(InputError, match="changes the residual between its layers"):
             angular_distances(model, BATCHES)
     else:
         np.testing.assert_array_equal(angular_distances(model, BATCHES), angular_distances(fresh, BATCHES))

@@ -6,6 +6,7 @@ import warnings
 import click
 
 from deeper_layers import errors
+from deeper_layers_companion.command.check import check
 from deeper_layers_companion.command.heal import heal
 from deeper_layers_companion.command.measure import distances, scan, sweep
 from deeper_layers_companion.command.plan import plan
@@ -72,7 +73,7 @@ def _explain_error(error: Exception) -> str | None:
 
 @click.group(
     cls=Subcommands,
-    commands=[plan, tasks, distances, sweep, scan, prune, heal, results, report],
+    commands=[check, plan, tasks, distances, sweep, scan, prune, heal, results, report],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="deeper-layers")

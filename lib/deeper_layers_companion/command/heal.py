@@ -51,7 +51,8 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     (healing,) = healed.needs
     run, scored = session.get(healing), session.get(healed)
     if run is None or scored is None:
-        raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}")
+        nearest = session.describe_nearest(healed if run else healing)
+        raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}{nearest}")
     from deeper_layers_companion.report.statistics import find_recovery  # slow to import
 
     # published results come without adapters: train them here, unless nothing is to be measured

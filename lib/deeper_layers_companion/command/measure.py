@@ -133,7 +133,8 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     missing = [task for job, result in zip(jobs, results) if result is None for task in job.key["tasks"]]
     measured = [result for result in results if result]
     if not measured:
-        raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
+        nearest = session.describe_nearest(jobs[0])
+        raise NotMeasuredError(f"not measured: {', '.join(missing)}{nearest}; leave out --no-measure to measure it")
     paths, tables, rows = [str(result.path) for result in measured], [], []
     for job, result in zip(jobs, results):
         if result is None:
@@ -148,7 +149,12 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     half_gone, half_gone_text = _find_half_gone(measured)
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
-    absent = [f"{name}: not measured" for name in missing]
+    absent = [
+        f"{name}: not measured{session.describe_nearest(job)}"
+        for job, result in zip(jobs, results)
+        if result is None
+        for name in job.key["tasks"]
+    ]
     kept_text = ""
     if keep is not None:
         content["keep"], kept_text = _find_most_dropped(measured, keep, session.options.model)

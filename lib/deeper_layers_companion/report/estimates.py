@@ -30,7 +30,7 @@ FLOOR_MARGIN = 0.05  # a model must surely be this much above guessing, or its t
 TIE_TOLERANCE = 1e-12  # means of equal numbers in another order differ by less
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 AT_FLOOR, NOT_TESTED = "at floor", "not tested"
-Number = float | Float[np.ndarray, " C"]
+Number = float | Float[np.ndarray, "..."]  # of looks too, where there are several
 
 
 @dataclass(frozen=True, eq=False)

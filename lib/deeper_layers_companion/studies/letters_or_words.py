@@ -22,6 +22,7 @@ from deeper_layers_companion.report.pairing import PLACE, PROMPT, Measurement, f
 from deeper_layers_companion.report.statistics import RULES, SIZE, find_scans
 from deeper_layers_companion.studies.which_layers import collect_maps
 
+HALF = 0.5  # of what the whole model knows
 LEAST = 0.10  # the least difference that counts, as a share of what a model knows
 FORMS = {
     "mmlu": "letters",
@@ -33,8 +34,12 @@ FORMS = {
     "written_facts": "written",
 }
 PAIRS = {"MMLU": ("mmlu", "mmlu_continuation"), "Capitals": ("lettered_capitals", "capitals")}  # letters, words
+TOLD = ("mmlu", "written_facts")
+SHOWN = ("mmlu", "lettered_capitals", "mmlu_continuation", "capitals", "written_facts")  # in the table of places
 LOSSES = ("c4", "gsm8k_solutions")
 MIDDLE, LATE = "middle", "late"
+# the rows of that table: what is dropped
+PLACE_TITLES = {MIDDLE: "a middle block", LATE: "a late block, the last layer kept", "last layers": "the last layers"}
 D, W, C = "D, letters less words", "W, middle less late", "C, letters less words"
 SIZES_OF_C = range(1, 9)
 QUESTIONS_OF_C = 20  # the first ones of each subject
@@ -105,6 +110,65 @@ def tell_written(rows: pd.DataFrame, size: int = SIZE) -> Sentences:
                 f"{size} late ones, the last layer kept, {late}."
             )
     return Sentences(sentences, "found")
+
+
+def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
+    """What middle blocks and the last layers leave of MMLU's letters and of written facts, from `costs` and
+    `statistics.kept_by_place`: a sentence for each model that shows both."""
+    sentences = []
+    for model, of_model in put_in_order(rows.dropna(subset="value")).groupby("model", sort=False):
+        middle = of_model[of_model["place"] == MIDDLE].set_index("task")["value"]
+        last = _find_at_end(kept[kept["model"] == model], 0)
+        if not {*TOLD} <= {*middle.index} & {*last.index}:
+            continue
+        (letters, writing), (letters_last, writing_last) = (shares[list(TOLD)] for shares in (middle, last["kept"]))
+        is_crossed = letters < writing and letters_last > writing_last
+        beginning = "It depends on where the layers are dropped. " if is_crossed else ""
+        size = int(last["size"].iloc[0])
+        sentences.append(
+            f"{beginning}Without {size} middle layers {model} keeps {letters:.0%} of MMLU's letters and {writing:.0%} "
+            f"of written facts; without its last {size}, {letters_last:.0%} and {writing_last:.0%}."
+        )
+    return Sentences(sentences, "contrast")
+
+
+def state_ends(kept: pd.DataFrame) -> str:
+    """What the last block leaves of each task and what the block before it leaves, which keeps the last layer, from
+    `statistics.kept_by_place`: a sentence for each model."""
+    sentences = []
+    for model, of_model in kept.groupby("model", sort=False):
+        last, before = (_find_at_end(of_model, earlier) for earlier in (0, 1))
+        tasks = [task for task in last.index if task in before.index]
+        if tasks:
+            is_back = last.loc[tasks, "kept_low"] > HALF
+            is_lost = last.loc[tasks, "kept_high"] < HALF
+            is_letters = pd.Series([FORMS[task] == "letters" for task in tasks], tasks)
+            is_told = is_letters.any() and is_back[is_letters].all() and is_lost[~is_letters].all()
+            sentences += ["Letters come back at the end, words and writing do not."] * bool(is_told)
+            parts = [f"{before['kept'][task]:.0%} and {last['kept'][task]:.0%} of {task_title(task)}" for task in tasks]
+            size = int(last["size"].iloc[0])
+            beginning = f"Without {size} layers before the last one, and without the last {size},"
+            sentences.append(f"{beginning} {model_title(str(model))} keeps {'; '.join(parts)}.")
+    return " ".join(sentences)
+
+
+def _find_at_end(kept: pd.DataFrame, earlier: int) -> pd.DataFrame:
+    """Rows of `statistics.kept_by_place` of one model whose block ends `earlier` layers before the last, by task."""
+    is_there = kept["start"] + kept["size"] + earlier == kept["layers"]
+    return kept[is_there & kept["kept"].notna()].set_index("task")
+
+
+def tabulate_places(rows: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+    """What is kept of each task by place, from `costs` and `statistics.kept_by_place`: a row for each model and place,
+    a column for each task; empty where the whole model only guesses."""
+    lines = []
+    for model, of_model in put_in_order(rows).groupby("model", sort=False):
+        shares = {place: part.set_index("task")["value"] for place, part in of_model.groupby("place")}
+        shares["last layers"] = _find_at_end(kept[kept["model"] == model], 0)["kept"]
+        for place, title in PLACE_TITLES.items():
+            cells = {task_title(task): shares[place].get(task, np.nan) for task in SHOWN}
+            lines.append({"model": model_title(str(model)), "dropped": title} | cells)
+    return pd.DataFrame(lines)
 
 
 def _find_block_shares(
