@@ -184,6 +184,8 @@ def tabulate_registered(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFra
     """Every registered number of the first study and of this one with its interval and verdict: a row a number, a
     column a model. `first` and `second` are from `letters_or_words.judge_as_registered` and this file's."""
     judged = pd.concat([first, second]).fillna({"about": "", "place": ""})
+    if judged.empty:
+        return pd.DataFrame(columns=["registered number"])
     judged["cell"] = [
         row["verdict"] if pd.isna(row["value"]) else f"{format_number(row)}: {row['verdict']}"
         for row in judged.to_dict("records")
