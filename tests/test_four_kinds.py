@@ -79,3 +79,10 @@ def test_answers_of_one_token_stand_beside_longer_ones(scores):
         by_length["one token" if is_one else "several tokens"] += 1
     for length, count in by_length.items():
         assert table[last].filter(like=length).sum() == count
+
+
+def test_the_last_layer_is_told_of_every_model_that_was_measured(scores):
+    judged = four_kinds.judge(scores)
+    value = judged.set_index("number").loc["2. T, the last layer by tasks", "value"]
+    assert str(four_kinds.tell_last_layer(judged)).endswith(f"by at least 0.05. It is {value:.2f} in m (supported).")
+    assert str(four_kinds.tell_last_layer(judged[:0])) == "Not measured."

@@ -20,7 +20,7 @@ from deeper_layers_companion.report.estimates import (
     resample,
     shares_kept,
 )
-from deeper_layers_companion.report.names import FIRST, format_number, model_title, sort_names
+from deeper_layers_companion.report.names import FIRST, Sentences, format_number, model_title, put_in_order, sort_names
 from deeper_layers_companion.report.pairing import drop_third_study, returns
 from deeper_layers_companion.studies import what_last_layers_hold as study
 
@@ -72,6 +72,19 @@ def tell_outliving(judged: pd.DataFrame) -> Iterator[dict]:
         letters, written = both.to_dict("records")
         kept = {"letters": _tell_kept(letters), "written": _tell_kept(written)}
         yield {"model": model, "prompt": prompt, "verdict": letters["verdict"]} | kept
+
+
+def tell_last_layer(judged: pd.DataFrame) -> Sentences:
+    """Prediction 2 in words, with what came of it in each model that was measured."""
+    rows = judged[judged["number"].str.startswith("2.") & judged["value"].notna()]
+    parts = []
+    for row in put_in_order(rows).to_dict("records"):
+        parts.append(f"{row['value']:.2f} in {model_title(row['model'])} ({row['verdict']})")
+    told = (
+        f"We also predicted that a model answers more right without its last layer than with it, by at least "
+        f"{study.LEAST_TASKS:.2f}. It is {'; '.join(parts)}."
+    )
+    return Sentences([told] if parts else [], "last-layer")
 
 
 def _tell_kept(row: dict) -> str:
