@@ -87,7 +87,7 @@ def test_what_is_published_keeps_letters_and_loses_what_is_written_with_the_last
         [0.18, 0.19],
         [0.31, 0.10],
     ]
-    assert set(kept.query("asked == 'letters' and model != @QWEN")["untold"]) == {AT_FLOOR}
+    assert set(kept.query("asked == 'letters' and model != @QWEN")["no_value_reason"]) == {AT_FLOOR}
 
 
 def test_x_is_the_sum_of_two_halves_and_one_may_carry_it_alone():

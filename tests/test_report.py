@@ -65,21 +65,21 @@ def distances_of(drawn: np.ndarray) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("shares", "kept", "gone", "untold"),
+    ("shares", "kept", "gone", "no_value_reason"),
     [
         (FALLING, [1, 0.9, 0.5, 0], 2.0, ""),
         ([0.75, 0.75, 0.7], [1, 1, 0.9], np.inf, ""),
         ([0.3, 0.3, 0.25], [np.nan] * 3, np.nan, "at floor"),
     ],
 )
-def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(shares, kept, gone, untold):
+def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(shares, kept, gone, no_value_reason):
     table = made(curve(shares))
     found, (half,) = statistics.curves(table), statistics.half_gone_table(table).to_dict("records")
     assert found["size"].tolist() == list(range(len(shares))) and found["topic"].unique() == ["MMLU, letter chosen"]
     assert found["kept"].tolist() == pytest.approx(kept, nan_ok=True) and (found["low"] < found["value"]).all()
     assert found["whole"].tolist() == pytest.approx([shares[0]] * len(shares))
     assert [half["value"], half["share"]] == pytest.approx([gone, gone / LAYERS], nan_ok=True)
-    assert {*found["untold"], half["untold"]} == {untold}
+    assert {*found["no_value_reason"], half["no_value_reason"]} == {no_value_reason}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_half_gone_is_a_range_where_sizes_were_left_out_and_nothing_at_floor():
     (half,) = statistics.half_gone_table(made(rows)).to_dict("records")
     assert half["words"] == "1 to 4, not for good" and half["sizes"] == (0, 4, 8) and half["value"] == 4
     (floor,) = statistics.half_gone_table(made(curve([0.3, 0.2]))).to_dict("records")
-    assert floor["words"] == "" and floor["untold"] == "at floor"
+    assert floor["words"] == "" and floor["no_value_reason"] == "at floor"
 
 
 def test_curves_are_told_apart_by_what_one_asks_for_and_losses_have_nothing_kept():
@@ -224,7 +224,9 @@ def test_headline_numbers_of_what_is_published():
     mean = regret[regret["size"] == 0].set_index("model")[["value", "low", "high"]].round(2)
     regrets = [[0.01, -0.01, 0.01], [0.67, 0.39, 1.3], [1.07, 0.96, 1.18]]
     assert mean.loc[[QWEN, SMOLLM, GEMMA]].values.tolist() == regrets
-    recovered = statistics.recovery_table(qwen[qwen["task"] == "c4"]).query("untold == '' and rule == 'similarity'")
+    recovered = statistics.recovery_table(qwen[qwen["task"] == "c4"]).query(
+        "no_value_reason == '' and rule == 'similarity'"
+    )
     assert recovered["cut"].str.fullmatch(r"\d+,\d+").all()
     by_rate = recovered.groupby("learning_rate")["value"].agg(["min", "max"]).round(2)
     assert by_rate.values.tolist() == [[-0.10, -0.03], [-0.06, 0.06], [0.07, 0.30]]
@@ -395,7 +397,7 @@ def test_what_is_missing_is_a_gap_and_no_zero_and_a_rule_has_one_colour():
     assert len(figures.curves(of_two).live["panels"]) == 2, "models of one title are two"
     table = figures.table(rows, columns=["rule", "value"]).to_html()
     assert all(said in table for said in ("0.750 (0.686 to 0.805)", "similarity-informed"))
-    at_floor = rows[:1].assign(kept=np.nan, untold="at floor")
+    at_floor = rows[:1].assign(kept=np.nan, no_value_reason="at floor")
     assert "no better than guessing" in figures.curves(at_floor, y="kept")._repr_html_()
 
 

@@ -23,7 +23,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import find_misreadings
-from deeper_layers.export.lineage import check_no_overlap, open_progress_bar
+from deeper_layers.export.lineage import check_disk_space, check_no_overlap, show_bytes_written
 from deeper_layers.export.llama_cpp import EXACT_TYPES, FILE_TYPES, ROUNDED_TYPES, quantize
 from deeper_layers.files import atomic_file, temporary_dir
 from deeper_layers.models.gguf_reading import (
@@ -96,7 +96,8 @@ def slice_gguf(
         else:
             header = read_gguf(path)
             plan = plan_gguf(source, header, cut, type, adapter)
-            with open(partial, "wb") as file, open_progress_bar(plan.bytes, partial.parent, out) as bar:
+            check_disk_space(plan.bytes, partial.parent, out)
+            with open(partial, "wb") as file, show_bytes_written(plan.bytes) as bar:
                 bar.update(file.write(plan.head))
                 for tensor, new_type, update in plan.tensors:
                     bar.update(file.write(_encode_tensor(tensor, new_type, update).data))

@@ -19,7 +19,18 @@ UNKNOWN_BEFORE = (
 )
 AT_MOST = "upper bound: part of it is adaptation to the text; `--drop 0` measures that part"
 # columns of the table of recoveries, which compares models on the same sequences or items
-RECOVERY_COLUMNS = ["topic", "items", "whole", "whole_healed", "pruned", "healed", "recovered", "low", "high", "untold"]
+RECOVERY_COLUMNS = [
+    "topic",
+    "items",
+    "whole",
+    "whole_healed",
+    "pruned",
+    "healed",
+    "recovered",
+    "low",
+    "high",
+    "no_value_reason",
+]
 RUN_DETAILS = ("tokens", "distinct_tokens", "trained_parameters", "seconds")
 LAYER_RULES = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # healing needs whole layers dropped
 
@@ -70,7 +81,7 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     recovery_rows = as_dicts(recovery.rename(columns={"value": "recovered"})[RECOVERY_COLUMNS])
     if not recovery_rows:
         recovery_rows = UNKNOWN_BEFORE if cut.size else "nothing was dropped, so there is nothing to recover"
-    note = AT_MOST if (recovery["untold"] == "at most").any() else None
+    note = AT_MOST if (recovery["no_value_reason"] == "at most").any() else None
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {"model": name, "layers": depth, "cut": cut_as_json(cut), "adapters": adapters}
     content |= {"unit": str(scored.path), "healing": record, "rows": rows, "recovery": as_dicts(recovery)}

@@ -198,7 +198,7 @@ def _find_half_gone(measured: list[Result]) -> tuple[list[dict], str]:
     from deeper_layers_companion.report.statistics import half_gone_table  # slow to import, as is the next
     from deeper_layers_companion.results.frames import tabulate_scores
 
-    rows = half_gone_table(tabulate_scores(measured)).query("untold == ''")
+    rows = half_gone_table(tabulate_scores(measured)).query("no_value_reason == ''")
     columns = ["task", "rule", "value", "low", "high", "sizes", "largest"]
     content = as_dicts(rows[columns].replace(math.inf, math.nan))
     if rows.empty:

@@ -126,7 +126,7 @@ def curves(
         for row, words in _find_notes(part, x, y, hue):
             panel.annotate(row[x], row[y], words)
     text = " Bands: 95%." if low in rows else ""
-    if "untold" in rows and (rows["untold"] == AT_FLOOR).all():
+    if "no_value_reason" in rows and (rows["no_value_reason"] == AT_FLOOR).all():
         caption = caption or "These whole models only guess, so their curves tell nothing of layers."
     caption = caption or (findings.state_half_gone(rows) if hue == "rule" and y == "value" else "")
     caption = caption or (findings.state_kept(rows, hue) if y == "kept" else "")
@@ -286,7 +286,7 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
 
 def explain_nothing_drawn(rows: pd.DataFrame, name: str) -> Sentences:
     """The sentence in place of a figure: that nothing was measured, or that the task is at floor."""
-    is_at_floor = "untold" in rows and (rows["untold"] == AT_FLOOR).any()
+    is_at_floor = "no_value_reason" in rows and (rows["no_value_reason"] == AT_FLOOR).any()
     return Sentences([AT_FLOOR_TEXT] if is_at_floor else [], name)
 
 
@@ -302,7 +302,11 @@ def split_panels(rows: pd.DataFrame, col: str | None, row: str | None) -> list[t
         for value in sort_names(cols.unique(), (*sorted({*cols} - {*FIRST}), *FIRST)):  # a reader's own models first
             selected = rows[(heads == head) & (cols == value)]
             title = escape_invisible(model_title(value) if col == "model" else value)
-            title += ", only guesses" if "untold" in rows and (selected["untold"] == AT_FLOOR).all() else ""
+            title += (
+                ", only guesses"
+                if "no_value_reason" in rows and (selected["no_value_reason"] == AT_FLOOR).all()
+                else ""
+            )
             if len(selected):
                 panels.append((f"{escape_invisible(rule_title(head))}\n{title}" if row else title, selected))
     return panels

@@ -127,7 +127,7 @@ def sum_hours(scores: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict]:
 # ---- what was kept --------------------------------------------------------------------------------------------------
 
 
-@returns("model layers place prompt asked size items value low high kept kept_low kept_high untold")
+@returns("model layers place prompt asked size items value low high kept kept_low kept_high no_value_reason")
 def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The accuracy (value) and the share kept (kept) of every form, cut and prompt."""
     for (model, rule, prompt), answers in study.collect_answers(scores).items():
@@ -139,7 +139,7 @@ def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
             yield answers.cuts.assign(**cells | place, asked=form)
 
 
-@returns("model layers place kind size items value low high kept kept_low kept_high untold")
+@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason")
 def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """What is kept of writing by kind of answer, asked as a question."""
     kinds = np.array([item["kind"] for item in embedded.answers()])
@@ -147,7 +147,7 @@ def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield from _split_written({"model": model, "place": place}, answers, kinds)
 
 
-@returns("model layers place kind size items value low high kept kept_low kept_high untold")
+@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason")
 def tabulate_lengths(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """What is kept of writing answers of one token, and of several, asked as a question: kind is like "name, one
     token". Tokens are those of each of the three models of the criterion; others have no rows."""
@@ -212,7 +212,7 @@ def _compare_cuts(shared: dict, dropped: tuple, kept: tuple) -> Iterator[dict]:
         yield shared | means | {"size": int(size)} | differ(first, second).columns()
 
 
-@returns("model map asked value low high untold")
+@returns("model map asked value low high no_value_reason")
 def tabulate_returned(scores: pd.DataFrame) -> Iterator[dict]:
     """R of each form, asked as a question, and of the loss on C4: the share of what the last layers' absence takes that
     each map returns, over the sizes of the criterion. Forms in which nothing was lost have no R."""
@@ -232,9 +232,9 @@ def tabulate_returned(scores: pd.DataFrame) -> Iterator[dict]:
 def _return_where_lost(form: str, rule: str, of_model: dict) -> Estimate:
     """R of a form, where the last layers' absence surely takes some of it."""
     estimate = study.return_of_writing(rule, of_model, form)
-    if estimate.untold:
+    if estimate.no_value_reason:
         return estimate
     without = of_model["reverse", "question"]
     is_size = without.cuts["size"].isin(study.MAP_SIZES)
     lost = resample(without.forms[form][0] - without.forms[form][is_size].mean(axis=0))
-    return estimate if Estimate.of(lost).low > 0 else Estimate(untold=NOT_TESTED)
+    return estimate if Estimate.of(lost).low > 0 else Estimate(no_value_reason=NOT_TESTED)

@@ -72,7 +72,7 @@ def find_answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, 
 
 def average_by_place(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
     """The mean of k over sizes and prompts, by model, form and place; NOT_TESTED if a size or prompt is missing."""
-    kept, missing = {}, Estimate(untold=NOT_TESTED)
+    kept, missing = {}, Estimate(no_value_reason=NOT_TESTED)
     for _, place, curve, guessed in find_answers(scores):
         sizes = curve.cuts["size"]
         shares = shares_kept(curve.outcomes, resample(guessed)) if {*SIZES} <= {*sizes} else missing
@@ -97,9 +97,9 @@ def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
             yield curve.cuts.assign(**cells)
 
 
-@returns("model asked place whole unasked constant value low high untold")
+@returns("model asked place whole unasked constant value low high no_value_reason")
 def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
-    """The means of k as a table, a row for each model, form and place: value with low and high, and untold.
+    """The means of k as a table, a row for each model, form and place: value with low and high, and no_value_reason.
 
     Further columns are mean accuracies over prompts: of the whole model (whole), of the whole model without the
     question (unasked), and of the best constant answer (constant).

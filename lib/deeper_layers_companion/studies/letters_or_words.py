@@ -84,7 +84,7 @@ def classify_places(starts, layers: int, size: int = SIZE) -> np.ndarray:
     return np.select([is_middle, (3 * starts >= 2 * layers) & (last < layers - 1)], [MIDDLE, LATE], "")
 
 
-@returns("model task topic form place blocks items value low high untold")
+@returns("model task topic form place blocks items value low high no_value_reason")
 def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """The mean share kept by place ("middle", "late") of blocks of a size; form is "letters", "words" or "written"."""
     for (model, task), shares in _find_block_shares(scores, size).items():
@@ -282,12 +282,12 @@ def judge_as_registered(scores: pd.DataFrame, *, without_known: bool = False) ->
         judged = [one._replace(estimate=one.estimate.at_level(levels[one.number])) for one in of_model]
         for one in judged:
             row = one._asdict() | one.estimate.columns() | {"level": levels[one.number]}
-            yield row | {"verdict": one.estimate.untold or _find_registered_verdict(one, judged)}
+            yield row | {"verdict": one.estimate.no_value_reason or _find_registered_verdict(one, judged)}
 
 
 def _correct_level(numbers: list[Number]) -> float:
     """The level of each interval with which all that can be told hold together with 95%."""
-    return 1 - 0.05 / max(1, sum(not one.estimate.untold for one in numbers))
+    return 1 - 0.05 / max(1, sum(not one.estimate.no_value_reason for one in numbers))
 
 
 def _find_registered_verdict(number: Number, of_model: list[Number]) -> str:
@@ -298,7 +298,7 @@ def _find_registered_verdict(number: Number, of_model: list[Number]) -> str:
         return _judge_d(by_place[MIDDLE], by_place[LATE])
     if number.number == C:
         return _judge_c(number.estimate)
-    return _judge_w([one.estimate for one in of_model if one.number == W and not one.estimate.untold])
+    return _judge_w([one.estimate for one in of_model if one.number == W and not one.estimate.no_value_reason])
 
 
 def _judge_d(middle: Estimate, late: Estimate) -> str:
