@@ -10,13 +10,18 @@ import pytest
 import torch
 
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.healing.adapters import merge_adapters
+from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.opening import load_model
 from deeper_layers.similarity import angular_distances, iterate_residuals
 from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers_companion.jobs.check import check_model
 from tests.plain import batch, never, requests
 from tests.simulated_device import Module, simulated_card
-from tests.tiny import FOUR, shared_model
+from tests.test_healing import DISTILL, healed
+from tests.tiny import FOUR, shared_model, write_folder
 
 LAYERS = 6
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(LAYERS, 3), Cut.of([1, 4])]
@@ -107,3 +112,51 @@ def test_written_answers_are_the_processors(family, card):
     model, prompts = shared_model(family), [list(range(1, 20)), list(range(5, 40))]
     expected, found = (Decoding(TreeModel(m, CUTS), prompts, 4).write(never) for m in (model, on_card(model)))
     assert found == expected
+
+
+VARIANTS = [
+    {},
+    DISTILL,
+    {"auxiliary": 1.0},
+    {"last_layers": 1, "rank": 0, "dropout": 0.0},
+    {"gradient_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=["adapters", "distilled", "auxiliary", "last layers", "checkpointing"])
+def test_healing_learns_what_it_learns_on_the_processor(values, opened, tiny_folder):
+    """Its adapters, merged, too; and how often a step waits is what it is."""
+    expected, record = healed(opened, steps=2, **values)
+    with simulated_card():
+        model, tokenizer = load_model(str(tiny_folder), dtype="float32", device="card")
+        found, on_card_record = healed((model, tokenizer), steps=2, **values)
+        merged = {name: tensor.cpu() for name, tensor in merge_adapters(found).named_parameters()}
+        assert all(parameter.device.type == "card" for parameter in model.parameters())
+    np.testing.assert_allclose(on_card_record.losses, record.losses, atol=1e-4, rtol=0)
+    for name, parameter in merge_adapters(expected).named_parameters():
+        torch.testing.assert_close(merged[name], parameter, atol=1e-3, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("family", FOUR)
+def test_a_machine_with_a_card_is_checked(family, tmp_path, card):
+    write_folder(family, tmp_path / family)
+    report = check_model(str(tmp_path / family), "card")
+    assert report.agrees, report.fit
+    on_it = {(trial.trial, trial.dtype) for trial in report.trials if trial.device == "card" and trial.agrees}
+    assert {("distances", dtype) for dtype in ("float32", "bfloat16", "float16")} <= on_it
+    # of experts without a feed-forward module nothing is healed, and a tiny falcon_h1 states no cut of its layer 3
+    assert len(on_it) == {"llama": 15, "gemma3": 15, "qwen3_moe": 12}.get(family, len(on_it))
+    untried = {trial.trial for trial in report.trials if trial.untried}
+    assert untried == {"qwen3_moe": {"training"}}.get(family, untried) and (family in FOUR[2:]) == bool(untried)
+
+
+def test_a_weight_that_is_wrong_on_the_card_is_found(tiny_folder, card, monkeypatch):
+    def load_wrongly(model, **options):
+        opened, tokenizer = load_model(model, **options)
+        if opened.device.type == "card":
+            decoder_layers(opened)[1].mlp.down_proj.weight.data.mul_(1.2)
+        return opened, tokenizer
+
+    monkeypatch.setattr("deeper_layers.models.load_model", load_wrongly)
+    report = check_model(str(tiny_folder), "card")
+    assert not report.agrees and "everything on cpu in float32; nothing on card in float32" in report.fit

@@ -318,12 +318,24 @@ def simulated_card(float64: bool = True) -> Iterator[Card]:
     Module.devices = 1
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="card") copies from the processor
     os.environ[variable] = f"{card.device}"
+    start = accelerate.PartialState.__init__
+
+    def start_where_asked(self, cpu: bool = False, **options) -> None:
+        named = os.environ.pop(variable) if cpu else None  # the variable comes before `cpu`, as no card does
+        try:
+            start(self, cpu, **options)
+        finally:
+            if named:
+                os.environ[variable] = named
+
+    accelerate.PartialState.__init__ = start_where_asked
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with card:
             yield card
     finally:
         Module.devices = 0
+        accelerate.PartialState.__init__ = start
         torch._C._set_only_lift_cpu_tensors(lifts_only_cpu)
         del os.environ[variable]
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)

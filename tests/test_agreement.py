@@ -98,3 +98,8 @@ def test_what_went_on_from_shards_is_the_same_and_shards_of_losses_alone_do_not_
 def test_without_the_whole_model_nothing_is_compared():
     with pytest.raises(InputError, match=r"the whole model is not among the cuts, expected it: add Cut\(0, 0\)"):
         request_loss(shared_model("llama"), [Cut(1, 2)], text_requests(TEXT), compares=True)
+
+
+def test_a_sequence_of_two_tokens_predicts_one():
+    (pair,) = text_requests([torch.tensor([3, 4])]).pairs
+    assert pair == ([3], [4])

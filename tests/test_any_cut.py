@@ -14,7 +14,7 @@ from deeper_layers.export.lineage import read_lineage
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.export.tensors import Changed
 from deeper_layers.packing import pack
-from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.pruning import drop_layers, zero_sublayers
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion import rules
 from deeper_layers_companion.jobs import options as kinds
@@ -73,7 +73,7 @@ def test_a_shape_that_does_not_fit_is_refused_before_a_look_at_the_model_or_text
 def test_a_sublayer_is_silenced_where_asked(opened, tiny_folder, tmp_path):
     words = ["prune", tiny_folder, tmp_path / "out"]
     assert "the attention of layer 3 and the MLP of layer 0" in typed(*words, *LISTS, "--silence").stdout
-    assert torch.equal(logits(reloaded(tmp_path / "out"), IDS), logits(silence_sublayers(opened[0], CUT), IDS))
+    assert torch.equal(logits(reloaded(tmp_path / "out"), IDS), logits(zero_sublayers(opened[0], CUT), IDS))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "zeros stand where it ends, so it runs and adds nothing" in card and "merge_method" not in card
     assert "--layers 1 --attention 3 --mlp 0 --silence" in card
@@ -87,7 +87,7 @@ def test_silent_tensors_are_those_of_the_model(family, tmp_path):
     """Zeros by the names of tensors are zeros by modules, also where experts are stored one by one."""
     model, cut = tiny_model(family), Cut.of([1], attention=[2], mlp=[3])
     model.save_pretrained(tmp_path / "model")
-    before, silenced = logits(model, IDS), logits(silence_sublayers(model, cut), IDS)
+    before, silenced = logits(model, IDS), logits(zero_sublayers(model, cut), IDS)
     slice_checkpoint(tmp_path / "model", cut, tmp_path / "out", silence=True)
     torch.testing.assert_close(logits(reloaded(tmp_path / "out"), IDS), silenced, atol=1e-6, rtol=0)
     assert torch.equal(logits(model, IDS), before), "the original stays as it was"

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import papermill
 import pytest
+import torch
 from click.testing import CliRunner
 from nbclient.exceptions import DeadKernelError
 
 from deeper_layers import sweeping
 from deeper_layers.cuts import simple_cut
+from deeper_layers.models import opening
+from deeper_layers.models.decoder import decoder_layers
 from deeper_layers_companion.command import main
 from deeper_layers_companion.command.group import INTERRUPTED
 from deeper_layers_companion.jobs import options as kinds
 from deeper_layers_companion.jobs import scoring
 from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.report.names import TOPICS
 from deeper_layers_companion.results.places import AROUND as ROOT
 from deeper_layers_companion.results.places import VARIABLE
 from tests.test_results import KEY, Measure, signed
@@ -81,6 +85,8 @@ def test_tasks_lists_what_needs_no_hub_and_what_does():
     listed = json.loads(typed("tasks", "--json").stdout)
     assert {"capitals", "written_facts", "embedded_mmlu"} <= {row["task"] for row in listed["tasks"]}
     assert {row["text"] for row in listed["texts"] if not row["hub"]} == {"wikipedia", "code"}
+    in_words = {row["task"]: row["what"] for row in listed["tasks"]}
+    assert in_words["capitals"] == TOPICS["capitals"] and None not in in_words.values()
     found = json.loads(typed("tasks", "gsm8k", "--json").stdout)
     assert "gsm8k" in found["lm_eval"] and not found["tasks"] and [row["hub"] for row in found["texts"]] == [True]
 
@@ -112,7 +118,8 @@ C4, loss +128 +3\.925 +3\.591 +5\.589 +3\.957 +0\.780 +0\.77\d +0\.78\d
     ("sweep embedded --no-measure --tasks capitals", r"gone without so many layers:\n(?s:.*)similarity +2 or 3"),
     ("heal embedded --drop 3 --no-measure", HEALED),
     ("heal embedded --drop 0 --no-measure", "nothing was dropped"),
-    ("heal Gemma-3-270m --drop 4 --start 13 --rank 2 --no-measure", r"C4, loss +128 .* 0\.88\d  at most\n\nat most: "),
+    ("heal Gemma-3-270m --drop 4 --start 13 --rank 2 --no-measure",
+     r"C4, loss +128 .* 0\.88\d  at most\n\nupper bound: "),
 ])  # fmt: skip
 def test_published_results_are_found_by_the_defaults_of_the_notebooks(words, shown, closed):
     assert re.search(shown, typed(*words.split()).stdout)
@@ -177,7 +184,7 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     words = "--text wikipedia --steps 2 --loss-sequences 4 --loss-length 32".split()
     asked = ["heal", tiny_folder, *common, *words]
     content = answer(*asked, "--drop", 2, "--rule", "simple")
-    assert content["cut"] == {"start": 2, "size": 2} and content["given_back"] == []
+    assert content["cut"] == {"start": 2, "size": 2} and content["recovery"] == []
     assert {row["task"] for row in content["rows"]} == {"wikipedia", "capitals"}
     with monkeypatch.context() as patch:
         patch.setattr("deeper_layers.healing.train", lambda *_, **__: pytest.fail("healed again"))
@@ -186,6 +193,48 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     assert answer("prune", tiny_folder, tmp_path / "out", "--adapter", content["adapters"])["kept"] == [0, 1, 4]
     content = answer(*asked, "--layers", "0, 3")
     assert content["cut"]["layers"] == [0, 3] and len(content["healing"]["losses"]) == 2
+
+
+# ---- check ---------------------------------------------------------------------------------------------
+
+
+def test_a_machine_is_checked_and_its_report_read(tiny_folder, tmp_path):
+    report = tmp_path / "check.json"
+    content = answer("check", tiny_folder, "--device", "cpu", "--report", report)
+    trials = {(row["trial"], row["dtype"]): row for row in content["trials"]}
+    assert len(trials) == 10 and all(row["pace"] > 0 and row["memory_bytes"] > 0 for row in trials.values())
+    assert all(row["difference"] < 1e-5 for (_, dtype), row in trials.items() if dtype == "float32")
+    assert 1e-5 < trials["distances", "bfloat16"]["difference"] <= trials["distances", "bfloat16"]["stated"]
+    assert content["fit"] == "fit for everything on cpu in float32; everything on cpu in bfloat16"
+    assert content["fit"] in typed("results", "check", report).stdout
+    assert "exists, and nothing is overwritten" in said("check", tiny_folder, "--report", report)
+    for words, change in {
+        "says 'fit for everything": lambda: trials["choices", "bfloat16"].update(difference=9.0),
+        "trials.0.stated: Field required": lambda: content["trials"][0].pop("stated"),
+        "is no report of": content.clear,
+    }.items():
+        change()
+        report.write_text(json.dumps(content))
+        assert words in said("results", "check", report)
+
+
+def test_a_weight_that_is_wrong_is_found(tiny_folder, monkeypatch, tmp_path):
+    """In one data type alone: in the middle of a matrix, or a whole one, which is not a number."""
+    load = opening.load_model
+
+    def load_wrongly(model, **options):
+        opened, tokenizer = load(model, **options)
+        if opened.dtype == torch.bfloat16:
+            weight = decoder_layers(opened)[1].mlp.down_proj.weight
+            weight.data.mul_(3) if wrong == "scaled" else weight.data.fill_(torch.nan)
+        return opened, tokenizer
+
+    monkeypatch.setattr("deeper_layers.models.load_model", load_wrongly)
+    for wrong, words in {"scaled": "all but distances, written answers", "filled": "nothing"}.items():
+        report = tmp_path / wrong
+        found = typed("check", tiny_folder, "--device", "cpu", "--report", report, code=1).stdout
+        assert f"fit for everything on cpu in float32; {words}" in found and "DIFFERS" in found
+        assert words in typed("results", "check", report, code=1).stdout
 
 
 # ---- report ----------------------------------------------------------------------------------------------

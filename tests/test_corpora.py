@@ -1,13 +1,16 @@
 """Benchmark items, text, and the mirror they are read from."""
 
+import copy
 import hashlib
 import json
+import random
 import shutil
 
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GPT2Config
 
 from deeper_layers.data import corpora, embedded
@@ -92,6 +95,31 @@ def test_the_same_seed_draws_the_same_text_however_it_is_batched(tokenizer, docu
 
     assert draw() == draw(seed=0, batch_tokens=1) == draw(batch_tokens=100_000) != draw(seed=1)
     assert all(row in draw() for row in draw(samples=20)), "fewer are some of the same"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("length", [5, 16])
+@pytest.mark.parametrize("begins", [False, True])
+def test_packed_sequences_are_the_documents_with_an_end_after_each_and_a_beginning_at_each(
+    begins, length, tokenizer, documents
+):
+    own = copy.deepcopy(tokenizer)
+    end, start = own.eos_token_id, own.pad_token_id
+    if begins:
+        form = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", start)])
+        own.backend_tokenizer.post_processor = form
+    sequences = [row.tolist() for row in token_sequences(own, documents, length=length)]
+    assert len(sequences) > 50 and {len(row) for row in sequences} == {length}
+    drawn = random.Random(0).sample(documents, len(documents))
+    expected = [token for document in drawn for token in (*tokenizer(document)["input_ids"], end)]
+    found = [token for row in sequences for token in row if token != start]
+    assert found == expected[: len(found)] and len(expected) - len(found) < length, "the rest at the end goes"
+    for row in sequences if begins else ():
+        assert row[0] == start and row[1] != start, "never twice"
+        assert all(after == start for before, after in zip(row, row[1:]) if before == end)
+    # a part of it is the beginning of it
+    some = token_sequences(own, documents, length=length, tokens=3 * length)
+    assert [row.tolist() for row in some] == sequences[:3]
 
 
 def test_too_little_text_is_one_line(tokenizer, documents, tmp_path):

@@ -95,7 +95,7 @@ def test_a_message_can_not_move_the_cursor_nor_fill_the_screen():
 
 def test_what_may_not_be_read_is_not_called_damaged():
     denied = PermissionError(errno.EACCES, "Permission denied", "/a/place")
-    for options, words in (((), "/a/place may not be used"), (("mend that", OSError), "/a/place is not whole")):
+    for options, words in (((), "/a/place may not be used"), (("fix this", OSError), "/a/place is not whole")):
         with pytest.raises(InputError) as caught, as_input_error("/a/place is not whole", *options):
             raise denied
         message = f"{words} ([Errno 13] Permission denied: '/a/place'): "

@@ -14,7 +14,7 @@ from deeper_layers.data import corpora
 from deeper_layers.data import embedded as embedded_data
 from deeper_layers.errors import InputError
 from deeper_layers.models import find_sizes, opening, sources
-from deeper_layers.models.half_precision import Widened
+from deeper_layers.models.half_precision import Float32Matmul
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping import harness, planning
 from deeper_layers.sweeping.sweeps import loglikelihoods
@@ -66,7 +66,7 @@ def test_linear_layers_are_widened_on_processors_without_arithmetic_of_sixteen_b
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     model, _ = opening.load_model("embedded", dtype="bfloat16")
     for each, number in ((model, expected), (drop_layers(model, Cut(2, 4)), max(0, expected - 28))):
-        assert sum(isinstance(module, Widened) for module in each.modules()) == number
+        assert sum(isinstance(module, Float32Matmul) for module in each.modules()) == number
 
 
 @pytest.mark.thorough

@@ -3,7 +3,7 @@
 import pytest
 
 from deeper_layers.checks import short_repr
-from deeper_layers.errors import format_bytes
+from deeper_layers.errors import format_bytes, is_out_of_memory
 
 pytestmark = pytest.mark.quick
 
@@ -27,3 +27,9 @@ def test_a_long_value_is_shown_by_its_ends():
     assert short_repr(fits) == repr(fits)
     assert short_repr(longer) == f"'{'x' * 149} ... {'x' * 39}'"
     assert short_repr(10**5000) == "a int"
+
+
+def test_memory_that_ran_out_is_known_by_a_class_or_by_words():
+    of_torch = type("OutOfMemoryError", (RuntimeError,), {})()
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(of_torch)
+    assert is_out_of_memory(RuntimeError("CUDA out of memory")) and not is_out_of_memory(RuntimeError("no such file"))

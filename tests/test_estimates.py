@@ -159,7 +159,7 @@ def test_recovery_is_the_share_of_the_gap_that_is_closed():
 
 
 @pytest.mark.parametrize(
-    ("whole", "pruned", "untold"),
+    ("whole", "pruned", "no_value_reason"),
     [
         (0.9, 0.5, ""),
         (0.4, 0.2, "at floor"),  # below guessing, as SmolLM2 on BoolQ
@@ -168,9 +168,9 @@ def test_recovery_is_the_share_of_the_gap_that_is_closed():
         (0.9, 0.895, "not tested"),  # one item of two hundred decides
     ],
 )
-def test_nothing_is_recovered_of_what_was_not_known_or_not_taken(whole, pruned, untold):
+def test_nothing_is_recovered_of_what_was_not_known_or_not_taken(whole, pruned, no_value_reason):
     found = estimates.recovery(*made_up(whole, pruned, 0.7), guessing=0.5)
-    assert found.untold == untold and math.isnan(found.value) == bool(untold)
+    assert found.no_value_reason == no_value_reason and math.isnan(found.value) == bool(no_value_reason)
 
 
 def test_verdicts():

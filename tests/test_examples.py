@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README, API, YOURS = ROOT / "README.md", ROOT / "book" / "api.md", ROOT / "book" / "your-model.md"
 # in this order: an example may go on from one before it
 NAMES = """InputError NotMeasuredError Cut simple_cut similarity_cut load_model decoder_layers angular_distances
-drop_layers silence_sublayers slice_checkpoint plan sweep heal merge_adapters""".split()
+drop_layers zero_sublayers slice_checkpoint plan sweep heal merge_adapters""".split()
 READING = {"results.scores": frames.scores, "said": said}
 
 
@@ -50,7 +50,8 @@ def names():
 
 @pytest.mark.quick
 def test_every_public_name_has_an_example_and_every_subcommand_is_typed():
-    others = {"PRESETS", "HealingConfig", "Plan", "measure_distances"}  # values, and what is documented beside these
+    # values, and what is documented beside these
+    others = {"PRESETS", "HealingConfig", "Plan", "measure_distances", "silence_sublayers"}
     assert set(deeper_layers.__all__) - others == set(NAMES)
     assert {words[0] for words in TYPED.values()} == set(main.commands)
 

@@ -51,8 +51,8 @@ def test_every_block_says_what_each_task_keeps():
     )
     assert b"<svg" in explorer.draw_picture(model)
     assert ("m", "4", "3", "capitals", 40, 0.5) in [row[:6] for row in explorer.list_rows([model])]
-    number, *untold = model["cuts"]["2,3"]["boolq"]
-    assert untold == [None, None, None, 0.0] and model["asked"][number]["floor"], "the whole model guesses"
+    number, *no_value_reason = model["cuts"]["2,3"]["boolq"]
+    assert no_value_reason == [None, None, None, 0.0] and model["asked"][number]["floor"], "the whole model guesses"
 
 
 def test_a_slider_over_blocks_of_a_size_stays_on_the_items_of_all_of_them():

@@ -20,7 +20,7 @@ from deeper_layers.healing.training import heal
 from deeper_layers.models.decoder import cut_entry, decoder_layers
 from deeper_layers.models.network import is_streamed
 from deeper_layers.models.opening import load_model
-from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.pruning import drop_layers, zero_sublayers
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.sweeps import loglikelihoods
@@ -61,7 +61,7 @@ def test_a_family(family, tokens, opened, tmp_path):
     pruned = {}
     for cut in SHAPES:
         with contextlib.suppress(InputError):  # its layers have no such sublayer, or no matrix that ends it
-            pruned[cut] = silence_sublayers(model, cut)
+            pruned[cut] = zero_sublayers(model, cut)
             pruned[cut].config.use_cache = False  # which holds no layers of linear attention alone
     assert len(pruned) >= 7
     together = TreeModel(model, list(pruned))

@@ -111,10 +111,10 @@ def test_what_happens_meanwhile_is_seen_and_what_appears_stays(source, change, m
     def meanwhile(needed, *places):
         for one in changes:
             one(here)
-        return lineage.open_progress_bar(needed, *places)
+        return lineage.check_disk_space(needed, *places)
 
     for module in (tensors, gguf_files):
-        monkeypatch.setattr(module, "open_progress_bar", meanwhile)
+        monkeypatch.setattr(module, "check_disk_space", meanwhile)
     with pytest.raises(InputError, match="new exists|changed while it was copied|was changed after it was read"):
         (slice_gguf if source.endswith("gguf") else slice_checkpoint)(here / source, CUT, here / "new")
     after = {name: content for name, content in snapshot(here).items() if ".partial" not in name}

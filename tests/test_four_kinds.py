@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from deeper_layers import models
+from deeper_layers.data import embedded
 from deeper_layers_companion.report.pairing import drop_third_study
 from deeper_layers_companion.studies import four_kinds
 from tests.test_report import curve, made
@@ -61,3 +63,26 @@ def test_its_rows_stay_off_other_pages_and_all_others_stay(scores):
     together = type(scores)(np.concatenate([scores, others]), columns=scores.columns).astype(scores.dtypes)
     left = drop_third_study(together)
     assert left["task"].value_counts().to_dict() == {"mmlu": 2, "facts_written": 2}
+
+
+def test_answers_of_one_token_stand_beside_longer_ones(scores):
+    """The tokens of each answer were counted once; here they are counted again for the packaged model."""
+    renamed = scores.assign(model="SmolLM2-135M-Instruct")
+    table = four_kinds.tabulate_lengths(renamed).query("size == 0").set_index(["place", "kind"])["items"]
+    last = four_kinds.PLACE_NAMES["reverse"]
+    assert table[last].sum() == len(embedded.answers()) and four_kinds.tabulate_lengths(scores).empty
+    _, tokenizer = models.load_model(models.find_model("embedded"))
+    by_length = {"one token": 0, "several tokens": 0}
+    for item in embedded.answers():
+        answer = " " + item["choices"][item["answer"]]
+        is_one = len(tokenizer.encode(answer, add_special_tokens=False)) == 1
+        by_length["one token" if is_one else "several tokens"] += 1
+    for length, count in by_length.items():
+        assert table[last].filter(like=length).sum() == count
+
+
+def test_the_last_layer_is_told_of_every_model_that_was_measured(scores):
+    judged = four_kinds.judge(scores)
+    value = judged.set_index("number").loc["2. T, the last layer by tasks", "value"]
+    assert str(four_kinds.tell_last_layer(judged)).endswith(f"by at least 0.05. It is {value:.2f} in m (supported).")
+    assert str(four_kinds.tell_last_layer(judged[:0])) == "Not measured."

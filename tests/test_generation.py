@@ -60,6 +60,22 @@ def test_equals_hflm_on_each_pruned_model(shared, opened, monkeypatch):
     assert {answer.ended for answer in every} == {True, False}
 
 
+def test_a_stop_string_within_a_token_ends_an_answer_where_hflm_ends_it(opened):
+    """Tokens of several letters, as those of real tokenizers: the string is neither their beginning nor their end."""
+    (model, tokenizer), free = opened, requests(until=["<eos>"], max_gen_toks=12)
+    texts = [answer.text for answers in generate(TreeModel(model, CUTS), tokenizer, free) for answer in answers]
+    written = {token for text in texts for token in tokenizer.tokenize(text)}
+    inner = sorted({token[1:-1] for token in written if len(token) > 2 and token.isascii() and token.isalpha()})
+    assert inner, "a token of three letters"
+    asked = requests(until=inner, max_gen_toks=12)
+    found = generate(TreeModel(model, CUTS), tokenizer, asked)
+    for cut, answers in zip(CUTS, found, strict=True):
+        lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=1, max_length=1024)
+        assert [answer.text for answer in answers] == lm.generate_until(asked, disable_tqdm=True), cut
+    shorter = [(one.tokens, one.ended) for answers in found for one in answers if one.tokens < 12]
+    assert shorter and all(ended for _, ended in shorter)
+
+
 def test_little_memory_makes_smaller_batches_and_what_is_kept_is_not_written_again(opened, written, tmp_path):
     (model, tokenizer), asked = opened, requests(shared=True)
     how, shards = (TreeModel(model, CUTS), tokenizer, asked), Shards(tmp_path / "unit.partial")

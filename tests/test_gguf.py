@@ -32,6 +32,7 @@ from deeper_layers_companion.jobs.notebook_options import TakeAwayParameters
 from deeper_layers_companion.jobs.session import Session
 from tests.fuzz.damage import replaced
 from tests.fuzz.folders import CUT, described
+from tests.test_command import answer, typed
 from tests.test_slicing import stated
 from tests.tiny import tiny_model, write_gguf, write_out
 
@@ -209,8 +210,26 @@ def test_a_file_is_converted_once_and_is_the_one_whose_hash_it_has(tiny_gguf, tm
     assert "xxx" not in "".join(path.read_text() for path in folder.glob("*json*"))
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("")
-    with pytest.raises(InputError, match="can't keep the conversion .* XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match="can't keep what .* XDG_CACHE_HOME"):
         load_model(str(file))
+
+
+def test_shapes_and_tokenizer_are_read_from_a_header_once_and_said(opened, tiny_gguf, tmp_path, capsys, monkeypatch):
+    read, real = [], gguf.GGUFReader.__init__
+    count = lambda self, path, *rest: (read.append(str(path)), real(self, path, *rest))[1]  # noqa: E731
+    source = find_model(str(tiny_gguf))
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", count)
+    first = load_tokenizer(source), load_empty_model(source)
+    once = len(read)
+    again = load_tokenizer(source), load_empty_model(source)
+    assert once and len(read) == once
+    assert capsys.readouterr().err.count(f"header of {tiny_gguf.name}, once") == 1
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    expected = opened[0].config
+    for tokenizer, model in (first, again):
+        assert tokenizer("capital")["input_ids"] == opened[1]("capital")["input_ids"]
+        assert model.config.num_hidden_layers == expected.num_hidden_layers
+        assert model.get_input_embeddings().weight.shape == opened[0].get_input_embeddings().weight.shape
 
 
 @pytest.mark.parametrize(
@@ -223,8 +242,31 @@ def test_an_entry_that_transformers_does_not_expect(old, new, tiny_gguf, tmp_pat
     source = find_model(str(tmp_path / "odd.gguf"))
     with pytest.raises(InputError, match="can't convert|lack"):
         load_model(source)
-    with pytest.raises(InputError, match="can't open the"):
+    with pytest.raises(InputError, match="can't read the header"):
         load_empty_model(source), load_tokenizer(source)
+
+
+def test_a_plan_and_prune_say_what_will_be_written(tiny_gguf, tmp_path):
+    asked = [tiny_gguf, "--results", tmp_path / "results"]
+    small = ["--samples", 4, "--sequence-length", 16]
+    options = [*asked, *small, "--sizes", "0-2", "--tasks", "capitals@4"]
+
+    def planned() -> list:
+        return [row["file_bytes"] for row in answer("plan", *options)["sizes"]]
+
+    before = planned()  # the cut of the rule is not known yet
+    written = [tiny_gguf.stat().st_size]
+    for drop in (1, 2):
+        out = tmp_path / f"{drop}.gguf"
+        typed("prune", *asked, *small, out, "--drop", drop)
+        written.append(out.stat().st_size)
+    assert planned() == written
+    for size, found in zip(written, before, strict=True):
+        assert size == found if isinstance(found, int) else found[0] <= size <= found[1]
+    done = typed("prune", *asked, *small, tmp_path / "folder", "--drop", 1)
+    weights = (tmp_path / "folder" / "model.safetensors").stat().st_size
+    assert f"will hold {weights / 1e6:,.0f} MB of weights in float32, made of a file of" in done.stderr
+    assert "an OUT that ends in .gguf keeps the file's F32" in done.stderr
 
 
 # ---- in llama.cpp ----------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ REFUSED = [  # settings, what is given beside them, and words of the line
 ]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(("values", "given", "said"), REFUSED)
 def test_what_can_not_be_healed_so_is_said_in_one_line(values, given, said, opened):
     asked = {"texts": TEXTS, "cut": CUT, "whole": opened[0]} | given

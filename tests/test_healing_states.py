@@ -1,6 +1,7 @@
 """What a healing finds and leaves: models, modes, gradients and random numbers; and models that it refuses."""
 
 import dataclasses
+import os
 import random
 
 import numpy as np
@@ -79,7 +80,8 @@ def test_a_folder_hands_no_adapters_to_another_model(which, other, opened, tmp_p
 
 def state_of(*models):
     """All that is not to change: modules, modes, gradients asked for, settings; random numbers of three kinds."""
-    draws = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+    of_python = None if os.environ.get("CHECK_SHAPES") else random.getstate()  # the checker of types draws from it
+    draws = of_python, str(np.random.get_state()), torch.get_rng_state().tolist()
     return draws, [
         (
             [(name, type(module), module.training) for name, module in model.named_modules()],
@@ -232,6 +234,7 @@ REFUSED = [  # a model, what is given otherwise, and words of the line
 ]  # fmt: skip
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(("make", "given", "said"), REFUSED)
 def test_a_model_that_can_not_learn_is_refused_in_one_line(make, given, said, opened):
     asked = {"tokenizer": opened[1], "texts": TEXTS, "config": LITTLE} | given
@@ -316,6 +319,13 @@ def test_of_quantized_models_the_scales_count_too_and_a_killed_healing_goes_on(q
     weight = model.model.layers[0].mlp.up_proj.weight  # the same whole numbers, which mean others now
     (weight.quant_state.absmax if quantization == "nf4" else weight.SCB).mul_(2)
     assert hash_model(model) != before
+
+
+def test_a_weight_beside_modules_is_of_the_model_too():
+    model = fresh()
+    model.model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+    before = hash_model(model)
+    assert hash_model(changed(model, "model.scale")) != before
 
 
 @pytest.mark.parametrize("preset", [pytest.param("small", marks=pytest.mark.thorough), "head-and-last-3"])

@@ -87,7 +87,7 @@ def test_what_is_published_keeps_letters_and_loses_what_is_written_with_the_last
         [0.18, 0.19],
         [0.31, 0.10],
     ]
-    assert set(kept.query("asked == 'letters' and model != @QWEN")["untold"]) == {AT_FLOOR}
+    assert set(kept.query("asked == 'letters' and model != @QWEN")["no_value_reason"]) == {AT_FLOOR}
 
 
 def test_x_is_the_sum_of_two_halves_and_one_may_carry_it_alone():
@@ -97,12 +97,12 @@ def test_x_is_the_sum_of_two_halves_and_one_may_carry_it_alone():
     assert writing["verdict"] == SUPPORTED != letters["verdict"]
 
 
-@pytest.mark.parametrize(("kept", "said"), [({LATE: 0.2}, "It does in m ("), ({}, "It does not in m (")])
+@pytest.mark.parametrize(("kept", "said"), [({LATE: 0.2}, "So it is in m ("), ({}, "It is not so in m (")])
 def test_the_prediction_is_told_in_plain_words_with_what_came_of_it(kept, said):
     table = answers(kept)
     told = str(tell_prediction(table))
     late, similar = kept_by_form(table).query("asked == 'written'")["value"]
-    assert told.startswith("We predicted that losing the last layers hurts writing more than")
+    assert told.startswith("We predicted that writing suffers more from losing the last layers")
     assert f"{said}{late:.0%} kept against {similar:.0%})." in told
     assert str(tell_prediction(table[:0])) == "Not measured."
 

@@ -53,9 +53,9 @@ def test_costs_are_means_over_the_blocks_of_a_place():
     }
     wanted = {("letters", MIDDLE): 0.3, ("letters", LATE): 0.9, ("words", MIDDLE): 0.8, ("words", LATE): 0.4}
     assert found["value"].to_dict() == pytest.approx(wanted, abs=0.01) and set(found["items"]) == {ITEMS}
-    assert set(letters_or_words.costs(made(scan({"capitals": (0.8, 0.4)}, whole=0.27), LAYERS), SIZE)["untold"]) == {
-        AT_FLOOR
-    }
+    assert set(
+        letters_or_words.costs(made(scan({"capitals": (0.8, 0.4)}, whole=0.27), LAYERS), SIZE)["no_value_reason"]
+    ) == {AT_FLOOR}
     incomplete = table[table["cut"] != "3,2"]
     assert letters_or_words.costs(incomplete, SIZE).empty, "a mean over some blocks is none over all"
 

@@ -20,8 +20,10 @@ from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion.command.report import CLASSES
 from deeper_layers_companion.jobs import plan as plans
 from deeper_layers_companion.jobs import price as prices
-from deeper_layers_companion.jobs.job import list_unknown_cuts
+from deeper_layers_companion.jobs.job import distances_job, list_unknown_cuts
+from deeper_layers_companion.jobs.notebook_options import SimilarityParameters
 from deeper_layers_companion.jobs.plan import plan_notebooks
+from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.test_command import answer, typed
 from tests.tiny import shared_model
@@ -92,6 +94,9 @@ def test_training_the_last_layers_costs_what_torch_counts():
     cost = prices.healing_cost(shape, cut, config, "float32")
     assert cost.operations == pytest.approx(counted.get_total_flops(), rel=0.01)
     assert cost.weights == 4 * model.num_parameters()
+    attended = prices.healing_cost(prices.read_shape(whole), cut, config, "float32").operations - cost.operations
+    # a token sees half of its sequence: once forward in four of six layers, twice more in the two that learn
+    assert attended == pytest.approx(64 * (4 + 2 * 2) / 6 * prices.read_shape(whole).attention * 32 / 2)
 
 
 def test_what_no_copy_fits_into_is_too_large_and_small_batches_wait_for_weights():
@@ -115,12 +120,38 @@ def test_written_answers_cost_each_token_in_a_sequence_of_mean_length():
     layers = (1000 + 10 * 20) * nodes / 32 * (2 * llama.active + llama.attention * 120 / 2)
     assert cost.operations == pytest.approx(layers + 2 * 10 * 20 * 3 * llama.head)
     assert cost.batches == 20 * math.ceil(10 / prices.ROWS)
+    more = prices.writing_cost(llama, cuts, 2 * prices.ROWS + 1, 1000, 20, "bfloat16")
+    assert more.batches == 20 * 3, "three batches of answers, each of 20 tokens"
+
+
+def test_a_sweep_holds_weights_states_of_a_batch_and_two_bytes_for_each_number_of_a_cache():
+    llama, cuts = shape_of("Llama-2-7B"), [simple_cut(32, size) for size in range(3)]
+    few, more, longer = (
+        prices.sweep_cost(llama, cuts, tokens, 1, length, "bfloat16")
+        for tokens, length in ((1, 100), (1000, 100), (1, 300))
+    )
+    assert few.weights == 2 * llama.parameters < few.memory < more.memory
+    assert longer.memory - few.memory == pytest.approx(200 * Tree(cuts, 32).nodes / 32 * llama.cache * 2)
 
 
 def test_what_results_took_is_told_to_a_tenth_of_a_second():
     run = {"seconds": 1.23, "seconds_in_earlier_runs": 2.04, "device": "a processor"}
     told = plans._read_cost(SimpleNamespace(path="unit.json", provenance=run))
     assert told == {"unit": "unit.json", "seconds": 3.3, "device": "a processor"}
+
+
+def test_sequences_shorter_than_their_limit_are_counted_as_long_as_they_are(tiny_folder, tmp_path):
+    asked = {"model": str(tiny_folder), "results": str(tmp_path), "samples": 6, "sequence_length": 1000}
+    options = SimilarityParameters(**asked)
+    planned = Session(options, planning=True)
+    job = distances_job(planned.source, options)
+    ((_, cost),) = prices.price_job(job, planned)
+    content = answer("plan", tiny_folder, *"--samples 6 --sequence-length 1000 --tasks capitals@6".split())
+    tokens = Session(options).get(job).details["tokens"]
+    shape = prices.find_shape(planned)
+    assert tokens < 6 * 1000
+    assert cost == prices.distances_cost(shape, tokens, tokens / 6, "float32")
+    assert content["distances"] == {"tokens": tokens, "layer_steps": 5 * tokens}
 
 
 # ---- what is typed -------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def unstated():
         (alternating, Cut(2, 1), r"changes model\.layers\.2\.mlp\.act_fn"),
         (dense_among_mixtures, Cut(1, 1), r"changes model\.layers\.1\.mlp\..* of Qwen3MoeForCausalLM"),
         (unstated, Cut(1, 1), r"drops layer 1 .* does not fit the configuration of Gemma3ForCausalLM \("),
-        (lambda: tiny_model("llama"), Cut.of(attention=[2]), "silence_sublayers gives the same numbers"),
+        (lambda: tiny_model("llama"), Cut.of(attention=[2]), "zero_sublayers gives the same numbers"),
         (lambda: nn.Linear(2, 2), Cut(0, 1), "^the model is a Linear; expected a transformers PreTrainedModel; unwrap"),
     ],
 )

@@ -47,8 +47,11 @@ def options_of(kind: type, key: dict, folder):
     texts = {name: of for name, of in given.pop("tasks", {}).items() if "length" in of}
     for name, of in texts.items():
         given |= {"text": name, "loss_sequences": of["limit"], "loss_length": of["length"] or 256}
-    if key.get("tasks", texts) != texts or kind is notebooks.ScanParameters:
-        own = key["tasks"] if kind is notebooks.ScanParameters else key["tasks"].keys() - texts.keys()
+    names_texts = kind in (notebooks.ScanParameters, notebooks.LastLayersParameters)  # among its tasks
+    if "map" in key:
+        given |= {"map_sequences": key["map"]["sequences"], "loss_length": key["map"]["length"]}
+    if key.get("tasks", texts) != texts or names_texts:
+        own = key["tasks"] if names_texts else key["tasks"].keys() - texts.keys()
         given["tasks"] = tasks_of({"tasks": {name: key["tasks"][name] for name in own}})
     return kind(**{name: value for name, value in given.items() if name in kind.model_fields})
 
@@ -73,6 +76,7 @@ ASKED_BY = {
     "geometry": notebooks.WhichLayersParameters,
     "choice": notebooks.WhichLayersParameters,
     "changed": notebooks.WhichLayersParameters,
+    "mapped": notebooks.LastLayersParameters,
     "healing": HealingParameters,
     "healed": HealingParameters,
     "rounded": notebooks.TakeAwayParameters,
@@ -93,6 +97,9 @@ def make_job(form: str, source: Source, options, key: dict) -> Job:
     if form == "changed":
         choice = jobs.choice_job(source, options, rule, [])
         return jobs.chosen_job(source, options, *key["tasks"], cuts[rule], choice)
+    if form == "mapped":
+        (task,) = key["tasks"]
+        return jobs.mapped_job(source, options, task, rule, cuts[rule], options.describe_map(rule))
     if form == "healing":
         config = HealingConfig(**key["healing"])
         return jobs.healing_job(source, cut, config, options.text, options.quantization)

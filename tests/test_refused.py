@@ -94,6 +94,8 @@ TYPED = [  # what is typed, exit status, words of the line
     ("sweep embedded --layers 30", 1, "--layers 30 is of layer 30; expected layers 0 to 29"),
     ("scan embedded --starts 28 --blocks 3", 1, "--starts 28 --blocks 3 is of layer 30; expected"),
     ("sweep embedded --limit 7 --no-measure", 1, "not measured: capitals"),
+    ("sweep embedded --limit 7 --no-measure", 1, "nearest that results hold of it is capitals with capitals limit 120"),
+    ("distances embedded --samples 7 --no-measure", 1, "is wikipedia with samples 256, not 7"),
     ("sweep embedded --layers 1 --sizes 0-1", 2, "--layers and --sizes exclude each other"),
     ("distances embedded --device gpu", 1, "--device is 'gpu', expected one of auto, cpu"),
     ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected one of nf4, int8, or none:"),
@@ -226,6 +228,7 @@ def in_one_line(error: InputError) -> str:
 
 
 @pytest.mark.quick
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(("call", "words"), GIVEN, ids=[words for _, words in GIVEN])
 def test_what_is_given(call, words, opened, here):
     before = sorted(here.rglob("*"))

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from deeper_layers.cuts import Cut
 from deeper_layers.data.embedded import answers
@@ -40,6 +41,7 @@ def made(rows: list[dict], layers: int = LAYERS) -> pd.DataFrame:
     for row in rows:
         start, size = map(int, row["cut"].split(","))
         place = {"start": start, "size": size, "share": size / layers}
+        row = row | {"outcome": np.array(row["outcome"], dtype=float)}
         full.append(usual | place | {"value": np.mean(row["outcome"]), "items": len(row["outcome"])} | row)
     return table_like(frames.tabulate_scores([]), full)
 
@@ -63,21 +65,21 @@ def distances_of(drawn: np.ndarray) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("shares", "kept", "gone", "untold"),
+    ("shares", "kept", "gone", "no_value_reason"),
     [
         (FALLING, [1, 0.9, 0.5, 0], 2.0, ""),
         ([0.75, 0.75, 0.7], [1, 1, 0.9], np.inf, ""),
         ([0.3, 0.3, 0.25], [np.nan] * 3, np.nan, "at floor"),
     ],
 )
-def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(shares, kept, gone, untold):
+def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(shares, kept, gone, no_value_reason):
     table = made(curve(shares))
     found, (half,) = statistics.curves(table), statistics.half_gone_table(table).to_dict("records")
     assert found["size"].tolist() == list(range(len(shares))) and found["topic"].unique() == ["MMLU, letter chosen"]
     assert found["kept"].tolist() == pytest.approx(kept, nan_ok=True) and (found["low"] < found["value"]).all()
     assert found["whole"].tolist() == pytest.approx([shares[0]] * len(shares))
     assert [half["value"], half["share"]] == pytest.approx([gone, gone / LAYERS], nan_ok=True)
-    assert {*found["untold"], half["untold"]} == {untold}
+    assert {*found["no_value_reason"], half["no_value_reason"]} == {no_value_reason}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_half_gone_is_a_range_where_sizes_were_left_out_and_nothing_at_floor():
     (half,) = statistics.half_gone_table(made(rows)).to_dict("records")
     assert half["words"] == "1 to 4, not for good" and half["sizes"] == (0, 4, 8) and half["value"] == 4
     (floor,) = statistics.half_gone_table(made(curve([0.3, 0.2]))).to_dict("records")
-    assert floor["words"] == "" and floor["untold"] == "at floor"
+    assert floor["words"] == "" and floor["no_value_reason"] == "at floor"
 
 
 def test_curves_are_told_apart_by_what_one_asks_for_and_losses_have_nothing_kept():
@@ -222,7 +224,9 @@ def test_headline_numbers_of_what_is_published():
     mean = regret[regret["size"] == 0].set_index("model")[["value", "low", "high"]].round(2)
     regrets = [[0.01, -0.01, 0.01], [0.67, 0.39, 1.3], [1.07, 0.96, 1.18]]
     assert mean.loc[[QWEN, SMOLLM, GEMMA]].values.tolist() == regrets
-    recovered = statistics.recovery_table(qwen[qwen["task"] == "c4"]).query("untold == '' and rule == 'similarity'")
+    recovered = statistics.recovery_table(qwen[qwen["task"] == "c4"]).query(
+        "no_value_reason == '' and rule == 'similarity'"
+    )
     assert recovered["cut"].str.fullmatch(r"\d+,\d+").all()
     by_rate = recovered.groupby("learning_rate")["value"].agg(["min", "max"]).round(2)
     assert by_rate.values.tolist() == [[-0.10, -0.03], [-0.06, 0.06], [0.07, 0.30]]
@@ -260,7 +264,8 @@ def test_readme_tells_what_was_measured():
     loss = loss.query("rule == 'similarity' and learning_rate == 0.005")
     loss = loss[loss["tokens"] == loss["tokens"].min()].dropna(subset="value").sort_values("value")
     least, most = loss.iloc[[0, -1]].to_dict("records")
-    outlived = four_kinds.judge(qwen).query("number.str.startswith('1.') and prompt == 'question'")["value"].tolist()
+    first = four_kinds.judge(qwen).query("number.str.startswith('1.') and prompt == 'question'")
+    outlived, outcome = first["value"].tolist(), first["verdict"].iloc[0]
     (preferred,) = four_kinds.judge(qwen).query("number.str.startswith('2.')")["verdict"]
     sentences = [
         f"by letter: half is gone at {likely['mmlu']} layers. Chosen in words it is at {likely['mmlu_continuation']}.",
@@ -281,7 +286,8 @@ def test_readme_tells_what_was_measured():
         f"{kept['mmlu']} of MMLU's letters ({earlier.loc['mmlu', 'items']} questions) are kept",
         f"are kept and {kept['written_facts']} of written facts.",
         f"on {len(answers())} new items: without its last five layers {outlived[0]:.0%} of choosing the right letter",
-        f"{outlived[1]:.0%} of writing. That tasks prefer the last layer dropped is {preferred}.",
+        f"{outlived[1]:.0%} of writing. {outcome.capitalize()}.",
+        f"That tasks prefer the last layer dropped is {preferred}.",
     ]
     for task in ("gsm8k", "mmlu", "boolq", "capitals"):
         sentences.append(f"| {gone.loc[task, 'items']:,} | {gone.loc[task, 'words']} |")
@@ -391,7 +397,7 @@ def test_what_is_missing_is_a_gap_and_no_zero_and_a_rule_has_one_colour():
     assert len(figures.curves(of_two).live["panels"]) == 2, "models of one title are two"
     table = figures.table(rows, columns=["rule", "value"]).to_html()
     assert all(said in table for said in ("0.750 (0.686 to 0.805)", "similarity-informed"))
-    at_floor = rows[:1].assign(kept=np.nan, untold="at floor")
+    at_floor = rows[:1].assign(kept=np.nan, no_value_reason="at floor")
     assert "no better than guessing" in figures.curves(at_floor, y="kept")._repr_html_()
 
 
@@ -438,3 +444,40 @@ def test_colours_with_a_meaning_are_given_to_nothing_else():
     assert looks["similarity"]["colour"] == figures.PURPLE and looks["letters"]["colour"] == figures.RED
     assert not {*figures.FREE} - {figures.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
     assert {looks[name]["colour"] for name in ("something", "another")} <= {*figures.FREE}
+
+
+# ---- captions and agreement -----------------------------------------------------------------------------------------
+
+
+def test_captions_state_what_is_seen_and_no_axes():
+    table = made(curve(FALLING) + curve([0.75, 0.74, 0.72], task="gsm8k") + curve([0.75, 0.4, 0.4], rule="simple"))
+    kept = statistics.curves(table[table["rule"] == "similarity"])
+    drawn = figures.curves(kept, y="kept", hue="topic", row=None)
+    assert drawn.caption.startswith("Half is gone in m (10 layers): MMLU, letter chosen at 2. GSM8K, written keeps 9")
+    assert "half gone at 2" in json.dumps(drawn.live)
+    rules = statistics.rules_compared(made(curve(FALLING) + [row | {"cut": "2,1"} for row in curve([0.1])]))
+    assert findings.state_differences(rules) == ""
+    lines = pd.DataFrame({"model": "m", "corpus": "c4", "share": [0.1, 0.2, 0.3], "value": [4, 2, 1]})
+    drawn = figures.curves(lines, hue="corpus", row=None, joined=False)
+    assert "against" not in drawn.caption and "C4 falls from 4 at 0.1 to 1 at 0.3" in drawn.caption
+    assert not any(item.get("line") for item in drawn.live["panels"][0]["items"])
+
+
+@pytest.mark.quick
+def test_distance_predicts_agreement_by_spearmans_correlation_with_sequences_drawn_anew():
+    random = np.random.default_rng(0)
+    drawn, compared = random.random((5, 12)), random.random((6, 8, 3))
+    rows = [{"cut": f"{start},1", "outcome": random.random(8)} for start in range(6)]
+    for row, measured_row in zip(rows, compared):
+        row |= dict(zip(("agreement", "overlap", "kl"), measured_row.mean(axis=0))) | {"compared": measured_row}
+    whole = {"cut": "0,0", "outcome": random.random(8), "agreement": 1.0, "overlap": 1.0, "kl": 0.0}
+    usual = {"task": "c4", "metric": "loss", "rule": "blocks of 1", "chance": 5.0}
+    table = made([row | usual for row in [*rows, whole | {"compared": np.ones((8, 3))}]], layers=6)
+    found = which_layers.agreement(table, distances_of(np.vstack([drawn, np.ones(12)])))
+    assert found["start"].tolist() == [0, 1, 2, 3, 4], "the block with the last layer is no pick"
+    predicted = which_layers.predicted_agreement(found).set_index("measure")
+    for number, measure in enumerate(("agreement", "overlap", "KL")):
+        true = spearmanr(drawn.mean(axis=1), compared[:5, :, number].mean(axis=1)).statistic
+        assert predicted.loc[measure, "value"] == pytest.approx(true)
+        assert -1 <= predicted.loc[measure, "low"] < predicted.loc[measure, "high"] <= 1
+    assert which_layers.predicted_agreement(which_layers.agreement(table[:0], distances_of(drawn))).empty

@@ -254,6 +254,9 @@ def test_laco_walks_down_and_merges_where_states_stay_alike():
     assert choose_merges(1, 6, likeness) == [0, (1, 2), 3, 4, 5]
     first = [[0, 1, 2, (3, 4), 5], [0, 1, (2, 3), 4, 5], [0, (1, 2), 3, 4, 5], [(0, 1), 2, 3, 4, 5]]
     assert trials[:4] == first and len(trials) == 4 + 4 + 3, "thresholds of 0.95, 0.9 and 0.85"
+    trials.clear()
+    choose_merges(20, 40, likeness)
+    assert trials[0] == [*range(32), tuple(range(32, 39)), 39], "7 of 40 layers, as in the authors' notebook"
     for layers in (2, 5, 20):
         for size in range(layers):
             found = choose_merges(size, layers, lambda _: -1.0)

@@ -17,7 +17,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.measuring import measuring
-from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.pruning import drop_layers, zero_sublayers
 from deeper_layers.similarity import angular_distances, distances_by_batch
 from deeper_layers.sweeping.generation import generate
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan, sweep, text_loss
@@ -62,7 +62,7 @@ MEASURED = {
     "likeness": lambda m, t: build_likeness(m, SEQUENCES)([0, (1, 2), 3, 4]),
     "merged": lambda m, t: decoder_layers(merge_layers(m, [0, (1, 2), 3, 4]))[1].mlp.up_proj.weight.detach(),
     "pruned": lambda m, t: drop_layers(m, CUTS[1]).config.num_hidden_layers,
-    "silenced": lambda m, t: len(decoder_layers(silence_sublayers(m, Cut.of([1], mlp=[3])))),
+    "silenced": lambda m, t: len(decoder_layers(zero_sublayers(m, Cut.of([1], mlp=[3])))),
     "chosen": lambda m, t: numbers(sweep(m, t, ["capitals"], CUTS, limit=2)),
     "written": lambda m, t: written(m, t),
     "planned": lambda m, t: plan(m, t, ["capitals"], CUTS, limit=2).layer_steps,
@@ -316,7 +316,7 @@ def test_what_changed_between_two_calls_counts_at_once(change):
     rough = 0.5 if change == "the data type" else 1e-3
     np.testing.assert_allclose(losses(model), np.concatenate(alone), atol=rough)
     if change == "a forward":
-        with pytest.raises(InputError, match="does more between its layers"):
+        with pytest.raises(InputError, match="changes the residual between its layers"):
             angular_distances(model, BATCHES)
     else:
         np.testing.assert_array_equal(angular_distances(model, BATCHES), angular_distances(fresh, BATCHES))

@@ -136,6 +136,7 @@ def test_a_rule_stands_in_a_result_as_json():
     assert settings == {"precision": 0.05, "looks": [30, 60, 120], "decides": "half gone", "level": 0.95}
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.quick
 LAYERS = 6
 
 
+@pytest.mark.wrong_types  # numbers of numpy and torch are taken, and become plain ones
 def test_what_a_cut_drops_and_keeps():
     assert Cut.of([5, 3, 4]) == Cut(3, 3) and Cut.of() == Cut(0, 0) == Cut(7, 0)
     cut = Cut.of(layers=[1, 4], attention=[2, 3], mlp=[3, 5])  # nothing is left of 3
@@ -44,12 +45,14 @@ CONTRADICTIONS = [
 ]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("fields", CONTRADICTIONS, ids=str)
 def test_a_cut_that_contradicts_itself_is_refused(fields):
     with pytest.raises(InputError, match=r"contradicts itself; expected sorted|no tuple of layers|is -9; |is '9'; "):
         Cut(**fields)
 
 
+@pytest.mark.wrong_types
 def test_what_agrees_is_a_cut_however_it_is_made():
     made = Cut(np.int64(1), 2, (np.int64(1), 9), (2,), (4, 6))
     assert made == Cut.of([9, 1], attention=[2], mlp=[6, 4]) and {type(index) for index in made.dropped} == {int}

@@ -131,7 +131,7 @@ def _estimate_kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tupl
         above = guessing - estimates.resample(outcomes)
         return facts | {"floor": False}, estimates.Estimate.of(above / above[:, :1])
     kept = estimates.shares_kept(outcomes, guessing)
-    return facts | {"floor": bool(kept.untold)}, kept
+    return facts | {"floor": bool(kept.no_value_reason)}, kept
 
 
 def _sort_key(task: str) -> int:

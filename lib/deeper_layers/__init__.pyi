@@ -12,6 +12,7 @@ from .presets import PRESETS as PRESETS
 from .presets import HealingConfig as HealingConfig
 from .pruning import drop_layers as drop_layers
 from .pruning import silence_sublayers as silence_sublayers
+from .pruning import zero_sublayers as zero_sublayers
 from .similarity import angular_distances as angular_distances
 from .similarity import measure_distances as measure_distances
 from .sweeping import Plan as Plan

@@ -77,7 +77,7 @@ def temporary_dir(path: Path) -> Iterator[Path]:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file of the library's own, like a result, atomically: what has its name is replaced."""
-    advice = "mend that and run this again, what is finished is kept"
+    advice = "fix this and run it again, what is finished is kept"
     with as_input_error(f"can't write {path}", advice, OSError), atomic_file(path, None) as target:
         target.write_bytes(content)
 
@@ -137,7 +137,7 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES):
 
 def check_writable(folder: Path) -> None:
     """Make a folder and try to write in it. Raises InputError where that fails, before hours of work are lost."""
-    with as_input_error(f"can't write in {folder}", "mend that, or name another folder", OSError):
+    with as_input_error(f"can't write in {folder}", "fix this, or name another folder", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 

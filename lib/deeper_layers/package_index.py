@@ -73,7 +73,7 @@ def cache_folder() -> Path:
 
 def writing_to_cache(name: str, path: Path) -> contextlib.AbstractContextManager[None]:
     """Inside, the cache is written: where that fails, InputError says what to do."""
-    advice = "mend that, or let XDG_CACHE_HOME name another folder for the cache"
+    advice = "fix this, or let XDG_CACHE_HOME name another folder for the cache"
     return as_input_error(f"can't keep {name} at {path}", advice, OSError)
 
 

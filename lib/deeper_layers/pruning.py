@@ -55,7 +55,7 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
         )
     check_cut(cut)
     kept, words = cut.kept(num_layers(model)), cut.describe(num_layers(model))
-    cut.check_of_layers(num_layers(model), f"{UNSTATED}; silence_sublayers gives the same numbers and saves no memory")
+    cut.check_of_layers(num_layers(model), f"{UNSTATED}; zero_sublayers gives the same numbers and saves no memory")
     path = layers_path(model)
     pruned = _copy_sharing_tensors(model)
     renumber_configs(pruned, kept)
@@ -72,7 +72,7 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     return pruned
 
 
-def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
+def zero_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     """A model without the dropped layers of a cut, in which each dropped attention or MLP adds nothing.
 
     The matrices with which it writes into the residual are zero, so that any tool loads the result and gives the same
@@ -81,9 +81,9 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     Raises InputError as `drop_layers`, and where a sublayer or the matrix that ends it is not found.
 
     Example:
-        >>> from deeper_layers import Cut, load_model, silence_sublayers
+        >>> from deeper_layers import Cut, load_model, zero_sublayers
         >>> model, tokenizer = load_model("embedded")
-        >>> silent = silence_sublayers(model, Cut.of(layers=[20], attention=[21, 24]))
+        >>> silent = zero_sublayers(model, Cut.of(layers=[20], attention=[21, 24]))
         >>> silent.config.num_hidden_layers
         29
     """
@@ -94,6 +94,9 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
             for name, module in output_parameters(decoder_layers(silent)[kept.index(index)], part):
                 setattr(module, name, nn.Parameter(torch.zeros_like(getattr(module, name)), requires_grad=False))
     return silent
+
+
+silence_sublayers = zero_sublayers  # its earlier name
 
 
 def _copy_sharing_tensors(model: PreTrainedModel) -> PreTrainedModel:

@@ -7,6 +7,7 @@ opened, and one tensor is in memory at a time. The file appears when it is compl
 import dataclasses
 import functools
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import find_misreadings
-from deeper_layers.export.lineage import check_no_overlap, open_progress_bar
+from deeper_layers.export.lineage import check_disk_space, check_no_overlap, show_bytes_written
 from deeper_layers.export.llama_cpp import EXACT_TYPES, FILE_TYPES, ROUNDED_TYPES, quantize
 from deeper_layers.files import atomic_file, temporary_dir
 from deeper_layers.models.gguf_reading import (
@@ -87,7 +88,7 @@ def slice_gguf(
     source = source if isinstance(source, Source) else find_model(str(source))
     path = find_gguf_file(source)
     check_no_overlap(out, path, *([] if adapter is None else [checks.check_path("adapter", adapter)]))
-    advice = "mend that, or name another place"
+    advice = "fix this, or name another place"
     with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out) as partial:
         if type in ROUNDED_TYPES:
             with temporary_dir(cache_folder() / "rounded") as folder:
@@ -95,7 +96,8 @@ def slice_gguf(
         else:
             header = read_gguf(path)
             plan = plan_gguf(source, header, cut, type, adapter)
-            with open(partial, "wb") as file, open_progress_bar(plan.bytes, partial.parent, out) as bar:
+            check_disk_space(plan.bytes, partial.parent, out)
+            with open(partial, "wb") as file, show_bytes_written(plan.bytes) as bar:
                 bar.update(file.write(plan.head))
                 for tensor, new_type, update in plan.tensors:
                     bar.update(file.write(_encode_tensor(tensor, new_type, update).data))
@@ -103,6 +105,23 @@ def slice_gguf(
             if f"sha256:{hash_once(path)}" != source.weights:
                 raise InputError(f"{path} was changed after it was read for its hash: begin again")
     return out
+
+
+class HeaderWriter(gguf.GGUFWriter):
+    """Packs a list at once. Value by value, as gguf does it, a vocabulary takes half a second."""
+
+    def _pack_val(self, val, vtype, add_vtype, sub_type=None):
+        if vtype != GGUFValueType.ARRAY or sub_type is None or not len(val):
+            return super()._pack_val(val, vtype, add_vtype, sub_type)
+        parts = [struct.pack("<I", vtype)] if add_vtype else []
+        parts.append(struct.pack("<IQ", sub_type, len(val)))
+        if sub_type == GGUFValueType.STRING:
+            for text in val:
+                encoded = text.encode("utf-8") if isinstance(text, str) else text
+                parts += [struct.pack("<Q", len(encoded)), encoded]
+        else:
+            parts.append(struct.pack(f"<{len(val)}{self._simple_value_packing[sub_type]}", *val))
+        return b"".join(parts)
 
 
 def plan_gguf(
@@ -120,7 +139,7 @@ def plan_gguf(
         raise InputError(f"{source.name} would be another model: {misreadings[0].why}; drop other layers")
     updates = {} if adapter is None else _find_updates(read_adapter(adapter), source, cut, header)
     kept, tensors, size, head = cut.kept(source.num_layers), [], 0, io.BytesIO()
-    writer = gguf.GGUFWriter(None, header.architecture)
+    writer = HeaderWriter(None, header.architecture)
     writer.data_alignment = header.alignment
     writer.kv_data[0] |= _cut_metadata(header, source, kept, type)
     for name, tensor in _select_tensors(header, kept).items():

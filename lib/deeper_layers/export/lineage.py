@@ -108,10 +108,14 @@ def check_no_overlap(out: Path, *sources: Path) -> None:
             raise InputError(f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere")
 
 
-def open_progress_bar(needed: int, folder: Path, out: Path) -> tqdm:
-    """A progress bar for `needed` bytes to be written in a folder. Raises InputError where the disk lacks space."""
+def check_disk_space(needed: int, folder: Path, out: Path) -> None:
+    """Raise InputError where the disk of a folder lacks space for `needed` bytes."""
     if needed > (free := shutil.disk_usage(folder).free):
         raise InputError(
             f"{out} needs {format_bytes(needed)}, where {format_bytes(free)} are free: free some, or use another disk"
         )
+
+
+def show_bytes_written(needed: int) -> tqdm:
+    """A progress bar of the bytes written, on stderr."""
     return tqdm(total=needed, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)

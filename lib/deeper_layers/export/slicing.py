@@ -73,7 +73,7 @@ def slice_checkpoint(
         name: the name by which the card opens the checkpoint, if it is not that of `out`.
         mtp: keep layers for multi-token prediction, which come after the last layer; else they are left out.
         silence: write zeros into the last matrices of attentions or MLPs that the cut drops alone. As with
-            `silence_sublayers`, numbers are the same and no memory is saved. Without it such a cut is refused.
+            `zero_sublayers`, numbers are the same and no memory is saved. Without it such a cut is refused.
         changed: how a rule changed the layers that stay.
         trust_remote_code: also copy code that comes with the checkpoint; it is not run here.
 
@@ -139,7 +139,7 @@ def slice_checkpoint(
     card = render_model_card(history, facts, commit, adapters, **context)
     texts = tensors.format_index(files) | {"config.json": _dump(config), "README.md": card} | _fix_tokenizer(folder)
     key = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
-    advice = "mend that and run this again, it goes on from there"
+    advice = "fix this and run it again, it goes on from there"
     with (
         as_input_error(f"can't write {out}", advice, OSError),
         atomic_dir(out, description=None if changed else key) as partial,

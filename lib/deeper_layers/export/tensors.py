@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import Adapter
-from deeper_layers.export.lineage import open_progress_bar
+from deeper_layers.export.lineage import check_disk_space, show_bytes_written
 from deeper_layers.models import checkpoint_files, configuration
 from deeper_layers.models.checkpoint_files import INDEX, NUMBERED, SINGLE, Tensor
 from deeper_layers.models.decoder import is_output_parameter, layers_path
@@ -287,7 +287,9 @@ def count_file_bytes(entries: Entries) -> int:
 def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
     """Write the files into `folder`, which will become `out`. One that exists is complete, from an interrupted run."""
     missing = {file: entries for file, entries in files.items() if not (folder / file).exists()}
-    with open_progress_bar(sum(map(count_file_bytes, missing.values())), folder, out) as bar:
+    needed = sum(map(count_file_bytes, missing.values()))
+    check_disk_space(needed, folder, out)
+    with show_bytes_written(needed) as bar:
         for file, entries in missing.items():
             with open(partial := folder / f".{file}.partial", "wb") as stream:
                 bar.update(stream.write(_format_header(entries)))

@@ -31,7 +31,7 @@ from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.export.adapter_files import read_adapter, write_identity
 from deeper_layers.models.configuration import text_config
 from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers
-from deeper_layers.models.half_precision import Widened
+from deeper_layers.models.half_precision import Float32Matmul
 from deeper_layers.pruning import drop_layers
 
 
@@ -239,7 +239,7 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
             merged.set_submodule(name, module.modules_to_save["default"])
     for name, module in list(merged.named_modules()):
         layer = module.get_base_layer() if isinstance(module, LoraLayer) else module
-        is_rounded = isinstance(layer, Widened) or type(layer).__module__.startswith("bitsandbytes.")
+        is_rounded = isinstance(layer, Float32Matmul) or type(layer).__module__.startswith("bitsandbytes.")
         if ".base_layer" in name or layer is module and not is_rounded:
             continue
         if isinstance(module, ParamWrapper):  # experts are parameters of one module: wrappers around wrappers

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +158,38 @@ def conversion_folder(weights: str) -> Path:
 
 def convert_gguf(path: Path, sha256: str) -> Path:
     """Convert a GGUF file of this hash to float32 safetensors, once, and return the folder in the cache."""
-    target, message = conversion_folder(sha256), f"waiting for another process, which converts {path.name}"
+    return _make_once(conversion_folder(sha256), path, sha256, "converting {} to safetensors", _convert)
+
+
+def extract_header(path: Path, sha256: str) -> Path:
+    """Write the configuration and the tokenizer of a GGUF file of this hash, without its weights, once. Returns the
+    folder in the cache; that of the conversion, which holds the same, where there is one."""
+    if (converted := conversion_folder(sha256)).is_dir():
+        return converted
+    action = "reading shapes and tokenizer in the header of {}"
+    return _make_once(converted.with_name("header"), path, sha256, action, _extract_header)
+
+
+def _make_once(target: Path, path: Path, sha256: str, action: str, make: Callable[[Path, Path], None]) -> Path:
+    """The folder `target` in the cache, which `make` fills from a GGUF file; `action` says on stderr what is done."""
     if not target.is_dir():
-        with writing_to_cache(f"the conversion of {path}", target), locked(target, message):
+        message = f"waiting for another process, which reads {path.name}"
+        with writing_to_cache(f"what {path} holds", target), locked(target, message):
             if not target.is_dir():
-                print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
+                print(f"{action.format(path.name)}, once", file=sys.stderr, flush=True)
                 with atomic_dir(target, None) as folder:
-                    _convert(path, folder)
+                    make(path, folder)
                     check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
     return target
+
+
+def _extract_header(path: Path, out: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer  # slow: see the head of sources.py
+
+    with as_input_error(f"transformers can't read the header of {path}"), isolated(path) as folder:
+        for auto_class in (AutoConfig, AutoTokenizer):
+            read: Any = auto_class.from_pretrained(folder, gguf_file=ISOLATED_NAME)
+            read.save_pretrained(out)
 
 
 def _convert(path: Path, out: Path) -> None:

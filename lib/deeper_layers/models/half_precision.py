@@ -38,7 +38,7 @@ def measure_product_speed(dtype: str, width: int = 1024, inner: int = 1024, devi
     return 2 * ROWS_TRIED * width * inner / timer.blocked_autorange(min_run_time=0.1).median
 
 
-class Widened:
+class Float32Matmul:
     """Makes a linear layer multiply its 16-bit matrices in float32 and round the result. Processors with 16-bit
     arithmetic do the same: they sum in float32."""
 
@@ -63,7 +63,7 @@ class _WidenedProduct(torch.autograd.Function):
     """A product with frozen weights. The backward pass widens them again, so that no wide copy is kept."""
 
     @staticmethod
-    def forward(context, input: torch.Tensor, layer: Widened) -> torch.Tensor:
+    def forward(context, input: torch.Tensor, layer: Float32Matmul) -> torch.Tensor:
         context.layer = layer
         return linear(input, layer.widen_weight())
 
@@ -74,7 +74,7 @@ class _WidenedProduct(torch.autograd.Function):
 
 @functools.cache
 def _widened_class(module_class: type) -> type:
-    return type(f"Widened{module_class.__name__}", (Widened, module_class), {})
+    return type(f"Float32Matmul{module_class.__name__}", (Float32Matmul, module_class), {})
 
 
 def attend(module, query, key, value, attention_mask, **options):

@@ -158,14 +158,14 @@ class Network:
 
     def layer_inputs(self, input_ids: torch.Tensor, **options) -> LayerInputs:
         """The layers' arguments for tokens [B, T] and options of the model's forward. Raises InputError where that
-        forward does more between its layers than to hand on the residual."""
+        forward changes the residual between its layers."""
         for _ in range(2):
             entered, calls = self._record_calls(input_ids, options)
             if len(calls) == len(self.layers) and entered[-1] is entered[0]:
                 return LayerInputs(entered[0], calls)
             self._expects_tuples = not self._expects_tuples
         raise InputError(
-            f"{type(self.model).__name__} does more between its layers than to hand on the residual: choose a model "
+            f"{type(self.model).__name__} changes the residual between its layers: choose a model "
             "whose layers run one by one, or what needs whole layers alone"
         )
 

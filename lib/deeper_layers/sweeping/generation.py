@@ -25,11 +25,11 @@ from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.decoder import running_only
 from deeper_layers.models.measuring import check_tokens
 from deeper_layers.models.network import LayerInputs
-from deeper_layers.pruning import silence_sublayers
+from deeper_layers.pruning import zero_sublayers
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
 from deeper_layers.sweeping.forward import logits_in_parts
 from deeper_layers.sweeping.harness import Answer, RequestRecorder, opening
-from deeper_layers.sweeping.parts import FIRST_WRITTEN, Parts, run_in_halves
+from deeper_layers.sweeping.parts import FIRST_WRITTEN, ResumableProgress, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree import Tree
@@ -70,7 +70,7 @@ def generate(
     if model.sharing < Sharing.MASKS or not is_greedy:
         return generate_one_by_one(network, tokenizer, model.cuts, instances, shards=shards, what=what)
     written = np.empty((len(model.cuts), len(prompts)), dtype=object)
-    with Parts(shards, what, written.size, "answer", FIRST_WRITTEN) as parts:
+    with ResumableProgress(shards, what, written.size, "answer", FIRST_WRITTEN) as parts:
         for settings in dict.fromkeys(prompt[:2] for prompt in prompts):
             group = [n for n, prompt in enumerate(prompts) if prompt[:2] == settings]
             group.sort(key=lambda n: -len(prompts[n].tokens))
@@ -92,7 +92,12 @@ def find_unusual_settings(model) -> list[str]:
 
 
 def _write_answers(
-    model: TreeModel, prompts: list[list[int]], max_tokens: int, are_over: AreFinished, memory: int, parts: Parts
+    model: TreeModel,
+    prompts: list[list[int]],
+    max_tokens: int,
+    are_over: AreFinished,
+    memory: int,
+    parts: ResumableProgress,
 ) -> np.ndarray:
     """[C, B] pairs of new tokens, at most `max_tokens`, and whether the answer ended; read where a part is finished."""
 
@@ -148,7 +153,7 @@ def generate_one_by_one(
     advice = f"set {words} to None there"
 
     def run(cut: Cut) -> list[str]:
-        pruned = silence_sublayers(model, cut)
+        pruned = zero_sublayers(model, cut)
         with opening(pruned, tokenizer) as given:
             lm = HFLM(batch_size=1 if unusual else ROWS, **given)
         with as_input_error(problem, advice) if unusual else contextlib.nullcontext():
@@ -157,7 +162,7 @@ def generate_one_by_one(
         return texts
 
     args = [instance.args for instance in instances]
-    with Parts(shards, what, len(cuts), "pruned model", FIRST_WRITTEN) as parts:
+    with ResumableProgress(shards, what, len(cuts), "pruned model", FIRST_WRITTEN) as parts:
         answers = [parts.read_or_run((cut, args), 1, functools.partial(run, cut)) for cut in cuts]
     return [list(map(Answer, texts)) for texts in answers]
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from lm_eval import evaluate
 from lm_eval.api.instance import Instance
@@ -308,7 +307,8 @@ def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
                 packed[_metric_name(metric, rule)] = pack(np.array(values))
         if all(len(s["resps"]) > 1 for s in rule_samples):
             # a column for each choice: items with fewer choices have missing values
-            logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in rule_samples]).to_numpy(float)
+            by_item = [[response[0][0] for response in s["resps"]] for s in rule_samples]
+            logprobs = np.array(list(itertools.zip_longest(*by_item, fillvalue=math.nan))).T
             packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), "logprobs": pack_halves(logprobs)}
             targets = [s["target"] for s in rule_samples]
             if all(isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets):

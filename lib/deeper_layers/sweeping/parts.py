@@ -99,7 +99,7 @@ def run_in_halves(
     return np.concatenate(results, axis=0 if fewer_cuts else 1)
 
 
-class Parts(tqdm):
+class ResumableProgress(tqdm):
     """A progress bar of a measurement in parts. A part that ran out of memory is run again, and counted once."""
 
     def __init__(self, shards: Shards | None, what: str, total: int, unit: str, first: int = 0):

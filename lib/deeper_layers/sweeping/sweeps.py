@@ -27,7 +27,7 @@ from deeper_layers.models.network import check_length, group_by_cost
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.agreement import MEASURES
 from deeper_layers.sweeping.generation import generate
-from deeper_layers.sweeping.parts import Parts
+from deeper_layers.sweeping.parts import ResumableProgress
 from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Batch, Plan, Requests, count_tokens, plan_batches
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree_model import ANSWER, TreeModel
@@ -215,7 +215,7 @@ def loglikelihoods(
     names = answers.dtype.names
     plan = plan_requests(family, requests, batch_tokens, memory)
     tqdm.write(f"{what}: {plan}", file=sys.stderr)  # above other bars
-    with Parts(shards, what, plan.layer_steps, "layer-step") as parts:
+    with ResumableProgress(shards, what, plan.layer_steps, "layer-step") as parts:
         for batches in plan.parts:
 
             def run(batches=batches) -> list:

@@ -27,7 +27,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.decoder import first_layer_of_each_kind, num_layers
 from deeper_layers.models.network import Network, holding_weights, is_streamed
-from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.pruning import drop_layers, zero_sublayers
 from deeper_layers.sweeping import agreement
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
 from deeper_layers.sweeping.forward import Forward, PaddedBatch, are_most_likely, logits_in_parts, run_layers
@@ -163,7 +163,7 @@ class TreeModel:
 @torch.inference_mode()
 def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
     """Logits [N, V] of a pruned model, by its own forward, at the scored positions of a batch without branches."""
-    pruned = model if cut == UNPRUNED else silence_sublayers(model, cut)
+    pruned = model if cut == UNPRUNED else zero_sublayers(model, cut)
     padded = PaddedBatch(batch, pruned.get_input_embeddings().weight.device)
 
     def keep_scored(_, arguments):

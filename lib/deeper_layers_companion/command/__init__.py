@@ -1,4 +1,4 @@
-"""The command `deeper-layers`: plan, tasks, distances, sweep, scan, prune, heal, results, report.
+"""The command `deeper-layers`: check, plan, tasks, distances, sweep, scan, prune, heal, results, report.
 
 In: the command line. Out: a table on stdout, or JSON; progress on stderr; an exit status. Options are the fields of the
 parameter classes of `jobs`, so a command and a notebook take the same parameters. torch and lm-eval are imported

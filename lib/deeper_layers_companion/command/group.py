@@ -6,6 +6,7 @@ import warnings
 import click
 
 from deeper_layers import errors
+from deeper_layers_companion.command.check import check
 from deeper_layers_companion.command.heal import heal
 from deeper_layers_companion.command.measure import distances, scan, sweep
 from deeper_layers_companion.command.plan import plan
@@ -60,7 +61,7 @@ def _explain_error(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed: pip install {error.name}, or 'deeper-layers[book,cluster]' for reports"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"can't use {error.filename} ({error.strerror}): mend that, or name another place"
+        return f"can't use {error.filename} ({error.strerror}): fix this, or name another place"
     reason = errors.first_line(error)
     if errors.disk_is_full(error):
         return f"can't write any more ({reason}): make room, the same command goes on where it stopped"
@@ -72,7 +73,7 @@ def _explain_error(error: Exception) -> str | None:
 
 @click.group(
     cls=Subcommands,
-    commands=[plan, tasks, distances, sweep, scan, prune, heal, results, report],
+    commands=[check, plan, tasks, distances, sweep, scan, prune, heal, results, report],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="deeper-layers")

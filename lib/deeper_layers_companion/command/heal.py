@@ -17,9 +17,20 @@ UNKNOWN_BEFORE = (
     "recovery is not known: results hold nothing from before, on weights opened alike, in which the whole model is "
     "surely above guessing; `deeper-layers sweep` with the same --dtype and --quantization measures it"
 )
-AT_MOST = "at most: what of it is getting used to the text is told once the whole model is healed alike, by --drop 0"
+AT_MOST = "upper bound: part of it is adaptation to the text; `--drop 0` measures that part"
 # columns of the table of recoveries, which compares models on the same sequences or items
-RECOVERY_COLUMNS = ["topic", "items", "whole", "whole_healed", "pruned", "healed", "recovered", "low", "high", "untold"]
+RECOVERY_COLUMNS = [
+    "topic",
+    "items",
+    "whole",
+    "whole_healed",
+    "pruned",
+    "healed",
+    "recovered",
+    "low",
+    "high",
+    "no_value_reason",
+]
 RUN_DETAILS = ("tokens", "distinct_tokens", "trained_parameters", "seconds")
 LAYER_RULES = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # healing needs whole layers dropped
 
@@ -27,11 +38,11 @@ LAYER_RULES = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers
 @subcommand(HealingParameters, "Fine-tune a pruned model, keep the adapters, score it.", but=("sizes", "rules"))
 @cut_options(LAYER_RULES, ("layers",))
 def heal(parameters: HealingParameters, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
-    """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result. The
-    preset head-and-last-3 trains the head and the last three layers in place of adapters.
+    """Drop layers, fine-tune the rest with low-rank adapters, and score the result. The preset head-and-last-3 trains
+    the head and the last three layers in place of adapters.
 
-    What that gives back is said where results hold the scores from before, as `deeper-layers sweep` measures them in
-    the same --dtype and --quantization, and notebook 03 the loss.
+    Recovery is printed if results hold the unhealed scores, as `deeper-layers sweep` measures them in the same --dtype
+    and --quantization, and notebook 03 the loss.
 
     The adapters are kept, and where they are is printed: `deeper-layers prune MODEL OUT --adapter FOLDER` adds them to
     a checkpoint. An interrupted training goes on where it stopped.
@@ -51,7 +62,8 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     (healing,) = healed.needs
     run, scored = session.get(healing), session.get(healed)
     if run is None or scored is None:
-        raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}")
+        nearest = session.describe_nearest(healed if run else healing)
+        raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}{nearest}")
     from deeper_layers_companion.report.statistics import find_recovery  # slow to import
 
     # published results come without adapters: train them here, unless nothing is to be measured
@@ -68,9 +80,9 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     scores = [{key: row[key] for key in ("task", "metric", "value", "stderr", "items")} for row in rows]
     recovery_rows = as_dicts(recovery.rename(columns={"value": "recovered"})[RECOVERY_COLUMNS])
     if not recovery_rows:
-        recovery_rows = UNKNOWN_BEFORE if cut.size else "nothing was dropped, and nothing is to be given back"
-    note = AT_MOST if (recovery["untold"] == "at most").any() else None
+        recovery_rows = UNKNOWN_BEFORE if cut.size else "nothing was dropped, so there is nothing to recover"
+    note = AT_MOST if (recovery["no_value_reason"] == "at most").any() else None
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {"model": name, "layers": depth, "cut": cut_as_json(cut), "adapters": adapters}
-    content |= {"unit": str(scored.path), "healing": record, "rows": rows, "given_back": as_dicts(recovery)}
+    content |= {"unit": str(scored.path), "healing": record, "rows": rows, "recovery": as_dicts(recovery)}
     return Answer(content, [head, scores, recovery_rows, note, f"{scored.path}\n{end}"])

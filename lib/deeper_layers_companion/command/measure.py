@@ -148,7 +148,8 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     missing = [task for job, result in zip(jobs, results) if result is None for task in job.key["tasks"]]
     measured = [result for result in results if result]
     if not measured:
-        raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
+        nearest = session.describe_nearest(jobs[0])
+        raise NotMeasuredError(f"not measured: {', '.join(missing)}{nearest}; leave out --no-measure to measure it")
     paths, tables, rows = [str(result.path) for result in measured], [], []
     stopped: list[dict] = []
     for job, result in zip(jobs, results):
@@ -171,7 +172,12 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     content |= {"stopping": stopped} if stopped else {}
-    absent = [f"{name}: not measured" for name in missing]
+    absent = [
+        f"{name}: not measured{session.describe_nearest(job)}"
+        for job, result in zip(jobs, results)
+        if result is None
+        for name in job.key["tasks"]
+    ]
     kept_text = ""
     if keep is not None:
         content["keep"], kept_text = _find_most_dropped(measured, keep, session.options.model)
@@ -233,7 +239,7 @@ def _find_half_gone(measured: list[Result]) -> tuple[list[dict], str]:
     from deeper_layers_companion.report.statistics import half_gone_table  # slow to import, as is the next
     from deeper_layers_companion.results.frames import tabulate_scores
 
-    rows = half_gone_table(tabulate_scores(measured)).query("untold == ''")
+    rows = half_gone_table(tabulate_scores(measured)).query("no_value_reason == ''")
     columns = ["task", "rule", "value", "low", "high", "sizes", "largest"]
     content = as_dicts(rows[columns].replace(math.inf, math.nan))
     if rows.empty:

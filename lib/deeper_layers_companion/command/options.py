@@ -79,12 +79,14 @@ def format_table(rows: Sequence[dict]) -> str:
     """Rows as lines with aligned columns; empty columns are left out."""
     names = [name for name in rows[0] if any(row.get(name) not in (None, "") for row in rows)]
     cells = [[_format_range(row.get(name)) for name in names] for row in rows]
-    return tabulate(cells, names, tablefmt="plain", floatfmt=",.3f", intfmt=",", missingval="")
+    return tabulate(cells, names, tablefmt="plain", floatfmt=",.3f", missingval="")
 
 
 def _format_range(cell: object) -> object:
-    """A list of the least and the most value as "least to most"; any other cell as it is."""
-    return " to ".join(f"{end:,}" for end in cell) if isinstance(cell, list) else cell
+    """A list of the least and the most value as "least to most", a whole number with commas; others as they are."""
+    if isinstance(cell, list):
+        return " to ".join(f"{end:,}" for end in cell)
+    return f"{cell:,}" if type(cell) is int else cell
 
 
 def as_dicts(rows: "pd.DataFrame") -> list[dict]:

@@ -187,6 +187,8 @@ def prune(
         return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *quality])
     for message in described.warnings():
         click.echo(f"warning: {message}", err=True)
+    if is_gguf_model(model) and not output.is_gguf:
+        click.echo(output.describe_growth(sized(), cut), err=True)
     if isinstance(parameters, HealingParameters):
         config = parameters.make_config()
         healing = healing_job(session.source, cut, config, parameters.text, parameters.quantization)

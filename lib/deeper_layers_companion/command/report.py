@@ -111,9 +111,7 @@ def report(
         site = str(place / "_build" / "html" / "index.html")
     if failed:
         errors = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
-        raise InputError(
-            f"{len(failed)} of {len(classes)} notebooks were not made: {errors}; mend that, run this again"
-        )
+        raise InputError(f"{len(failed)} of {len(classes)} notebooks were not made: {errors}; fix this, run it again")
     lines = [*written.values(), *([f"site: {site}"] if site else [])]
     return Answer({"model": name, "notebooks": written, "site": site}, ["\n".join(lines)])
 

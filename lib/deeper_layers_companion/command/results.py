@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from deeper_layers.errors import one_line
+from deeper_layers_companion.command.check import describe_report
 from deeper_layers_companion.command.options import Answer, as_dicts, print_answer
+from deeper_layers_companion.results.check_report import read_check_report
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd
@@ -27,14 +29,18 @@ def results() -> None:
 
 
 @results.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @print_answer
 def check(folder: Path) -> Answer:
-    """Say what a folder of results holds, which of its files are damaged, and which claims of the paper it touches.
+    """Say what a folder of results holds, which of its files are damaged, and which claims of the paper it touches. Of
+    a file that `deeper-layers check --report` wrote: whether the numbers of that machine are right.
 
     `deeper-layers report MODEL --results FOLDER` makes such a folder; CONTRIBUTING.md says where to send it.
     The exit status is 1 where a file is no whole result, or contradicts itself.
     """
+    if folder.is_file():
+        report = read_check_report(folder)
+        return Answer(report.model_dump(), describe_report(report), status=0 if report.agrees else 1)
     from deeper_layers_companion import results as stored  # slow to import, as is the next
     from deeper_layers_companion.report import claims, measured
     from deeper_layers_companion.results.store import find_misplaced

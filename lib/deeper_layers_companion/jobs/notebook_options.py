@@ -90,7 +90,10 @@ class WhichLayersParameters(kinds.TaskParameters, MeasuringParameters):
     loss_sequences: int = Field(32, ge=2, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(USUAL_LENGTH, ge=2, le=checks.TOKENS, description="tokens in each")
     calibration_sequences: int = Field(
-        8, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that rules look at"
+        8,
+        ge=1,
+        le=checks.MANY,
+        description="calibration sequences of loss_length tokens, of the corpus's training split",
     )
     bridge_sequences: int = Field(
         64, ge=1, le=checks.MANY, description="of them too, on which a bridge over dropped layers is fitted"
@@ -182,7 +185,10 @@ class LastLayersParameters(TextTaskParameters):
     )
     map_sizes: Annotated[str, list_of(NUMBER)] = Field("1-6", description="layers that a map replaces")
     map_sequences: int = Field(
-        256, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that maps see"
+        256,
+        ge=1,
+        le=checks.MANY,
+        description="sequences of loss_length tokens that maps see, of the corpus's training split",
     )
 
     @property

@@ -4,15 +4,18 @@ A layer-step is one layer run on one token. The count assumes that the model's l
 a sweep tests once the model is open. Values that are not known are null.
 """
 
+import contextlib
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from deeper_layers import models, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.sources import CONFIG_ONLY
+from deeper_layers.models.sizes import Sizes
+from deeper_layers.models.sources import CONFIG_ONLY, Source
 from deeper_layers.presets import PRESETS
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion import results
@@ -115,11 +118,14 @@ def plan_sweep(session: Session, machine: str | None = None, heal: str = "small"
     cuts_by_task, pruned = select_cuts_by_task(session), _find_cuts(session)
     largest = pruned[-1].size
     needs = {} if options.given_cut or not largest else {rule: REGISTERED[rule].needs for rule in options.rule_list}
-    distances, tokens = None, options.samples * options.sequence_length
-    measure_distances = distances_job(source, options)
+    measure_distances, distances = distances_job(source, options), None
+    tokens, full = 0, options.samples * options.sequence_length
+    if set(needs.values()) & {"distances", "losses"}:
+        tokens = price.count_calibration_tokens(measure_distances.key, session)
     if "distances" in needs.values():
         result = session.find(measure_distances)
-        distances = {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
+        names = ["tokens_at_most", "layer_steps_at_most"] if tokens == full else ["tokens", "layer_steps"]
+        distances = dict(zip(names, [tokens, tokens * layers], strict=True))
         distances = _read_cost(result) if result else distances
     searches = {}
     for rule, need in needs.items():
@@ -137,27 +143,66 @@ def plan_sweep(session: Session, machine: str | None = None, heal: str = "small"
         "distances": distances,
         "searches": searches,
         "tasks": tasks,
-    } | _find_sizes(pruned, session)
+    } | _find_sizes(_choose_sized_cuts(pruned, cuts_by_task, session), session)
     if machine is not None:
         missing = [job for job in jobs.values() if session.find(job) is None]
         content["predicted"] = _predict_costs([measure_distances, *missing], pruned[-1], machine, heal, session)
     return content
 
 
+def _choose_sized_cuts(pruned: list[Cut], cuts_by_task: dict[str, CutsByRule], session: Session) -> list[Cut]:
+    """For each size the cut that the first rule makes, which is unknown until its inputs are measured."""
+    first = session.options.rule_list[0]
+    chosen = [cut for cuts_by_rule in cuts_by_task.values() for cut in cuts_by_rule.get(first, ())]
+    by_size = {cut.size: cut for cut in chosen}
+    return [by_size.get(cut.size, cut) for cut in pruned]
+
+
 def _find_sizes(pruned: list[Cut], session: Session) -> dict:
-    """The parameters and bytes of each pruned model, or the reason why they are not known."""
+    """The parameters and bytes of each pruned model, or the reason why they are not known; of a GGUF file also the
+    bytes of the file that `prune` writes, [least, most] of all blocks where the cut is not known."""
     source = session.source
     try:
         count = models.find_sizes(source, trust_remote_code=session.options.trust_remote_code)
-        in_file, width = count.file_bytes, price.ITEMSIZE[source.dtype]
-        sizes = [
-            {"size": cut.size, "parameters": count.parameters(cut), "bytes": count.parameters(cut) * width}
-            | {"file_bytes": in_file and in_file.parameters(cut)}
-            for cut in pruned
-        ]
+        measure_file: Callable = lambda cut: None  # noqa: E731
+        if source.gguf and count.file_bytes:
+            measure_file = _make_file_measure(source, source.gguf, count.file_bytes)
+        sizes = []
+        for cut in pruned:
+            parameters = count.parameters(cut)
+            row = {"size": cut.size, "parameters": parameters, "bytes": parameters * price.ITEMSIZE[source.dtype]}
+            sizes.append(row | {"file_bytes": measure_file(cut)})
         return {"sizes": sizes}
     except InputError as error:
         return {"sizes": None, "sizes_unknown": str(error)}
+
+
+def _make_file_measure(source: Source, path: Path, stored: Sizes) -> Callable[[Cut], int | list[int] | None]:
+    """A function from a cut to the bytes of the GGUF file without it, [least, most] of all blocks of an unknown one;
+    None where no such file can be written. `stored` are the bytes of the layers in the file."""
+    from deeper_layers.export.gguf_files import plan_gguf  # slow, as is the next
+    from deeper_layers.models.gguf_reading import read_gguf
+
+    header = read_gguf(path)
+
+    def find_bytes(candidates: list[Cut]) -> int | None:
+        """The bytes after the first of these cuts that llama.cpp would not take for another model."""
+        for cut in candidates:
+            with contextlib.suppress(InputError):
+                return plan_gguf(source, header, cut, None).bytes
+        return None
+
+    def measure(cut: Cut) -> int | list[int] | None:
+        if not cut.size:
+            return path.stat().st_size
+        if not isinstance(cut, UnknownCut):
+            return find_bytes([cut])
+        blocks = [Cut(start, cut.size) for start in range(source.num_layers - cut.size)]
+        blocks.sort(key=stored.parameters)
+        least, most = find_bytes(blocks), find_bytes(blocks[::-1])
+        return least if least is None or most is None or least == most else [least, most]
+
+    return measure
 
 
 def _find_cuts(session: Session) -> list[Cut]:

@@ -6,6 +6,7 @@ pass, and gradient checkpointing adds a forward pass. Attention costs each token
 the heads. Norms, activation functions, adapters, a head whose logits are not needed, and transfers are left out.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -233,11 +234,10 @@ def price_job(job: Job, session: Session) -> Iterator[tuple[str, Cost | str]]:
     """Yield what is done for a job, and its cost, or why the cost is not known."""
     shape, key, dtype = find_shape(session), job.key, session.source.dtype
     if job.kind in ("distances", "geometry"):
-        sequences = key["samples"]
+        sequences, tokens = key["samples"], count_calibration_tokens(key, session)
         if job.kind == "geometry":  # a sequence that is run without each layer passes half of the layers again
-            sequences += key["skip_sequences"] * (shape.layers + 1) // 2
-        length = key["sequence_length"]
-        yield job.kind, distances_cost(shape, sequences * length, length, dtype)
+            tokens += tokens * key["skip_sequences"] * (shape.layers + 1) // (2 * sequences)
+        yield job.kind, distances_cost(shape, tokens, tokens / sequences, dtype)
         return
     if job.form in ("healing", "file"):
         config = HealingConfig(**key["healing"])
@@ -269,6 +269,26 @@ def _size(cut: Cut) -> int:
     return cut.size
 
 
+def count_calibration_tokens(settings: dict, session: Session) -> int:
+    """The tokens of the sequences of the distances, for the settings of a key; where their text is not at hand, or of
+    the model there is a configuration alone, as many as there would be if every sequence were full."""
+    sequences, length, datasets = settings["samples"], settings["sequence_length"], session.options.datasets
+    if session.source.weights != CONFIG_ONLY and data.is_available_offline(settings["corpus"], datasets):
+        where = session.source, session.options.trust_remote_code
+        with contextlib.suppress(InputError):  # the tokenizer is not on this machine yet
+            return _count_drawn_tokens(settings["corpus"], sequences, length, settings["seed"], datasets, *where)
+    return sequences * length
+
+
+@functools.lru_cache
+def _count_drawn_tokens(
+    corpus: str, samples: int, length: int, seed: int, datasets: str | None, source: Source, trust_remote_code: bool
+) -> int:
+    tokenizer, documents = _load_tokenizer(source, trust_remote_code), data.texts(corpus, datasets=datasets)
+    batches = data.text_batches(tokenizer, documents, samples=samples, length=length, seed=seed)
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+
 REQUEST_COUNTS = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "unknown")
 
 
@@ -292,7 +312,7 @@ def _load_and_count(
         loaded = harness.load_tasks([task], num_fewshot=shots, datasets=datasets)
         # a configuration alone has no tokenizer: use that of the embedded model
         counted = models.find_model(hashed=False) if source.weights == CONFIG_ONLY else source
-        tokenizer = models.load_tokenizer(counted, trust_remote_code=trust_remote_code)
+        tokenizer = _load_tokenizer(counted, trust_remote_code)
         gathered = harness.collect_requests(loaded, _build_empty(counted, trust_remote_code), tokenizer, limit=limit)
     except InputError as error:
         return {"unknown": str(error)}
@@ -316,9 +336,19 @@ def _build_empty(source: Source, trust_remote_code: bool):
     return models.load_empty_model(source, trust_remote_code=trust_remote_code)
 
 
+@functools.lru_cache(maxsize=2)
+def _load_tokenizer(source: Source, trust_remote_code: bool):
+    return models.load_tokenizer(source, trust_remote_code=trust_remote_code)
+
+
 def find_shape(session: Session) -> Shape:
     """The shape of a session's model."""
-    return read_shape(_build_empty(session.source, session.options.trust_remote_code))
+    return _read_shape_once(session.source, session.options.trust_remote_code)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_shape_once(source: Source, trust_remote_code: bool) -> Shape:
+    return read_shape(_build_empty(source, trust_remote_code))
 
 
 def time_this_machine(session: Session) -> Machine:

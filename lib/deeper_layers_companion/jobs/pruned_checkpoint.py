@@ -199,6 +199,20 @@ class Output:
         sizes = models.find_sizes(source)
         return lambda cut: (round(sizes.parameters(cut) * width), kind)
 
+    def describe_growth(self, source: Source, cut: Cut) -> str:
+        """How large a folder will be that is made of a GGUF file, beside the file, and what makes it small."""
+        from deeper_layers.export.gguf_files import find_gguf_file  # slow
+
+        written, kind = self.size_function(source)(cut)
+        stored = find_gguf_file(source).stat().st_size
+        advice = f"an OUT that ends in .gguf keeps the file's {source.quantized}"
+        if self.dtype == "auto" and "F32" in kind.upper().replace("FLOAT", "F"):
+            advice = f"--dtype bfloat16 halves that, and {advice}"
+        return (
+            f"{self.path} will hold {written / 1e6:,.0f} MB of weights in {kind}, made of a file of "
+            f"{stored / 1e6:,.0f} MB: {advice}"
+        )
+
     def fit_cut(self, source: Source, size: str, choose: Callable[[int], Cut]) -> Cut:
         """The smallest cut whose output fits into a size (see `read_size`); `choose` returns a rule's cut of so many
         layers. Raises InputError where not even the smallest model fits."""

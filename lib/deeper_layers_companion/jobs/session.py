@@ -102,7 +102,7 @@ class Session:
         elif result is None:
             self.missing.setdefault(job.identity, job)
             if needed:
-                self.refuse(needed)
+                self.refuse(needed, job)
         return result
 
     def measure(self, job: Job, shards: Shards) -> tuple[list[dict], dict]:
@@ -111,12 +111,18 @@ class Session:
 
         return FORMS[job.form](job, self, shards)
 
-    def refuse(self, what: str) -> None:
-        """Raise NotMeasuredError: `what` is not measured, and nothing is to be."""
+    def refuse(self, what: str, job: Job | None = None) -> None:
+        """Raise NotMeasuredError: `what`, of `job`, is not measured, and nothing is to be."""
+        nearest = self.describe_nearest(job) if job else ""
         raise NotMeasuredError(
-            f"not measured: {what} of {self.source.name} in {self.source.dtype}; `deeper-layers distances` "
+            f"not measured: {what} of {self.source.name} in {self.source.dtype}{nearest}; `deeper-layers distances` "
             "measures distances, `deeper-layers sweep` the rest"
         )
+
+    def describe_nearest(self, job: Job) -> str:
+        """The nearest that results hold to a job that they lack, in brackets; "" if they hold nothing like it."""
+        nearest = results.describe_nearest(job.kind, self.find_key(job), self.options.folder)
+        return f" ({nearest})" if nearest else ""
 
     def find_key(self, job: Job, *, complete: bool = False) -> dict:
         """The key of a job with the fingerprint of its data; without it where they are on a hub, unless the key is to

@@ -3,7 +3,7 @@
 The number of a claim is a query of the table of all results. Its limits say how we read the paper's words; all limits
 but those of `ranks` and `unhealed-loss` were set before the data. A task on which the whole model is not surely 0.05
 above guessing is at floor. Claims about healed models are *not tested*, as no model was healed at the paper's rate on
-as many tokens: their numbers stand beside, and decide nothing.
+as many tokens: their numbers are shown for context.
 """
 
 import itertools
@@ -50,7 +50,7 @@ class NoEstimate(Exception):
     """There is no number for a claim on a model: the reason, the verdict, and numbers beside it."""
 
     def __init__(self, reason: str, verdict: str = NOT_TESTED, beside: str = ""):
-        self.answer = Answer(Estimate(untold=verdict), beside, reason)
+        self.answer = Answer(Estimate(no_value_reason=verdict), beside, reason)
 
 
 class Model(NamedTuple):
@@ -79,11 +79,11 @@ class Model(NamedTuple):
 def _find_half_gone(model: Model, task: str, with_rest: bool = False) -> Answer:
     if task not in model.gone:
         raise NoEstimate(f"{task_title(task)} was not asked")
-    told = {name: row for name, row in model.gone.items() if not row["untold"]}
+    told = {name: row for name, row in model.gone.items() if not row["no_value_reason"]}
     words = {name: statistics.describe_half_gone(row, as_share=True) for name, row in told.items()}
     rest = [f"{task_title(name)} {text}" for name, text in words.items() if name != task]
     row = model.gone[task]
-    estimate = Estimate(row["share"], row["share_low"], row["share_high"], untold=row["untold"])
+    estimate = Estimate(row["share"], row["share_low"], row["share_high"], no_value_reason=row["no_value_reason"])
     beside = f"half gone of {'; '.join(rest)}" if rest and with_rest else ""
     return Answer(estimate, beside, words=words.get(task, ""))
 
@@ -96,7 +96,7 @@ def _find_collapse(model: Model) -> Answer:
     if not len(cut):
         raise NoEstimate("a tenth of the layers was not dropped")
     kept = estimates.shares_kept(curve.outcomes, curve.guessing)
-    if kept.untold:
+    if kept.no_value_reason:
         return Answer(kept)
     shares, sizes = list(kept), curve.cuts["size"]
     most = cut[np.argmax(kept.value[cut])]
@@ -128,7 +128,7 @@ def _describe_collapse_in_words(model: Model) -> str:
         return ""
     kept = estimates.shares_kept(curve.outcomes, curve.guessing)
     cut = np.flatnonzero(curve.cuts["share"] >= COLLAPSE_SHARE)
-    if kept.untold or not len(cut):
+    if kept.no_value_reason or not len(cut):
         return ""
     shares, sizes = list(kept), curve.cuts["size"]
     lines = [f"n = {sizes[number]}: {format_number(shares[number], as_share=True)}" for number in cut[:3]]
@@ -138,8 +138,8 @@ def _describe_collapse_in_words(model: Model) -> str:
 def _find_jump(model: Model) -> Answer:
     answers = model.find_curve("mmlu")
     gone = estimates.half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
-    if gone.untold:
-        raise NoEstimate("no cliff of MMLU to be near to", gone.untold)
+    if gone.no_value_reason:
+        raise NoEstimate("no cliff of MMLU to be near to", gone.no_value_reason)
     losses = model.find_curve("c4")
     means = resample(losses.outcomes)
     jump = estimates.find_first_size(means >= (means[:, :1] + losses.guessing) / 2, losses.cuts["size"])
@@ -254,7 +254,7 @@ def _compare_ranks(model: Model) -> Answer:
 
 def _compare_seeds(model: Model) -> Answer:
     """The accuracy on MMLU after healing with one seed minus that after healing alike with the next one."""
-    if model.require_recovery().query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
+    if model.require_recovery().query("task in ['mmlu', 'embedded_mmlu'] and no_value_reason == ''").empty:
         raise NoEstimate("MMLU of healed models with several seeds: the whole model only guesses", AT_FLOOR)
     rows = model.scores.query("task == 'mmlu' and size > 0 and metric == 'acc' and healing.notna() and repeat == 0")
     settings = [json.loads(healing) for healing in rows["healing"]]
@@ -277,7 +277,9 @@ def _describe_healed(model: Model, task: str) -> Answer:
     share, times = nearest["tokens"] / paper.HEALING_TOKENS, nearest["learning_rate"] / paper.LEARNING_RATE
     lines = [
         f"n = {row['size']} ({row['rule']}, {row['learning_rate']:g}) {format_number(row)}"
-        for row in of_task.query("untold == ''").sort_values(["rule", "size"], kind="stable").to_dict("records")
+        for row in of_task.query("no_value_reason == ''")
+        .sort_values(["rule", "size"], kind="stable")
+        .to_dict("records")
     ]
     recovered = f"recovered of {task_title(task)} by rule and rate: {'; '.join(lines)}" if lines else ""
     raise NoEstimate(f"healed at {times:.0f}× the paper's rate, on {share:.2%} of its tokens", beside=recovered)

@@ -30,7 +30,7 @@ FLOOR_MARGIN = 0.05  # a model must surely be this much above guessing, or its t
 TIE_TOLERANCE = 1e-12  # means of equal numbers in another order differ by less
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 AT_FLOOR, NOT_TESTED = "at floor", "not tested"
-Number = float | Float[np.ndarray, " C"]
+Number = float | Float[np.ndarray, "..."]  # of looks too, where there are several
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Estimate:
     high: Number = math.nan
     # from all items, then from each draw, [N] or [N, C]; empty without draws
     numbers: Float[np.ndarray, "N ..."] = field(default_factory=lambda: np.empty(0), repr=False)
-    untold: str = ""  # why there is no number: AT_FLOOR or NOT_TESTED
+    no_value_reason: str = ""  # why there is no number: AT_FLOOR or NOT_TESTED
     # whether fewer than FEW items decide, so that draws are not its interval
     few: bool | np.bool | Bool[np.ndarray, " C"] = False
 
@@ -53,9 +53,13 @@ class Estimate:
 
     @classmethod
     def combine(cls, function: Callable[..., np.ndarray], *estimates: "Estimate") -> "Estimate":
-        """The estimate of a function of some estimates of the same items; untold if one of them is."""
-        untold = next((estimate.untold for estimate in estimates if estimate.untold), "")
-        return cls(untold=untold) if untold else cls.of(function(*(estimate.numbers for estimate in estimates)))
+        """The estimate of a function of some estimates of the same items; no_value_reason if one of them is."""
+        no_value_reason = next((estimate.no_value_reason for estimate in estimates if estimate.no_value_reason), "")
+        return (
+            cls(no_value_reason=no_value_reason)
+            if no_value_reason
+            else cls.of(function(*(estimate.numbers for estimate in estimates)))
+        )
 
     def __iter__(self) -> Iterator["Estimate"]:
         """The estimates of the single cuts, without their draws."""
@@ -68,13 +72,13 @@ class Estimate:
         """The mean over the cuts for which `is_chosen`, [C], is true. Where few items decide each of them, its ends are
         the means of their ends, as if all erred together."""
         mean = Estimate.combine(lambda numbers: numbers[:, is_chosen].mean(axis=1), self)
-        if mean.untold or not np.all(np.broadcast_to(self.few, len(is_chosen))[is_chosen]):
+        if mean.no_value_reason or not np.all(np.broadcast_to(self.few, len(is_chosen))[is_chosen]):
             return mean
         return replace(mean, low=self.low[is_chosen].mean(), high=self.high[is_chosen].mean(), few=True)
 
     def at_level(self, level: float) -> "Estimate":
         """The same number with its interval at another level, such as 0.975."""
-        if self.untold:
+        if self.no_value_reason:
             return self
         tails = (1 - level) / 2, (1 + level) / 2
         low, high = np.nanquantile(self.numbers[1:], tails, axis=0, method="inverted_cdf")
@@ -83,8 +87,8 @@ class Estimate:
     def judge(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
         """The verdict on a claim that the number lies from `floor` to `ceiling`: supported if the whole interval lies
         there, contradicted if nothing of it does, else inconclusive."""
-        if self.untold or math.isnan(self.value):
-            return self.untold or NOT_TESTED
+        if self.no_value_reason or math.isnan(self.value):
+            return self.no_value_reason or NOT_TESTED
         if self.high < floor or self.low > ceiling:
             return CONTRADICTED
         return SUPPORTED if floor <= self.low and self.high <= ceiling else INCONCLUSIVE
@@ -93,13 +97,15 @@ class Estimate:
         """The verdict on a claim that the number is at least a positive `limit`, or at most a negative one: supported
         if it is, and its interval excludes 0; contradicted if the whole interval falls short of the limit."""
         value, *ends = (np.sign(limit) * number for number in (self.value, self.low, self.high))
-        if self.untold or max(ends) < abs(limit):
-            return self.untold or CONTRADICTED
+        if self.no_value_reason or max(ends) < abs(limit):
+            return self.no_value_reason or CONTRADICTED
         return SUPPORTED if min(ends) > 0 and value >= abs(limit) else INCONCLUSIVE
 
     def columns(self, name: str = "value") -> dict:
-        """As columns of a frame: value, low and high, or `name`, `name`_low and `name`_high; and untold."""
-        return dict(zip((name, *interval_columns(name)), (self.value, self.low, self.high))) | {"untold": self.untold}
+        """As columns of a frame: value, low and high, or `name`, `name`_low and `name`_high; and no_value_reason."""
+        return dict(zip((name, *interval_columns(name)), (self.value, self.low, self.high))) | {
+            "no_value_reason": self.no_value_reason
+        }
 
 
 def interval_columns(column: str) -> tuple[str, str]:
@@ -221,7 +227,7 @@ def shares_kept(right: Float[np.ndarray, "C I"], guessing: float | np.ndarray) -
     Where a cut leaves fewer than FEW items right, or differs from the whole model on fewer, the interval follows from
     Wilson's of both accuracies (`_find_ratio_ends`), with guessing held fixed."""
     if is_at_floor(right[0], np.ravel(guessing)[0]):
-        return Estimate(untold=AT_FLOOR)
+        return Estimate(no_value_reason=AT_FLOOR)
     above = resample(right) - guessing
     kept = Estimate.of(above / np.maximum(above[:, :1], 1 / right.shape[1]))  # in a draw the whole model may only guess
     few = (right.sum(axis=1) < FEW) | ((right != right[0]).sum(axis=1) < FEW)
@@ -270,13 +276,13 @@ def recovery(whole, pruned, healed, whole_healed=None, *, guessing: float) -> Es
     """
     is_accuracy = are_shares(np.stack([whole, pruned, healed]))
     if is_accuracy and is_at_floor(whole, guessing):
-        return Estimate(untold=AT_FLOOR)
+        return Estimate(no_value_reason=AT_FLOOR)
     aim_outcomes = whole if whole_healed is None else whole_healed
     before, pruned_means, after, aim = resample(np.stack([whole, pruned, healed, aim_outcomes])).T
     change = differ(pruned, whole)
     is_cost_sure = change.high < 0 if is_accuracy else change.low > 0
     if not is_cost_sure or (not is_accuracy and pruned_means[0] > guessing):
-        return Estimate(untold=NOT_TESTED)
+        return Estimate(no_value_reason=NOT_TESTED)
     gap = pruned_means - before
     gaps = np.where(gap == 0, np.nan, gap)  # in a few draws of ten thousand nothing is lost
     return Estimate.of(1 - (after - aim) / gaps)

@@ -46,6 +46,7 @@ PURPLE, FOREST = "#AA3377", "#117733"  # Paul Tol's, as distinct
 COLOURS = {"similarity": PURPLE, "simple": INK, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": FOREST}
 COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
+COLOURS |= {"not healed": "#A0522D", "healed": "#44AA99"}
 FREE = ("#6A51C7", "#999933", "#CC6677", "#44AA99", "#5B7DB1", "#A0522D", INK)  # mean nothing elsewhere
 COLOURS |= dict(zip(FIRST, FREE))
 COLOURS = {task_title(name): colour for name, colour in COLOURS.items()} | {TO_THE_LAST: GREY}
@@ -66,27 +67,30 @@ def curves(
     title: str = "",
     name: str = "curves",
     caption: str = "",
+    columns: int = 2,
+    joined: bool = True,
 ):
     """Lines over bands of their intervals, a panel for each `col` and `row`, with lines for guessing and for the whole
     model. `y` is "value", "kept" or any column of numbers, with its interval in `interval_columns(y)`.
 
     The colour stands for `hue`, or the number `shade`, the stroke for `stroke`; `apart` separates lines that look
     alike. `over` are further lines with columns `x`, `y` and label: in ink for the model of a panel, or thin ones
-    without a column model.
+    without a column model. At most `columns` panels stand beside each other. Not `joined` are dots without lines.
     """
     all_rows, rows = rows, rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
         return explain_nothing_drawn(all_rows, name)
     panels, (low, high) = split_panels(rows, col, row), interval_columns(y)
-    columns = min(2, len(panels))
     title, along = title or AXES.get(y, y), AXES.get(x, x)
-    picture = Figure(name, along, title, [head for head, _ in panels], columns=columns)
+    picture = Figure(name, along, title, [head for head, _ in panels], columns=min(columns, len(panels)))
     scale = picture.add_scale(AXES.get(shade, shade), SIZES, (rows[shade].min(), rows[shade].max())) if shade else None
     strokes = dict(zip(rows[stroke].unique(), itertools.cycle(LINES))) if stroke else {}
     over = pd.DataFrame(columns=["label", x, y]) if over is None else over
     hues, top = rows[hue].astype(str).unique(), min(1.03, 1.1 * rows[y].astype(float).max())
     looks = choose_looks(hues)
-    keys = [(key, looks[key]) for key in hues] * (not shade)  # the legend: colours, then strokes
+    keys = [(key, looks[key] | ({} if joined else {"line": None})) for key in hues] * (
+        not shade
+    )  # the legend: colours, then strokes
     keys += [(key, {"colour": INK, "line": strokes[key]}) for key in strokes] * (len(strokes) > 1)
     for value, look in keys:
         picture.panels[0].draw_line([], [], **look, label=rule_title(str(value)))
@@ -107,6 +111,7 @@ def curves(
             look = looks[str(first[hue])] | {"label": label}
             if stroke:
                 look["line"], label = strokes[first[stroke]], f"{label}, {rule_title(str(first[stroke]))}"
+            look |= {} if joined else {"line": None}
             if scale:
                 look = {"width": 1, "colour": to_hex(scale.to_rgba(first[shade]))}
             if low in line:
@@ -121,10 +126,11 @@ def curves(
         for row, words in _find_notes(part, x, y, hue):
             panel.annotate(row[x], row[y], words)
     text = " Bands: 95%." if low in rows else ""
-    if "untold" in rows and (rows["untold"] == AT_FLOOR).all():
+    if "no_value_reason" in rows and (rows["no_value_reason"] == AT_FLOOR).all():
         caption = caption or "These whole models only guess, so their curves tell nothing of layers."
     caption = caption or (findings.state_half_gone(rows) if hue == "rule" and y == "value" else "")
-    caption = caption or f"{title} against {along[:1].lower() + along[1:]}."
+    caption = caption or (findings.state_kept(rows, hue) if y == "kept" else "")
+    caption = caption or f"{title}. {findings.state_courses(rows, x, y, hue)}"
     return picture.finish(rows, caption + text, write_alt_text(panels, y, None if scale else hue, x))
 
 
@@ -133,6 +139,9 @@ def _find_notes(part: pd.DataFrame, x: str, y: str, hue: str) -> list[tuple[pd.S
     if hue == "rule" and x in ("share", "size") and y in ("value", "kept"):
         similar, simple = (part[part["rule"] == rule] for rule in ("similarity", "simple"))
         return findings.find_events(similar) + [event for event in findings.find_events(simple) if "back" in event[1]]
+    if hue == "topic" and x in ("share", "size") and y == "kept":
+        falls = [event for _, line in part.groupby(hue, sort=False) for event in findings.find_events(line)[:1]]
+        return sorted(falls, key=lambda event: event[0]["size"])[:1]
     if x == "middle" and y == "kept":
         found = [findings.find_return(line) for _, line in part.groupby(hue, sort=False)]
         events = [event for events in found for event in events]
@@ -216,7 +225,7 @@ def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
     return picture.finish(rows.drop(columns="shade"), caption, write_alt_text(panels, field))
 
 
-def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows"):
+def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows", caption=""):
     """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
     Infinite values are open circles at the right end. The column `words`, if there is one, says each number."""
     all_rows, rows, ends = rows, rows[rows[x].notna()], [x, *interval_columns(x)]
@@ -232,7 +241,8 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
         left, right = find_range([*(panel_rows[end] for end in ends), [0.0]])
         beyond = right + 0.03 * (right - left) * endless[panel_rows.index].any()  # room for open circles at the end
         heights = [len(panel_names) - 0.4, -0.6]
-        panel.set_ranges([left, beyond], heights, "x" * (x == "share"), rows=list(map(rule_title, panel_names)))
+        percent = "x" * (x == "share" or title.startswith("Share"))
+        panel.set_ranges([left, beyond], heights, percent, rows=list(map(rule_title, panel_names)))
         panel.draw_line([0, 0], [len(panel_names), -1], colour=GREY, width=1)
         of_hues = panel_rows.groupby(hues[panel_rows.index], sort=False)
         for number, (value, line) in enumerate(of_hues):
@@ -247,7 +257,8 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
                 panel.draw_line(dots[x].clip(left, right), dots["at"], **look, line=None, hover=hover)
     note = " Bars: 95%." if rows[ends[1:]].notna().any(axis=None) else ""
     note += " Open circles: more layers than were dropped." if endless.any() else ""
-    return picture.finish(rows, findings.state_ends(rows, y, x, title) + note, write_alt_text(panels, x))
+    alt = [f"{head}: {findings.describe_ends(part, y, x)}" for head, part in panels]
+    return picture.finish(rows, (caption or findings.state_ends(rows, y, x, title)) + note, "; ".join(alt) + ".")
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
@@ -275,7 +286,7 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
 
 def explain_nothing_drawn(rows: pd.DataFrame, name: str) -> Sentences:
     """The sentence in place of a figure: that nothing was measured, or that the task is at floor."""
-    is_at_floor = "untold" in rows and (rows["untold"] == AT_FLOOR).any()
+    is_at_floor = "no_value_reason" in rows and (rows["no_value_reason"] == AT_FLOOR).any()
     return Sentences([AT_FLOOR_TEXT] if is_at_floor else [], name)
 
 
@@ -291,7 +302,11 @@ def split_panels(rows: pd.DataFrame, col: str | None, row: str | None) -> list[t
         for value in sort_names(cols.unique(), (*sorted({*cols} - {*FIRST}), *FIRST)):  # a reader's own models first
             selected = rows[(heads == head) & (cols == value)]
             title = escape_invisible(model_title(value) if col == "model" else value)
-            title += ", only guesses" if "untold" in rows and (selected["untold"] == AT_FLOOR).all() else ""
+            title += (
+                ", only guesses"
+                if "no_value_reason" in rows and (selected["no_value_reason"] == AT_FLOOR).all()
+                else ""
+            )
             if len(selected):
                 panels.append((f"{escape_invisible(rule_title(head))}\n{title}" if row else title, selected))
     return panels
@@ -366,11 +381,13 @@ def format_cell(value) -> str:
 
 
 def write_alt_text(panels: list[tuple[str, pd.DataFrame]], y: str, hue: str | None = None, x: str = "") -> str:
-    """The panels in words: the course of each line by `hue`, else the least and the most value."""
+    """The panels in words: the course of each line by `hue`, else the least and the most value of a map."""
     parts = []
     for title, panel_rows in panels:
         for label, line in panel_rows.groupby(panel_rows[hue].astype(str), sort=False) if hue else [("", panel_rows)]:
-            course = f"{line[y].min():.2g} to {line[y].max():.2g}"
+            ends = line.sort_values(y).iloc[[0, -1]]  # of a map, or of very many lines
+            place = x or "start"
+            course = " to ".join(f"{row[y]:.2g} at {place} {row[place]}" for row in ends.to_dict("records"))
             if hue:
                 course = findings.describe_shape(*line.sort_values(x)[[x, y]].astype(float).to_numpy().T)
             parts.append(", ".join(filter(None, [title.replace("\n", ", "), rule_title(label), course])))

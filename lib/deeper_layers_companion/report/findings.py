@@ -8,6 +8,7 @@ from deeper_layers_companion.report.names import escape_invisible, model_title, 
 HALF = 0.5
 FLAT = 0.05  # a line that moves by less than this, of its own height, stays
 FIRST_TOPICS = 2  # that a caption tells of
+MOST_MODELS = 3  # likewise
 QUARTER = 0.25  # of the layers, where models are compared
 
 
@@ -59,18 +60,75 @@ def state_half_gone(curves: pd.DataFrame) -> str:
     return f"{escape_invisible(model_title(model))} has lost half {told} of its {layers} layers, the most similar ones."
 
 
-def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
-    """The least and the most of the first model's rows: "Share kept: from 10% (Facts, written) to 91% (Capitals)."."""
+def state_kept(rows: pd.DataFrame, hue: str) -> str:
+    """Where half of each line of shares kept is gone in the most capable model, the earliest first."""
+    if rows.empty:
+        return ""
+    model, of_model = select_first(rows)
+    gone, held = [], []
+    for label, line in of_model[of_model["size"] > 0].groupby(hue, sort=False):
+        line = line.dropna(subset="kept").sort_values("size")
+        fallen = line[line["kept"] <= HALF]
+        if len(fallen):
+            gone.append((int(fallen["size"].iloc[0]), rule_title(str(label))))
+        elif len(line):
+            last = line.iloc[-1]
+            held.append(f"{rule_title(str(label))} keeps {last['kept']:.0%} at {last['size']:.0f}")
+    parts = [f"{label} at {size}" for size, label in sorted(gone)]
+    text = f"Half is gone in {model} ({of_model['layers'].iloc[0]} layers): {'; '.join(parts)}." if parts else ""
+    return " ".join(filter(None, [text, f"{'; '.join(held)}." if held else ""]))
+
+
+def state_differences(rows: pd.DataFrame) -> str:
+    """The most that the similarity-informed rule surely keeps more, and less, than the simple heuristic in the most
+    capable model. `rows` are those of `statistics.rules_compared`."""
+    if rows.empty:
+        return ""
+    model, of_model = select_first(rows)
+    parts = []
+    for sure, word in ((of_model["low"] > 0, "more"), (of_model["high"] < 0, "less")):
+        if sure.any():
+            row = of_model.loc[of_model.loc[sure, "value"].abs().idxmax()]
+            parts.append(f"{abs(row['value']):.2f} {word} of {row['topic']} (at {row['size']:.0f} layers)")
+    told = f"up to {', and up to '.join(parts)}" if parts else "neither surely more nor surely less"
+    return f"In {model} the similarity-informed rule keeps {told}."
+
+
+def state_courses(rows: pd.DataFrame, x: str, y: str, hue: str) -> str:
+    """The course of the first lines of the most capable model."""
+    model, of_model = select_first(rows) if "model" in rows else ("", rows)
+    parts = []
+    for label, line in of_model.groupby(hue, sort=False):
+        course = describe_shape(*line.sort_values(x)[[x, y]].astype(float).to_numpy().T)
+        parts.append(f"{rule_title(str(label))} {course}")
+    return f"{model}: {'. '.join(parts[:FIRST_TOPICS])}.".removeprefix(": ")
+
+
+def select_first(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The most capable model, its name as text, and its rows."""
     model = sort_names(rows["model"].unique())[0]
-    of_first = rows[(rows["model"] == model) & rows[x].notna()].sort_values(x)
-    if len(of_first) < 2:
-        return f"{title}."
-    form = "{:.0%}" if x in ("share", "kept") else "{:.3g}"
+    return escape_invisible(model_title(model)), rows[rows["model"] == model]
+
+
+def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
+    """The least and the most of the first models' rows: "Share kept: 10% (Facts, written) to 91% (Capitals) in m.".
+    Of the first model they are named."""
+    parts = []
+    for model in sort_names(rows["model"].unique())[:MOST_MODELS]:
+        span = describe_ends(rows[rows["model"] == model], y, x, is_named=not parts, is_share=title.startswith("Share"))
+        parts += [f"{span} in {escape_invisible(model_title(model))}"] if span else []
+    return f"{title}: {'; '.join(parts)}." if parts else f"{title}."
+
+
+def describe_ends(rows: pd.DataFrame, y: str, x: str, *, is_named: bool = True, is_share: bool = False) -> str:
+    """The least and the most of some rows: "10% (Facts, written) to 91% (Capitals)"."""
+    rows = rows[rows[x].notna()].sort_values(x)
+    form = "{:.0%}" if is_share or x in ("share", "kept") else "{:.2g}"
     ends = []
-    for _, row in of_first.iloc[[0, -1]].iterrows():
+    for _, row in rows.iloc[[0, -1] if len(rows) > 1 else [0] * len(rows)].iterrows():
         number = form.format(row[x]) if np.isfinite(row[x]) else "more than was measured"
-        ends.append(f"{number} ({rule_title(str(row[y]))})")
-    return f"{title}, {escape_invisible(model_title(model))}: {ends[0]} is least, {ends[1]} most."
+        ends.append(f"{number} ({rule_title(str(row[y]))})" if is_named else number)
+    return " to ".join(dict.fromkeys(ends))
 
 
 def state_nearest(nearest: pd.DataFrame) -> str:

@@ -1,6 +1,6 @@
 """From the table of all results to tidy tables, for figures, pages and claims.
 
-Every number comes with `low` and `high`, its 95% interval (see estimates.py), and with `untold`: the reason if there is
+Every number comes with `low` and `high`, its 95% interval (see estimates.py), and with `no_value_reason`: why there is
 no number, else "". Each function takes frames of `results.scores` or `results.distances`, filtered in any way, and uses
 for each model, task and rule the one measurement that counts (`pairing.find_measurements`).
 """
@@ -33,7 +33,7 @@ RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed in the same way: a loss has only `high`, a score nothing
 NO_WHOLE = "whole model not healed alike"
 LIKELY = 2 / 3  # the share of the draws from which on one number of layers stands for itself
-KEPT = ["kept", "kept_low", "kept_high", "untold"]
+KEPT = ["kept", "kept_low", "kept_high", "no_value_reason"]
 
 
 def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
 
     Columns: value with low and high (by Wilson for an accuracy, by the bootstrap for a loss), guessing, whole (the
     value of the whole model), kept with kept_low and kept_high (share of the whole model's score above guessing;
-    missing at floor and for losses), untold ("at floor" or "").
+    missing at floor and for losses), no_value_reason ("at floor" or "").
     """
     return _tabulate_by_cut(find_measurements(pick_rules(scores), also, scores), also)
 
@@ -87,7 +87,7 @@ def _tabulate_by_cut(measured: Iterable[Measurement], also: Sequence[str] = ()) 
 
 @returns(
     "model task rule topic layers items guessing whole sizes largest value low high share share_low share_high likely "
-    "for_good for_good_low for_good_high words untold"
+    "for_good for_good_low for_good_high words no_value_reason"
 )
 def half_gone_table(scores: pd.DataFrame) -> Iterator[dict]:
     """Where half is gone: value (layers dropped; infinite if half is never gone), share (value / layers), for_good (the
@@ -107,7 +107,7 @@ def half_gone_table(scores: pd.DataFrame) -> Iterator[dict]:
 
 def _find_likely(half: Estimate) -> tuple[float, ...]:
     """The fewest numbers, rising, that have LIKELY of the draws together; () without a number."""
-    if half.untold:
+    if half.no_value_reason:
         return ()
     numbers, counts = np.unique(half.numbers[1:], return_counts=True)
     by_count = np.argsort(-counts, kind="stable")
@@ -151,9 +151,9 @@ def describe_half_gone(row: Mapping, *, as_share: bool = False) -> str:
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
-    """Loss on text against layers dropped, healed and not: the columns of `curves` without kept and untold, and healed
-    ("not healed", or the healing in words), line (a shorter form), relative (value / guessing). Values are in nats a
-    token; guessing is ln V."""
+    """Loss on text against layers dropped, healed and not: the columns of `curves` without kept and no_value_reason,
+    and healed ("not healed", or the healing in words), line (a shorter form), relative (value / guessing). Values are
+    in nats a token; guessing is ln V."""
     rows = scores.query("metric == 'loss'")
     rows = rows.assign(healed=describe_healings(rows["healing"], rows["bits"]))
     table = curves(rows, also=["healing", "bits", "healed"]).drop(columns=KEPT)
@@ -164,15 +164,16 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
 
 @returns(
     "model rule layers cut size start share bits healing distillation auxiliary task topic metric items whole pruned "
-    "healed healed_low healed_high gained gained_low gained_high whole_healed guessing value low high untold rank seed "
-    "learning_rate tokens text adapters"
+    "healed healed_low healed_high gained gained_low gained_high whole_healed guessing value low high no_value_reason "
+    "rank seed learning_rate tokens text adapters"
 )
 def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
     """The recovery of each healing, with its settings: value is the share of the gap that it closes; gained is healed
     minus pruned.
 
     The gap after healing is that to the whole model healed in the same way (whole_healed, missing if there is none).
-    Without one a score has no recovery; a loss has only `high`, and untold is "at most": compare these by `healed`.
+    Without one a score has no recovery; a loss has only `high`, and no_value_reason is "at most": compare
+    these by `healed`.
     Nothing is recovered of a task of which the whole model knows nothing ("at floor"), or the cut took nothing ("not
     tested").
     """
@@ -193,9 +194,9 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
             if question not in guessing:
                 guessing[question] = _find_guessing(kept, first)
             estimate = estimates.recovery(*pair, healed, aim, guessing=guessing[question])
-            if aim is None and not estimate.untold:
-                at_most = Estimate(high=estimate.high, untold=AT_MOST)
-                estimate = at_most if is_loss else Estimate(untold=NO_WHOLE)
+            if aim is None and not estimate.no_value_reason:
+                at_most = Estimate(high=estimate.high, no_value_reason=AT_MOST)
+                estimate = at_most if is_loss else Estimate(no_value_reason=NO_WHOLE)
             row = first | parse_healing(healing) | {"topic": task_title(first["task"]), "items": len(healed)}
             row |= {"whole": pair[0].mean(), "pruned": pair[1].mean(), "guessing": guessing[question]}
             row |= estimate_mean(healed).columns("healed") | estimates.differ(healed, pair[1]).columns("gained")
@@ -264,7 +265,7 @@ def lengths(scores: pd.DataFrame) -> Iterator[dict]:
         whole = same_question.query("cut == @WHOLE")
         for row in same_question.to_dict("records"):
             right, ended = row["outcome"] == 1, row["ended"] == 1
-            estimate = estimate_mean(right[ended]) if ended.any() else Estimate(untold=estimates.NOT_TESTED)
+            estimate = estimate_mean(right[ended]) if ended.any() else Estimate(no_value_reason=estimates.NOT_TESTED)
             row |= {"at_most": (right | ~ended).mean(), "ended": ended.mean()} | estimate.columns("of_ended")
             if len(whole):
                 gap = estimates.differ(right | ~ended, whole["outcome"].iloc[0] == 1)

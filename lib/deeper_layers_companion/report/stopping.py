@@ -36,6 +36,7 @@ HALF_GONE, ACCURACY = "half gone", "accuracy"
 PRECISE, SURELY_AT_FLOOR, ALL_ASKED = "precise enough", "surely at floor", "all items asked"
 OUT_OF_TIME, UP_TO_LIMIT = "out of time", "limit reached"
 Array = np.ndarray
+Flags = Bool[Array, "..."] | np.bool  # of several looks, or of one
 
 
 def plan_looks(limit: int, first: int = FIRST_LOOK) -> tuple[int, ...]:
@@ -99,7 +100,7 @@ class Tally:
         both: [..., C], those that the whole model has right too.
     """
 
-    items: Int[Array, "..."]
+    items: Int[Array, "..."] | np.integer
     right: Shaped[Array, "... C"]
     both: Shaped[Array, "... C"]
 
@@ -183,15 +184,15 @@ class Look:
         is_precise: whether what decides is as precise as the rule wants it.
     """
 
-    items: Int[Array, "..."]
+    items: Int[Array, "..."] | np.integer
     accuracies: Estimate
     half_gone: Estimate
-    is_able: Bool[Array, "..."]
-    is_at_floor: Bool[Array, "..."]
-    is_precise: Bool[Array, "..."]
+    is_able: Flags
+    is_at_floor: Flags
+    is_precise: Flags
 
     @property
-    def stops(self) -> Bool[Array, "..."]:
+    def stops(self) -> Flags:
         """Whether asking stops before the last item."""
         return self.is_precise | self.is_at_floor
 
@@ -229,7 +230,7 @@ def look_at(tally: Tally, sizes: Sequence[int], layers: int, guessing: float, ru
     return Look(tally.items, accuracies, half_gone, is_able, is_at_floor, is_precise)
 
 
-def find_distance(estimate: Estimate) -> Float[Array, "..."]:
+def find_distance(estimate: Estimate) -> Float[Array, "..."] | np.floating:
     """How far the further end of an interval lies from its number: 0 where it and both ends are infinite, which is
     surely beyond the largest size."""
     ends = np.stack([estimate.low, estimate.high])

@@ -10,6 +10,7 @@ from .places import readable_folders as readable_folders
 from .places import repository as repository
 from .places import results_folder as results_folder
 from .store import Result as Result
+from .store import describe_nearest as describe_nearest
 from .store import find_model_name as find_model_name
 from .store import find_recorded_model as find_recorded_model
 from .store import find_result as find_result

@@ -155,6 +155,37 @@ def cut_names(key: dict) -> set[str]:
     return {cut for cuts in (key.get("cuts") or {}).values() for cut in cuts}
 
 
+def describe_nearest(kind: str, key: dict, folder: Path | None = None) -> str:
+    """In words the result of the same model and tasks that agrees with a key in most, and what it has else; "" if
+    results hold none."""
+    wanted, tasks = _flatten(key), set(key.get("tasks", {}))
+    found = []
+    for result in read_results(folder, kind, key["model"]["name"]):
+        if tasks <= set(result.key.get("tasks", {})):
+            held = _flatten(result.key)
+            names = sorted((held.keys() | wanted.keys()) - {"data", "by_sequence"})
+            differing = [name for name in names if held.get(name) != wanted.get(name)]
+            words = [f"{name} {held.get(name)}, not {wanted.get(name)}" for name in differing]
+            if missing := len(cut_names(key) - cut_names(result.key)):
+                words.append(f"without {missing} of the cuts")
+            found.append((len(words), result.name, "; ".join(words)))
+    if not found:
+        return ""
+    _, name, words = min(found)
+    return f"the nearest that results hold of it is {name} with {words}" if words else ""
+
+
+def _flatten(key: dict, prefix: str = "") -> dict[str, object]:
+    """The entries of a key without its cuts, by their names joined with dots; of "model" and "tasks" without these."""
+    flat: dict[str, object] = {}
+    for name, value in key.items():
+        if isinstance(value, dict) and name != "cuts":
+            flat |= _flatten(value, prefix if name in ("model", "tasks") else f"{prefix}{name} ")
+        elif name != "cuts":
+            flat[prefix + name] = value
+    return flat
+
+
 def is_measured(task: str, folder: Path | None = None) -> bool:
     """Whether results hold this task, group or text, in a file of its own, for any model."""
     pattern = f"*/*-{glob.escape(slugify(task))}-{HEX}.json"

@@ -5,6 +5,7 @@ What results lack is NOT_MEASURED. Letters in shapes as in report/estimates.py.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from deeper_layers_companion.report.estimates import (
     resample,
     shares_kept,
 )
-from deeper_layers_companion.report.names import FIRST, format_number, model_title, sort_names
+from deeper_layers_companion.report.names import FIRST, Sentences, format_number, model_title, put_in_order, sort_names
 from deeper_layers_companion.report.pairing import drop_third_study, returns
 from deeper_layers_companion.studies import what_last_layers_hold as study
 
@@ -31,6 +32,7 @@ PLACE_NAMES = {
 }
 PROMPT_NAMES = {"question": "as a question", "stated": "as a statement"}
 LOSS_NAME = "loss on C4"
+TOKENS = Path(__file__).with_name("answer_tokens.csv")  # of " answer", by the tokenizer of each model
 MAIN_FORMS = (study.LETTERS_CALIBRATED, study.WORDS_CALIBRATED, "written")
 
 
@@ -70,6 +72,19 @@ def tell_outliving(judged: pd.DataFrame) -> Iterator[dict]:
         letters, written = both.to_dict("records")
         kept = {"letters": _tell_kept(letters), "written": _tell_kept(written)}
         yield {"model": model, "prompt": prompt, "verdict": letters["verdict"]} | kept
+
+
+def tell_last_layer(judged: pd.DataFrame) -> Sentences:
+    """Prediction 2 in words, with what came of it in each model that was measured."""
+    rows = judged[judged["number"].str.startswith("2.") & judged["value"].notna()]
+    parts = []
+    for row in put_in_order(rows).to_dict("records"):
+        parts.append(f"{row['value']:.2f} in {model_title(row['model'])} ({row['verdict']})")
+    told = (
+        f"We also predicted that a model answers more right without its last layer than with it, by at least "
+        f"{study.LEAST_TASKS:.2f}. It is {'; '.join(parts)}."
+    )
+    return Sentences([told] if parts else [], "last-layer")
 
 
 def _tell_kept(row: dict) -> str:
@@ -112,7 +127,7 @@ def sum_hours(scores: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict]:
 # ---- what was kept --------------------------------------------------------------------------------------------------
 
 
-@returns("model layers place prompt asked size items value low high kept kept_low kept_high untold")
+@returns("model layers place prompt asked size items value low high kept kept_low kept_high no_value_reason")
 def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The accuracy (value) and the share kept (kept) of every form, cut and prompt."""
     for (model, rule, prompt), answers in study.collect_answers(scores).items():
@@ -124,22 +139,45 @@ def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
             yield answers.cuts.assign(**cells | place, asked=form)
 
 
-@returns("model layers place kind size items value low high kept kept_low kept_high untold")
+@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason")
 def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """What is kept of writing by kind of answer, asked as a question."""
-    all_kinds = np.array([item["kind"] for item in embedded.answers()])
+    kinds = np.array([item["kind"] for item in embedded.answers()])
+    for model, place, answers in _find_written(scores):
+        yield from _split_written({"model": model, "place": place}, answers, kinds)
+
+
+@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason")
+def tabulate_lengths(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """What is kept of writing answers of one token, and of several, asked as a question: kind is like "name, one
+    token". Tokens are those of each of the three models of the criterion; others have no rows."""
+    counts = pd.read_csv(TOKENS, index_col=["relation", "subject"], keep_default_na=False)
+    items = embedded.answers()
+    for model, place, answers in _find_written(scores):
+        if model in counts:
+            tokens = counts[model].to_dict()
+            kinds = []
+            for item in items:
+                length = "one token" if tokens[item["relation"], item["subject"]] == 1 else "several tokens"
+                kinds.append(f"{item['kind']}, {length}")
+            yield from _split_written({"model": model, "place": place}, answers, np.array(kinds))
+
+
+def _find_written(scores: pd.DataFrame) -> Iterator[tuple[str, str, study.Answers]]:
+    """The models, places and answers of what was written, asked as a question."""
     for (model, rule, prompt), answers in study.collect_answers(scores).items():
-        if rule not in PLACE_NAMES or prompt != "question" or "written" not in answers.forms:
-            continue
-        written = answers.forms["written"]
-        kinds = all_kinds[: written.shape[1]]
-        for kind in dict.fromkeys(all_kinds):
-            outcomes = written[:, kinds == kind]
-            if outcomes.shape[1] == 0:
-                continue
-            place = {"model": model, "place": PLACE_NAMES[rule], "kind": kind, "items": outcomes.shape[1]}
-            cells = estimate_mean(outcomes).columns() | shares_kept(outcomes, 0.0).columns("kept")
-            yield answers.cuts.assign(**cells | place)
+        if rule in PLACE_NAMES and prompt == "question" and "written" in answers.forms:
+            yield model, PLACE_NAMES[rule], answers
+
+
+def _split_written(place: dict, answers: study.Answers, kinds: np.ndarray) -> Iterator[pd.DataFrame]:
+    """What is kept of writing by kind; kinds names that of each item, [N]."""
+    written = answers.forms["written"]
+    kinds = kinds[: written.shape[1]]
+    for kind in dict.fromkeys(kinds):
+        outcomes = written[:, kinds == kind]
+        cells = estimate_mean(outcomes).columns() | shares_kept(outcomes, 0.0).columns("kept")
+        yield answers.cuts.assign(**place | cells, kind=kind, items=outcomes.shape[1])
 
 
 # ---- the last layer, and maps in its place --------------------------------------------------------------------------
@@ -174,7 +212,7 @@ def _compare_cuts(shared: dict, dropped: tuple, kept: tuple) -> Iterator[dict]:
         yield shared | means | {"size": int(size)} | differ(first, second).columns()
 
 
-@returns("model map asked value low high untold")
+@returns("model map asked value low high no_value_reason")
 def tabulate_returned(scores: pd.DataFrame) -> Iterator[dict]:
     """R of each form, asked as a question, and of the loss on C4: the share of what the last layers' absence takes that
     each map returns, over the sizes of the criterion. Forms in which nothing was lost have no R."""
@@ -194,9 +232,9 @@ def tabulate_returned(scores: pd.DataFrame) -> Iterator[dict]:
 def _return_where_lost(form: str, rule: str, of_model: dict) -> Estimate:
     """R of a form, where the last layers' absence surely takes some of it."""
     estimate = study.return_of_writing(rule, of_model, form)
-    if estimate.untold:
+    if estimate.no_value_reason:
         return estimate
     without = of_model["reverse", "question"]
     is_size = without.cuts["size"].isin(study.MAP_SIZES)
     lost = resample(without.forms[form][0] - without.forms[form][is_size].mean(axis=0))
-    return estimate if Estimate.of(lost).low > 0 else Estimate(untold=NOT_TESTED)
+    return estimate if Estimate.of(lost).low > 0 else Estimate(no_value_reason=NOT_TESTED)

@@ -26,7 +26,14 @@ from deeper_layers_companion.report.estimates import (
     resample,
     shares_kept,
 )
-from deeper_layers_companion.report.names import Sentences, model_title, put_in_order
+from deeper_layers_companion.report.names import (
+    Sentences,
+    format_number,
+    model_title,
+    put_in_order,
+    rule_title,
+    sort_names,
+)
 from deeper_layers_companion.report.pairing import Measurement, find_measurements, returns, select_best
 
 SIZES = range(1, 9)
@@ -41,8 +48,13 @@ UNASKED = {"letters": "facts_by_letter_unasked", "words": "facts_in_words_unaske
 LEAST = {"X": 0.50, "Y": 0.10}
 LETTERS_HALF, WRITING_HALF = "X, its half about letters", "X, its half about writing"
 LEAST_OF_A_HALF = 0.10  # as for Y, and in the first study; chosen after the data
-PREDICTED = "We predicted that losing the last layers hurts writing more than losing the most similar ones."
-OUTCOMES = {SUPPORTED: "It does", CONTRADICTED: "It does not", INCONCLUSIVE: "It stays open"}
+# the numbers of both studies in the table of their verdicts
+NUMBER_TITLES = {
+    "X": "X, letters' lead over writing, late less similar",
+    "Y": "Y, writing, similar less late",
+}
+PREDICTED = "We predicted that writing suffers more from losing the last layers than from losing the most similar ones."
+OUTCOMES = {SUPPORTED: "So it is", CONTRADICTED: "It is not so", INCONCLUSIVE: "It stays open"}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
@@ -60,7 +72,7 @@ def find_answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, 
 
 def average_by_place(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
     """The mean of k over sizes and prompts, by model, form and place; NOT_TESTED if a size or prompt is missing."""
-    kept, missing = {}, Estimate(untold=NOT_TESTED)
+    kept, missing = {}, Estimate(no_value_reason=NOT_TESTED)
     for _, place, curve, guessed in find_answers(scores):
         sizes = curve.cuts["size"]
         shares = shares_kept(curve.outcomes, resample(guessed)) if {*SIZES} <= {*sizes} else missing
@@ -85,9 +97,9 @@ def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
             yield curve.cuts.assign(**cells)
 
 
-@returns("model asked place whole unasked constant value low high untold")
+@returns("model asked place whole unasked constant value low high no_value_reason")
 def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
-    """The means of k as a table, a row for each model, form and place: value with low and high, and untold.
+    """The means of k as a table, a row for each model, form and place: value with low and high, and no_value_reason.
 
     Further columns are mean accuracies over prompts: of the whole model (whole), of the whole model without the
     question (unasked), and of the best constant answer (constant).
@@ -166,3 +178,63 @@ def tell_prediction(scores: pd.DataFrame) -> Sentences:
         if len(rows):
             sentences.append(f"{beginning} in {' and '.join(models)}.")
     return Sentences([PREDICTED, *sentences] if sentences else [], "prediction")
+
+
+def tabulate_registered(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Every registered number of the first study and of this one with its interval and verdict: a row a number, a
+    column a model. `first` and `second` are from `letters_or_words.judge_as_registered` and this file's."""
+    judged = pd.concat([first, second]).fillna({"about": "", "place": ""})
+    if judged.empty:
+        return pd.DataFrame(columns=["registered number"])
+    judged["cell"] = [
+        row["verdict"] if pd.isna(row["value"]) else f"{format_number(row)}: {row['verdict']}"
+        for row in judged.to_dict("records")
+    ]
+    names = judged["number"].replace(NUMBER_TITLES)
+    about = judged["about"].map(rule_title)
+    place = judged["place"].where(judged["number"].str.startswith("D"), "")
+    parts = zip(names, about, place)
+    judged["registered number"] = [", ".join(filter(None, part)) for part in parts]
+    judged = judged.assign(model=judged["model"].map(model_title))
+    models = list(map(model_title, sort_names({*first["model"], *second["model"]})))
+    table = judged.pivot_table(index="registered number", columns="model", values="cell", aggfunc="first", sort=False)
+    order = judged["registered number"].drop_duplicates().sort_values(key=lambda of: of.str[0].map("DWCXY".index))
+    return table.reindex(index=order, columns=models).fillna("").reset_index()
+
+
+def list_halves(scores: pd.DataFrame) -> pd.DataFrame:
+    """X and Y by the registered rule, then the halves of X as we would judge them now: judged says which."""
+    rules = {"by the registered rule": judge_as_registered(scores), "as we would judge it now": judge_now(scores)}
+    return pd.concat([rows.assign(judged=rule) for rule, rows in rules.items()])
+
+
+@returns("model x value verdict writing writing_verdict letters letters_verdict")
+def split_x(scores: pd.DataFrame) -> Iterator[dict]:
+    """X of each model that can show it, its registered verdict, and its halves with those of today; x is X in words."""
+    halves = judge_now(scores).set_index(["model", "number"])
+    for row in judge_as_registered(scores).query("number == 'X' and value.notna()").to_dict("records"):
+        row["x"] = format_number(row)
+        for name, number in {"writing": WRITING_HALF, "letters": LETTERS_HALF}.items():
+            half = halves.loc[(row["model"], number)]
+            row |= {name: half["value"], f"{name}_verdict": half["verdict"]}
+        yield row
+
+
+def state_order(rows: pd.DataFrame) -> str:
+    """At which number of dropped layers half of the right answers is gone, by place and form, asked as a question, from
+    `accuracies`: a sentence for each model."""
+    sentences = []
+    asked = rows[rows["prompt"] == "as a question"]
+    for model, of_model in asked.groupby("model", sort=False):
+        parts = []
+        for place, of_place in of_model.groupby("place", sort=False):
+            gone = [f"{form} {_find_half(line)}" for form, line in of_place.groupby("asked", sort=False)]
+            parts.append(f"without {place} {', '.join(gone)}")
+        sentences.append(f"Half of the right answers of {model_title(str(model))} is gone, {'; '.join(parts)}.")
+    return " ".join(sentences)
+
+
+def _find_half(line: pd.DataFrame) -> str:
+    whole = line.loc[line["size"] == 0, "value"]
+    gone = line[line["value"] <= whole.max() / 2]["size"]
+    return f"at {gone.min():.0f}" if len(gone) else f"not by {line['size'].max():.0f}"

@@ -22,6 +22,7 @@ from deeper_layers_companion.report.pairing import PLACE, PROMPT, Measurement, f
 from deeper_layers_companion.report.statistics import RULES, SIZE, find_scans
 from deeper_layers_companion.studies.which_layers import collect_maps
 
+HALF = 0.5  # of what the whole model knows
 LEAST = 0.10  # the least difference that counts, as a share of what a model knows
 FORMS = {
     "mmlu": "letters",
@@ -33,8 +34,12 @@ FORMS = {
     "written_facts": "written",
 }
 PAIRS = {"MMLU": ("mmlu", "mmlu_continuation"), "Capitals": ("lettered_capitals", "capitals")}  # letters, words
+TOLD = ("mmlu", "written_facts")
+SHOWN = ("mmlu", "lettered_capitals", "mmlu_continuation", "capitals", "written_facts")  # in the table of places
 LOSSES = ("c4", "gsm8k_solutions")
 MIDDLE, LATE = "middle", "late"
+# the rows of that table: what is dropped
+PLACE_TITLES = {MIDDLE: "a middle block", LATE: "a late block, the last layer kept", "last layers": "the last layers"}
 D, W, C = "D, letters less words", "W, middle less late", "C, letters less words"
 SIZES_OF_C = range(1, 9)
 QUESTIONS_OF_C = 20  # the first ones of each subject
@@ -79,7 +84,7 @@ def classify_places(starts, layers: int, size: int = SIZE) -> np.ndarray:
     return np.select([is_middle, (3 * starts >= 2 * layers) & (last < layers - 1)], [MIDDLE, LATE], "")
 
 
-@returns("model task topic form place blocks items value low high untold")
+@returns("model task topic form place blocks items value low high no_value_reason")
 def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """The mean share kept by place ("middle", "late") of blocks of a size; form is "letters", "words" or "written"."""
     for (model, task), shares in _find_block_shares(scores, size).items():
@@ -90,15 +95,80 @@ def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
             yield shared | row | shares.mean_in(place, size).columns()
 
 
-def tell_written(rows: pd.DataFrame) -> Sentences:
-    """What middle and late blocks leave of written facts in each model, from `costs`, in one sentence."""
+def tell_written(rows: pd.DataFrame, size: int = SIZE) -> Sentences:
+    """What middle and late blocks of a size leave of written facts in each model, from `costs`."""
     table = put_in_order(rows[rows["task"] == "written_facts"].dropna(subset="value"))
     by_place = table.pivot_table(index="model", columns="place", values="value", sort=False)
-    shares = [
-        f"{kept[MIDDLE]:.0%} and {kept[LATE]:.0%} in {model_title(str(model))}" for model, kept in by_place.iterrows()
-    ]
-    beginning = "Of written facts a middle block leaves, and a late block with the last layer kept:"
-    return Sentences([f"{beginning} {'; '.join(shares)}."] if shares else [], "found")
+    sentences = []
+    for model, kept in by_place.iterrows():
+        middle, late, name = f"{kept[MIDDLE]:.0%}", f"{kept[LATE]:.0%}", model_title(str(model))
+        if sentences:
+            sentences.append(f"In {name} it is {middle} and {late}.")
+        else:
+            sentences.append(
+                f"Without {size} middle layers {name} still writes {middle} of the facts that it could write; without "
+                f"{size} late ones, the last layer kept, {late}."
+            )
+    return Sentences(sentences, "found")
+
+
+def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
+    """What middle blocks and the last layers leave of MMLU's letters and of written facts, from `costs` and
+    `statistics.kept_by_place`: a sentence for each model that shows both."""
+    sentences = []
+    for model, of_model in put_in_order(rows.dropna(subset="value")).groupby("model", sort=False):
+        middle = of_model[of_model["place"] == MIDDLE].set_index("task")["value"]
+        last = _find_at_end(kept[kept["model"] == model], 0)
+        if not {*TOLD} <= {*middle.index} & {*last.index}:
+            continue
+        (letters, writing), (letters_last, writing_last) = (shares[list(TOLD)] for shares in (middle, last["kept"]))
+        is_crossed = letters < writing and letters_last > writing_last
+        beginning = "It depends on where the layers are dropped. " if is_crossed else ""
+        size = int(last["size"].iloc[0])
+        sentences.append(
+            f"{beginning}Without {size} middle layers {model} keeps {letters:.0%} of MMLU's letters and {writing:.0%} "
+            f"of written facts; without its last {size}, {letters_last:.0%} and {writing_last:.0%}."
+        )
+    return Sentences(sentences, "contrast")
+
+
+def state_ends(kept: pd.DataFrame) -> str:
+    """What the last block leaves of each task and what the block before it leaves, which keeps the last layer, from
+    `statistics.kept_by_place`: a sentence for each model."""
+    sentences = []
+    for model, of_model in kept.groupby("model", sort=False):
+        last, before = (_find_at_end(of_model, earlier) for earlier in (0, 1))
+        tasks = [task for task in last.index if task in before.index]
+        if tasks:
+            is_back = last.loc[tasks, "kept_low"] > HALF
+            is_lost = last.loc[tasks, "kept_high"] < HALF
+            is_letters = pd.Series([FORMS[task] == "letters" for task in tasks], tasks)
+            is_told = is_letters.any() and is_back[is_letters].all() and is_lost[~is_letters].all()
+            sentences += ["Letters come back at the end, words and writing do not."] * bool(is_told)
+            parts = [f"{before['kept'][task]:.0%} and {last['kept'][task]:.0%} of {task_title(task)}" for task in tasks]
+            size = int(last["size"].iloc[0])
+            beginning = f"Without {size} layers before the last one, and without the last {size},"
+            sentences.append(f"{beginning} {model_title(str(model))} keeps {'; '.join(parts)}.")
+    return " ".join(sentences)
+
+
+def _find_at_end(kept: pd.DataFrame, earlier: int) -> pd.DataFrame:
+    """Rows of `statistics.kept_by_place` of one model whose block ends `earlier` layers before the last, by task."""
+    is_there = kept["start"] + kept["size"] + earlier == kept["layers"]
+    return kept[is_there & kept["kept"].notna()].set_index("task")
+
+
+def tabulate_places(rows: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+    """What is kept of each task by place, from `costs` and `statistics.kept_by_place`: a row for each model and place,
+    a column for each task; empty where the whole model only guesses."""
+    lines = []
+    for model, of_model in put_in_order(rows).groupby("model", sort=False):
+        shares = {place: part.set_index("task")["value"] for place, part in of_model.groupby("place")}
+        shares["last layers"] = _find_at_end(kept[kept["model"] == model], 0)["kept"]
+        for place, title in PLACE_TITLES.items():
+            cells = {task_title(task): shares[place].get(task, np.nan) for task in SHOWN}
+            lines.append({"model": model_title(str(model)), "dropped": title} | cells)
+    return pd.DataFrame(lines)
 
 
 def _find_block_shares(
@@ -212,12 +282,12 @@ def judge_as_registered(scores: pd.DataFrame, *, without_known: bool = False) ->
         judged = [one._replace(estimate=one.estimate.at_level(levels[one.number])) for one in of_model]
         for one in judged:
             row = one._asdict() | one.estimate.columns() | {"level": levels[one.number]}
-            yield row | {"verdict": one.estimate.untold or _find_registered_verdict(one, judged)}
+            yield row | {"verdict": one.estimate.no_value_reason or _find_registered_verdict(one, judged)}
 
 
 def _correct_level(numbers: list[Number]) -> float:
     """The level of each interval with which all that can be told hold together with 95%."""
-    return 1 - 0.05 / max(1, sum(not one.estimate.untold for one in numbers))
+    return 1 - 0.05 / max(1, sum(not one.estimate.no_value_reason for one in numbers))
 
 
 def _find_registered_verdict(number: Number, of_model: list[Number]) -> str:
@@ -228,7 +298,7 @@ def _find_registered_verdict(number: Number, of_model: list[Number]) -> str:
         return _judge_d(by_place[MIDDLE], by_place[LATE])
     if number.number == C:
         return _judge_c(number.estimate)
-    return _judge_w([one.estimate for one in of_model if one.number == W and not one.estimate.untold])
+    return _judge_w([one.estimate for one in of_model if one.number == W and not one.estimate.no_value_reason])
 
 
 def _judge_d(middle: Estimate, late: Estimate) -> str:

@@ -74,13 +74,13 @@ class Answers:
     def kept(self, form: str) -> Estimate:
         """k of each cut, with draws of items."""
         if form not in self.forms:
-            return Estimate(untold=NOT_TESTED)
+            return Estimate(no_value_reason=NOT_TESTED)
         return shares_kept(self.forms[form], self.guessing[form])
 
     def accuracy(self, form: str, sizes) -> Estimate:
         """The mean accuracy over some sizes."""
         if form not in self.forms or not self.has(sizes):
-            return Estimate(untold=NOT_TESTED)
+            return Estimate(no_value_reason=NOT_TESTED)
         return Estimate.of(resample(self.forms[form])).mean_over(self.cuts["size"].isin(sizes))
 
 
@@ -119,14 +119,14 @@ def judge(scores: pd.DataFrame) -> Iterator[dict]:
 def _judge_outliving(model: str, prompt: str, last: Answers) -> Iterator[dict]:
     """Prediction 1: calibrated letters and writing without the last OUTLIVED_SIZE layers."""
     size = [OUTLIVED_SIZE]
-    letters, written = Estimate(untold=NOT_TESTED), Estimate(untold=NOT_TESTED)
+    letters, written = Estimate(no_value_reason=NOT_TESTED), Estimate(no_value_reason=NOT_TESTED)
     if last.has(size):
         is_size = last.cuts["size"].isin(size)
         letters = last.kept(LETTERS_CALIBRATED).mean_over(is_size)
         written = last.kept("written").mean_over(is_size)
     difference = letters - written
-    if difference.untold:
-        verdict = difference.untold
+    if difference.no_value_reason:
+        verdict = difference.no_value_reason
     elif letters.high < LEAST_KEPT or written.low > MOST_WRITTEN:
         verdict = CONTRADICTED
     elif letters.value >= LEAST_KEPT and written.value <= MOST_WRITTEN and difference.low > 0:
@@ -145,7 +145,7 @@ def _judge_tasks(model: str, of_model: dict) -> dict:
         means = []
         for rule in ("reverse", "simple"):
             answers = of_model.get((rule, "question"))
-            means.append(answers.accuracy(form, LAST_SIZES) if answers else Estimate(untold=NOT_TESTED))
+            means.append(answers.accuracy(form, LAST_SIZES) if answers else Estimate(no_value_reason=NOT_TESTED))
         gaps.append(means[0] - means[1])
     return _row(model, "2. T, the last layer by tasks", mean_of(gaps), LEAST_TASKS)
 
@@ -166,7 +166,7 @@ def _judge_loss(model: str, losses: dict) -> dict:
     for rule in ("reverse", "simple"):
         cuts, outcomes = losses.get((model, rule), (pd.DataFrame({"size": []}), np.empty((0, 0))))
         if not {*LAST_SIZES} <= {*cuts["size"]}:
-            means.append(Estimate(untold=NOT_TESTED))
+            means.append(Estimate(no_value_reason=NOT_TESTED))
             continue
         means.append(Estimate.of(resample(outcomes[cuts["size"].isin(LAST_SIZES)].mean(axis=0))))
     return _row(model, "3. U, the last layer by loss", means[0] - means[1], LEAST_LOSS)
@@ -177,7 +177,7 @@ def _judge_by_answer(model: str, of_model: dict) -> dict:
     name = "4. E, English less Spanish words"
     last = of_model.get(("reverse", "question"))
     if last is None or "written" not in last.forms or not last.has(ANSWER_SIZES):
-        return _row(model, name, Estimate(untold=NOT_TESTED), LEAST_BY_ANSWER)
+        return _row(model, name, Estimate(no_value_reason=NOT_TESTED), LEAST_BY_ANSWER)
     english, spanish = pair_words(last.forms["written"])
     for outcomes in (english, spanish):
         if is_at_floor(outcomes[0], 0.0):
@@ -206,9 +206,9 @@ def _judge_map(model: str, rule: str, of_model: dict, losses: dict) -> dict:
     name = f"5. R of writing, {MAPS[rule]} map"
     returned, of_loss = return_of_writing(rule, of_model), return_of_loss(model, rule, losses)
     row = _row(model, name, returned, LEAST_RETURNED)
-    if returned.untold:
-        verdict = returned.untold
-    elif of_loss.untold or of_loss.value < LEAST_RETURNED:
+    if returned.no_value_reason:
+        verdict = returned.no_value_reason
+    elif of_loss.no_value_reason or of_loss.value < LEAST_RETURNED:
         verdict = NOT_TESTED
     elif returned.high < LEAST_RETURNED:
         verdict = CONTRADICTED
@@ -223,11 +223,11 @@ def return_of_writing(rule: str, of_model: dict, form: str = "written", prompt: 
     """R of a form: the share of the lost accuracy that the map of a rule returns, over MAP_SIZES."""
     without, mapped = of_model.get(("reverse", prompt)), of_model.get((rule, prompt))
     if without is None or mapped is None or not (without.has(MAP_SIZES) and form in without.forms):
-        return Estimate(untold=NOT_TESTED)
+        return Estimate(no_value_reason=NOT_TESTED)
     if form not in mapped.forms or not {*MAP_SIZES} <= {*mapped.cuts["size"]}:
-        return Estimate(untold=NOT_TESTED)
+        return Estimate(no_value_reason=NOT_TESTED)
     if is_at_floor(without.forms[form][0], float(np.ravel(without.guessing[form])[0])):
-        return Estimate(untold=shares_kept(without.forms[form], without.guessing[form]).untold)
+        return Estimate(no_value_reason=shares_kept(without.forms[form], without.guessing[form]).no_value_reason)
     lost_to = without.forms[form][without.cuts["size"].isin(MAP_SIZES)].mean(axis=0)
     back_to = mapped.forms[form][mapped.cuts["size"].isin(MAP_SIZES)].mean(axis=0)
     return _share_returned(without.forms[form][0], lost_to, back_to)
@@ -236,15 +236,15 @@ def return_of_writing(rule: str, of_model: dict, form: str = "written", prompt: 
 def return_of_loss(model: str, rule: str, losses: dict) -> Estimate:
     """R of the loss on C4: the share of its gap that the map of a rule closes, over MAP_SIZES."""
     if (model, "reverse") not in losses or (model, rule) not in losses:
-        return Estimate(untold=NOT_TESTED)
+        return Estimate(no_value_reason=NOT_TESTED)
     means = []
     for cuts, outcomes in (losses[model, "reverse"], losses[model, rule]):
         if not {*MAP_SIZES} <= {*cuts["size"]}:
-            return Estimate(untold=NOT_TESTED)
+            return Estimate(no_value_reason=NOT_TESTED)
         means.append(outcomes[cuts["size"].isin(MAP_SIZES)].mean(axis=0))
     cuts, outcomes = losses[model, "reverse"]
     if cuts["size"].iloc[0] != 0:
-        return Estimate(untold=NOT_TESTED)
+        return Estimate(no_value_reason=NOT_TESTED)
     return _share_returned(outcomes[0], *means)
 
 
@@ -256,6 +256,6 @@ def _share_returned(whole: np.ndarray, without: np.ndarray, mapped: np.ndarray) 
 
 
 def _row(model: str, number: str, estimate: Estimate, limit: float) -> dict:
-    verdict = estimate.untold or (NOT_TESTED if math.isnan(estimate.value) else estimate.judge_beyond(limit))
+    verdict = estimate.no_value_reason or (NOT_TESTED if math.isnan(estimate.value) else estimate.judge_beyond(limit))
     shared = {"model": model, "number": number, "prompt": "question", "limit": limit}
     return shared | estimate.columns() | {"verdict": verdict}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy.stats import rankdata
 
 from deeper_layers_companion import results
 from deeper_layers_companion.report.estimates import TIE_TOLERANCE, Estimate, mean_of, mean_of_drawn, resample
@@ -23,6 +24,7 @@ from deeper_layers_companion.report.pairing import find_measurements, is_map_row
 from deeper_layers_companion.report.statistics import group_sequences, nearest, select_distances, sort_by_model
 from deeper_layers_companion.rules.choosing import DESCRIBED
 
+COMPARED = "agreement", "overlap", "KL"  # with the whole model, in the order of the column compared
 TEXT = "c4"  # the text of the losses that are judged
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
 # the measures of geometry, each with its form for a block (BLOCK_FORMS); its pick is the block with the least value
@@ -199,6 +201,46 @@ def select_healed_alike(losses: pd.DataFrame) -> pd.DataFrame:
     size, healing = by_use[["size", "healing"]].iloc[0]
     alike = healed[(healed["size"] == size) & (healed["healing"] == healing)]
     return alike.assign(rise=alike["value"] - alike["whole"])
+
+
+# ---- agreement ------------------------------------------------------------------------------------------------------
+
+
+def agreement(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """How much each block's cut predicts what the whole model does, beside its distance: model, layers, size, blocks
+    (in words), start, distance (on TEXT), value (share of tokens with the same first choice), overlap, kl, and by
+    sequence compared, [I, 3], and by_sequence, [S]. Blocks with the last layer are left out, as no rule drops it."""
+    rows = _select_maps(scores).query("task == @TEXT and agreement.notna() and size > 0 and start + size < layers")
+    rows = rows[rows["items"] == rows.groupby(["model", "size"])["items"].transform("max")]
+    rows = rows.drop_duplicates(["model", "cut"])[
+        ["model", "layers", "size", "start", "agreement", "overlap", "kl", "compared", "items"]
+    ]
+    of_text = select_distances(distances).query("corpus == @TEXT")
+    blocks = ["model", "size", "start"]
+    rows = rows.merge(of_text[[*blocks, "distance", "by_sequence"]].dropna(subset="by_sequence"), on=blocks)
+    layers = rows["size"].astype(str) + np.where(rows["size"] == 1, " layer", " layers")
+    return put_in_order(rows.assign(blocks=layers).rename(columns={"agreement": "value"}))
+
+
+@returns("model size blocks compared items measure value low high")
+def predicted_agreement(rows: pd.DataFrame) -> Iterator[dict]:
+    """Spearman's correlation of the distance of blocks of one size with each measure of `agreement`. The sequences of
+    both texts are drawn anew for its interval; the blocks are all there are."""
+    for _, of_size in rows.groupby(["model", "size"], sort=False):
+        compared = np.stack(list(of_size["compared"]))
+        by_distance = rankdata(resample(np.stack(list(of_size["by_sequence"])), seed=2), axis=1)
+        shared = of_size[["model", "size"]].iloc[0].to_dict()
+        shared |= {"blocks": len(of_size), "items": compared.shape[1]}
+        shared["compared"] = of_size["blocks"].iloc[0]
+        for number, measure in enumerate(COMPARED):
+            by_measure = rankdata(resample(compared[..., number]), axis=1)
+            yield shared | {"measure": measure} | Estimate.of(correlate_rows(by_distance, by_measure)).columns()
+
+
+def correlate_rows(first: Float[np.ndarray, "N B"], second: Float[np.ndarray, "N B"]) -> Float[np.ndarray, " N"]:
+    """Pearson's correlation of each row with the other's; of ranks it is Spearman's."""
+    first, second = (values - values.mean(axis=1, keepdims=True) for values in (first, second))
+    return (first * second).sum(axis=1) / np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------
