@@ -5,9 +5,11 @@ finished is kept in shards. An earlier result has the first items, which are not
 """
 
 import dataclasses
+import math
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -32,23 +34,32 @@ from deeper_layers_companion.report.stopping import (
 from deeper_layers_companion.results.frames import tabulate_scores
 from deeper_layers_companion.results.store import Result
 
-FEW_ITEMS = 4  # fewer are not worth a pass of their own before time is up
+# under a clock items are asked in parts: a few first, which tell the pace, then more, so that time is kept
+FEW_ITEMS, PART_ITEMS = 4, 30
+BELOW_TABLE = 3  # lines of a terminal for what stands below the table: the bar, its overflow and the cursor
 
 
 def is_enough(job: Job, result: Result) -> bool:
     """Whether a result answers what the job asks for, or has asked as many items as that allows."""
     until = _get_until(job)
     stopping = result.details["stopping"]
-    total = sum(stopping["counts"].values())
-    if stopping["items"] >= _find_limit(until, total):
+    limit = count_askable(until, stopping["counts"])
+    if stopping["items"] >= limit:
         return True
-    rule = make_rule(until, total, stopping["looks"])
+    rule = make_rule(until, limit, stopping["looks"])
     return looking.find_reason(look_at_result(narrow(job, result), rule)) is not None
 
 
-def make_rule(until: Until, total: int, made: Sequence[int] = ()) -> StoppingRule:
-    """The rule of stopping among `total` items; `made` are the looks of earlier runs, which count among the planned."""
-    looks = sorted({*plan_looks(_find_limit(until, total)), *made})
+def count_askable(until: Until, counts: Mapping[str, int]) -> int:
+    """The most items that are asked: of a group, its tasks' together, as many as without a rule of stopping."""
+    if until.limit is None:
+        return sum(counts.values())
+    return sum(min(until.limit, count) for count in counts.values())
+
+
+def make_rule(until: Until, limit: int, made: Sequence[int] = ()) -> StoppingRule:
+    """The rule of stopping among `limit` items; `made` are the looks of earlier runs, which count among the planned."""
+    looks = sorted({*plan_looks(limit), *made})
     return StoppingRule(until.precision, tuple(looks), until.decides)  # ty: ignore[invalid-argument-type]
 
 
@@ -71,10 +82,6 @@ def _get_until(job: Job) -> Until:
     return job.until
 
 
-def _find_limit(until: Until, total: int) -> int:
-    return total if until.limit is None else min(until.limit, total)
-
-
 def measure_until(job: Job, session: Session, shards: Shards) -> Measured:
     """Ask items until the rule, the clock or the last item stops it. Details have "stopping": where and why."""
     until = _get_until(job)
@@ -83,8 +90,8 @@ def measure_until(job: Job, session: Session, shards: Shards) -> Measured:
     display = Display()
     try:
         while (reason := asking.find_reason()) is None:
-            asking.ask()
-            display.show(asking.write_table(), asking.describe())
+            if asking.ask():
+                display.show(asking.write_table(), asking.describe())
     except KeyboardInterrupt:
         display.close()
         print(f"\n{asking.write_table()}", file=sys.stderr)
@@ -117,13 +124,15 @@ class Asking:
         del how["limit"]
         self.questions = sweeping.Questions(*session.open(job.key), self.task, job.cuts, **how)
         self.order = data.order_items(self.questions.counts, settings["seed"])
+        self.limit = count_askable(until, self.questions.counts)
         self.answers = Answers()
         self.looks: list[int] = []
         self.seen: list[Seen] = []
         self.started = time.monotonic()
         self.seconds_per_item: float | None = None
+        self.is_time_up = False
         self.first = 0  # items that are known already
-        self.rule = make_rule(until, len(self.order))
+        self.rule = make_rule(until, self.limit)
         if earlier := session.find(job):
             self._go_on_from(earlier)
 
@@ -132,14 +141,8 @@ class Asking:
         self.answers.add(narrow(self.job, earlier).records, earlier.details["targets"])
         self.first = self.answers.items
         self.looks = list(stopping["looks"])
-        self.rule = make_rule(self.until, len(self.order), self.looks)
-        run = earlier.provenance
-        self.seconds_per_item = (run["seconds"] + run.get("seconds_in_earlier_runs", 0)) / self.first
+        self.rule = make_rule(self.until, self.limit, self.looks)
         self._look()
-
-    @property
-    def limit(self) -> int:
-        return _find_limit(self.until, len(self.order))
 
     def find_reason(self) -> str | None:
         """Why asking stops here; None if it goes on."""
@@ -151,22 +154,22 @@ class Asking:
             return ALL_ASKED
         if items >= self.limit:
             return UP_TO_LIMIT
-        if items > self.first and self._count_affordable() < FEW_ITEMS:
-            return OUT_OF_TIME
-        return None
+        return OUT_OF_TIME if self.is_time_up else None
 
-    def _count_affordable(self) -> float:
-        """How many items can be asked before time is up, at the pace so far."""
-        if self.until.seconds is None or self.seconds_per_item is None:
-            return float("inf")
+    def _count_affordable(self) -> int:
+        """How many items of the next part can be asked before time is up, at the pace so far."""
+        if self.until.seconds is None:
+            return self.limit
+        if self.seconds_per_item is None:
+            return FEW_ITEMS
         left = self.until.seconds - (time.monotonic() - self.started)
-        return left / self.seconds_per_item
+        return math.floor(min(PART_ITEMS, left / self.seconds_per_item))
 
-    def ask(self) -> None:
-        """Ask the items up to the next look, or as many as time is left for, and look."""
+    def ask(self) -> bool:
+        """Ask the items up to the next look, or under a clock the next part of them; whether a look was made."""
         items = self.answers.items
-        stop = min([look for look in self.rule.looks if items < look <= self.limit], default=self.limit)
-        stop = int(min(stop, max(items + FEW_ITEMS, items + self._count_affordable())))
+        next_look = min([look for look in self.rule.looks if items < look <= self.limit], default=self.limit)
+        stop = min(next_look, items + max(FEW_ITEMS, self._count_affordable()))
         asked = self.order[items:stop]
         table = self.questions.ask(asked, self.shards.part(f"{items}-{stop}"))
         details: dict = {"levels": {}, "groups": {}, "targets": {}}
@@ -176,12 +179,18 @@ class Asking:
             raise InputError(
                 f"precision is given, and {self.task} is not scored right or wrong item by item: leave precision out"
             )
-        self.seconds_per_item = (time.monotonic() - self.started) / (stop - self.first)
+        # what an interrupted run left in shards took its time then
+        seconds = time.monotonic() - self.started + self.shards.seconds_before
+        self.seconds_per_item = seconds / (stop - self.first)
+        self.is_time_up = self._count_affordable() < FEW_ITEMS
+        if stop < next_look and not self.is_time_up:
+            return False
         self.looks.append(stop)
         self._look()
+        return True
 
     def _look(self) -> None:
-        details = self.make_details("") | {"num_layers": self.layers, "weights": self.weights}
+        details = {**self.make_details(""), "num_layers": self.layers, "weights": self.weights}
         result = Result("scores", self.job.key, {"measured": ""}, self.make_rows(), details)
         self.seen = looking.find_looks(tabulate_scores([result]), self.rule)
         if not self.seen:
@@ -194,7 +203,7 @@ class Asking:
 
     def make_details(self, reason: str) -> dict:
         counts = self.questions.counts
-        stopping = {"items": self.answers.items, "counts": counts, "rule": self.rule.as_settings()}
+        stopping: dict = {"items": self.answers.items, "counts": counts, "rule": self.rule.as_settings()}
         stopping |= {"looks": self.looks, "reason": reason}
         groups = {} if list(counts) == [self.task] else {self.task: sorted(counts)}
         levels = {"levels": self.questions.levels, "groups": groups, "targets": self.answers.write_targets()}
@@ -202,13 +211,12 @@ class Asking:
 
     def describe(self) -> str:
         """The answer so far in one line, and what is left."""
-        items, left = self.answers.items, self.limit - self.answers.items
+        items = self.looks[-1]
+        left = self.limit - items
         seconds = left * (self.seconds_per_item or 0)
         line = f"{self.task}: {items} of {len(self.order)} items, {looking.describe_line(self.seen, self.rule)}"
         reason = self.find_reason()
-        return (
-            f"{line}; at most {left} items are left, about {seconds:.0f} s" if reason is None else f"{line}; {reason}"
-        )
+        return f"{line}; {reason or f'at most {left} items are left, about {seconds:.0f} s'}"
 
     def write_table(self) -> str:
         """The answer so far as tables, and what is left."""
@@ -229,6 +237,9 @@ class Display:
             print(line, file=sys.stderr)
             return
         texts = table.splitlines()
+        room = shutil.get_terminal_size().lines - BELOW_TABLE
+        if len(texts) > room:
+            texts = [*texts[: room - 1], "..."]
         for place in range(len(self.lines), len(texts)):
             self.lines.append(tqdm(bar_format="{desc}", position=place, leave=False, file=sys.stderr))
         for place, bar in enumerate(self.lines):

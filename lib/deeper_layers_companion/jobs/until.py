@@ -14,11 +14,11 @@ class Until(NamedTuple):
 
     precision: float | None  # that is wanted; None: stop by the clock or the limit alone
     decides: str  # which of DECIDES has to be so precise
-    limit: int | None  # the most items of a task or group
+    limit: int | None  # the most items of a task, and on average of each task of a group
     seconds: float | None  # by the clock
 
 
 def parse_seconds(text: str) -> float:
     """The seconds of a duration like "90s", "2min" or "1.5h"."""
-    number, unit = re.fullmatch(DURATION, text).groups()  # ty: ignore[unresolved-attribute]
+    number, unit = re.split(r" ?(?=[a-z])", text, maxsplit=1)
     return float(number) * UNITS[unit]
