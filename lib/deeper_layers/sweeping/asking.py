@@ -34,7 +34,8 @@ class Questions:
 
     Attributes:
         counts: by task, the number of its items.
-        levels: by multiple-choice task, the accuracy of guessing on all of its items: chance and majority.
+        levels: by multiple-choice task, and of a group of such, the accuracy of guessing on all items: chance and
+            majority.
 
     Raises InputError as `sweep` does.
     """
@@ -45,12 +46,16 @@ class Questions:
         self.loaded = harness.load_tasks([task], **prompts)["tasks"]
         self.counts: dict[str, int] = {}
         self.levels: dict[str, dict[str, float]] = {}
+        choices: list[tuple] = []  # tasks of multiple choice, with their items
         for name, one in self.loaded.items():
             documents = list(one.eval_docs)
             self.counts[name] = len(documents)
             if one.OUTPUT_TYPE == "multiple_choice":
-                self.levels[name] = harness.find_levels(one, documents)
+                choices.append((one, documents))
+                self.levels[name] = harness.find_levels(choices[-1:])
             one.fewshot_context = functools.partial(_build_prompt, one, one.fewshot_context)
+        if len(choices) == len(self.loaded) > 1:
+            self.levels[task] = harness.find_levels(choices)
 
     @functools.cached_property
     def family(self) -> TreeModel:

@@ -19,7 +19,7 @@ import random
 import statistics
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -331,12 +331,15 @@ def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
     for name, task in tasks.loaded["tasks"].items():
         if task.OUTPUT_TYPE == "multiple_choice":
             documents = {instance.doc_id: instance.doc for instance in task.instances}.values()
-            levels[name] = find_levels(task, list(documents))
+            levels[name] = find_levels([(task, list(documents))])
     return levels
 
 
-def find_levels(task, documents: list[dict]) -> dict[str, float]:
-    """The accuracy of guessing on these items of a multiple-choice task, as `reference_levels` has it."""
-    targets = collections.Counter(str(task.doc_to_target(document)) for document in documents)
-    chance = float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents]))
-    return {"chance": chance, "majority": max(targets.values()) / len(documents)}
+def find_levels(asked: list[tuple[Any, list[dict]]]) -> dict[str, float]:
+    """The accuracy of guessing on these items of multiple-choice tasks together, as `reference_levels` has it."""
+    targets: collections.Counter[str] = collections.Counter()
+    chances: list[float] = []
+    for task, documents in asked:
+        targets.update(str(task.doc_to_target(document)) for document in documents)
+        chances += [1 / len(task.doc_to_choice(document)) for document in documents]
+    return {"chance": float(np.mean(chances)), "majority": max(targets.values()) / len(chances)}

@@ -98,11 +98,12 @@ def score_guessing(rows: pd.DataFrame) -> float:
     """The score of the better way to guess on one task or group: at random, or always the same choice.
 
     `rows` are those of the task for any models and cuts; of several limits the largest counts. A right choice of a
-    group is known where a model chose it. Written answers are never right by chance.
+    group is known where a model chose it; where asking may have stopped early, the rows have the levels of all of its
+    items. Written answers are never right by chance.
     """
     widest = rows[rows["items"] == rows.groupby("subject", dropna=False)["items"].transform("max")]
     commonest = widest["commonest"].max()
-    if rows["subject"].notna().any():
+    if (rows["subject"].notna() & rows["drawn"].isna()).any():
         right = np.concatenate([_find_right_choices(of_subject) for _, of_subject in widest.groupby("subject")])
         commonest = np.bincount(right[right >= 0], minlength=1).max() / len(right)
     return float(np.nanmax([0.0, widest["chance"].max(), commonest]))

@@ -226,8 +226,11 @@ def _read_task(result: Result, name: str, items: int) -> dict:
     """The columns that all rows of a task share. The tasks of the group MMLU become one task with several subjects."""
     key, details, run = result.key, defaultdict(dict, result.details), defaultdict(dict, result.provenance)
     group = next((outer for outer, names in details["groups"].items() if name in names and outer in key["tasks"]), name)
-    settings, level = key["tasks"].get(group, {}), details["levels"].get(name, {})
+    settings = key["tasks"].get(group, {})
     in_mmlu = group != name and group.startswith("mmlu")
+    level = details["levels"].get(name, {})
+    if in_mmlu:
+        level = details["levels"].get(group, level)
     subject = name.removeprefix("mmlu_").removesuffix("_continuation") if in_mmlu else None
     shots, target = settings.get("shots"), details["targets"].get(name)
     return {
