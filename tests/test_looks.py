@@ -24,7 +24,7 @@ from deeper_layers_companion.jobs.notebook_options import ScanParameters
 from deeper_layers_companion.jobs.options import SweepParameters
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.jobs.until import parse_seconds
-from deeper_layers_companion.report import stopping
+from deeper_layers_companion.report import looking, stopping
 from deeper_layers_companion.report.stopping import StoppingRule, Tally, look_at, plan_looks
 from deeper_layers_companion.results.frames import tabulate_scores
 from tests.test_command import answer, typed
@@ -110,7 +110,10 @@ def test_the_tasks_of_a_group_are_mixed_in_one_order(asked, plain):
     assert {task for task, _ in items[:10]} == {"sums_one_digit", "sums_two_digits"}
     assert_is_plain(result, plain, items)
     assert (told["looks"], told["reason"]) == ([30, 40], stopping.UP_TO_LIMIT)
-    assert {seen.task for seen in looks.look_at_result(result)} == {"sums_one_digit", "sums_two_digits"}
+    seen = looks.look_at_result(result)
+    line = looking.describe_line(seen, StoppingRule(0.1, (40,)))
+    unable = "the whole model is not surely above guessing yet"
+    assert line == f"sums_one_digit: {unable}; sums_two_digits: {unable}"
 
 
 def test_subjects_of_mmlu_are_one_curve_above_the_guessing_of_all_items(asked):
@@ -132,7 +135,7 @@ def test_subjects_of_mmlu_are_one_curve_above_the_guessing_of_all_items(asked):
     assert seen.guessing == max(details["levels"]["mmlu"].values())
 
 
-def test_it_stops_at_the_first_look_by_the_intervals_of_all_looks_and_a_finer_precision_goes_on(asked, plain):
+def test_it_stops_at_the_first_look_by_the_intervals_of_all_looks_and_a_finer_precision_goes_on(asked, plain, capsys):
     session_of, items = asked
     order = [number for _, number in data.order_items({"capitals": CAPITALS})]
     right = np.stack([plain["capitals", cut.name][order] for cut in CUTS])
@@ -156,6 +159,7 @@ def test_it_stops_at_the_first_look_by_the_intervals_of_all_looks_and_a_finer_pr
     assert [number for _, number in items] == order[: fine.items], "each item once"
     again = get(session_of(precision=0.2, decides="accuracy"))
     assert again.details == result.details and len(items) == fine.items, "more is known than is asked for"
+    assert "capitals: 60 of 181 items, every accuracy within" in capsys.readouterr().err
     at_once = get(session_of(results="others", precision=0.13, decides="accuracy"))
     assert_alike(result, at_once)
     assert result.details == at_once.details

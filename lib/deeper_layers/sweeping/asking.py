@@ -56,15 +56,17 @@ class Questions:
             one.fewshot_context = functools.partial(_build_prompt, one, one.fewshot_context)
         if len(choices) == len(self.loaded) > 1:
             self.levels[task] = harness.find_levels(choices)
-
-    @functools.cached_property
-    def family(self) -> TreeModel:
-        return TreeModel(self.model, self.cuts)
+        self.family = _make_family(model, cuts)
 
     def ask(self, items: Sequence[Item], shards: Shards | None = None) -> pd.DataFrame:
         """The table of `sweep` for these items, without rows of groups. Its `attrs` hold "outcomes", whose vectors have
         the items of each task by their numbers, and "levels"."""
         return _ask(self.model, self, items, shards)
+
+
+@measuring
+def _make_family(model, cuts: list[Cut]) -> TreeModel:
+    return TreeModel(model, cuts)
 
 
 @measuring

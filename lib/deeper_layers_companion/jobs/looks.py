@@ -214,9 +214,9 @@ class Asking:
         items = self.looks[-1]
         left = self.limit - items
         seconds = left * (self.seconds_per_item or 0)
-        line = f"{self.task}: {items} of {len(self.order)} items, {looking.describe_line(self.seen, self.rule)}"
+        line = f"{self.task}: {items:,} of {len(self.order):,} items, {looking.describe_line(self.seen, self.rule)}"
         reason = self.find_reason()
-        return f"{line}; {reason or f'at most {left} items are left, about {seconds:.0f} s'}"
+        return f"{line}; {reason or f'at most {left:,} items are left, about {seconds:.0f} s'}"
 
     def write_table(self) -> str:
         """The answer so far as tables, and what is left."""

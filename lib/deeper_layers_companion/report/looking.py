@@ -22,6 +22,13 @@ from deeper_layers_companion.report.stopping import (
 )
 
 
+# by whether it surely is at floor
+NOT_ABLE = {
+    True: "the whole model is surely not above guessing",
+    False: "the whole model is not surely above guessing yet",
+}
+
+
 class Seen(NamedTuple):
     """One look at one curve: a task under the cuts of a rule."""
 
@@ -68,10 +75,8 @@ def find_reason(seen: Sequence[Seen]) -> str | None:
 
 def describe_half_gone(seen: Seen) -> str:
     """Half gone with its interval, or why it has no number: "4 (3 to 6)"."""
-    if seen.look.is_at_floor:
-        return "nothing: the whole model is surely not above guessing"
     if not seen.look.is_able:
-        return "not known: the whole model is not surely above guessing yet"
+        return f"not known: {NOT_ABLE[bool(seen.look.is_at_floor)]}"
     return describe_sizes(seen.look.half_gone, seen.sizes)
 
 
@@ -88,11 +93,15 @@ def describe_line(seen: Sequence[Seen], rule: StoppingRule) -> str:
         widest = max(float(find_distance(one.look.accuracies).max()) for one in seen)
         return f"every accuracy within {widest:.3f} either way"
     several = len({one.task for one in seen}) > 1
-    parts = [
-        (f"{one.task} " if several else "") + describe_half_gone(one) + (f" by {one.rule}" if one.rule else "")
-        for one in seen
-    ]
-    return f"half gone without {'; '.join(parts)}, of {seen[0].layers} layers"
+    parts: list[str] = []
+    for one in seen:
+        words = f"half gone without {describe_half_gone(one)} of {one.layers} layers"
+        if one.rule:
+            words += f" by {one.rule}"
+        if not one.look.is_able:
+            words = NOT_ABLE[bool(one.look.is_at_floor)]
+        parts.append(f"{one.task}: {words}" if several else words)
+    return "; ".join(dict.fromkeys(parts))  # rules share their whole model
 
 
 def write_tables(seen: Sequence[Seen]) -> Iterator[str]:
