@@ -21,7 +21,6 @@ from deeper_layers_companion.report.stopping import (
     look_at,
 )
 
-
 # by whether it surely is at floor
 NOT_ABLE = {
     True: "the whole model is surely not above guessing",
