@@ -20,7 +20,7 @@ from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers_companion.jobs import looks
 from deeper_layers_companion.jobs.job import scores_job
 from deeper_layers_companion.jobs.listing import list_sweep
-from deeper_layers_companion.jobs.notebook_options import ScanParameters
+from deeper_layers_companion.jobs.notebook_options import EarlyScanParameters
 from deeper_layers_companion.jobs.options import SweepParameters
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.jobs.until import parse_seconds
@@ -297,7 +297,7 @@ def test_a_duration_is_read():
     (SweepParameters, {"precision": 0.1, "decides": "taste"}, "decides is 'taste'"),
     (SweepParameters, {"precision": 0.1, "sizes": "0"}, "has no whole model and cut"),
     (SweepParameters, {"precision": 0.1, "mlp": "3"}, "a cut of sublayers has no number of layers"),
-    (ScanParameters, {"precision": 0.1, "decides": "half gone", "rules": "simple"}, "has several cuts of one size"),
+    (EarlyScanParameters, {"precision": 0.1, "decides": "half gone", "rules": "simple"}, "has several cuts of one size"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_until_it_is_known_is_refused(kind, given, said, asked):
     of, _ = asked

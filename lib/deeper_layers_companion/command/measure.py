@@ -18,7 +18,7 @@ from deeper_layers_companion.command.options import (
 )
 from deeper_layers_companion.jobs.job import Job, distances_job, read_cut
 from deeper_layers_companion.jobs.listing import list_sweep
-from deeper_layers_companion.jobs.notebook_options import ScanParameters
+from deeper_layers_companion.jobs.notebook_options import EarlyScanParameters
 from deeper_layers_companion.jobs.options import Parameters, SweepParameters
 from deeper_layers_companion.jobs.plan import try_job
 from deeper_layers_companion.jobs.session import Session
@@ -97,14 +97,14 @@ def sweep(parameters: SweepParameters, keep: float | None) -> Answer:
     return _score([*list_sweep(session)], session, by_rule=True, keep=keep)
 
 
-@subcommand(ScanParameters, "Score every block of so many layers, at every start.")
+@subcommand(EarlyScanParameters, "Score every block of so many layers, at every start.")
 @click.option(
     "--dry-run",
     is_flag=True,
     help="say what each would cost on this machine, less what results hold; the "
     "model is opened, and run on one small batch",
 )
-def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
+def scan(parameters: EarlyScanParameters, dry_run: bool) -> Answer:
     """Score the model without every block of so many layers in turn, from the first to the last.
 
     Of tasks that are chosen the log-probability of every choice is kept; of texts and solutions the loss is measured.

@@ -51,7 +51,7 @@ class SimilarityParameters(MeasuringParameters):
     notebook: ClassVar[str] = "01-similarity"
 
 
-class QuestionAnsweringParameters(kinds.EarlyParameters, MeasuringParameters):
+class QuestionAnsweringParameters(kinds.TaskParameters, MeasuringParameters):
     notebook: ClassVar[str] = "02-question-answering"
     numbers: Numbers = Field(
         "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
@@ -60,7 +60,7 @@ class QuestionAnsweringParameters(kinds.EarlyParameters, MeasuringParameters):
     orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
 
 
-class ReasoningParameters(kinds.EarlyParameters, MeasuringParameters):
+class ReasoningParameters(kinds.TaskParameters, MeasuringParameters):
     notebook: ClassVar[str] = "03-reasoning"
     tasks: kinds.TasksOfSizes = "capitals, sums, sums_generated"
 
@@ -146,20 +146,22 @@ class TextTaskParameters(kinds.TaskParameters, MeasuringParameters):
         return {text: {"limit": limit, "length": lengths[text]} for text, limit in texts.items()}
 
 
-class ScanParameters(kinds.EarlyParameters, TextTaskParameters):
-    """The parameters of `deeper-layers scan`, too."""
-
+class ScanParameters(TextTaskParameters):
     notebook: ClassVar[str] = "06-letters-or-words"
     tasks: kinds.TasksOfSizes = Field("capitals, lettered_capitals, sums_two_digits", description=TASKS_AND_TEXTS)
     blocks: int | None = Field(
         4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
     )
-    # of blocks there are many of one size, and half gone has no meaning
-    decides: kinds.Decides = DECIDES[1]
     starts: kinds.Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
 
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
         return None if self.blocks is None else list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
+
+
+class EarlyScanParameters(kinds.EarlyParameters, ScanParameters):
+    """The parameters of `deeper-layers scan`. Of blocks there are many of one size: half gone has no meaning."""
+
+    decides: kinds.Decides = DECIDES[1]
 
 
 class LastLayersParameters(TextTaskParameters):
