@@ -297,7 +297,7 @@ def test_a_duration_is_read():
     (SweepParameters, {"precision": 0.1, "decides": "taste"}, "decides is 'taste'"),
     (SweepParameters, {"precision": 0.1, "sizes": "0"}, "has no whole model and cut"),
     (SweepParameters, {"precision": 0.1, "mlp": "3"}, "a cut of sublayers has no number of layers"),
-    (EarlyScanParameters, {"precision": 0.1, "decides": "half gone", "rules": "simple"}, "has several cuts of one size"),
+    (EarlyScanParameters, {"precision": 0.1, "decides": "half gone", "rules": "simple"}, "several cuts of one size"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_until_it_is_known_is_refused(kind, given, said, asked):
     of, _ = asked
