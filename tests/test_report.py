@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from deeper_layers.cuts import Cut
 from deeper_layers.data.embedded import answers
 from deeper_layers_companion import results
-from deeper_layers_companion.report import figures, findings, measured, names, pairing, paper, statistics
+from deeper_layers_companion.report import figures, findings, measured, names, pairing, panels, paper, statistics
 from deeper_layers_companion.report.one_cut import describe_lengths, find_scores
 from deeper_layers_companion.results import frames, places
 from deeper_layers_companion.studies import four_kinds, last_layers, letters_or_words, which_layers
@@ -440,10 +440,10 @@ def test_captions_state_what_is_found_and_notes_mark_cliff_and_return():
 
 
 def test_colours_with_a_meaning_are_given_to_nothing_else():
-    looks = figures.choose_looks(["similarity", "something", "another", "letters"])
-    assert looks["similarity"]["colour"] == figures.PURPLE and looks["letters"]["colour"] == figures.RED
-    assert not {*figures.FREE} - {figures.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
-    assert {looks[name]["colour"] for name in ("something", "another")} <= {*figures.FREE}
+    looks = panels.choose_looks(["similarity", "something", "another", "letters"])
+    assert looks["similarity"]["colour"] == panels.PURPLE and looks["letters"]["colour"] == panels.RED
+    assert not {*panels.FREE} - {panels.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
+    assert {looks[name]["colour"] for name in ("something", "another")} <= {*panels.FREE}
 
 
 # ---- captions and agreement -----------------------------------------------------------------------------------------
