@@ -343,6 +343,7 @@ def test_one_depth_is_told_of_the_paper_s_models_and_of_ours():
     assert found.groupby("model")["depth"].unique().map(lambda depths: depths.round(2).tolist()).to_dict() == {
         QWEN: [0.48], GEMMA: [0.81], SMOLLM: [0.5],
     }  # fmt: skip
+    assert set(paper.cliffs()["value"]) == {0, 1}, "a line over the whole height"
     of_paper = paper.depth_at_quarter().set_index("model")["depth"].round(2)
     assert of_paper[["meta-llama/Llama-2-7b-hf", "mistralai/Mistral-7B-v0.1"]].tolist() == [0.78, 0.78]
 
