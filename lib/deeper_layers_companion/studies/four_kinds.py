@@ -81,8 +81,8 @@ def tell_last_layer(judged: pd.DataFrame) -> Sentences:
     for row in put_in_order(rows).to_dict("records"):
         parts.append(f"{row['value']:.2f} in {model_title(row['model'])} ({row['verdict']})")
     told = (
-        f"We also predicted that a model answers more right without its last layer than with it, by at least "
-        f"{study.LEAST_TASKS:.2f}. It is {'; '.join(parts)}."
+        f"Predicted too: a model answers at least {study.LEAST_TASKS:.2f} more right without its last layer. "
+        f"It is {'; '.join(parts)}."
     )
     return Sentences([told] if parts else [], "last-layer")
 
