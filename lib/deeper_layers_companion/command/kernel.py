@@ -1,6 +1,6 @@
 """Kernels that are interrupted only while a cell runs.
 
-jupyter_client interrupts every kernel before it asks it to end. papermill has then just asked for its name: an interrupt
+jupyter_client interrupts every kernel before it asks it to end. papermill has just asked for its name: an interrupt
 that comes too early makes it print "KeyboardInterrupt caught in kernel." at the end of a run that succeeded. While a
 cell runs, the interrupt is what stops it.
 """
