@@ -126,8 +126,10 @@ def write_answers(opened: Opened, asked: Asked) -> Found:
     if family.sharing == Sharing.MASKS:
         written = Decoding(family, prompts, NEW_TOKENS).write(lambda answers: [False] * len(answers))
     else:
-        pruned = [silence_sublayers(opened.model, cut) for cut in asked.cuts]
-        written = [[_generate(model, prompt) for prompt in prompts] for model in pruned]
+        written = []
+        for cut in asked.cuts:
+            model = silence_sublayers(opened.model, cut)
+            written.append([_generate(model, prompt) for prompt in prompts])
     seconds = time.perf_counter() - started
     behind = []
     for cut, answers in zip(asked.cuts, written, strict=True):
