@@ -145,6 +145,15 @@ class CardTensor(torch.Tensor):
         copied._is_param = isinstance(self, torch.nn.Parameter)
         return memo.setdefault(id(self), copied)
 
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, other)  # ty: ignore[unresolved-attribute]
+        self.raw, self.held = other.raw, other.held  # as where a module changes its data type
+
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
 
@@ -177,9 +186,6 @@ class Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, arguments=(), named=None):
         named = named or {}
-        if operator is aten._has_compatible_shallow_copy_type.default:
-            # so that a module which moves or changes its data type gets new parameters
-            return not any(isinstance(value, CardTensor) for value in arguments)
         if _is_composite(operator):
             # in inference mode these come here whole, and their parts have to be seen
             with self:
