@@ -37,7 +37,7 @@ from deeper_layers.healing.adapters import add_adapters, release_last_layers
 from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
 from deeper_layers.healing.state import check_model, evaluating, hash_model, kept_random_state
 from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers
-from deeper_layers.models.network import replacing
+from deeper_layers.models.network import replacing, unpacked
 from deeper_layers.presets import HealingConfig
 
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
@@ -134,6 +134,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
         # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
         stack.enter_context(replacing(healed, "forward", _build_forward(healed, config, cut, whole, teacher)))
+        stack.enter_context(unpacked())
         state = _train_from_last_checkpoint(trainer, output, progress)
     steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(
