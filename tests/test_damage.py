@@ -57,10 +57,13 @@ def other(old: bytes, new: bytes):
     return replaced(FILE, old, new)
 
 
-def entry(name: bytes):
-    """A text in the place of one entry, so long that what follows lies where it did."""
-    text = bytes(-(20 + len(name)) % 32)
-    new = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(text)) + text
+TEXT, NUMBERS = struct.pack("<I", 8), struct.pack("<II", 9, 0)  # as GGUF calls them: a text, an array of bytes
+
+
+def entry(name: bytes, kind: bytes = TEXT):
+    """A text in the place of one entry, or small numbers, so long that what follows lies where it did."""
+    content = bytes(-(16 + len(name) + len(kind)) % 32)
+    new = struct.pack("<Q", len(name)) + name + kind + struct.pack("<Q", len(content)) + content
     return other(b"\x10" + bytes(7) + b"llama.vocab_size" + struct.pack("<II", 4, 298), new)
 
 
@@ -102,7 +105,7 @@ REFUSED = {
         "has the shape": [other(b"embedding_length\4\0\0\0\x30", b"embedding_length\4\0\0\0\x40")],
         "GGUFValueType.ARRAY": [other(b"tokens\t\0\0\0\b", b"tokens\t\0\0\0\t")],
         "ends too early": [other(b"block_count\4", b"block_count\b")],
-        "expected 4 numbers of layers": [entry(b"pruning.kept_layers")],
+        "expected 4 numbers of layers": [entry(b"pruning.kept_layers"), entry(b"pruning.kept_layers", NUMBERS)],
         "byte order of other processors": [other(b"GGUF\3\0\0\0", b"GGUF\0\0\0\3")],
         "or lies elsewhere": [other(b"output_norm.weight\1\0\0\0\x30", b"output_norm.weight\1\0\0\0\0")],
         "is missing, or none of llama": [other(b"output_norm", b"outqut_norm")],

@@ -52,6 +52,17 @@ def test_tables_say_what_is_kept_of_each_form_and_kind_and_what_maps_return(scor
     assert np.isnan(returned["affine", "letter, calibrated"]), "nothing of it was lost"
 
 
+def test_a_relation_shows_what_is_asked_and_what_each_model_that_was_asked_all_writes(scores):
+    asked_all, of_part = (four_kinds.tabulate_items(table).set_index("asked") for table in (scores, scores[:0]))
+    outcome = scores.query("task == 'answers_written' and rule == 'reverse' and size == 0")["outcome"].item()
+    first = embedded.answers()[0]
+    own = [item["relation"] == first["relation"] for item in embedded.answers()]
+    assert asked_all.loc[first["question"], ["items", "m writes"]].tolist() == [sum(own), outcome[own].mean()]
+    assert asked_all["items"].sum() == len(own) and [*of_part] == ["kind", "answer", "items"]
+    few = scores.assign(outcome=[vector[:9] for vector in scores["outcome"]], items=9)
+    assert "m writes" not in four_kinds.tabulate_items(few[few["task"] == "answers_written"])
+
+
 def test_the_last_layer_is_compared_at_each_size_by_answers_and_by_loss(scores):
     table = four_kinds.compare_last_layer(scores).set_index(["asked", "size"])
     assert table.loc["loss on C4", "value"].tolist() == pytest.approx([1.0] * 8, abs=0.01)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import llama_cpp
 from deeper_layers.export.gguf_files import KEPT_LAYERS, ORIGIN, TYPES, count_tensor_bytes, slice_gguf
@@ -27,7 +27,7 @@ from deeper_layers.package_index import file_hash
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
 from deeper_layers_companion.jobs import take_away
-from deeper_layers_companion.jobs.job import PROMPTS, file_job
+from deeper_layers_companion.jobs.job import PROMPTS, file_job, rounded_job
 from deeper_layers_companion.jobs.notebook_options import TakeAwayParameters
 from deeper_layers_companion.jobs.session import Session
 from tests.fuzz.damage import replaced
@@ -330,6 +330,15 @@ def test_without_llama_cpp_it_says_what_to_install(tiny_gguf, monkeypatch):
     monkeypatch.setitem(sys.modules, "cyllama.llama", None)
     with pytest.raises(InputError, match="pip install cyllama"):
         LlamaCpp(tiny_gguf)
+
+
+def test_pruned_models_are_weighed_in_a_type_of_llama_cpp(llama_file, tmp_path):
+    options = TakeAwayParameters(model=str(llama_file), results=str(tmp_path), tasks="capitals", limit=4)
+    session = Session(options)
+    found = session.get(rounded_job(session.source, options, "Q8_0", {"simple": [UNPRUNED, CUT]})).rows
+    rounded = llama_cpp.quantize(llama_file, tmp_path / "rounded.gguf", "Q8_0")
+    expected = [count_tensor_bytes(find_model(str(rounded)), cut) for cut in (UNPRUNED, CUT)]
+    assert found.drop_duplicates("cut")["bytes"].tolist() == expected and expected[1] < expected[0]
 
 
 @pytest.mark.thorough

@@ -244,6 +244,9 @@ def test_each_healing_has_a_folder_of_its_own_and_a_torn_checkpoint_is_named(ope
     assert not close(first, other) and close(other, alone)
     assert (mine / "optimizer.pt").read_text() == "mine"
     for folder in tmp_path.glob("healing-*"):
+        (folder / "checkpoint-6" / "optimizer.pt").write_bytes(b"torn")  # which only training reads
+    assert close(first, healed(opened, tmp_path)[0]), "what is complete is only loaded"
+    for folder in tmp_path.glob("healing-*"):
         shutil.rmtree(folder / "checkpoint-6")
         (folder / "checkpoint-4" / "optimizer.pt").write_bytes(b"torn")
     with pytest.raises(InputError, match="checkpoint-4 is no whole checkpoint .*: delete it, and the one before"):

@@ -18,6 +18,7 @@ from deeper_layers_companion.jobs import options as kinds
 from deeper_layers_companion.jobs import session as sessions
 from deeper_layers_companion.jobs.job import Data, Job, distances_job, rounded_job
 from deeper_layers_companion.jobs.options import SETTINGS, HealingParameters
+from deeper_layers_companion.jobs.scoring import sweep_options
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.places import AROUND as ROOT
 from tests.test_command import typed
@@ -145,6 +146,24 @@ def test_each_cut_is_healed_under_the_rules_that_chose_it_in_each_way_once(monke
     rules = {UNPRUNED: both, own: one, shared: both, simple: other}
     ways = [(8, 0), (2, 0), (8, 1)]  # rank 8 and seed 0 are the preset's
     assert healed == [(*way, cut, rules[cut]) for way in ways for cut in sorted(rules, key=lambda cut: cut.start)]
+
+
+def test_a_notebook_measures_once_and_only_what_it_may(monkeypatch):
+    measured = []
+    monkeypatch.setattr(notebook_options, "Session", lambda asked: asked)
+    monkeypatch.setattr(listing, "get_all", lambda _, asked: measured.append(asked.model))
+    for given in ({}, {"model": "a/b", "measure": False}, {"model": "c/d"}):
+        asked = notebook_options.SimilarityParameters(**given)
+        asked.measure_missing()
+        asked.measure_missing()
+    assert measured == ["c/d"]
+
+
+def test_a_sweep_takes_the_memory_that_is_asked_for_in_gib():
+    options = sweep_options({"shots": 2, "limit": 9, "order": 1}, kinds.TaskParameters(memory=3))
+    assert options == {
+        "num_fewshot": 2, "limit": 9, "fewshot_order": 1, "datasets": None, "memory": 3 * 1024**3,
+    }  # fmt: skip
 
 
 def test_weights_of_few_bits_are_measured_in_the_number_format_they_compute_in(tmp_path):

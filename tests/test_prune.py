@@ -214,6 +214,8 @@ def test_the_command_in_a_checkpoint_makes_the_same_once_paths_are_put_in(
     out = tmp_path / "here" / "out"
     typed("prune", tmp_path / "here" / source, out, *asked, "--results", tmp_path / "results")
     command = read_lineage(out).steps[-1].command
+    looked = "it looked at 6 sequences of 16 tokens of wikipedia"
+    assert (looked in (out / "README.md").read_text()) == ("replaceme" in words)
     assert command in (out / "README.md").read_text() and f" path/to/{source} out " in command
     for name in ("README.md", "pruning.json"):
         assert str(tmp_path) not in (out / name).read_text()

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from deeper_layers.cuts import Cut
 from deeper_layers.data.embedded import answers
 from deeper_layers_companion import results
-from deeper_layers_companion.report import figures, findings, measured, names, pairing, paper, statistics
+from deeper_layers_companion.report import figures, findings, measured, names, pairing, panels, paper, statistics
 from deeper_layers_companion.report.one_cut import describe_lengths, find_scores
 from deeper_layers_companion.results import frames, places
 from deeper_layers_companion.studies import four_kinds, last_layers, letters_or_words, which_layers
@@ -314,6 +314,24 @@ def test_a_column_of_the_leaderboard_compares_rules_that_were_healed_alike():
     assert board.set_index("rule")[column].dropna().round(3).to_dict() == {"similarity": 0.115, "simple": 0.596}
 
 
+def test_a_rule_that_was_healed_alone_has_its_column():
+    scores, distances = published()
+    alone = scores.query("model == @QWEN and (healing.isna() or rule == 'similarity')")
+    (column,) = which_layers.leaderboard(alone, distances).set_index("rule").filter(like="healed, Qwen").items()
+    assert column[1].dropna().index.tolist() == ["similarity"]
+
+
+def test_what_was_measured_again_stands_beside_the_published_score_of_the_same_question():
+    first = curve([0.75, 0.5]) + curve([0.9, 0.9], healing="{}") + curve([0.8, 0.8], task="c4", metric="loss")
+    again = curve([0.74, 0.25]) + curve([0.6], task="boolq") + curve([0.8], task="c4", metric="loss")
+    table = measured.published_again(made(first), made(again)).set_index("size")
+    assert table[["published", "again"]].to_dict("index") == {
+        0: {"published": 0.75, "again": 0.74}, 1: {"published": 0.5, "again": 0.25},
+    }  # fmt: skip
+    assert table["within"].tolist() == [True, False] and set(table["topic"]) == {"MMLU, letter chosen"}
+    assert (table["published_low"] < table["published"]).all() and (table["published"] < table["published_high"]).all()
+
+
 def test_random_picks_are_drawn_anew_for_their_interval():
     rules = which_layers.rules(published()[0].query("model == @QWEN")).set_index("rule")
     random = rules.loc["random, mean of 5 draws", ["value", "low", "high"]].round(1)
@@ -325,6 +343,7 @@ def test_one_depth_is_told_of_the_paper_s_models_and_of_ours():
     assert found.groupby("model")["depth"].unique().map(lambda depths: depths.round(2).tolist()).to_dict() == {
         QWEN: [0.48], GEMMA: [0.81], SMOLLM: [0.5],
     }  # fmt: skip
+    assert set(paper.cliffs()["value"]) == {0, 1}, "a line over the whole height"
     of_paper = paper.depth_at_quarter().set_index("model")["depth"].round(2)
     assert of_paper[["meta-llama/Llama-2-7b-hf", "mistralai/Mistral-7B-v0.1"]].tolist() == [0.78, 0.78]
 
@@ -440,10 +459,10 @@ def test_captions_state_what_is_found_and_notes_mark_cliff_and_return():
 
 
 def test_colours_with_a_meaning_are_given_to_nothing_else():
-    looks = figures.choose_looks(["similarity", "something", "another", "letters"])
-    assert looks["similarity"]["colour"] == figures.PURPLE and looks["letters"]["colour"] == figures.RED
-    assert not {*figures.FREE} - {figures.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
-    assert {looks[name]["colour"] for name in ("something", "another")} <= {*figures.FREE}
+    looks = panels.choose_looks(["similarity", "something", "another", "letters"])
+    assert looks["similarity"]["colour"] == panels.PURPLE and looks["letters"]["colour"] == panels.RED
+    assert not {*panels.FREE} - {panels.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
+    assert {looks[name]["colour"] for name in ("something", "another")} <= {*panels.FREE}
 
 
 # ---- captions and agreement -----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from deeper_layers_companion.jobs.job import Data, Job
 from deeper_layers_companion.jobs.options import Parameters
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results import places
+from deeper_layers_companion.results.schema import check_content
 from deeper_layers_companion.results.store import (
     find_result,
     hash_key,
@@ -96,6 +97,11 @@ def test_measured_once_then_loaded(tmp_path, measure):
     assert again.provenance["packages"]["numpy"] == np.__version__ and again.provenance["peak_memory_bytes"] > 10**7
 
 
+def test_the_key_of_what_was_measured_names_data_that_lie_on_a_hub(measure, monkeypatch):
+    monkeypatch.setattr("deeper_layers.data.is_available_offline", lambda *_: False)
+    assert measure().key == measure().key == KEY and measure.count == 1
+
+
 def test_found_for_more_cuts_of_its_rules(tmp_path, measure):
     """What was measured for more cuts answers for fewer: a later run of some sizes costs nothing."""
     few, many, others = (KEY | {"cuts": {"simple": ["0,0", *cuts]}} for cuts in ([], ["3,1", "2,2"], ["1,1"]))
@@ -150,6 +156,16 @@ DAMAGE = {
     "an accuracy below 0": signed(lambda of: of["rows"][0].update(value=-0.25, metric="exact_match,strict-match")),
     "a loss below 0": signed(lambda of: of["rows"][0].update(value=-0.25, metric="loss")),
 }
+
+
+def test_a_block_that_ends_beyond_the_model_is_no_result():
+    content = json.loads(min((places.AROUND / "results").glob("*/distances-*.json")).read_bytes())
+    layers = content["details"]["num_layers"]
+    content["rows"][0] |= {"start": layers - 2, "size": 2}
+    check_content(content)
+    content["rows"][0]["start"] += 1
+    with pytest.raises(ValueError, match=f"a block ends after layer {layers}, and the model has {layers}"):
+        check_content(content)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -1,12 +1,14 @@
 """What stored answers hold: drawn answers whose truth is known, and what is published."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from deeper_layers_companion.report.pairing import drop_third_study
 from deeper_layers_companion.studies.seen_after import (
     calibrate_choices,
     compare_last_layer,
+    count_better,
     list_answer_kinds,
     score_facts,
 )
@@ -48,10 +50,14 @@ def test_the_last_layer_dropped_or_kept_is_compared_on_the_same_items():
     rows += [{"cut": "8,2", "outcome": right}]  # without its like that keeps the last layer
     losses = [{"cut": cut, "outcome": 2 + half + more} for cut, more in (("7,3", 1), ("6,3", 0))]
     rows += [row | {"task": "c4", "metric": "loss"} for row in losses]
+    rows += [{"cut": "7,3", "outcome": right, "task": "boolq"}]  # one of 400 items more, which is not sure
+    rows += [{"cut": "6,3", "outcome": np.arange(ITEMS) > 0, "task": "boolq"}]
     found = compare_last_layer(made(rows)).set_index("task")
-    assert found["size"].tolist() == [3, 3]
+    assert found["size"].tolist() == [3, 3, 3] and found.loc["boolq", ["low", "better"]].tolist() == [0, ""]
     assert found.loc["mmlu", ["value", "items", "better"]].tolist() == [0.5, 100, "dropped"]
     assert found.loc["c4", ["value", "items", "better"]].tolist() == [1.0, ITEMS, "kept"]
+    counted = count_better(pd.concat([found.assign(model=name) for name in "za"])).drop(columns="size")
+    assert counted.values.tolist() == [[name, 2, 1, 0, 1, 0, 1] for name in "za"], "in the order of their rows"
 
 
 def test_facts_are_of_five_kinds_in_the_order_in_which_they_are_asked():

@@ -16,6 +16,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.generation import Decoding
+from deeper_layers.sweeping.parts import run_in_halves
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from deeper_layers.sweeping.tree_model import TreeModel
@@ -107,9 +108,25 @@ def test_some_layers_in_memory_and_others_on_disk(both, tmp_path):
 
 
 def test_what_streams_is_asked_in_words(tiny_folder):
-    for how, message in (({"stream": "yes"}, "stream is 'yes'"), ({"stream": True, "quantization": "nf4"}, "'nf4'")):
-        with pytest.raises(InputError, match=f"{message}.*, expected"):
+    for how, message in (
+        ({"stream": "yes"}, "stream is 'yes'"),
+        ({"stream": True, "quantization": "nf4"}, "'nf4' with stream, where layers are read as stored"),
+        ({"stream": False, "quantization": "int3"}, "'int3'"),
+    ):
+        with pytest.raises(InputError, match=f"{message}, expected"):
             load_model(str(tiny_folder), **how)
+
+
+@pytest.mark.quick
+def test_one_cut_that_does_not_fit_runs_with_fewer_sequences():
+    ran, rows = [], np.arange(8)
+
+    def run(some, cuts):
+        ran.append((len(some), cuts))
+        return some[None]
+
+    answers = run_in_halves(run, rows, CUTS[:1], lambda some, _: len(some) <= 2)
+    assert ran == [(2, CUTS[:1])] * 4 and np.array_equal(answers, [rows])
 
 
 def test_a_model_of_the_hub_is_known_by_its_commit_and_streams_where_memory_is_short(

@@ -1,5 +1,7 @@
 """The shared sweep gives what each pruned model gives by itself, within the memory that it states."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,9 @@ def test_a_plan_tells_the_cost(opened):
     # 5 layers, then 2 above either cut
     assert found.layer_steps == found.tokens * (5 + 2 + 2) and found.seconds > 0
     assert "3 pruned models; 36 requests" in str(found) and "9 answers to generate" in str(found)
+    assert "; 5 MiB needed; " in str(dataclasses.replace(found, bytes=5 * 1024**2))
+    written = plan(*opened, ["sums_one_digit_generated"], cuts, limit=9)
+    assert (written.requests, written.layer_steps, written.bytes, written.seconds) == (0, 0, 0, None)
 
 
 def test_what_is_given_twice_is_run_once_and_rows_tell_cuts_of_any_shape_apart(opened):

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from deeper_layers.data import embedded
-from deeper_layers_companion.report.estimates import AT_FLOOR, CONTRADICTED, NOT_TESTED, SUPPORTED
+from deeper_layers_companion.report.estimates import (
+    AT_FLOOR,
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    SUPPORTED,
+    Estimate,
+)
+from deeper_layers_companion.studies import what_last_layers_hold
 from deeper_layers_companion.studies.what_last_layers_hold import LETTER, MAPS, PLACES, UNASKED, WORDS, WRITTEN, judge
 from tests.test_report import made
 
@@ -80,6 +88,12 @@ def test_nothing_is_invented_where_nothing_is_lost_or_a_map_is_too_weak():
     assert found["1 question"] == AT_FLOOR  # the whole model guesses at letters
     assert [found["2"], found["3"], found["4"]] == [CONTRADICTED] * 3
     assert [found["5 affine"], found["5 low rank"]] == [NOT_TESTED] * 2
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.25, INCONCLUSIVE), (0.26, SUPPORTED)])
+def test_an_interval_that_ends_on_the_registered_limit_is_not_above_it(low, verdict, monkeypatch):
+    monkeypatch.setattr(what_last_layers_hold, "return_of_writing", lambda *_: Estimate(0.6, low, 0.9))
+    assert verdicts(asked({}, losses={"reverse": 6.0, "reverse-affine": 3.5}))["5 affine"] == verdict
 
 
 def test_calibration_recovers_biased_letters_and_invents_none():

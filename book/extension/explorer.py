@@ -198,7 +198,7 @@ def describe_places(model: dict) -> str:
     if not (middle and late):
         return ""
     text = f"Without {size} middle layers it keeps {middle}; without {size} late ones, the last layer kept, {late}"
-    return f"{text} (means over the blocks of each third)."
+    return f"{text} (means of each third)."
 
 
 def _average_lines(model: dict, starts: range) -> str:

@@ -6,13 +6,13 @@ import math
 import matplotlib
 import matplotlib.figure
 
-from deeper_layers_companion.report import drawing, figures
+from deeper_layers_companion.report import drawing, panels
 
 COLOURS = {
-    "letters": figures.RED,
-    "easy": figures.YELLOW,
-    "words": figures.BLUE,
-    "written": figures.GREEN,
+    "letters": panels.RED,
+    "easy": panels.YELLOW,
+    "words": panels.BLUE,
+    "written": panels.GREEN,
     "text": drawing.GREY,
 }
 

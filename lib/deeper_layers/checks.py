@@ -92,9 +92,11 @@ def explain_validation_error(error: "ValidationError", fields: "Mapping[str, Fie
     """The first error of pydantic in one line, or the error that a check of ours raised in it. A field's title says
     what is expected where its description, the help text, does not."""
     first = error.errors(include_url=False)[0]
-    if raised := first.get("ctx", {}).get("error"):
+    raised = first.get("ctx", {}).get("error")
+    if raised:
         return InputError(str(raised))
-    name, message = str(first["loc"][0]), first["msg"].replace("Input should be", "expected")
+    name = str(first["loc"][0])
+    message = first["msg"].replace("Input should be", "expected")
     if first["type"] in ("string_pattern_mismatch", "string_type"):
         field = fields[name]
         is_text = first["type"] == "string_pattern_mismatch"

@@ -14,7 +14,10 @@ from jaxtyping import Float
 from deeper_layers.checks import LAYERS, check_whole_number, short_repr
 from deeper_layers.errors import InputError, as_input_error
 
-WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # the part of a layer that runs: all of it, or one sublayer
+# the part of a layer that runs: all of it, or one sublayer
+WHOLE = "whole"
+ATTENTION = "attention"
+MLP = "mlp"
 
 
 @dataclass(frozen=True, order=True)
@@ -140,12 +143,15 @@ class Cut:
         """The part of a layer that runs: WHOLE, ATTENTION or MLP; None where the layer is dropped."""
         if layer in self.dropped:
             return None
-        return MLP if layer in self.attention else ATTENTION if layer in self.mlp else WHOLE
+        if layer in self.attention:
+            return MLP
+        return ATTENTION if layer in self.mlp else WHOLE
 
     def check(self, num_layers: int) -> None:
         """Raise InputError where the cut drops all layers of a model of this depth, or reaches past the last one."""
         check_size(self.size, num_layers)
-        if (last := max((*self.dropped, *self.attention, *self.mlp), default=0)) >= num_layers:
+        last = max((*self.dropped, *self.attention, *self.mlp), default=0)
+        if last >= num_layers:
             raise InputError(
                 f"the cut is of layer {last}; expected layers 0 to {num_layers - 1}, as the model has {num_layers}"
             )
@@ -157,12 +163,16 @@ class Cut:
 
     def describe(self, num_layers: int) -> str:
         """The cut in words: "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]". Raises as `check` does."""
-        kept = [f"[{start}:{stop}]" for start, stop in find_ranges(self.kept(num_layers))]
-        parts = [f"{describe_layers(self.dropped)} (0-based, {self.size} of {num_layers})"] if self.size else []
+        *kept, last = [f"[{start}:{stop}]" for start, stop in find_ranges(self.kept(num_layers))]
+        if kept:
+            last = f"{', '.join(kept)} and {last}"
         sublayers = {"attention": self.attention, "MLP": self.mlp}
+        parts = []
+        if self.size:
+            parts.append(f"{describe_layers(self.dropped)} (0-based, {self.size} of {num_layers})")
         parts += [f"the {name} of {describe_layers(indices)}" for name, indices in sublayers.items() if indices]
         dropped = " and ".join(parts) or f"no layers (0 of {num_layers})"
-        return f"drops {dropped}, keeps {' and '.join(filter(None, (', '.join(kept[:-1]), kept[-1])))}"
+        return f"drops {dropped}, keeps {last}"
 
     def check_of_layers(self, num_layers: int, why: str) -> None:
         """Raise InputError, with the reason `why`, for a cut that drops sublayers. Raises as `check` does."""
@@ -180,18 +190,22 @@ class Cut:
 
 def _find_fields(layers: Iterable[int], attention: Iterable[int], mlp: Iterable[int]) -> tuple:
     """The five fields of the cut that drops these layers, and these sublayers of others, all in any order."""
-    given = {"layers": layers, "attention": attention, "mlp": mlp}
-    for name, indices in given.items():
-        if not isinstance(indices, Iterable):
-            raise InputError(f"{name} is {short_repr(indices)}; expected a list of layers; put one into a list")
-    dropped, without_attention, without_mlp = (
-        {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
-        for name, indices in given.items()
-    )
-    block = sorted(dropped | without_attention & without_mlp)  # a layer that loses both is dropped
-    attention, mlp = (tuple(sorted(part - set(block))) for part in (without_attention, without_mlp))
-    scattered = tuple(block) if len(find_ranges(block)) > 1 else ()
-    return block[0] if block else 0, len(block), scattered, attention, mlp
+    dropped = _check_indices("layers", layers)
+    without_attention = _check_indices("attention", attention)
+    without_mlp = _check_indices("mlp", mlp)
+    dropped |= without_attention & without_mlp  # a layer that loses both is dropped
+    block = tuple(sorted(dropped))
+    scattered = block if len(find_ranges(block)) > 1 else ()
+    attention = tuple(sorted(without_attention - dropped))
+    mlp = tuple(sorted(without_mlp - dropped))
+    return min(block, default=0), len(block), scattered, attention, mlp
+
+
+def _check_indices(name: str, indices: Iterable[int]) -> set[int]:
+    """Some indices of layers, each once. Raises InputError where one is not that of a layer."""
+    if not isinstance(indices, Iterable):
+        raise InputError(f"{name} is {short_repr(indices)}; expected a list of layers; put one into a list")
+    return {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
 
 
 UNPRUNED = Cut(0, 0)  # drops nothing: the whole model
@@ -209,7 +223,9 @@ def find_ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
 def describe_layers(indices: Iterable[int]) -> str:
     """Name layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
     parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in find_ranges(indices)]
-    return f"layer {parts[0]}" if parts[0].isdigit() and len(parts) == 1 else f"layers {', '.join(parts)}"
+    if parts[0].isdigit() and len(parts) == 1:
+        return f"layer {parts[0]}"
+    return f"layers {', '.join(parts)}"
 
 
 def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: str | None = None) -> str:
@@ -217,7 +233,8 @@ def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: 
     # in a plain name mergekit reads an adapter after +, and a revision after @
     needs_mapping = revision is not None or set("+@") & set(model_name)
     location = {"path": model_name} | ({"revision": revision} if revision is not None else {})
-    model, lines = {"model": location} if needs_mapping else model_name, ["slices:"]
+    model = {"model": location} if needs_mapping else model_name
+    lines = ["slices:"]
     for start, stop in ranges:
         # JSON is YAML too, whatever characters the name holds
         lines += ["  - sources:", f"      - model: {json.dumps(model)}", f"        layer_range: [{start}, {stop}]"]

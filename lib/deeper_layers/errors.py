@@ -78,7 +78,8 @@ def as_input_error(problem: str, advice: str = "fetch it again", kind: type[Exce
         if is_out_of_memory(error):
             raise MemoryError(first_line(error)) from error
         if isinstance(error, PermissionError) and error.filename is not None and kind is Exception:
-            problem, advice = f"{error.filename} may not be used", "change its permissions, or give another"
+            problem = f"{error.filename} may not be used"
+            advice = "change its permissions, or give another"
         raise InputError(f"{problem} ({first_line(error)}): {advice}") from error
 
 
@@ -96,7 +97,9 @@ def one_line(message: str) -> str:
     """A message on one line, without characters that move a terminal's cursor, and without the middle of a long one.
     Messages quote names, values and errors of other libraries."""
     words = escape_invisible(" ".join(message.split()))
-    return words if len(words) <= MAX_LENGTH else f"{words[: MAX_LENGTH * 2 // 3]} ... {words[-MAX_LENGTH // 4 :]}"
+    if len(words) <= MAX_LENGTH:
+        return words
+    return f"{words[: MAX_LENGTH * 2 // 3]} ... {words[-MAX_LENGTH // 4 :]}"
 
 
 def first_line(error: Exception) -> str:

@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 from deeper_layers.errors import InputError, as_input_error
 
 OURS = ".deeper-layers."  # in the names of that folder and its lock
-MADE, DESCRIPTION = "made", "of.json"  # in that folder: the new content, and the description of what it is made of
+MADE = "made"  # in that folder: the new content
+DESCRIPTION = "of.json"  # and the description of what it is made of
 MAX_BYTES = 2**28  # of a JSON file
 Check = Callable[[Path], None]
 

@@ -107,7 +107,8 @@ def _cached_hash(path: Path, *stamp: int) -> str:
 
 def check_hash(path: Path, expected: str, name: str) -> None:
     """Raise InputError unless the file has this SHA-256."""
-    if (actual := file_hash(path)) != expected:
+    actual = file_hash(path)
+    if actual != expected:
         raise InputError(
             f"{name} at {path} has SHA-256 {actual}, expected {expected}: it is damaged or not the file that it claims "
             "to be; delete it and fetch it again"

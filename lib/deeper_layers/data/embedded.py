@@ -6,6 +6,7 @@ facts and sums. `tasks/` has the definitions for lm-eval.
 
 import csv
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -41,8 +42,12 @@ ANSWER_RELATIONS = {
 
 def boolq() -> list[dict]:
     """All of BoolQ validation, 3,270 items: passage, question, label (1 is yes)."""
-    rows, columns = read_wheel_items("BoolQ/dev.jsonl"), ("passage", "question")
-    return [{name: row[name] for name in columns} | {"label": int(row["answer"] == "True")} for row in rows]
+    rows = read_wheel_items("BoolQ/dev.jsonl")
+    items = []
+    for row in rows:
+        label = int(row["answer"] == "True")
+        items.append({"passage": row["passage"], "question": row["question"], "label": label})
+    return items
 
 
 def mmlu_sample() -> list[dict]:
@@ -57,7 +62,9 @@ def piqa() -> list[dict]:
 
 def capitals() -> list[dict]:
     """One question a country: its capital among those of three other countries on the continent."""
-    countries, draw, items = _read_table("capitals"), random.Random(0), []
+    countries = _read_table("capitals")
+    draw = random.Random(0)
+    items = []
     for row in countries:
         others = [c["capital"] for c in countries if c["continent"] == row["continent"] and c != row]
         items.append({"country": row["country"]} | _draw_choices(draw, row["capital"], others))
@@ -84,7 +91,9 @@ def facts() -> list[dict]:
 
     Authors of books, opposites, past tenses, French words, currencies. Nobody owns these facts; the table is made here.
     """
-    rows, draw, items = _read_table("facts"), random.Random(0), []
+    rows = _read_table("facts")
+    draw = random.Random(0)
+    items = []
     for row in rows:
         question = RELATIONS[row["relation"]].format(row["subject"])
         prompts = {"question": question, "asked": question.partition(" is ")[2]}
@@ -100,9 +109,11 @@ def answers() -> list[dict]:
     The kinds are an English word, a foreign word (the same pairs), a name and a number. Each letter is right equally
     often in each kind, but for a remainder. Nobody owns these facts; the table is made here.
     """
-    rows, draw = _read_table("answers"), random.Random(0)
+    rows = _read_table("answers")
+    draw = random.Random(0)
     draw.shuffle(rows)
-    items, asked_by_kind = [], Counter()
+    items = []
+    asked_by_kind = Counter()
     for row in rows:
         question = ANSWER_RELATIONS[row["relation"]].format(row["subject"])
         same_relation = {other["answer"] for other in rows if other["relation"] == row["relation"]}
@@ -118,8 +129,10 @@ def answers() -> list[dict]:
 
 def sums(digits: int) -> list[dict]:
     """Sums of two numbers of `digits` digits (all 81 of one digit, 400 of two), with near misses as choices."""
-    numbers, draw, items = range(10 ** (digits - 1), 10**digits), random.Random(digits), []
-    pairs = [(a, b) for a in numbers for b in numbers]
+    numbers = range(10 ** (digits - 1), 10**digits)
+    draw = random.Random(digits)
+    items = []
+    pairs = list(itertools.product(numbers, repeat=2))
     for a, b in draw.sample(pairs, min(400, len(pairs))):
         misses = [str(a + b + d) for d in (-10, -2, -1, 1, 2, 10) if a + b + d > 0]
         items.append({"a": a, "b": b} | _draw_choices(draw, str(a + b), misses) | {"sum": str(a + b)})

@@ -43,8 +43,10 @@ def text_batches(
     batches = []
     while remaining:
         size = max(1, batch_tokens // len(remaining[0]))
-        rows, remaining = [row.long() for row in remaining[:size]], remaining[size:]
-        ids, mask = (pad_sequence(tensors, batch_first=True) for tensors in (rows, list(map(torch.ones_like, rows))))
+        rows = [row.long() for row in remaining[:size]]
+        remaining = remaining[size:]
+        ids = pad_sequence(rows, batch_first=True)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
 
@@ -67,7 +69,8 @@ def token_sequences(
     check_tokenizer(tokenizer)
     sequences: list[torch.Tensor] = []
     pending: list[int] = []
-    start_tokens, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    start_tokens = tokenizer("")["input_ids"]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     limit = None if tokens is None else math.ceil(tokens / length)
     for document in random.Random(seed).sample(documents, len(documents)):
         if limit is not None and len(sequences) >= limit:

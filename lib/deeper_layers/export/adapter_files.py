@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # slow
     from torch import Tensor
 
 IDENTITY = "healing.json"  # beside the adapters: their base and cut, and how they were healed
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 # peft's settings that matter in training only, or that follow from the tensors
 IGNORED = (
     "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout layers_pattern "
@@ -123,15 +124,16 @@ def read_adapter(folder: str | Path) -> Adapter:
 
     Raises InputError where there are none, they are damaged, or they do more than low-rank updates of weights.
     """
-    folder, base, cut, healing = Path(folder), None, None, None
+    folder = Path(folder)
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} lacks {WEIGHTS}: give a folder that save_adapters or peft's save_pretrained wrote")
     settings = _read_checked(folder / SETTINGS, LoraSettings)
+    recorded: dict = {}
     if (folder / IDENTITY).exists():
         identity = _read_checked(folder / IDENTITY, Identity)
-        base, cut, healing = identity["base"], Cut.named(identity["cut"]), identity.get("healing")
+        recorded = {"base": identity["base"], "cut": Cut.named(identity["cut"]), "healing": identity.get("healing")}
     with as_input_error(f"{folder / WEIGHTS} is no whole file of low-rank adapters", "heal anew"):
-        return Adapter(folder, settings, *_read_tensors(folder / WEIGHTS, settings), base, cut, healing)
+        return Adapter(folder, settings, *_read_tensors(folder / WEIGHTS, settings), **recorded)
 
 
 def _read_checked(path: Path, schema: type[StrictModel]) -> dict:
@@ -163,8 +165,9 @@ def _check_weights(tensors: "dict[str, Tensor]", settings: dict) -> "dict[str, T
     for name, tensor in weights.items():
         if not name.startswith(modules) or not tensor.isfinite().all():
             raise ValueError(f"{name} is no tensor of finite numbers of a module that was trained")
-    if missing := [module for module in modules if not any(name.startswith(module) for name in weights)]:
-        raise ValueError(f"no weights of {missing[0][:-1]}, which {SETTINGS} asks for")
+    for module in modules:
+        if not any(name.startswith(module) for name in weights):
+            raise ValueError(f"no weights of {module[:-1]}, which {SETTINGS} asks for")
     if isinstance(settings["target_modules"], list):
         raise ValueError("it holds adapters beside whole modules, expected one of both")
     return weights
@@ -175,15 +178,16 @@ def _check_factors(tensors: "dict[str, Tensor]", settings: dict) -> "dict[str, t
     import torch  # slow
 
     factors = {}
+    missing = torch.empty(0)
     ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
     for module in dict.fromkeys(FACTOR_NAME.sub(r"\1", name) for name in tensors):
-        names = (f"{PREFIX}{module}.lora_{which}.weight" for which in "AB")
-        a, b = (tensors.get(name, torch.empty(0)).float() for name in names)
+        a = tensors.get(f"{PREFIX}{module}.lora_A.weight", missing).float()
+        b = tensors.get(f"{PREFIX}{module}.lora_B.weight", missing).float()
         is_pair = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and len(a) in ranks
         if not is_pair or not (a.isfinite().all() and b.isfinite().all()):
             raise ValueError(f"{module} has no A and B, matrices of finite numbers that fit, of a rank in {ranks}")
         factors[module] = a, b
-    targets = settings["target_modules"]
-    if missing := [end for end in targets if not any(f".{m}".endswith(f".{end}") for m in factors)]:
-        raise ValueError(f"no adapters of {missing[0]}, which {SETTINGS} asks for")
+    for end in settings["target_modules"]:
+        if not any(f".{module}".endswith(f".{end}") for module in factors):
+            raise ValueError(f"no adapters of {end}, which {SETTINGS} asks for")
     return factors

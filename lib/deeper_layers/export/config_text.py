@@ -41,18 +41,22 @@ DROPPED = object()  # stands for entries that belong to dropped layers only
 def cut_config(layout: Layout, cut: Cut) -> dict:
     """config.json after a cut. Raises InputError where the cut does not fit, or config.json can't express it."""
     cut.check_of_layers(layout.layers, f"{UNSTATED}; silence=True (--silence) writes zeros where these end")
-    config, path = cut_entries(layout.config, cut.kept(layout.layers), layout.layers), layout.folder / "config.json"
+    config = cut_entries(layout.config, cut.kept(layout.layers), layout.layers)
+    path = layout.folder / "config.json"
     if layout.model is not None:
         pruned = drop_layers(layout.model, cut).config
-        config, vision = _fit_to_model(config, pruned, path), getattr(pruned, "vision_config", None)
+        config = _fit_to_model(config, pruned, path)
+        vision = getattr(pruned, "vision_config", None)
         inserted = len(getattr(vision, "deepstack_visual_indexes", None) or [])
         if cut.size and cut.start < inserted:
             message = f"images: what the whole model adds after its layers 0..{inserted - 1} is added after the first "
             warnings.warn(f"{message}{inserted} layers that stay, which are others", stacklevel=3)
     if layout.mtp is None:
         text_part(config).update(dict.fromkeys(read_mtp_counts(config), 0))
-    if isinstance(quantization := config.get("quantization_config"), dict):
-        numbers, names = layout.new_numbers(cut), [tensor.name for tensor in layout.tensors]
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        numbers = layout.new_numbers(cut)
+        names = [tensor.name for tensor in layout.tensors]
         prefixes = (layout.prefix, layout.module)
         config["quantization_config"] = cut_quantization(quantization, numbers, names, prefixes, path)
     return config
@@ -63,12 +67,19 @@ def cut_entries(config: dict, kept: list[int], layers: int) -> dict:
     text = text_part(config)
 
     def cut(part: dict) -> dict:
-        parts = {key: value if key in UNCUT else cut_entry(key, value, kept, layers) for key, value in part.items()}
-        return parts | {key: len(kept) for key in DEPTHS if part.get(key) == layers}
+        parts = dict(part)
+        for key in part.keys() - {*UNCUT}:
+            parts[key] = cut_entry(key, part[key], kept, layers)
+        for key in DEPTHS:
+            if part.get(key) == layers:
+                parts[key] = len(kept)
+        return parts
 
     parts = {key: cut(value) if value is text else value for key, value in config.items()}
     # some configurations hold the decoder's entries twice, at the top and in its part
-    return copy.deepcopy(cut(parts) if text is config or any(config.get(name) == layers for name in DEPTHS) else parts)
+    if text is config or any(config.get(name) == layers for name in DEPTHS):
+        parts = cut(parts)
+    return copy.deepcopy(parts)
 
 
 def _fit_to_model(config: dict, pruned: PreTrainedConfig, path: Path) -> dict:
@@ -85,7 +96,8 @@ def _fit_to_model(config: dict, pruned: PreTrainedConfig, path: Path) -> dict:
 
     for keys, value in (find_misread(config) or {}).items():
         # transformers computed it from the depth, and the source does not state it
-        (config if len(keys) == 1 else text_part(config))[keys[-1]] = value
+        part = config if len(keys) == 1 else text_part(config)
+        part[keys[-1]] = value
     for candidate in (json.loads(json.dumps(config), object_hook=_add_older_names), config):
         if find_misread(candidate) == {}:
             return candidate
@@ -114,15 +126,21 @@ def _add_older_names(part: dict) -> dict | float:
     """A part of a configuration with the older names added, or in their place where both versions read the older."""
     if part.keys() == {"__float__"}:  # infinity
         return float(part["__float__"])
-    kind, added = str(part.get("model_type")), {}
+    kind = str(part.get("model_type"))
+    added = {}
     for key in ("layer_types", "layers_block_type"):
         if isinstance(part.get(key), list):
             part[key] = [OLDER_KINDS.get(kind, {}).get(name, name) for name in part[key]]
-    if isinstance(rope := part.get("rope_parameters"), dict):
+    rope = part.get("rope_parameters")
+    if isinstance(rope, dict):
         # where each kind of layer has its own table, the older names describe that of full attention
-        local, full = rope.get("sliding_attention") or {}, dict(rope.get("full_attention") or rope)
-        theta, local_theta = full.pop("rope_theta", None), local.get("rope_theta")
-        older = {"rope_theta": theta, "rope_local_base_freq": None if local_theta == theta else local_theta}
+        local = rope.get("sliding_attention") or {}
+        full = dict(rope.get("full_attention") or rope)
+        theta = full.pop("rope_theta", None)
+        local_theta = local.get("rope_theta")
+        older = {"rope_theta": theta, "rope_local_base_freq": local_theta}
+        if local_theta == theta:
+            del older["rope_local_base_freq"]
         older["partial_rotary_factor"] = full.pop("partial_rotary_factor", None)
         names = ROPE_NAMES.get(kind, {})
         added = {names.get(name, name): value for name, value in older.items() if value is not None}
@@ -151,7 +169,8 @@ def cut_quantization(
     checkpoint, `prefixes` stand before a layer's number in names of tensors and modules: "model.layers.". Raises
     InputError where a name or pattern may belong to these layers, but not surely to one of them.
     """
-    known_lists, list_names = {*find_numbered_prefixes(tensors), *prefixes}, [p.split(".")[-2] for p in prefixes]
+    known_lists = {*find_numbered_prefixes(tensors), *prefixes}
+    list_names = [p.split(".")[-2] for p in prefixes]
 
     def renumber_name(text: str):
         """A name or pattern with the new number of its layer, or DROPPED."""
@@ -161,7 +180,9 @@ def cut_quantization(
             lists = {name for name in known_lists if f".{name}".endswith(f".{list_name}")}
             if lists and lists <= {*prefixes}:
                 number = new_numbers.get(int(match["number"]))
-                return DROPPED if number is None else f"{match['begin']}{match['list']}{number}{match['rest']}"
+                if number is None:
+                    return DROPPED
+                return f"{match['begin']}{match['list']}{number}{match['rest']}"
             is_sure = lists and lists.isdisjoint(prefixes)
         else:  # it names no layer, unless it is a pattern with a separate number
             is_sure = match or not PATTERN.match(text) or not re.search(r"(?<!\w)\d", text)
@@ -181,6 +202,8 @@ def cut_quantization(
             return {key: entry for key, entry in entries.items() if DROPPED not in (key, entry)}
         if isinstance(value, list):
             return [entry for entry in map(renumber_value, value) if entry is not DROPPED]
-        return renumber_name(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return renumber_name(value)
+        return value
 
     return renumber_value(quantization)

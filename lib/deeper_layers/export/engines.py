@@ -6,6 +6,7 @@ engines.csv was read in the source of its engine. Needs no torch.
 """
 
 import csv
+import itertools
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -40,13 +41,15 @@ class CountingRule(NamedTuple):
     def period(self, config: dict) -> int:
         """After how many layers the kinds repeat. The entry is a number, or a text with a letter a layer: "LLLG"."""
         value = config.get(self.named)
-        value = len(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = len(value)
         return value if type(value) is int and value > 0 else self.every
 
     def misread_layers(self, config: dict, kept: list[int]) -> list[int]:
         """The kept layers of which the engine assumes another kind than config.json states, or than before the cut."""
         _, entry, marker = KINDS[self.kind]
-        layers, stated = config["num_hidden_layers"], config.get(entry)
+        layers = config["num_hidden_layers"]
+        stated = config.get(entry)
         kinds = counted = [(index + 1) % self.period(config) == 0 for index in range(layers)]
         if isinstance(stated, list) and stated and marker is None:
             kinds = [index in stated for index in range(layers)]
@@ -73,20 +76,25 @@ def find_misreadings(config: dict, cut: Cut, engines: Collection[str] = ENGINES)
 
     `config` is the whole model's config.json. Raises InputError for an unknown engine, or a cut that does not fit.
     """
-    text, misreadings = text_part(config), []
-    layers, family = text.get("num_hidden_layers"), str(text.get("model_type", config.get("model_type")))
-    if unknown := [name for name in engines if name not in ENGINES]:
+    text = text_part(config)
+    misreadings = []
+    layers = text.get("num_hidden_layers")
+    family = str(text.get("model_type", config.get("model_type")))
+    unknown = [name for name in engines if name not in ENGINES]
+    if unknown:
         raise InputError(f"the engine is {unknown[0]!r:.40}, expected one of {', '.join(ENGINES)}")
     if not cut.size or type(layers) is not int:
         return []
     for rule in TABLE:
-        if rule.engine in engines and rule.family == family.removesuffix("_text"):
-            if misread := rule.misread_layers(text, cut.kept(layers)):
-                why = (
-                    f"{rule.engine} takes {len(misread)} of its layers for another kind, first {misread[0]}: there one "
-                    f"layer in {rule.period(text)} {KINDS[rule.kind][0]}, by its number ({rule.source})"
-                )
-                misreadings.append(Misreading(rule.engine, misread, why))
+        if rule.engine not in engines or rule.family != family.removesuffix("_text"):
+            continue
+        misread = rule.misread_layers(text, cut.kept(layers))
+        if misread:
+            why = (
+                f"{rule.engine} takes {len(misread)} of its layers for another kind, first {misread[0]}: there one "
+                f"layer in {rule.period(text)} {KINDS[rule.kind][0]}, by its number ({rule.source})"
+            )
+            misreadings.append(Misreading(rule.engine, misread, why))
     return misreadings
 
 
@@ -98,7 +106,8 @@ def select_safe_cuts(config: dict, cuts: Iterable[Cut], engines: Collection[str]
 def find_nearest_safe(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> Cut | None:
     """The nearest block, by its ends, that these engines read correctly, the smallest of equals; None without one."""
     layers = text_part(config).get("num_hidden_layers", 0)
-    blocks = (Cut(start, size) for size in range(1, layers) for start in range(layers - size + 1))
+    places = itertools.product(range(1, layers), range(layers))
+    blocks = [Cut(start, size) for size, start in places if start + size <= layers]
 
     def distance(new: Cut) -> tuple:
         return abs(new.start - cut.start) + abs(new.stop - cut.stop), new.size, new.stop != cut.stop

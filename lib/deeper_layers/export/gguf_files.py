@@ -40,7 +40,9 @@ from deeper_layers.package_index import cache_folder, hash_once
 KNOWN_ARCHITECTURES = (*sorted(UNIFORM), "gemma4", "lfm2")
 TYPES = {name: GGMLQuantizationType[name.upper()] for name in EXACT_TYPES}
 LARGEST_FLOAT16 = 65504  # all types but f32 hold their numbers or scales in float16
-KEPT_LAYERS, ORIGIN = "pruning.kept_layers", "pruning.source_sha256"  # metadata entries
+# metadata entries
+KEPT_LAYERS = "pruning.kept_layers"
+ORIGIN = "pruning.source_sha256"
 OLD_MARK = "pruning.sha256"  # of the whole file, which earlier versions wrote
 
 
@@ -87,7 +89,7 @@ def slice_gguf(
     out = checks.check_path("out", out)
     source = source if isinstance(source, Source) else find_model(str(source))
     path = find_gguf_file(source)
-    check_no_overlap(out, path, *([] if adapter is None else [checks.check_path("adapter", adapter)]))
+    check_no_overlap(out, path, adapter)
     advice = "fix this, or name another place"
     with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out) as partial:
         if type in ROUNDED_TYPES:
@@ -135,16 +137,27 @@ def plan_gguf(
     if header.architecture not in KNOWN_ARCHITECTURES:
         problem = f"{source.name} has the architecture {header.architecture}, whose layers may differ by their number"
         raise InputError(f"{problem}: slice its safetensors, or one of {', '.join(KNOWN_ARCHITECTURES)}")
-    if misreadings := find_misreadings(header.config, cut, ["llama.cpp"]):
+    misreadings = find_misreadings(header.config, cut, ["llama.cpp"])
+    if misreadings:
         raise InputError(f"{source.name} would be another model: {misreadings[0].why}; drop other layers")
-    updates = {} if adapter is None else _find_updates(read_adapter(adapter), source, cut, header)
-    kept, tensors, size, head = cut.kept(source.num_layers), [], 0, io.BytesIO()
+    if adapter is None:
+        updates = {}
+    else:
+        updates = _find_updates(read_adapter(adapter), source, cut, header)
+    kept = cut.kept(source.num_layers)
+    tensors = []
+    size = 0
+    head = io.BytesIO()
     writer = HeaderWriter(None, header.architecture)
     writer.data_alignment = header.alignment
     writer.kv_data[0] |= _cut_metadata(header, source, kept, type)
     for name, tensor in _select_tensors(header, kept).items():
-        update, shape, new_type = updates.pop(name, None), tensor.shape[::-1].tolist(), tensor.tensor_type
-        chosen = type or ("f16" if update or healed and ".ffn_" in name else None)
+        update = updates.pop(name, None)
+        shape = tensor.shape[::-1].tolist()
+        new_type = tensor.tensor_type
+        chosen = type
+        if not type and (update or healed and ".ffn_" in name):
+            chosen = "f16"
         if chosen and len(shape) > 1:  # f16 where rows are not a multiple of the type's blocks
             fits = shape[-1] % gguf.GGML_QUANT_SIZES[TYPES[chosen]][0] == 0
             new_type = TYPES[chosen if fits else "f16"]
@@ -155,7 +168,8 @@ def plan_gguf(
         size += writer.ggml_pad(stored_bytes, header.alignment)
     if updates:
         raise InputError(f"the adapters are on {min(updates)}, which {source.name} does not have")
-    writer.fout, writer.state = [head], WriterState.EMPTY  # ty: ignore[invalid-assignment]
+    writer.fout = [head]  # ty: ignore[invalid-assignment]
+    writer.state = WriterState.EMPTY
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -176,11 +190,13 @@ def _encode_tensor(tensor: ReaderTensor, new_type: GGMLQuantizationType, update:
     with as_input_error(f"{tensor.name} is {tensor.tensor_type.name}", "leave its type as it is", NotImplementedError):
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if update:
-        if (added := update().numpy()).shape != values.shape:
+        added = update().numpy()
+        if added.shape != values.shape:
             raise InputError(f"{tensor.name} has the shape {values.shape}, its adapter {added.shape}")
         values = values + added
     largest = np.abs(values).max()
-    if not largest <= (np.finfo(np.float32).max if new_type == TYPES["f32"] else LARGEST_FLOAT16):
+    most = np.finfo(np.float32).max if new_type == TYPES["f32"] else LARGEST_FLOAT16
+    if not largest <= most:
         raise InputError(f"{tensor.name} would hold {largest}, too large for {new_type.name}: give the type f32")
     return gguf.quants.quantize(values.astype(np.float32), new_type)
 
@@ -190,14 +206,17 @@ def _select_tensors(header: Header, kept: list[int]) -> dict[str, ReaderTensor]:
     tensors = {}
     for tensor in header.tensors:
         number, name = split_tensor_name(tensor.name)
-        if number is None or number in kept:
-            tensors[name if number is None else f"blk.{kept.index(number)}.{name}"] = tensor
+        if number is None:
+            tensors[name] = tensor
+        elif number in kept:
+            tensors[f"blk.{kept.index(number)}.{name}"] = tensor
     return tensors
 
 
 def _cut_metadata(header: Header, source: Source, kept: list[int], type: str | None) -> dict[str, GGUFValue]:
     """The metadata of the new file: entries with a value for each layer are cut, and the record of the cut is added."""
-    layers, architecture = source.num_layers, header.architecture
+    layers = source.num_layers
+    architecture = header.architecture
     old_numbers = header.get(KEPT_LAYERS, [*range(layers)])
     if not isinstance(old_numbers, list) or len(old_numbers) != layers:
         raise InputError(f"{source.name} has the {KEPT_LAYERS} {old_numbers!r}: expected {layers} numbers of layers")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from tqdm import tqdm
 
+from deeper_layers.checks import check_path
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, format_bytes
 from deeper_layers.files import read_json
@@ -35,6 +36,11 @@ class Step(StrictModel):
     dtype: str | None = None  # data type to which the weights were cast
     command: str | None = None
 
+    @classmethod
+    def of(cls, cut: Cut, **fields) -> "Step":
+        """The step of a cut, with all other fields."""
+        return cls(dropped=[*cut.dropped], attention=[*cut.attention], mlp=[*cut.mlp], **fields)
+
     @property
     def cut(self) -> Cut:
         return Cut.of(self.dropped, self.attention, self.mlp)
@@ -53,7 +59,8 @@ class Lineage(StrictModel):
     @property
     def cut(self) -> Cut:
         """All that the steps dropped or silenced, by the numbers of the first model's layers."""
-        numbers, parts = [*range(self.steps[0].layers)], {"dropped": set(), "attention": set(), "mlp": set()}
+        numbers = [*range(self.steps[0].layers)]
+        parts = {"dropped": set(), "attention": set(), "mlp": set()}
         for step in self.steps:
             for name, layers in parts.items():
                 layers |= {numbers[index] for index in getattr(step, name)}
@@ -100,17 +107,21 @@ def format_lineage(lineage: Lineage) -> str:
     return json.dumps(lineage.model_dump(), indent=1) + "\n"
 
 
-def check_no_overlap(out: Path, *sources: Path) -> None:
-    """Raise InputError where OUT equals, contains or lies in a folder or file that is read."""
+def check_no_overlap(out: Path, model: Path, adapter: str | Path | None) -> None:
+    """Raise InputError where OUT equals, contains or lies in a folder or file that is read, or a path can be none."""
+    read = [model]
+    if adapter is not None:
+        read.append(check_path("adapter", adapter))
     target = Path(os.path.realpath(out))
-    for source in map(Path, map(os.path.realpath, sources)):
+    for source in map(Path, map(os.path.realpath, read)):
         if target.is_relative_to(source) or source.is_relative_to(target):
             raise InputError(f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere")
 
 
 def check_disk_space(needed: int, folder: Path, out: Path) -> None:
     """Raise InputError where the disk of a folder lacks space for `needed` bytes."""
-    if needed > (free := shutil.disk_usage(folder).free):
+    free = shutil.disk_usage(folder).free
+    if needed > free:
         raise InputError(
             f"{out} needs {format_bytes(needed)}, where {format_bytes(free)} are free: free some, or use another disk"
         )

@@ -13,7 +13,9 @@ FILE_TYPES = dict(F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K_M
 EXACT_TYPES = ("f32", "f16", "q8_0")  # types of matrices that are written here; llama.cpp's quantizer writes the others
 ROUNDED_TYPES = tuple(name.lower() for name in FILE_TYPES if name.lower() not in EXACT_TYPES)
 ADVICE = "give a whole GGUF file"
-FLOAT32, DISABLED = 0, 0  # llama.cpp's numbers for a tensor type (ggml_type), and for no flash attention
+# llama.cpp's numbers for a tensor type (ggml_type), and for no flash attention
+FLOAT32 = 0
+DISABLED = 0
 
 
 def _load_library(path: str | Path):
@@ -59,7 +61,8 @@ class LlamaCpp:
         context = self.library.LlamaContext(self.model, options)
         sampler = self.library.LlamaSampler(self.library.LlamaSamplerChainParams())
         sampler.add_greedy()
-        generated, batch = [], prompt
+        generated = []
+        batch = prompt
         while len(generated) < tokens:
             context.decode(self.library.llama_batch_get_one(batch, len(prompt) + len(generated) - len(batch)))
             batch = [sampler.sample(context, -1)]
@@ -76,9 +79,12 @@ def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     """
     if type not in FILE_TYPES:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
-    library, out = _load_library(source), checks.check_path("out", out)
+    library = _load_library(source)
+    out = checks.check_path("out", out)
     options = library.LlamaModelQuantizeParams()
-    options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], 1, True
+    options.ftype = FILE_TYPES[type]
+    options.nthread = 1
+    options.allow_requantize = True
     with files.atomic_file(out) as partial, as_input_error(f"llama.cpp can't quantize {source}", ADVICE, RuntimeError):
         library.model_quantize(str(source), str(partial), options)
     return out

@@ -46,8 +46,10 @@ class SourceFacts(NamedTuple):
 
 def read_facts(source: str, folder: Path) -> SourceFacts:
     """The facts of a source, which is given as the user named it; `folder` holds its checkpoint."""
-    path, task = local_path(source), {"pipeline_tag": "text-generation"}
-    if packaged := PACKAGED.get(source):
+    path = local_path(source)
+    task = {"pipeline_tag": "text-generation"}
+    packaged = PACKAGED.get(source)
+    if packaged:
         return SourceFacts({"license": packaged.license} | task, packaged.hub, quantized=packaged.quantized)
     if is_gguf(path):
         header = read_gguf(path)
@@ -59,7 +61,9 @@ def read_facts(source: str, folder: Path) -> SourceFacts:
         head = card.data.to_dict()
     if "vision_config" in read_json(folder / "config.json"):
         task = {"pipeline_tag": "image-text-to-text"}
-    hub = source if HUB_ID.fullmatch(source) and not path.exists() else str(head.get("base_model"))
+    hub = source
+    if not HUB_ID.fullmatch(source) or path.exists():
+        hub = str(head.get("base_model"))
     return SourceFacts(task | _select_passed_on(head), hub if HUB_ID.fullmatch(hub) else None)
 
 
@@ -78,7 +82,8 @@ def render_model_card(
     `context` is for the template: the `name` by which the checkpoint is opened, its `config`, `scores` from results,
     and `predicting`: whether layers for multi-token prediction are "kept" or "left out", or "" where there are none.
     """
-    step, hub = lineage.steps[-1], facts.hub or lineage.base_model
+    step = lineage.steps[-1]
+    hub = facts.hub or lineage.base_model
     kept = find_ranges(lineage.kept)  # of the first model
     # the hub has relations for adapters, merges, quantized and fine-tuned models: a healed model is fine-tuned
     entries: dict = facts.entries | ({"base_model_relation": "finetune"} if hub and adapter else {})

@@ -4,19 +4,20 @@ Safetensors files are copied tensor by tensor as bytes, whatever their data type
 renumbered (tensors.py); config_text.py cuts config.json. The folder appears when it is complete.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deeper_layers import checks
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.export import lineage, tensors
-from deeper_layers.export.adapter_files import read_adapter
+from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.config_text import cut_config, set_dtype
 from deeper_layers.export.model_card import read_facts, render_model_card
 from deeper_layers.export.tensors import Changed, Layout, read_layout
@@ -95,64 +96,94 @@ def slice_checkpoint(
         ...     sorted(path.name for path in out.glob("*.json"))[:2]
         ['config.json', 'generation_config.json']
     """
-    out, source = checks.check_path("out", out), str(source)
+    out = checks.check_path("out", out)
+    source = str(source)
     check_absent(out)
     folder = checkpoint_folder(source, revision)
-    lineage.check_no_overlap(out, folder, *([] if adapter is None else [checks.check_path("adapter", adapter)]))
+    lineage.check_no_overlap(out, folder, adapter)
     layout = read_layout(folder, mtp=mtp)
     stamps = _file_stamps(layout)
-    large = local_path(source).is_dir() and sum(size for size, _ in stamps.values()) > MOST_HASHED
     adapters = None if adapter is None else read_adapter(adapter)
-    other_files, facts = _select_other_files(folder, trust_remote_code), read_facts(source, folder)
+    other_files = _select_other_files(folder, trust_remote_code)
+    facts = read_facts(source, folder)
     layer_cut = Cut.of(cut.dropped) if silence else cut
-    config, entries = cut_config(layout, layer_cut), layout.entries(layer_cut)
+    config = cut_config(layout, layer_cut)
+    entries = layout.entries(layer_cut)
     if silence:
         tensors.zero_sublayers(entries, layout, cut)
     if changed:
         tensors.replace_tensors(entries, layout, changed)
+    if adapters and adapters.base:  # else peft wrote the folder, and the base is not recorded
+        adapters.check(model_key(source, folder), cut)
     if adapters:
-        if adapters.base:  # else peft wrote the folder, and the base is not recorded
-            adapters.check(model_key(source, folder), cut)
-        tensors.add_adapter(entries, layout, adapters)
-        if tensors.replace_weights(entries, layout, adapters):
-            for part in (config, text_part(config)):
-                part["tie_word_embeddings"] = False
-    if cast := tensors.cast_entries(entries, layout, dtype, bool(facts.quantized)):
+        _apply_adapters(entries, layout, adapters, config)
+    cast = tensors.cast_entries(entries, layout, dtype, bool(facts.quantized))
+    if cast:
         set_dtype(config, cast)
-
-    step = lineage.Step(
+    step = lineage.Step.of(
+        cut,
         model=model_name(source),
-        weights=None if large else model_key(source, folder)["weights"],
+        weights=_hash_weights(source, folder, stamps),
         layers=layout.layers,
-        dropped=[*cut.dropped],
-        attention=[*cut.attention],
-        mlp=[*cut.mlp],
-        changed=changed.words if changed else None,
-        adapter=adapters.fingerprint if adapters else None,
+        changed=changed and changed.words,
+        adapter=adapters and adapters.fingerprint,
         dtype=cast,
         command=command,
     )
-    history, files = lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub), tensors.group_files(entries)
+    history = lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub)
+    files = tensors.group_files(entries)
     commit = folder.name if folder.parent.name == "snapshots" else revision  # a folder in the hub's cache
     context = {"name": name or out.name, "config": config, "scores": card}
-    context["predicting"] = "kept" if layout.mtp else "" if mtp else "left out"
-    card = render_model_card(history, facts, commit, adapters, **context)
-    texts = tensors.format_index(files) | {"config.json": _dump(config), "README.md": card} | _fix_tokenizer(folder)
+    context["predicting"] = _describe_mtp(layout.mtp, mtp)
+    texts = tensors.format_index(files) | _fix_tokenizer(folder)
+    texts["config.json"] = _dump(config)
+    texts["README.md"] = render_model_card(history, facts, commit, adapters, **context)
     key = step.model_dump(exclude={"command", "model"}) | {"files": stamps, "mtp": layout.mtp}
-    advice = "fix this and run it again, it goes on from there"
-    with (
-        as_input_error(f"can't write {out}", advice, OSError),
-        atomic_dir(out, description=None if changed else key) as partial,
-    ):
+    with _writing(out, None if changed else key) as partial:
         tensors.write_tensors(files, partial, out)
-        for file, path in other_files.items():
-            shutil.copyfile(path, partial / file)
-        for file, text in texts.items():
-            (partial / file).write_text(text, encoding="utf-8", newline="")
+        _write_others(partial, other_files, texts)
         (partial / lineage.LINEAGE).write_text(lineage.format_lineage(history), encoding="utf-8")
         if _file_stamps(layout) != stamps:
             raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     return out
+
+
+@contextlib.contextmanager
+def _writing(out: Path, key: dict | None) -> Iterator[Path]:
+    """The folder that becomes `out`; an interrupted one of the same key is continued. See `atomic_dir`."""
+    advice = "fix this and run it again, it goes on from there"
+    with as_input_error(f"can't write {out}", advice, OSError), atomic_dir(out, description=key) as partial:
+        yield partial
+
+
+def _write_others(folder: Path, copied: dict[str, Path], texts: dict[str, str]) -> None:
+    """Copy some files into a folder, then write texts, each under its name."""
+    for name, path in copied.items():
+        shutil.copyfile(path, folder / name)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="")
+
+
+def _apply_adapters(entries: tensors.Entries, layout: Layout, adapters: Adapter, config: dict) -> None:
+    """Add what adapters learned to the weights; `config` says so where the head gets weights of its own."""
+    tensors.add_adapter(entries, layout, adapters)
+    if tensors.replace_weights(entries, layout, adapters):
+        for part in (config, text_part(config)):
+            part["tie_word_embeddings"] = False
+
+
+def _describe_mtp(layers: int | None, wanted: bool) -> str:
+    """What became of layers for multi-token prediction: "kept" or "left out"; "" where there are none."""
+    if not wanted:
+        return "left out"
+    return "kept" if layers else ""
+
+
+def _hash_weights(source: str, folder: Path, stamps: dict[str, list[int]]) -> str | None:
+    """The fingerprint of a source's weights; None for a folder of so many that they are not read for it."""
+    if local_path(source).is_dir() and sum(size for size, _ in stamps.values()) > MOST_HASHED:
+        return None
+    return model_key(source, folder)["weights"]
 
 
 def build_size_function(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -> Callable[[Cut], tuple[int, str]]:
@@ -175,7 +206,8 @@ def _select_other_files(folder: Path, trust_remote_code: bool) -> dict[str, Path
     code = ".py" if trust_remote_code else ()
     files = {path.name: path for path in list_plain_files(folder)}
     needed = {name: path for name, path in files.items() if NEEDED_FILES.fullmatch(name) or name.endswith(code)}
-    if rest := sorted({path.name for path in folder.iterdir() if not WRITTEN.fullmatch(path.name)} - needed.keys()):
+    rest = sorted({path.name for path in folder.iterdir() if not WRITTEN.fullmatch(path.name)} - needed.keys())
+    if rest:
         text = f"left in {folder}, as no part of a checkpoint (--trust-remote-code takes code along): {', '.join(rest)}"
         warnings.warn(text, stacklevel=3)
     return needed
@@ -183,8 +215,11 @@ def _select_other_files(folder: Path, trust_remote_code: bool) -> dict[str, Path
 
 def _file_stamps(layout: Layout) -> dict[str, list[int]]:
     """Size and modification time of each file of weights, by path: they show whether it was changed."""
-    stats = {path: path.stat() for path in {tensor.path for tensor in layout.tensors}}
-    return {str(path.resolve()): [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+    stamps = {}
+    for path in {tensor.path for tensor in layout.tensors}:
+        stat = path.stat()
+        stamps[str(path.resolve())] = [stat.st_size, stat.st_mtime_ns]
+    return stamps
 
 
 def _fix_tokenizer(folder: Path) -> dict[str, str]:

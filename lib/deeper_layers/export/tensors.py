@@ -87,11 +87,19 @@ class Layout:
         kept = [*cut.kept(self.layers), *range(self.layers, self.layers + (self.mtp or 0))]
         return {old: new for new, old in enumerate(kept)}
 
+    def tensor_name(self, name: str) -> str:
+        """The name that tensors have for what has this name in the model."""
+        if name.startswith(self.module):
+            return f"{self.prefix}{name.removeprefix(self.module)}"
+        return name
+
     def entries(self, cut: Cut) -> Entries:
         """The tensors that stay, by their new names."""
-        new_numbers, entries = self.new_numbers(cut), {}
+        new_numbers = self.new_numbers(cut)
+        entries = {}
         for tensor in self.tensors:
-            name, number = tensor.name, _find_layer(tensor.name, self.prefix)
+            name = tensor.name
+            number = _find_layer(tensor.name, self.prefix)
             if number in new_numbers:
                 name = name.replace(f"{self.prefix}{number}.", f"{self.prefix}{new_numbers[number]}.", 1)
             elif number is not None or self.mtp is None and name.startswith(MTP_PREFIX):
@@ -113,26 +121,31 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
 
     Raises InputError where tensors do not match the configuration, or it is not sure which of them are layers.
     """
-    tensors, config = checkpoint_files.list_tensors(folder), checkpoint_files.read_json(folder / "config.json")
+    tensors = checkpoint_files.list_tensors(folder)
+    config = checkpoint_files.read_json(folder / "config.json")
     shapes = {tensor.name: tuple(tensor.shape) for tensor in tensors}
-    groups, model, module = checkpoint_files.find_numbered_prefixes(shapes), None, ""
+    groups = checkpoint_files.find_numbered_prefixes(shapes)
+    model = None
+    module = ""
     layers = configuration.count_stated_layers(config) or 0
     configuration.check_configuration(config, folder)
     if not isinstance(config.get("auto_map"), dict):  # else the checkpoint comes with its own code
         parsed = configuration.read_config(folder)
-        layers, model = configuration.count_layers(parsed), configuration.build_empty_model(parsed, folder)
+        layers = configuration.count_layers(parsed)
+        model = configuration.build_empty_model(parsed, folder)
         configuration.check_tensors(model, folder, shapes)
         module = f"{layers_path(model)}."
     fitting = [prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))]
     if model is not None and len(fitting) > 1:  # a model that sees images has layers for these, too
         unread = {prefix: configuration.find_weights_filled_by(model, shapes, prefix) for prefix in fitting}
-        fitting = [p for p in fitting if unread[p] and all(name.startswith(module) for name in unread[p])]
+        fitting = [prefix for prefix, names in unread.items() if _are_all_in(module, names)]
     if len(fitting) != 1:
         raise InputError(
             f"{folder} has {len(fitting)} groups of tensors that can be its {layers} layers, expected exactly one: "
             "which are layers is not guessed"
         )
-    prefix, end = fitting[0], layers + max(read_mtp_counts(config).values(), default=0)
+    prefix = fitting[0]
+    end = layers + max(read_mtp_counts(config).values(), default=0)
     stray = [name for name in shapes if name.startswith(prefix) and _find_layer(name, prefix) not in range(end)]
     if model is None:  # else transformers knows the other numbered tensors, and a cut does not change them
         stray += [name for name in shapes if NUMBERED.match(name) and not name.startswith((prefix, MTP_PREFIX))]
@@ -142,7 +155,13 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
             "what becomes of them after a cut is not guessed; leave them out"
         )
     mtp_layers = {number for number in groups[prefix] if number >= layers} or groups.get(f"{MTP_PREFIX}layers.", ())
-    return Layout(folder, config, tensors, model, layers, prefix, module or prefix, len(mtp_layers) if mtp else None)
+    mtp_count = len(mtp_layers) if mtp else None
+    return Layout(folder, config, tensors, model, layers, prefix, module or prefix, mtp_count)
+
+
+def _are_all_in(module: str, names: set[str]) -> bool:
+    """Whether there are names, and all begin with that of a module."""
+    return bool(names) and all(name.startswith(module) for name in names)
 
 
 def read_mtp_counts(config: dict) -> dict[str, int]:
@@ -184,13 +203,12 @@ def replace_tensors(entries: Entries, layout: Layout, changed: Changed) -> None:
 def add_adapter(entries: Entries, layout: Layout, adapter: Adapter) -> None:
     """Add low-rank updates to the weights, as `merge_adapters` does, and round to the source's data type."""
     for module, (a, b) in adapter.factors.items():
-        name = f"{layout.prefix}{module.removeprefix(layout.module)}" if module.startswith(layout.module) else module
         shape = [len(b), a.shape[1]][:: -1 if adapter.settings.get("fan_in_fan_out") else 1]
 
         def add(old, module=module):
             return (old.float() + adapter.compute_update(module)).to(old.dtype)
 
-        _add_edit(entries, f"{name}.weight", shape, f"the adapters in {adapter.folder}", add)
+        _add_edit(entries, f"{layout.tensor_name(module)}.weight", shape, f"the adapters in {adapter.folder}", add)
 
 
 def replace_weights(entries: Entries, layout: Layout, adapter: Adapter) -> bool:
@@ -198,9 +216,12 @@ def replace_weights(entries: Entries, layout: Layout, adapter: Adapter) -> bool:
     with the embedding before: now it has a tensor of its own, and the configuration has to say so."""
     is_untied = False
     for name, weights in adapter.weights.items():
-        name = f"{layout.prefix}{name.removeprefix(layout.module)}" if name.startswith(layout.module) else name
-        if name not in entries and (shared := _find_embedding(layout, name)) in entries:
-            entries[name], is_untied = dataclasses.replace(entries[shared], edits=[]), True
+        name = layout.tensor_name(name)
+        if name not in entries:
+            shared = _find_embedding(layout, name)
+            if shared in entries:
+                entries[name] = dataclasses.replace(entries[shared], edits=[])
+                is_untied = True
         shape = list(weights.shape)
         _add_edit(entries, name, shape, f"what was trained in {adapter.folder}", lambda _, weights=weights: weights)
     return is_untied
@@ -210,7 +231,8 @@ def _find_embedding(layout: Layout, head: str) -> str | None:
     """The name of the embedding's weights, where the head's weights, of this name, are the same."""
     if layout.model is None or not layout.model.config.get_text_config(decoder=True).tie_word_embeddings:
         return None
-    inputs, outputs = layout.model.get_input_embeddings(), layout.model.get_output_embeddings()
+    inputs = layout.model.get_input_embeddings()
+    outputs = layout.model.get_output_embeddings()
     names = {id(module): f"{name}.weight" for name, module in layout.model.named_modules()}
     return names[id(inputs)] if names[id(outputs)] == head else None
 
@@ -219,7 +241,10 @@ def _add_edit(entries: Entries, name: str, shape: list[int], cause: str, edit: C
     """Add an edit to a tensor. Raises InputError where no tensor has this name and shape, or it is quantized."""
     entry = entries.get(name)
     if entry is None or entry.tensor.shape != shape or entry.dtype not in TORCH_NAMES:
-        present = "no such tensor" if entry is None else f"one of shape {entry.tensor.shape} in {entry.dtype}"
+        if entry:
+            present = f"one of shape {entry.tensor.shape} in {entry.dtype}"
+        else:
+            present = "no such tensor"
         raise InputError(
             f"{cause} changes {name} of shape {shape}, and the checkpoint without these layers has {present}: give "
             f"what was made of this model after this cut, and weights in one of {', '.join(TORCH_NAMES)}"
@@ -235,7 +260,8 @@ def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool
     if dtype == "auto" and not dequantized:
         return None
     _check_plain(entries, layout, "cast: leave dtype out, and they are copied")
-    dtype = find_smallest_dtype(entries) if dtype == "auto" else dtype
+    if dtype == "auto":
+        dtype = find_smallest_dtype(entries)
     for entry in entries.values():
         if entry.dtype in TORCH_NAMES:
             entry.dtype = next(name for name, torch_name in TORCH_NAMES.items() if torch_name == dtype)
@@ -246,8 +272,10 @@ def find_smallest_dtype(entries: Entries) -> str:
     """The smallest data type that holds every float32 number of a checkpoint exactly. For weights that had fewer than
     16 bits it is float32, as they are products of a scale and small whole numbers."""
     fitting = [torch.bfloat16, torch.float16]
-    for values in (entry.read() for entry in entries.values() if entry.dtype == "F32"):
-        fitting = [dtype for dtype in fitting if torch.equal(values.to(dtype).float(), values)]
+    for entry in entries.values():
+        if entry.dtype == "F32":
+            values = entry.read()
+            fitting = [dtype for dtype in fitting if torch.equal(values.to(dtype).float(), values)]
     return str((*fitting, torch.float32)[0]).removeprefix("torch.")
 
 
@@ -273,10 +301,15 @@ def group_files(entries: Entries) -> dict[str, Entries]:
 
 def format_index(files: dict[str, Entries]) -> dict[str, str]:
     """The index of several files, as text by its file name; nothing for a single file."""
-    weight_map = {name: file for file, entries in files.items() for name in entries}
-    total = sum(entry.size for entries in files.values() for entry in entries.values())
+    if len(files) < 2:
+        return {}
+    weight_map = {}
+    total = 0
+    for file, entries in files.items():
+        weight_map |= dict.fromkeys(entries, file)
+        total += sum(entry.size for entry in entries.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return {INDEX: json.dumps(index, indent=2)} if len(files) > 1 else {}
+    return {INDEX: json.dumps(index, indent=2)}
 
 
 def count_file_bytes(entries: Entries) -> int:
@@ -291,7 +324,8 @@ def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
     check_disk_space(needed, folder, out)
     with show_bytes_written(needed) as bar:
         for file, entries in missing.items():
-            with open(partial := folder / f".{file}.partial", "wb") as stream:
+            partial = folder / f".{file}.partial"
+            with open(partial, "wb") as stream:
                 bar.update(stream.write(_format_header(entries)))
                 for name, entry in entries.items():
                     bar.update(stream.write(entry.content(name)))
@@ -302,11 +336,13 @@ def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
 
 def _format_header(entries: Entries) -> bytes:
     """The header of a safetensors file."""
-    offset, metadata = 0, next(iter(entries.values())).tensor.metadata
+    offset = 0
+    metadata = next(iter(entries.values())).tensor.metadata
     header: dict = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     for name, entry in entries.items():
-        offsets = [offset, offset := offset + entry.size]
-        header[name] = {"dtype": entry.dtype, "shape": entry.tensor.shape, "data_offsets": offsets}
+        end = offset + entry.size
+        header[name] = {"dtype": entry.dtype, "shape": entry.tensor.shape, "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     return len(text).to_bytes(8, "little") + text

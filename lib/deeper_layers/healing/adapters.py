@@ -42,7 +42,8 @@ def find_ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     experts. In the paper's families these are gate_proj, up_proj and down_proj (Llama, Mistral), fc1 and fc2 (Phi-2),
     w1, w2 and the second c_proj (Qwen). Raises InputError where a layer has none.
     """
-    layers, full_names = decoder_layers(model), []
+    layers = decoder_layers(model)
+    full_names = []
     prefix = layers_path(model)
     for number, layer in list(enumerate(layers))[first_layer:]:
         modules = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
@@ -71,7 +72,8 @@ def add_adapters(
     Layers below `first_layer` (0-based) get none. `seed` draws the initial values, which leave the model's output
     unchanged. Raises InputError where no layer would get an adapter, or a layer has no feed-forward modules.
     """
-    if first_layer >= (layers := num_layers(model)):
+    layers = num_layers(model)
+    if first_layer >= layers:
         raise InputError(
             f"adapters go on layers from {first_layer} on, and {layers} are left, 0 to {layers - 1}: put them on all "
             "layers, or drop layers below the last ones"
@@ -98,7 +100,8 @@ def release_last_layers(model: PreTrainedModel, layers: int) -> PeftModel:
     if layers > num_layers(model):
         raise InputError(f"last_layers is {layers}, and {num_layers(model)} are left: train these, or drop fewer")
     copied = _copy_frozen(model, torch.float32)
-    names, prefix = [_untie_head(copied)], layers_path(copied)
+    names = [_untie_head(copied)]
+    prefix = layers_path(copied)
     for number, layer in list(enumerate(decoder_layers(copied)))[-layers:]:
         names += _list_owners(layer, f"{prefix}.{number}")
     return _adapt(copied, _make_full_config(names), seed=0)
@@ -121,8 +124,11 @@ def _list_owners(module: nn.Module, name: str) -> list[str]:
 def _untie_head(copied: PreTrainedModel) -> str:
     """Give the head of a copy parameters that are not the embedding's, with the same values. Returns its name."""
     head = copied.get_output_embeddings()
-    head._parameters = {name: value if value is None else _freeze(value) for name, value in head._parameters.items()}
-    for config in {id(one): one for one in (copied.config, text_config(copied.config))}.values():
+    head._parameters = dict(head._parameters)  # not the embedding's
+    for name, value in head._parameters.items():
+        if value is not None:
+            head._parameters[name] = _freeze(value)
+    for config in (copied.config, text_config(copied.config)):  # often one and the same
         config.tie_word_embeddings = False
     return next(name for name, module in copied.named_modules() if module is head)
 
@@ -175,7 +181,8 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
     with as_input_error(problem, advice), _peft_muted():
         copied = _copy_frozen(pruned)
         known = dict(copied.named_modules())
-        if unknown := sorted({*ranks, *adapter.trained_modules} - known.keys()):
+        unknown = sorted({*ranks, *adapter.trained_modules} - known.keys())
+        if unknown:
             raise ValueError(f"it has no {unknown[0]}")
         if adapter.trained_modules:
             _untie_head(copied)
@@ -253,7 +260,8 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     merged.config.dtype = dtype
     for entry in ("peft_config", "hf_quantizer", "quantization_method"):
         vars(merged).pop(entry, None)
-    merged.is_quantized, merged._hf_peft_config_loaded = False, False
+    merged.is_quantized = False
+    merged._hf_peft_config_loaded = False
     if hasattr(merged.config, "quantization_config"):
         del merged.config.quantization_config
     return merged.eval()
@@ -261,7 +269,8 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
 
 def _check_in_use(healed: PeftModel) -> None:
     """Raise InputError unless a healed model's one set of plain adapters is what it computes with."""
-    status, config = healed.get_model_status(), healed.active_peft_config
+    status = healed.get_model_status()
+    config = healed.active_peft_config
     problem = None
     if status.enabled is not True:
         problem = "are switched off, at least in some layers: enable_adapter_layers() switches them on"
@@ -277,8 +286,10 @@ def _check_in_use(healed: PeftModel) -> None:
 
 def _merge_weight(module: nn.Module, weight: torch.Tensor, name: str, dtype: torch.dtype) -> nn.Parameter:
     """The sum, in float32, of a weight and its module's adapters, then rounded. Raises InputError for an overflow."""
-    added = module.get_delta_weight(module.active_adapters[0]).float() if isinstance(module, LoraLayer) else 0
-    merged = (weight.float() + added).to(dtype)
+    merged = weight.float()
+    if isinstance(module, LoraLayer):
+        merged = merged + module.get_delta_weight(module.active_adapters[0]).float()
+    merged = merged.to(dtype)
     if torch.isfinite(weight).all() and not torch.isfinite(merged).all():
         raise InputError(
             f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a larger "

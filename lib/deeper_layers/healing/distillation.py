@@ -42,7 +42,8 @@ def draw_sequences(tokenizer, texts: list[str], config: HealingConfig) -> list[t
         raise InputError(f"texts is {short_repr(texts)}, expected a list of documents: put them into one")
     if not callable(tokenizer):
         raise InputError(f"tokenizer is {short_repr(tokenizer)}, expected that of the model: load_model gives both")
-    length, batch = config.sequence_length, config.batch_sequences
+    length = config.sequence_length
+    batch = config.batch_sequences
     drawn = token_sequences(
         tokenizer, texts, length=length, seed=config.seed, packed=config.packed, tokens=config.tokens
     )
@@ -56,7 +57,8 @@ def draw_sequences(tokenizer, texts: list[str], config: HealingConfig) -> list[t
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """T^2 KL(teacher || student), in nats, of logits [N, V] divided by the temperature T, summed over positions."""
-    predicted, target = (functional.log_softmax(logits.float() / temperature, dim=-1) for logits in (student, teacher))
+    predicted = functional.log_softmax(student.float() / temperature, dim=-1)
+    target = functional.log_softmax(teacher.float() / temperature, dim=-1)
     return temperature**2 * functional.kl_div(predicted, target, reduction="sum", log_target=True)
 
 
@@ -68,7 +70,8 @@ class Teacher:
     """
 
     def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
-        self.whole, self.temperature = whole, config.temperature
+        self.whole = whole
+        self.temperature = config.temperature
         check_final_states(model)
         is_alike = isinstance(whole, PreTrainedModel) and describe_head(whole) == describe_head(model)
         dropped = num_layers(whole) - num_layers(model) if is_alike else 0

@@ -35,8 +35,10 @@ def check_model(model: PreTrainedModel, sequences: list[torch.Tensor]) -> None:
             f"the model of {layers} layers has weights that are on disk, missing, or made in inference_mode; expected "
             "all in memory: open it outside of that, with stream=False"
         )
-    longest, rows = max(sequences, key=len), model.get_input_embeddings().weight.shape[0]
-    if (most := max(int(tokens.max()) for tokens in sequences)) >= rows:
+    longest = max(sequences, key=len)
+    rows = model.get_input_embeddings().weight.shape[0]
+    most = max(int(tokens.max()) for tokens in sequences)
+    if most >= rows:
         raise InputError(f"the tokenizer gives token {most}, and the model has {rows}: give the model's own tokenizer")
     problem = f"{type(model).__name__} can't run on {len(longest)} tokens of the texts"
     advice = "give a language model with its head, in one data type, or a lower sequence_length"
@@ -59,23 +61,10 @@ def hash_model(model: nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def evaluating(*models: object) -> Iterator[None]:
-    """Inside, the models among these are in evaluation mode. At the end each module has the mode that it had."""
-    modules = [module for model in models if isinstance(model, nn.Module) for module in model.modules()]
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-
-
-@contextlib.contextmanager
 def kept_random_state() -> Iterator[None]:
     """Inside, random numbers are drawn from a state that is taken back at the end, of torch, numpy and Python."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()
     try:
         with torch.random.fork_rng():
             yield

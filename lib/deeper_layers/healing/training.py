@@ -35,8 +35,9 @@ from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters, release_last_layers
 from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
-from deeper_layers.healing.state import check_model, evaluating, hash_model, kept_random_state
+from deeper_layers.healing.state import check_model, hash_model, kept_random_state
 from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers
+from deeper_layers.models.measuring import evaluating
 from deeper_layers.models.network import replacing, unpacked
 from deeper_layers.presets import HealingConfig
 
@@ -116,7 +117,10 @@ def train(
         stack.enter_context(evaluating(model, whole))
         check_model(model, sequences)
         _check_variant(model, config, cut, whole)
-        teacher = Teacher(whole, model, config, cut) if config.objective == "distill" else None
+        if config.objective == "distill":
+            teacher = Teacher(whole, model, config, cut)
+        else:
+            teacher = None
         healed = _add_what_learns(model, config, cut)
         keep_freed_memory()
         if folder is None:
@@ -124,12 +128,13 @@ def train(
         else:
             output = check_path("folder", folder) / _name_healing(healed, config, cut, sequences, whole)
             check_writable(output)
+        progress = _Progress(config)
         trainer = Trainer(
             model=healed,
             args=_arguments(config, output, model.device, checkpoints=folder is not None),
             train_dataset=[{"input_ids": tokens} for tokens in sequences],
             data_collator=_collate,
-            callbacks=[progress := _Progress(config)],
+            callbacks=[progress],
         )
         trainer.remove_callback(PrinterCallback)
         # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
@@ -166,7 +171,9 @@ def _describe_tuned(model: PreTrainedModel, config: HealingConfig) -> str:
     """What is trained with all its weights, in words; "" where adapters are."""
     if not config.last_layers:
         return ""
-    head, prefix, last = model.get_output_embeddings(), layers_path(model), num_layers(model) - 1
+    head = model.get_output_embeddings()
+    prefix = layers_path(model)
+    last = num_layers(model) - 1
     name = next(name for name, module in model.named_modules() if module is head)
     is_tied = head.weight is model.get_input_embeddings().weight
     words = f"{name}, untied from the embedding, which was not trained" if is_tied else name
@@ -175,10 +182,12 @@ def _describe_tuned(model: PreTrainedModel, config: HealingConfig) -> str:
 
 def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Progress") -> TrainerState:
     """Train from the last whole checkpoint, or from the beginning. A healing that is complete is only loaded."""
-    last, state = None, TrainerState()
+    last = None
+    state = TrainerState()
     for path in sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
         with contextlib.suppress(OSError, ValueError, TypeError):  # a process was killed while writing it
-            state, last = TrainerState.load_from_json(str(path / STATE_FILE)), str(path)
+            state = TrainerState.load_from_json(str(path / STATE_FILE))
+            last = str(path)
     try:
         if last and state.global_step >= trainer.args.max_steps:
             trainer.model.load_adapter(last, "default", is_trainable=True)
@@ -223,17 +232,22 @@ def _build_forward(
     healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None
 ) -> Callable:
     """A function that replaces the model's forward pass in training: it returns the loss of the variant."""
-    base, run_model = healed.get_base_model(), healed.forward
+    base = healed.get_base_model()
+    run_model = healed.forward
 
     def compute(inputs: dict, **count) -> torch.Tensor:
-        return teacher.loss(base, inputs, **count) if teacher else run_model(**inputs, **count)["loss"]
+        if teacher:
+            return teacher.loss(base, inputs, **count)
+        return run_model(**inputs, **count)["loss"]
 
     def forward(num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
         """The loss of a batch, `input_ids`, `labels` and `attention_mask` [B, T]."""
         mask = inputs["attention_mask"]
         if mask.all():  # without a mask models take their fastest attention, and here nothing is padding
             del inputs["attention_mask"]
-        count = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        count = {}
+        if num_items_in_batch is not None:
+            count["num_items_in_batch"] = num_items_in_batch
         if not (config.auxiliary and cut):
             return {"loss": compute(inputs, **count)}
         with _recorded_residuals(base, cut.start) as residuals:
@@ -242,7 +256,8 @@ def _build_forward(
             whole_inputs = {name: tensor.to(whole.device) for name, tensor in inputs.items() if name != "labels"}
             whole.base_model(**whole_inputs, use_cache=False)
         # |x - y|^2 / |y|^2: x is the residual at the cut, y the unpruned model's residual after the dropped layers
-        x, y = (states[-1].float() * mask[:, :, None] for states in (residuals, targets))
+        x = residuals[-1].float() * mask[:, :, None]
+        y = targets[-1].float() * mask[:, :, None]
         auxiliary = (x - y).square().sum() / y.square().sum()
         # with a count the Trainer sums the losses of a step's batches, else it takes their mean
         share = config.at_once / config.batch_sequences if count else 1.0
@@ -267,7 +282,8 @@ class _Progress(TrainerCallback):
     """Shows a bar with the time left, records the seconds at each loss, and raises where a loss is not finite."""
 
     def __init__(self, config: HealingConfig):
-        self.config, self.bar = config, None
+        self.config = config
+        self.bar = None
         self.started = time.monotonic()  # before the first step, so that its preparation counts too
 
     def on_train_begin(self, args, state, control, **_):
@@ -321,7 +337,8 @@ def _arguments(config: HealingConfig, output: Path, device: torch.device, *, che
         disable_tqdm=True,
         report_to="none",
     )
-    batches, processes = config.batch_sequences // config.at_once, arguments.world_size
+    batches = config.batch_sequences // config.at_once
+    processes = arguments.world_size
     if batches % processes:
         raise InputError(
             f"{processes} processes were started for steps of {batches} batches (batch_sequences over at_once), "
@@ -342,7 +359,12 @@ def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory, up to a gibibyte a piece, instead of returning it to the system. On a processor a
     fifth of the time was spent on getting it back, filled with zeros. Other C libraries are left as they are."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        # as malloc.h numbers them
+        trim_threshold = -1
+        mmap_threshold = -3
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from deeper_layers import files
 from deeper_layers.errors import InputError, as_input_error
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 ADAPTERS = "adapter_config.json"  # transformers then takes the folder for adapters, and opens their model
 MAX_HEADER_BYTES = 100_000_000  # bytes of a header, by the format; no other JSON of a checkpoint is larger
 NUMBERED = re.compile(r"^(?P<prefix>(?:[^.\d]\w*\.)+)(?P<number>0|[1-9][0-9]{0,8})\.(?P<rest>.+)$")
@@ -71,7 +72,9 @@ def list_plain_files(folder: Path) -> list[Path]:
     """The files in a checkpoint's folder, sorted; in the hub's cache they are links to the blobs beside it. Raises
     InputError where a link leads elsewhere, or a file is no regular one."""
     root = Path(os.path.realpath(folder))
-    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
     with as_input_error(f"{folder} is no folder of plain files", ADVICE):
         paths = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
         for path in paths:
@@ -83,16 +86,24 @@ def list_plain_files(folder: Path) -> list[Path]:
 def list_files_that_matter(folder: Path) -> list[Path]:
     """The files of a checkpoint that can change its numbers, sorted: all but those in CANNOT_MATTER, and of folders
     below those in BELOW. Raises what `list_plain_files` does."""
-    patterns = " ".join(CANNOT_MATTER).split()
-    paths = [path for path in list_plain_files(folder) if not any(fnmatchcase(path.name, p) for p in patterns)]
-    below = {path for pattern in BELOW for path in folder.glob(pattern) if path.parent != folder and path.is_file()}
+    paths = [path for path in list_plain_files(folder) if _can_matter(path)]
+    below = set()
+    for pattern in BELOW:
+        below |= {path for path in folder.glob(pattern) if path.parent != folder and path.is_file()}
     return paths + sorted(below)
+
+
+def _can_matter(path: Path) -> bool:
+    """Whether a file can change a model's numbers."""
+    patterns = " ".join(CANNOT_MATTER).split()
+    return not any(fnmatchcase(path.name, pattern) for pattern in patterns)
 
 
 def list_tensors(folder: Path) -> list[Tensor]:
     """All tensors that transformers would load from a folder, in the order of the index and of their bytes. Raises
     InputError where there are none, the folder holds adapters, or the files and the index disagree."""
-    by_name, weight_map = {path.name: path for path in list_plain_files(folder)}, {}
+    by_name = {path.name: path for path in list_plain_files(folder)}
+    weight_map = {}
     if ADAPTERS in by_name:
         raise InputError(f"{folder} holds {ADAPTERS}, adapters of another model: merge them into it, and give that")
     if SINGLE not in by_name:
@@ -106,12 +117,16 @@ def list_tensors(folder: Path) -> list[Tensor]:
         # transformers opens none without metadata
         if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
             raise InputError(f"{by_name[INDEX]} has no weight_map from tensors to files beside its metadata: {ADVICE}")
-        if unknown := [name for name in weight_map.values() if not isinstance(name, str) or name not in by_name]:
+        unknown = [name for name in weight_map.values() if not isinstance(name, str) or name not in by_name]
+        if unknown:
             raise InputError(f"{by_name[INDEX]} names {unknown[0]!r:.60}, which is no file beside it: {ADVICE}")
     names = dict.fromkeys(weight_map.values() or [SINGLE])
-    tensors = [tensor for name in names for tensor in _read_header(by_name[name])]
+    tensors = []
+    for name in names:
+        tensors += _read_header(by_name[name])
     counts = Counter(tensor.name for tensor in tensors)
-    if faulty := [*sorted(set(weight_map) - set(counts)), *(name for name, times in counts.items() if times > 1)]:
+    faulty = [*sorted(set(weight_map) - set(counts)), *(name for name, times in counts.items() if times > 1)]
+    if faulty:
         raise InputError(f"{folder} holds {faulty[0]} in {counts[faulty[0]]} files, expected one: fetch it again")
     return tensors
 

@@ -35,7 +35,9 @@ def count_stated_layers(config: dict) -> int | None:
 
 def check_configuration(config: dict, where: Path) -> None:
     """Raise InputError for values that no model has, before transformers builds a list of that many layers."""
-    depths = [part[name] for part in (config, text_part(config)) for name in DEPTHS if part.get(name) is not None]
+    depths = []
+    for part in (config, text_part(config)):
+        depths += [part[name] for name in DEPTHS if part.get(name) is not None]
     faults = [f"{depth!r:.40} layers" for depth in depths if type(depth) is not int or not 0 < depth <= LAYERS]
     if config.get("transformers_weights") is not None:
         faults.append("other names of weights (transformers_weights)")
@@ -77,9 +79,11 @@ def count_positions(config: "PreTrainedConfig") -> int | None:
     """Tokens of the longest sequence that a configuration provides for; None where it states no limit. Rotary positions
     that are stretched count as stretched."""
     text = text_config(config)
-    stated = next((number for name in POSITIONS if type(number := getattr(text, name, None)) is int), None)
+    numbers = [getattr(text, name, None) for name in POSITIONS]
+    stated = next((number for number in numbers if type(number) is int), None)
     rotary = getattr(text, "rope_parameters", None) or {}
-    factor, before = rotary.get("factor"), rotary.get("original_max_position_embeddings")
+    factor = rotary.get("factor")
+    before = rotary.get("original_max_position_embeddings")
     if stated is None or not factor:
         return stated
     return max(stated, int(factor * (before or stated)))
@@ -130,12 +134,13 @@ def check_loading_report(report: dict, place: Path | str, prefix: str = "") -> N
 
 def find_weights_filled_by(model: "PreTrainedModel", shapes: Shapes, prefix: str) -> set[str]:
     """The weights of an empty model that only tensors with this prefix fill, by their names in the model."""
+    others = [name for name in shapes if not name.startswith(prefix)]
     try:
-        others = [name for name in shapes if not name.startswith(prefix)]
-        all_missing, missing = (set(_load_shapes(model, shapes, names)["missing_keys"]) for names in (shapes, others))
+        missing_anyway = _load_shapes(model, shapes, shapes)["missing_keys"]
+        missing = _load_shapes(model, shapes, others)["missing_keys"]
     except Exception:  # joined tensors raise
         return set()
-    return missing - all_missing
+    return set(missing) - set(missing_anyway)
 
 
 def _load_shapes(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str]) -> dict:
@@ -143,7 +148,8 @@ def _load_shapes(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str])
     import torch
     from transformers.utils import logging
 
-    verbosity, is_bar_shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    is_bar_shown = logging.is_progress_bar_enabled()
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):

@@ -29,7 +29,8 @@ BOUNDARIES = ("max_window_layers", "first_k_dense_replace", "num_dense_layers", 
 
 def num_layers(model: nn.Module) -> int:
     """Number of decoder layers L, as the model's configuration states it. Raises InputError where it states none."""
-    if not isinstance(model, nn.Module) or not isinstance(config := getattr(model, "config", None), PreTrainedConfig):
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not isinstance(config, PreTrainedConfig):
         raise InputError(
             f"the model is a {type(model).__name__}, expected one of transformers: open it with load_model"
         )
@@ -55,14 +56,17 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         >>> len(decoder_layers(model))
         30
     """
-    length, pairs = num_layers(model), ((owner, child) for owner in model.modules() for child in owner.children())
-    lists = [(owner, child) for owner, child in pairs if isinstance(child, nn.ModuleList) and len(child)]
+    length = num_layers(model)
+    lists = []
+    for owner in model.modules():
+        lists += [(owner, child) for child in owner.children() if isinstance(child, nn.ModuleList) and len(child)]
 
     def attends(layers: nn.ModuleList) -> bool:
         return any("attention" in f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())
 
     def related(layers: nn.ModuleList) -> bool:
-        return bool(set.intersection(*(set(type(layer).__mro__) for layer in layers)) - set(nn.Module.__mro__))
+        classes = [set(type(layer).__mro__) for layer in layers]
+        return bool(set.intersection(*classes) - set(nn.Module.__mro__))
 
     # state-space models have no attention, and a cut may leave a hybrid without it
     lists = [(owner, layers) for owner, layers in lists if attends(layers)] or lists
@@ -125,9 +129,8 @@ def running_only(layer: nn.Module, part: str) -> contextlib.AbstractContextManag
     """Inside, a layer runs only this part of it: its attention, its MLP, or all of it."""
     if part == WHOLE:
         return contextlib.nullcontext()
-    return find_sublayer(layer, MLP if part == ATTENTION else ATTENTION).register_forward_hook(
-        _add_nothing, with_kwargs=True
-    )
+    other = MLP if part == ATTENTION else ATTENTION
+    return find_sublayer(layer, other).register_forward_hook(_add_nothing, with_kwargs=True)
 
 
 def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> bool:
@@ -135,7 +138,7 @@ def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> boo
     inputs: list[torch.Tensor] = []
 
     def record_input(module, arguments, named):
-        inputs.append(next(iter([*arguments, *named.values()])))
+        inputs.append([*arguments, *named.values()][0])
 
     with find_sublayer(layer, MLP).register_forward_pre_hook(record_input, with_kwargs=True):
         call(layer.forward, residual)
@@ -147,9 +150,12 @@ def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> boo
 def _add_nothing(module, arguments, named, output):
     """Replace a sublayer's output by zeros, or by the residual where the sublayer itself adds its output to that."""
     bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
-    residual = output[0] if isinstance(output, tuple) else output
+    if isinstance(output, tuple):
+        residual, *others = output
+    else:
+        residual = output
     zeros = bound["residual"] if "residual" in bound else torch.zeros_like(residual)
-    return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
+    return (zeros, *others) if isinstance(output, tuple) else zeros
 
 
 # ---- what a configuration says of each layer, once only some of them stay ----------------------------------------
@@ -157,7 +163,8 @@ def _add_nothing(module, arguments, named, output):
 
 def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
     """Adapt every decoder configuration that a module holds to the kept layers, in place."""
-    length, config_class = num_layers(pruned), type(text_config(pruned.config))
+    length = num_layers(pruned)
+    config_class = type(text_config(pruned.config))
     # usually one object that all modules hold, but a module may hold a copy of its own
     configs = [vars(module).get("config") for module in pruned.modules()]
     decoders = [config.get_text_config(decoder=True) for config in configs if isinstance(config, PreTrainedConfig)]
@@ -165,7 +172,8 @@ def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
         # settings of single layers, which transformers keeps apart from the other entries
         overrides = config.to_dict().get("per_layer_config")
         for name, value in list(vars(config).items()):
-            if (new_value := cut_entry(name, value, kept, length)) != value:
+            new_value = cut_entry(name, value, kept, length)
+            if new_value != value:
                 setattr(config, name, new_value)
         config.num_hidden_layers = len(kept)
         if overrides:
@@ -184,9 +192,9 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
     if name in BOUNDARIES and type(value) is int:
         return sum(index < value for index in kept)
     new_index = {old: position for position, old in enumerate(kept)}
-    picked = (
-        [value[index] for index in kept] if isinstance(value, str | list | tuple) and len(value) == layers else value
-    )
+    picked = value
+    if isinstance(value, str | list | tuple) and len(value) == layers:
+        picked = [value[index] for index in kept]
     if isinstance(value, str):  # Nemotron-H: a letter for each layer
         return "".join(picked) if name.endswith("_pattern") else value
     if not isinstance(value, dict | list | tuple) or not _are_indices(value, name, layers):

@@ -44,7 +44,8 @@ class Header(gguf.GGUFReader):
         super().__init__(path)
         self.entries = {}
         for field in list(self.fields.values())[3:]:  # after three that gguf adds
-            value = field.parts[-1] if isinstance(field.parts[-1], list) else field.contents()
+            last = field.parts[-1]
+            value = last if isinstance(last, list) else field.contents()
             self.entries[field.name] = GGUFValue(value, *field.types)
         self.alignment = int(self.alignment)
         self.architecture = self.get("general.architecture")
@@ -58,9 +59,11 @@ class Header(gguf.GGUFReader):
     @property
     def config(self) -> dict:
         """What its metadata say about layers, in the keys of config.json."""
-        key, pattern = f"{self.architecture}.attention.sliding_window", "attention.sliding_window_pattern"
-        # files of OLMo 3 say olmo2 too
-        kind = "olmo3" if self.architecture == "olmo2" and key in self.entries else self.architecture.replace("-", "_")
+        key = f"{self.architecture}.attention.sliding_window"
+        pattern = "attention.sliding_window_pattern"
+        kind = self.architecture.replace("-", "_")
+        if kind == "olmo2" and key in self.entries:  # files of OLMo 3 say olmo2 too
+            kind = "olmo3"
         return {"model_type": kind, "num_hidden_layers": self.num_layers, pattern: self.get(f"{key}_pattern")}
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -68,7 +71,9 @@ class Header(gguf.GGUFReader):
         return self.entries[key].value if key in self.entries else default
 
     def _get(self, offset, dtype, count=1, override_order=None):
-        limit = len(self.data) if self.data_offset else min(len(self.data), MAX_HEADER_BYTES)
+        limit = len(self.data)
+        if not self.data_offset:
+            limit = min(limit, MAX_HEADER_BYTES)
         if offset + np.dtype(dtype).itemsize * int(count) > limit or self.byte_order == "S":
             raise ValueError(OUT_OF_BOUNDS)
         return super()._get(offset, dtype, count, override_order)
@@ -77,12 +82,14 @@ class Header(gguf.GGUFReader):
         """Read a list at once. Value by value, as gguf does it, a vocabulary takes 10 seconds."""
         if raw_type != Kind.ARRAY:
             return super()._get_field_parts(orig_offs, raw_type)
-        inner, place = Kind(self._get(orig_offs, np.uint32)[0]), orig_offs + 12
+        inner = Kind(self._get(orig_offs, np.uint32)[0])
+        place = orig_offs + 12
         length = int(self._get(orig_offs + 4, np.uint64)[0])
         if inner != Kind.STRING:
             values = self._get(place, self.gguf_scalar_to_np[inner], length)
             return 12 + values.nbytes, [values], [0], [Kind.ARRAY, inner]
-        content, texts = self.data[:MAX_HEADER_BYTES].data, []
+        content = self.data[:MAX_HEADER_BYTES].data
+        texts = []
         for _ in range(length):
             start = place + 8
             place = start + int.from_bytes(content[place:start], "little")
@@ -97,7 +104,8 @@ def read_gguf(path: Path) -> Header:
     with as_input_error(f"{path} is not a whole GGUF file"):
         if not path.is_file():  # a pipe would be waited for
             raise ValueError("there is no such file")
-        _check_model(header := Header(path))
+        header = Header(path)
+        _check_model(header)
     return header
 
 
@@ -110,10 +118,13 @@ def split_tensor_name(name: str) -> tuple[int | None, str]:
 def _check_model(header: Header) -> None:
     """Raise ValueError unless the tensors are those of the one model that the metadata describe, and lie as llama.cpp
     demands: aligned, one after another, up to the file's end."""
-    arch, num_layers, end = header.architecture, header.num_layers, int(header.data_offset)
+    arch = header.architecture
+    num_layers = header.num_layers
+    end = int(header.data_offset)
     if not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
-    if not_numbers := [key for key, entry in header.entries.items() if entry.value != entry.value]:
+    not_numbers = [key for key, entry in header.entries.items() if entry.value != entry.value]
+    if not_numbers:
         raise ValueError(f"its {not_numbers[0]} is no number")
     layers: dict[int | None, dict[str, list[int]]] = {None: {}}
     for tensor in header.tensors:
@@ -128,15 +139,19 @@ def _check_model(header: Header) -> None:
     if type(num_layers) is not int or num_layers != len(layers) or layers.keys() != {*range(num_layers)}:
         message = f"its {arch}.block_count is {num_layers!r:.40}, and it has tensors of {len(layers)} layers"
         raise ValueError(f"{message}: join the parts of a model with llama-gguf-split --merge")
-    width, tokens = header.get(f"{arch}.embedding_length"), header.get("tokenizer.ggml.tokens")
-    if width and tokens and (shape := outside.get("token_embd")) not in (None, [width, len(tokens)]):
+    width = header.get(f"{arch}.embedding_length")
+    tokens = header.get("tokenizer.ggml.tokens")
+    shape = outside.get("token_embd")
+    if width and tokens and shape not in (None, [width, len(tokens)]):
         raise ValueError(f"its embedding has the shape {shape}, expected {[width, len(tokens)]}")
     if arch not in UNIFORM:
         return
-    if different := [number for number, tensors in layers.items() if tensors.keys() != layers[0].keys()]:
+    different = [number for number, tensors in layers.items() if tensors.keys() != layers[0].keys()]
+    if different:
         raise ValueError(f"its layers 0 and {different[0]} have unlike tensors")
     names = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[ARCHITECTURES[arch]]}
-    if unexpected := sorted(outside.keys() - names | {"token_embd", "output_norm"} & names - outside.keys()):
+    unexpected = sorted(outside.keys() - names | {"token_embd", "output_norm"} & names - outside.keys())
+    if unexpected:
         raise ValueError(f"its tensor {unexpected[0]!r} is missing, or none of {arch}")
 
 
@@ -164,7 +179,8 @@ def convert_gguf(path: Path, sha256: str) -> Path:
 def extract_header(path: Path, sha256: str) -> Path:
     """Write the configuration and the tokenizer of a GGUF file of this hash, without its weights, once. Returns the
     folder in the cache; that of the conversion, which holds the same, where there is one."""
-    if (converted := conversion_folder(sha256)).is_dir():
+    converted = conversion_folder(sha256)
+    if converted.is_dir():
         return converted
     action = "reading shapes and tokenizer in the header of {}"
     return _make_once(converted.with_name("header"), path, sha256, action, _extract_header)

@@ -46,9 +46,13 @@ class Float32Matmul:
         pays = input.requires_grad or input.numel() >= ROWS * input.shape[-1]
         if input.element_size() != 2 or not pays:
             return super().forward(input)
-        trains = torch.is_grad_enabled() and self.weight.requires_grad
-        product = linear(input.float(), self.widen_weight()) if trains else _WidenedProduct.apply(input.float(), self)
-        return (product if self.bias is None else product + self.bias.float()).to(input.dtype)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            product = linear(input.float(), self.widen_weight())
+        else:
+            product = _WidenedProduct.apply(input.float(), self)
+        if self.bias is not None:
+            product = product + self.bias.float()
+        return product.to(input.dtype)
 
     def widen_weight(self) -> torch.Tensor:
         """The weights in float32, also those that are kept in four bits."""
@@ -79,8 +83,12 @@ def _widened_class(module_class: type) -> type:
 
 def attend(module, query, key, value, attention_mask, **options):
     """The "sdpa" attention of transformers, in float32 where 16-bit gradients go back through it on a processor."""
-    inputs, dtype = [query, key, value, attention_mask], query.dtype
+    dtype = query.dtype
     if query.device.type == "cpu" and dtype.itemsize == 2 and query.requires_grad:
-        inputs = [tensor if tensor is None or not tensor.is_floating_point() else tensor.float() for tensor in inputs]
-    attended, weights = sdpa_attention_forward(module, *inputs, **options)
+        query = query.float()
+        key = key.float()
+        value = value.float()
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+    attended, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return attended.to(dtype), weights

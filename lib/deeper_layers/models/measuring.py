@@ -16,9 +16,12 @@ Found = TypeVar("Found")
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, all modules of a model are in evaluation mode; afterwards each is in the mode in which it was."""
-    modes = [(module, module.training) for module in model.modules()]
+def evaluating(*models: object) -> Iterator[None]:
+    """Inside, the models among these are in evaluation mode; afterwards each module is in the mode in which it was."""
+    modes = []
+    for model in models:
+        if isinstance(model, nn.Module):
+            modes += [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False
     try:

@@ -94,16 +94,22 @@ class Network:
         with torch.inference_mode():
             ids = torch.zeros(1, 8, dtype=torch.long, device=self.device)
             self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
-        values = [value for layer in cache.layers for value in vars(layer).values()]
-        values += [state for value in values if isinstance(value, dict) for state in value.values()]
+        values = []
+        for layer in cache.layers:
+            for value in vars(layer).values():
+                values += value.values() if isinstance(value, dict) else [value]
         return sum(value.nbytes for value in values if isinstance(value, torch.Tensor)) / 8 / len(self.layers)
 
     @cached_property
     def layer_devices(self) -> list[torch.device]:
         """The device of each layer: accelerate may have spread them over several (`device_map`)."""
-        stored = [next((p.device for p in layer.parameters()), self.device) for layer in self.layers]
-        # layers on disk run where the rest of the model is
-        return [self.device if device.type == "meta" else device for device in stored]
+        devices = []
+        for layer in self.layers:
+            parameter = next(layer.parameters(), None)
+            # layers on disk run where the rest of the model is
+            is_elsewhere = parameter is not None and not parameter.is_meta
+            devices.append(parameter.device if is_elsewhere else self.device)
+        return devices
 
     def load_in_turn(self, layers: list[int]) -> Iterator[int]:
         """Yield the numbers of layers, each while the weights of that layer are in memory."""
@@ -128,9 +134,12 @@ class Network:
                 has more tokens than the model has positions, or a mask has gaps.
         """
         width = text_config(self.model.config).hidden_size * self.dtype.itemsize
-        cost = lambda group: width * sum(batch["input_ids"].numel() for batch in group)  # noqa: E731
-        for group in group_by_cost(batches, cost, MEMORY if is_streamed(self.model) else 0):
-            problem = f"{type(self.model).__name__} can't run on this batch"
+        problem = f"{type(self.model).__name__} can't run on this batch"
+
+        def count_bytes(group: list[Batch]) -> int:
+            return width * sum(batch["input_ids"].numel() for batch in group)
+
+        for group in group_by_cost(batches, count_bytes, MEMORY if is_streamed(self.model) else 0):
             # not around the yield
             with evaluating(self.model), as_input_error(problem, "give all weights one data type", RuntimeError):
                 kept = self._residuals(group, keep)
@@ -141,9 +150,10 @@ class Network:
         """The same for a group of batches, all of which go through a layer before any goes through the next."""
         group = [pad_on_the_right(batch) for batch in group]
         check_length(self.model, max(batch["input_ids"].shape[1] for batch in group))
-        group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
+        group = [self._move(batch) for batch in group]
         layer_inputs = [self.layer_inputs(**batch) for batch in group]
-        states, kept = [inputs.residual for inputs in layer_inputs], [[] for _ in group]
+        states = [inputs.residual for inputs in layer_inputs]
+        kept = [[] for _ in group]
         if states[0].ndim != 3:
             raise InputError(
                 f"{type(self.layers[0]).__name__} hands on a residual of shape {tuple(states[0].shape)}; expected "
@@ -151,10 +161,15 @@ class Network:
             )
         for number in self.load_in_turn(list(range(len(self.layers)))):
             for index, batch in enumerate(group):
-                layer, call, entering = self.layers[number], layer_inputs[index].calls[number], states[index]
+                layer = self.layers[number]
+                call = layer_inputs[index].calls[number]
+                entering = states[index]
                 states[index] = call(layer, entering)
                 kept[index].append(keep(Residuals(batch, number, layer, call, entering, states[index])))
         return kept
+
+    def _move(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def layer_inputs(self, input_ids: torch.Tensor, **options) -> LayerInputs:
         """The layers' arguments for tokens [B, T] and options of the model's forward. Raises InputError where that
@@ -256,9 +271,11 @@ def is_streamed(model: torch.nn.Module) -> bool:
 @contextlib.contextmanager
 def holding_weights(layer: torch.nn.Module) -> Iterator[None]:
     """Inside, a layer's weights are in memory. A layer that has them already is left alone."""
-    is_offloaded = any(parameter.is_meta for parameter in layer.parameters())
+    parts = []
+    if any(parameter.is_meta for parameter in layer.parameters()):
+        parts += filter(has_offloaded_params, layer.modules())
     with contextlib.ExitStack() as stack:
-        for part in list(filter(has_offloaded_params, layer.modules())) if is_offloaded else ():
+        for part in parts:
             stack.enter_context(align_module_device(part))
             # accelerate's hook would read the weights at each call
             stack.enter_context(replacing(part, "forward", vars(part)["_old_forward"]))

@@ -67,16 +67,14 @@ def load_model(
         >>> model.config.num_hidden_layers, model.dtype
         (30, torch.float32)
     """
-    if sys.flags.optimize > 1:
-        raise InputError("PYTHONOPTIMIZE is 2 (python -OO), without docstrings, which transformers reads: leave it out")
-    if stream not in (True, False, "auto"):
-        raise InputError(f"stream is {short_repr(stream)}, expected 'auto', True or False")
-    if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:
-        addition = " with stream, where layers are read as stored" * (stream is True)
-        raise InputError(f"quantization is {quantization!r}{addition}, expected None, 'nf4' or 'int8'")
+    _check_options(quantization, stream)
     trust: dict = {"trust_remote_code": trust_remote_code}
-    source = model if isinstance(model, Source) else find_model(model, revision=revision, dtype=dtype, **trust)
-    place, number_type = choose_device(device), getattr(torch, source.dtype)
+    if isinstance(model, Source):
+        source = model
+    else:
+        source = find_model(model, revision=revision, dtype=dtype, **trust)
+    place = choose_device(device)
+    number_type = getattr(torch, source.dtype)
     options: dict = {"device_map": place, **trust}
     if quantization is not None:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -86,15 +84,16 @@ def load_model(
     folder = checkpoint_folder(source.folder, source.revision)
     parameters = sum(math.prod(tensor.shape) for tensor in list_tensors(folder))
     is_large = parameters * number_type.itemsize > MEMORY_SHARE * free_memory(place)
+    if stream == "auto":
+        stream = quantization is None and is_large
     config = read_config(folder, **trust)
     with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
-        if stream is True or stream == "auto" and quantization is None and is_large:
+        if stream:
+            empty = build_empty_model(config, folder, **trust)
+            options["device_map"] = build_device_map(empty, place)
             # where experts are stored one by one, transformers writes the layers again, in the form that it runs
             offload_folder = stack.enter_context(temporary_dir(cache_folder() / "offloaded"))
-            options |= {
-                "device_map": build_device_map(build_empty_model(config, folder, **trust), place),
-                "offload_folder": str(offload_folder),
-            }
+            options["offload_folder"] = str(offload_folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
         network, report = choose_auto_class(config).from_pretrained(
             folder, output_loading_info=True, dtype=number_type, use_safetensors=True, **options
@@ -102,6 +101,12 @@ def load_model(
         weakref.finalize(network, stack.pop_all().close)
     check_loading_report(report, source.name)
     decoder_layers(network)  # refuses what can't be pruned, before anything is measured
+    _choose_products(network, place)
+    return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
+
+
+def _choose_products(network, place: str) -> None:
+    """Have a model multiply its matrices in the way that suits them on this device."""
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # on some processors bitsandbytes would repack 4-bit weights in the first forward pass: that rounds their
@@ -109,7 +114,17 @@ def load_model(
             module.support_avx512bf16_for_cpu = False
     if place == "cpu" and not multiplies_sixteen_bits():
         widen(network)
-    return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
+
+
+def _check_options(quantization: str | None, stream: bool | str) -> None:
+    """Raise InputError for what no model is opened with."""
+    if sys.flags.optimize > 1:
+        raise InputError("PYTHONOPTIMIZE is 2 (python -OO), without docstrings, which transformers reads: leave it out")
+    if stream not in (True, False, "auto"):
+        raise InputError(f"stream is {short_repr(stream)}, expected 'auto', True or False")
+    if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:
+        addition = " with stream, where layers are read as stored" * (stream is True)
+        raise InputError(f"quantization is {quantization!r}{addition}, expected None, 'nf4' or 'int8'")
 
 
 def load_empty_model(source: Source, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -142,7 +157,9 @@ def choose_device(name: str) -> str:
     if name == "auto":
         if torch.cuda.is_available():
             # of several processes started together (torchrun), each has its own
-            return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+            if "LOCAL_RANK" in os.environ:
+                return f"cuda:{os.environ['LOCAL_RANK']}"
+            return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     with as_input_error(f"device is {name!r:.60}", "use 'auto', 'cpu' or an existing one"):
         torch.empty(1, device=check_text("device", name)).item()  # "meta" holds no numbers
@@ -154,7 +171,8 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     # how 16-bit numbers are rounded on the way depends on what the processor can do
-    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    capability = torch.backends.cpu.get_cpu_capability()
+    threads = torch.get_num_threads()
     return f"{platform.machine()} processor ({capability}), {threads} thread{'s' if threads > 1 else ''}"
 
 
@@ -166,7 +184,12 @@ def free_memory(device: str) -> int:
     with contextlib.suppress(OSError):  # no Linux
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             number, kind, path = line.split(":", 2)
-            root, limit = ("", "memory.max") if number == "0" else (kind, "memory.limit_in_bytes")
+            if number == "0":
+                root = ""
+                limit = "memory.max"
+            else:
+                root = kind
+                limit = "memory.limit_in_bytes"
             for group in (path, ""):  # a container sees its own group as the root
                 with contextlib.suppress(OSError, ValueError):  # none is there, or it says "max"
                     free = min(free, int(Path(f"/sys/fs/cgroup/{root}/{group}/{limit}").read_text()))

@@ -22,24 +22,30 @@ class Sizes:
 
 def find_sizes(source: Source, *, trust_remote_code: bool = False) -> Sizes:
     """The sizes of a model, from its header or configuration alone."""
-    if packaged := PACKAGED.get(source.folder):
+    packaged = PACKAGED.get(source.folder)
+    if packaged:
         layers = (packaged.layer_parameters,) * packaged.num_layers
         return Sizes(layers, packaged.parameters - sum(layers))
     if source.gguf is not None:
         from deeper_layers.models.gguf_reading import read_gguf, split_tensor_name  # slow
 
-        parameters, stored = Counter(), Counter()
+        parameters = Counter()
+        stored = Counter()
         for tensor in read_gguf(source.gguf).tensors:
             layer, _ = split_tensor_name(tensor.name)
             parameters[layer] += tensor.n_elements
             stored[layer] += tensor.n_bytes
-        layers, file_bytes = (
-            tuple(count[layer] for layer in range(source.num_layers)) for count in (parameters, stored)
-        )
+        numbers = range(source.num_layers)
+        layers = tuple(parameters[number] for number in numbers)
+        file_bytes = tuple(stored[number] for number in numbers)
         return Sizes(layers, parameters[None], Sizes(file_bytes, source.gguf.stat().st_size - sum(file_bytes)))
     from deeper_layers.models.decoder import decoder_layers  # slow, as is the next
     from deeper_layers.models.opening import load_empty_model
 
     model = load_empty_model(source, trust_remote_code=trust_remote_code)
-    whole, *layers = (sum(p.numel() for p in module.parameters()) for module in (model, *decoder_layers(model)))
-    return Sizes(tuple(layers), whole - sum(layers))
+    layers = tuple(map(_count_parameters, decoder_layers(model)))
+    return Sizes(layers, _count_parameters(model) - sum(layers))
+
+
+def _count_parameters(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

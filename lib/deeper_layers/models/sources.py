@@ -121,22 +121,36 @@ def find_model(
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype, what is no text.
     """
-    kind, path, own_dtype = find_kind(model, revision), local_path(model), None
-    if header := read_header(model, kind):
-        layers, quantized = header.num_layers, header.quantized
+    kind = find_kind(model, revision)
+    path = local_path(model)
+    own_dtype = None
+    header = read_header(model, kind)
+    if header:
+        layers = header.num_layers
+        quantized = header.quantized
         if revision is not None:
             check_hash(path, revision.removeprefix("sha256:"), "the model")
     else:
         if kind == "folder":
             list_tensors(path)  # refuses what holds no whole weights
         else:
-            path = fetch_files(model, revision, "config.json", *(["*.py"] if trust_remote_code else []))
+            patterns = ["config.json", "*.py"] if trust_remote_code else ["config.json"]
+            path = fetch_files(model, revision, *patterns)
         config = read_config(path, trust_remote_code=trust_remote_code)
-        layers, own_dtype = count_layers(config), getattr(config, "dtype", None)
+        layers = count_layers(config)
+        own_dtype = getattr(config, "dtype", None)
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
-    weights = model_key(model, path)["weights"] if hashed or kind in ("packaged", "hub") else NOT_HASHED
-    folder = PACKAGED[model].name if kind == "packaged" else model if kind == "hub" else str(path)
-    gguf, commit = path if kind == "gguf" else None, path.name if kind == "hub" else None  # as the hub's cache has it
+    if hashed or kind in ("packaged", "hub"):
+        weights = model_key(model, path)["weights"]
+    else:
+        weights = NOT_HASHED
+    folder = str(path)
+    if kind == "packaged":
+        folder = PACKAGED[model].name
+    elif kind == "hub":
+        folder = model
+    gguf = path if kind == "gguf" else None
+    commit = path.name if kind == "hub" else None  # as the hub's cache has it
     return Source(model_name(model), weights, layers, _choose_dtype(dtype, own_dtype), quantized, folder, gguf, commit)
 
 
@@ -144,7 +158,12 @@ def find_kind(model: str, revision: str | None = None) -> str:
     """Where a model comes from: "packaged", "gguf", "folder" or "hub". Raises InputError for none of these."""
     text = check_text("model", os.fspath(model) if isinstance(model, os.PathLike) else model)
     path = local_path(text)
-    kind = "packaged" if model in PACKAGED else "folder" if os.path.isdir(path) else "gguf" if is_gguf(path) else "hub"
+    if model in PACKAGED:
+        kind = "packaged"
+    elif os.path.isdir(path):
+        kind = "folder"
+    else:
+        kind = "gguf" if is_gguf(path) else "hub"
     if revision is not None:
         check_text("revision", revision)
     if kind in ("packaged", "folder") and revision is not None:
@@ -166,7 +185,8 @@ def read_header(model: str, kind: str):
 
 def fetch_files(model: str, revision: str | None, *patterns: str) -> Path:
     """A local model's path; for a hub id, files that match `patterns` are fetched, and their folder is returned."""
-    if os.path.exists(path := local_path(model)):
+    path = local_path(model)
+    if os.path.exists(path):
         return path
     from huggingface_hub import snapshot_download  # slow
 
@@ -177,7 +197,8 @@ def fetch_files(model: str, revision: str | None, *patterns: str) -> Path:
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:
     """The folder of a model's checkpoint, which is fetched from the hub or converted from GGUF where needed."""
-    if (kind := find_kind(model, revision)) in ("folder", "hub"):
+    kind = find_kind(model, revision)
+    if kind in ("folder", "hub"):
         return fetch_files(model, revision, *CONFIG_PATTERNS, *WEIGHT_PATTERNS)
     from deeper_layers.models.gguf_reading import convert_gguf  # slow
 
@@ -187,7 +208,8 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
 
 def read_raw_config(model: str, revision: str | None = None) -> dict:
     """A model's config.json; for a GGUF file or a packaged model only its type and number of layers."""
-    if header := read_header(model, find_kind(model, revision)):
+    header = read_header(model, find_kind(model, revision))
+    if header:
         return header.config
     return read_json(fetch_files(model, revision, "config.json") / "config.json")
 
@@ -196,14 +218,15 @@ def source_of_config(path: Path, dtype: str = "auto") -> Source:
     """The Source of a model of which there is only a config.json: enough to plan."""
     config = read_config(path)
     name = path.stem if path.name != "config.json" else path.resolve().parent.name
-    return Source(
-        name, CONFIG_ONLY, count_layers(config), _choose_dtype(dtype, getattr(config, "dtype", None)), "no", str(path)
-    )
+    dtype = _choose_dtype(dtype, getattr(config, "dtype", None))
+    return Source(name, CONFIG_ONLY, count_layers(config), dtype, "no", str(path))
 
 
 def _choose_dtype(requested: str, own_dtype: object) -> str:
     """The data type in which to open a model: the requested one, or for "auto" that of its configuration."""
-    dtype = str(own_dtype or "float32").removeprefix("torch.") if requested == "auto" else requested
+    dtype = requested
+    if requested == "auto":
+        dtype = str(own_dtype or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r:.40}, expected one of {', '.join(map(repr, ('auto', *DTYPES)))}")
     return dtype
@@ -227,7 +250,8 @@ def model_key(model: str, checkpoint: Path) -> dict:
     configurations, weights, tokenizer, templates, settings of generation, code. What can't change any stands in
     `checkpoint_files.CANNOT_MATTER`, with the reason.
     """
-    path, weights = local_path(model), f"hub:{checkpoint.name}"
+    path = local_path(model)
+    weights = f"hub:{checkpoint.name}"
     if model in PACKAGED:
         weights = f"sha256:{PACKAGED[model].sha256}"
     elif os.path.isdir(path):
@@ -241,7 +265,11 @@ def _hash_folder(folder: Path) -> str:
     """The hash of all files of a folder that matter. Where there are none but FIRST, it is what it was before the
     others counted. The others are hashed with their names, which say how they are read."""
     paths = list_files_that_matter(folder)
-    first = [path for pattern in FIRST for path in paths if path.parent == folder and path.match(pattern)]
-    names = {path: path.relative_to(folder).as_posix() for path in paths if path not in first}
-    parts = [hash_once(path) for path in first] + [f"{hash_once(path)} {name}\n" for path, name in names.items()]
+    first = []
+    for pattern in FIRST:
+        first += [path for path in paths if path.parent == folder and path.match(pattern)]
+    parts = [hash_once(path) for path in first]
+    for path in paths:
+        if path not in first:
+            parts.append(f"{hash_once(path)} {path.relative_to(folder).as_posix()}\n")
     return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()

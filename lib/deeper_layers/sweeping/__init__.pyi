@@ -1,3 +1,4 @@
+from .asking import Questions as Questions
 from .harness import check_names as check_names
 from .harness import data_fingerprint as data_fingerprint
 from .planning import Plan as Plan

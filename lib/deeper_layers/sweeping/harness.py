@@ -19,7 +19,7 @@ import random
 import statistics
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class Tasks:
     requests: Requests  # ... in tokens
     generations: list[Instance]  # those that are answered with text
     limit: int | None
+    items: dict[str, list[int]] | None = None  # by task the numbers of its items, rising, in place of a limit
 
 
 class Answer(NamedTuple):
@@ -201,15 +202,19 @@ def _check_kind(name: str, kind: str | None, unsafe_code: bool) -> None:
         raise InputError(f"task {name!r} is of type {kind}, expected {expected}: choose another task")
 
 
-def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None) -> Tasks:
+def collect_requests(
+    loaded: dict, model, tokenizer, *, limit: int | None = None, items: dict[str, list[int]] | None = None
+) -> Tasks:
     """Collect every request of the tasks, tokenized as lm-eval's HFLM does it. `limit` is the number of documents a
-    task, from its beginning; None takes all. Raises what `encode_requests` does."""
+    task, from its beginning; None takes all. `items` are those of each task instead: at least one, by rising numbers.
+    Raises what `encode_requests` does."""
     kinds: dict[bool, list[Instance]] = {True: [], False: []}  # by whether answers are generated
     with quiet():
-        for task in loaded["tasks"].values():
-            task.build_all_requests(limit=limit, rank=0, world_size=1)
+        for name, task in loaded["tasks"].items():
+            samples = None if items is None else items[name]
+            task.build_all_requests(limit=limit, samples=samples, rank=0, world_size=1)
             kinds[task.OUTPUT_TYPE == GENERATED] += task.instances
-    return Tasks(loaded, kinds[False], encode_requests(kinds[False], model, tokenizer), kinds[True], limit)
+    return Tasks(loaded, kinds[False], encode_requests(kinds[False], model, tokenizer), kinds[True], limit, items)
 
 
 def encode_requests(instances: list[Instance], model, tokenizer) -> Requests:
@@ -253,7 +258,8 @@ def score_answers(tasks: Tasks, answers: list[tuple[float, bool]], written: list
     for task in tasks.loaded["tasks"].values():
         task.build_all_requests = lambda **_: None
     with quiet():
-        result = evaluate(_AnsweredModel(), tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
+        which = {"limit": tasks.limit, "samples": tasks.items}
+        result = evaluate(_AnsweredModel(), tasks.loaded, **which, bootstrap_iters=1000, log_samples=True)
     rows, outcomes = [], {}
     for task, metrics in result["results"].items():
         samples = result["samples"].get(task, [])
@@ -319,12 +325,21 @@ def _pack_lengths(written: list[Answer]) -> dict[str, str]:
 
 
 def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
-    """For each multiple-choice task, the accuracy of random guessing and of always naming the commonest answer."""
+    """For each multiple-choice task, the accuracy of random guessing and of always naming the commonest answer, from
+    the items that are asked."""
     levels = {}
     for name, task in tasks.loaded["tasks"].items():
         if task.OUTPUT_TYPE == "multiple_choice":
             documents = {instance.doc_id: instance.doc for instance in task.instances}.values()
-            targets = collections.Counter(str(task.doc_to_target(document)) for document in documents)
-            chance = float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents]))
-            levels[name] = {"chance": chance, "majority": max(targets.values()) / len(documents)}
+            levels[name] = find_levels([(task, list(documents))])
     return levels
+
+
+def find_levels(asked: list[tuple[Any, list[dict]]]) -> dict[str, float]:
+    """The accuracy of guessing on these items of multiple-choice tasks together, as `reference_levels` has it."""
+    targets: collections.Counter[str] = collections.Counter()
+    chances: list[float] = []
+    for task, documents in asked:
+        targets.update(str(task.doc_to_target(document)) for document in documents)
+        chances += [1 / len(task.doc_to_choice(document)) for document in documents]
+    return {"chance": float(np.mean(chances)), "majority": max(targets.values()) / len(chances)}

@@ -105,6 +105,7 @@ class ResumableProgress(tqdm):
     def __init__(self, shards: Shards | None, what: str, total: int, unit: str, first: int = 0):
         self.shards, self.numbers = shards, itertools.count(first)
         options = {"unit": unit, "unit_scale": total > 10**5, "mininterval": 5, "miniters": 0, "file": sys.stderr}
+        options["leave"] = None  # it stays when finished, but not below other lines that tqdm redraws
         super().__init__(desc=what, total=total, **options)
 
     def update(self, n: float | int | None = 1):

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float64
 from lm_eval.api.instance import Instance
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from deeper_layers.checks import MANY, check_whole_number, short_repr
@@ -98,13 +99,22 @@ def sweep(
         _print_finished_tasks(lm_tasks, distinct_cuts, answers, options["what"])
         raise
     written = generate(family, tokenizer, lm_tasks.generations, memory=memory, **options)
+    table = tabulate_answers(lm_tasks, distinct_cuts, answers, written)
+    table.attrs["levels"] = harness.reference_levels(lm_tasks)
+    return table
+
+
+def tabulate_answers(
+    tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, written: list[list[harness.Answer]]
+) -> pd.DataFrame:
+    """The table of `sweep`, with the outcomes in its `attrs`, from all answers: [C, R] and by cut those written."""
     rows, outcomes = [], {}
-    for cut, *cut_answers in zip(distinct_cuts, answers.tolist(), written, strict=True):
-        cut_rows, outcomes[cut.name] = harness.score_answers(lm_tasks, *cut_answers)
+    for cut, *cut_answers in zip(cuts, answers.tolist(), written, strict=True):
+        cut_rows, outcomes[cut.name] = harness.score_answers(tasks, *cut_answers)
         rows += [row | {"start": cut.start, "size": cut.size, "cut": cut.name} for row in cut_rows]
-    cut_column = [] if all(cut.is_block for cut in distinct_cuts) else ["cut"]
+    cut_column = [] if all(cut.is_block for cut in cuts) else ["cut"]
     table = pd.DataFrame(rows, columns=["task", "metric", "start", "size", *cut_column, "value", "stderr", "items"])
-    table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(lm_tasks)}
+    table.attrs = {"outcomes": outcomes}
     return table
 
 
@@ -204,7 +214,7 @@ def loglikelihoods(
     family.forget()
     names = answers.dtype.names
     plan = plan_requests(family, requests, batch_tokens, memory)
-    print(f"{what}: {plan}", file=sys.stderr)
+    tqdm.write(f"{what}: {plan}", file=sys.stderr)  # above other bars
     with ResumableProgress(shards, what, plan.layer_steps, "layer-step") as parts:
         for batches in plan.parts:
 

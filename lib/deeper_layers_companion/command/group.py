@@ -15,7 +15,8 @@ from deeper_layers_companion.command.report import report
 from deeper_layers_companion.command.results import results
 from deeper_layers_companion.command.tasks import tasks
 
-INTERRUPTED, FAULT = 130, 70  # a shell's status of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # a shell's status of a process that SIGINT ended
+FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 
 class Subcommands(click.Group):
@@ -42,7 +43,8 @@ class Subcommands(click.Group):
             except Exception as error:
                 if os.environ.get(errors.TRACEBACK_VARIABLE):
                     raise
-                if message := _explain_error(error):
+                message = _explain_error(error)
+                if message:
                     raise click.ClickException(errors.one_line(message)) from None
                 click.echo(f"Error: {errors.describe_fault(error)}", err=True)
                 context.exit(FAULT)

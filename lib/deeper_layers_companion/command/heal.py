@@ -54,13 +54,17 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     deeper-layers heal embedded --start 26 --drop 4 --preset head-and-last-3
     deeper-layers heal embedded --layers "5, 12-14"
     """
-    given, session, config = read_cut(drop, start, layers=layers), Session(parameters), parameters.make_config()
-    name, depth = session.source.name, session.source.num_layers
+    given = read_cut(drop, start, layers=layers)
+    session = Session(parameters)
+    config = parameters.make_config()
+    name = session.source.name
+    depth = session.source.num_layers
     (given or Cut(0, drop or 0)).check(depth)
     cut = given or select_cuts(rule, [drop or 0], session, any_dtype=True)[0]
     healed = healed_job(session.source, parameters, cut, config, [GIVEN if given else rule])
     (healing,) = healed.needs
-    run, scored = session.get(healing), session.get(healed)
+    run = session.get(healing)
+    scored = session.get(healed)
     if run is None or scored is None:
         nearest = session.describe_nearest(healed if run else healing)
         raise NotMeasuredError(f"not measured: {name} healed, {cut.describe(depth)}{nearest}")
@@ -68,16 +72,20 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
 
     # published results come without adapters: train them here, unless nothing is to be measured
     adapters = str(find_adapters(healing, session)) if parameters.measure else None
-    record = {"losses": [row["loss"] for row in run.records]} | {key: run.details[key] for key in RUN_DETAILS}
-    learnt = f"all weights of {run.details['tuned']}" if config.last_layers else f"adapters of rank {config.rank}"
+    record = {"losses": [row["loss"] for row in run.records]}
+    record |= {key: run.details[key] for key in RUN_DETAILS}
+    learnt = f"adapters of rank {config.rank}"
+    if config.last_layers:
+        learnt = f"all weights of {run.details['tuned']}"
     head = (
         f"{name}: {cut.describe(depth)}\n"
         f"{'distilled' if config.objective == 'distill' else 'healed'} on {record['tokens']:,} tokens of "
         f"{parameters.text} in {record['seconds']:.0f} s: {learnt}, {config.steps} steps; the "
         f"training loss went from {record['losses'][0]:.3f} to {record['losses'][-1]:.3f} nats a token"
     )
-    rows, recovery = as_dicts(scored.rows), find_recovery(scored.place, results.scores(parameters.folder, name))
-    scores = [{key: row[key] for key in ("task", "metric", "value", "stderr", "items")} for row in rows]
+    rows = as_dicts(scored.rows)
+    scores = as_dicts(scored.rows[["task", "metric", "value", "stderr", "items"]])
+    recovery = find_recovery(scored.place, results.scores(parameters.folder, name))
     recovery_rows = as_dicts(recovery.rename(columns={"value": "recovered"})[RECOVERY_COLUMNS])
     if not recovery_rows:
         recovery_rows = UNKNOWN_BEFORE if cut.size else "nothing was dropped, so there is nothing to recover"

@@ -7,10 +7,18 @@ from collections.abc import Iterator
 import click
 
 from deeper_layers.errors import NotMeasuredError
-from deeper_layers_companion.command.options import Answer, as_dicts, exclude_rules, format_table, is_typed, subcommand
+from deeper_layers_companion.command.options import (
+    Answer,
+    as_dicts,
+    exclude,
+    exclude_rules,
+    format_table,
+    is_typed,
+    subcommand,
+)
 from deeper_layers_companion.jobs.job import Job, distances_job, read_cut
 from deeper_layers_companion.jobs.listing import list_sweep
-from deeper_layers_companion.jobs.notebook_options import ScanParameters
+from deeper_layers_companion.jobs.notebook_options import EarlyScanParameters
 from deeper_layers_companion.jobs.options import Parameters, SweepParameters
 from deeper_layers_companion.jobs.plan import try_job
 from deeper_layers_companion.jobs.session import Session
@@ -70,26 +78,33 @@ def sweep(parameters: SweepParameters, keep: float | None) -> Answer:
     What it costs is printed before it runs; `deeper-layers plan` with the same options prints it and runs nothing. The
     last table says, for each task and rule, without how many layers half of the score above guessing is gone.
 
+    With --precision items are asked in a fixed random order, and the answer is looked at after 30, 60, 120, ... of
+    them, up to --limit, until it is precise enough; its 95% intervals hold at all looks together. --within stops by the
+    clock, which begins with the first item. The same command with a finer precision, a higher limit or more time goes
+    on from there.
+
     \b
     deeper-layers sweep embedded --tasks capitals --sizes 0-4 --limit 20
     deeper-layers sweep ORGANISATION/NAME --tasks "mmlu:5@20, boolq" --rules simple
     deeper-layers sweep ORGANISATION/NAME --tasks "boolq, gsm8k@150" --keep 0.95
+    deeper-layers sweep ORGANISATION/NAME --tasks mmlu --precision 0.05 --within 10min
     deeper-layers sweep embedded --tasks capitals --rules greedy --sizes 0-3 --samples 8 --sequence-length 128
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
     exclude_rules()
+    exclude("keep", "precision", "within")
     session = Session(parameters)
     return _score([*list_sweep(session)], session, by_rule=True, keep=keep)
 
 
-@subcommand(ScanParameters, "Score every block of so many layers, at every start.")
+@subcommand(EarlyScanParameters, "Score every block of so many layers, at every start.")
 @click.option(
     "--dry-run",
     is_flag=True,
     help="say what each would cost on this machine, less what results hold; the "
     "model is opened, and run on one small batch",
 )
-def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
+def scan(parameters: EarlyScanParameters, dry_run: bool) -> Answer:
     """Score the model without every block of so many layers in turn, from the first to the last.
 
     Of tasks that are chosen the log-probability of every choice is kept; of texts and solutions the loss is measured.
@@ -136,19 +151,27 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
         nearest = session.describe_nearest(jobs[0])
         raise NotMeasuredError(f"not measured: {', '.join(missing)}{nearest}; leave out --no-measure to measure it")
     paths, tables, rows = [str(result.path) for result in measured], [], []
+    stopped: list[dict] = []
     for job, result in zip(jobs, results):
         if result is None:
             continue
-        tables += _make_tables(result, job.key["cuts"])
+        if job.until is None:
+            tables += _make_tables(result, job.key["cuts"])
+        else:
+            tables += _make_looks(job, result, stopped)
         parts = [result.rows]
         if by_rule:
             chosen_by_rule = job.key["cuts"].items()
             parts = [result.rows[result.rows["cut"].isin(names)].assign(rule=rule) for rule, names in chosen_by_rule]
         for part in parts:
             rows += as_dicts(part)
-    half_gone, half_gone_text = _find_half_gone(measured)
+    half_gone, half_gone_text = _find_half_gone(
+        [result for job, result in zip(jobs, results) if result and not job.until]
+    )
+    half_gone += [row for one in stopped for row in one.pop("half_gone")]
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
+    content |= {"stopping": stopped} if stopped else {}
     absent = [
         f"{name}: not measured{session.describe_nearest(job)}"
         for job, result in zip(jobs, results)
@@ -160,6 +183,24 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
         content["keep"], kept_text = _find_most_dropped(measured, keep, session.options.model)
     texts = [source.describe(quantization), *tables, half_gone_text, kept_text, *absent, "\n".join(paths)]
     return Answer(content, [text for text in texts if text])
+
+
+def _make_looks(job: Job, result: Result, stopped: list[dict]) -> Iterator[str]:
+    """Yield the tables of a task whose asking may have stopped early, and why it did; add that to `stopped`, for JSON,
+    with its half gone."""
+    from deeper_layers_companion.jobs.looks import look_at_result, narrow  # slow to import, as is the next
+    from deeper_layers_companion.report import looking
+
+    stopping = result.details["stopping"]
+    (task,) = job.key["tasks"]
+    seen = look_at_result(narrow(job, result))
+    total = sum(stopping["counts"].values())
+    stopped.append({"task": task, "of": total} | stopping | {"half_gone": looking.tabulate_half_gone(seen)})
+    yield from looking.write_tables(seen)
+    yield (
+        f"{task}: {stopping['items']:,} of {total:,} items asked ({stopping['reason']}); 95% intervals hold at all "
+        f"{len(stopping['rule']['looks'])} planned looks together"
+    )
 
 
 def _find_most_dropped(measured: list[Result], share: float, model: str) -> tuple[list[dict], str]:

@@ -54,8 +54,11 @@ def print_answer(function: Callable[..., Answer]) -> Callable:
     def run(as_json: bool, **options) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             answer = function(**options)
-        parts = (part if isinstance(part, str) else format_table(part) for part in answer.parts if part)
-        _print(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else "\n\n".join(parts))
+        if as_json:
+            _print(json.dumps(answer.content, indent=1, allow_nan=False))
+        else:
+            parts = filter(None, answer.parts)
+            _print("\n\n".join(part if isinstance(part, str) else format_table(part) for part in parts))
         click.get_current_context().exit(answer.status)
 
     return run
@@ -77,9 +80,12 @@ def _print(text: str) -> None:
 
 def format_table(rows: Sequence[dict]) -> str:
     """Rows as lines with aligned columns; empty columns are left out."""
-    names = [name for name in rows[0] if any(row.get(name) not in (None, "") for row in rows)]
-    cells = [[_format_range(row.get(name)) for name in names] for row in rows]
-    return tabulate(cells, names, tablefmt="plain", floatfmt=",.3f", missingval="")
+    columns = {}
+    for name in rows[0]:
+        cells = [row.get(name) for row in rows]
+        if any(cell not in (None, "") for cell in cells):
+            columns[name] = map(_format_range, cells)
+    return tabulate(columns, headers="keys", tablefmt="plain", floatfmt=",.3f", missingval="")
 
 
 def _format_range(cell: object) -> object:
@@ -109,8 +115,9 @@ def subcommand(
         @print_answer
         def run(**options) -> Answer:
             values = {name: options.pop(name) for name in ("model", *fields)}
+            typed = {name: value for name, value in values.items() if is_typed(name)}
             try:
-                return function(kind(**{name: value for name, value in values.items() if is_typed(name)}), **options)
+                return function(kind(**typed), **options)
             except InputError as error:
                 raise InputError(_name_options(str(error))) from error
 
@@ -129,8 +136,11 @@ def is_typed(name: str) -> bool:
 
 def exclude(name: str, *others: str) -> None:
     """Refuse an option that is typed together with any of the others."""
-    for other in filter(is_typed, others if is_typed(name) else ()):
-        raise click.UsageError(f"{_find_flags()[name]} and {_find_flags()[other]} exclude each other: give one of them")
+    if not is_typed(name):
+        return
+    flags = _find_flags()
+    for other in filter(is_typed, others):
+        raise click.UsageError(f"{flags[name]} and {flags[other]} exclude each other: give one of them")
 
 
 def _find_flags() -> dict[str, str]:
@@ -141,7 +151,8 @@ def _find_flags() -> dict[str, str]:
 def _name_options(message: str) -> str:
     """A message of the library with its parameter as an option: "limit is 0" becomes "--limit is 0", and "the cut is
     of layer 5" becomes "--start 4 --drop 2 is of layer 5"."""
-    if message.startswith(OF_LAYER) and (typed := _find_typed_cut()):
+    typed = _find_typed_cut()
+    if message.startswith(OF_LAYER) and typed:
         return message.replace(OF_LAYER, f"{typed} is of layer", 1)
     name, _, rest = message.partition(" ")
     flags = _find_flags() | {"size": next((f"--{of}" for of in ("drop", "sizes") if is_typed(of)), "size")}
@@ -168,7 +179,8 @@ def _make_type_or_none(kind: type) -> Callable:
 
 
 def _make_option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
-    words, flag = (field.description or "").replace("None", "none"), f"--{name.strip('_').replace('_', '-')}"
+    words = (field.description or "").replace("None", "none")
+    flag = f"--{name.strip('_').replace('_', '-')}"
     if field.default is True:  # on by default, turned off by --no-NAME
         words = words.removeprefix("False: ")
         return click.Option([f"--no-{flag[2:]}", name], flag_value=False, default=True, help=words)
@@ -186,7 +198,8 @@ def _make_option(name: str, field: FieldInfo, show_default: bool) -> click.Optio
 
 def cut_options(rules: Iterable[str], lists: Iterable[str], more: str = "") -> Callable:
     """A decorator that adds the options of `read_cut`: --drop, whose help ends in `more`, --start, --rule, `lists`."""
-    rules, fields = list(rules), SweepParameters.model_fields
+    rules = list(rules)
+    fields = SweepParameters.model_fields
     rule_help = "; ".join(f"{name}: {REGISTERED[name].words}" for name in rules)
     rule_help += ". What it needs is from results, or measured now"
     list_help = {name: str(fields[name].description).replace("rules and sizes", "--drop") for name in lists}

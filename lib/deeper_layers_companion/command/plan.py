@@ -53,12 +53,18 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
     return Answer(content, _make_parts(content))
 
 
+def _select_columns(row: dict) -> dict:
+    return {name: row.get(name) for name in COLUMNS}
+
+
 def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
     """Yield the plan as texts and tables, whose columns have the names of the JSON."""
     yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
     yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
-    distances = [{"task": "distances"} | content["distances"]] if content["distances"] else []
-    yield [{name: row.get(name) for name in COLUMNS} for row in distances + content["tasks"]]
+    rows = content["tasks"]
+    if content["distances"]:
+        rows = [{"task": "distances"} | content["distances"], *rows]
+    yield list(map(_select_columns, rows))
     yield [{"search of at most": rule} | cost for rule, cost in content["searches"].items()]
     yield (
         "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it when "
@@ -66,15 +72,18 @@ def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
     )
     if content["tokenizer"] is not None:
         yield f"Tokens are as {content['tokenizer']} counts them: of this model only its config.json is known."
-    if predicted := content.get("predicted"):
+    predicted = content.get("predicted")
+    if predicted:
         machine = predicted["machine"]
-        yield [
-            {f"on {machine['name']}": cost["what"], "about": cost.get("unknown") or price.duration(cost["seconds"])}
-            | {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights") if name in cost}
-            | {"devices": cost.get("devices")}
-            for cost in predicted["costs"]
-        ]
+        rows = []
+        for cost in predicted["costs"]:
+            about = cost.get("unknown") or price.duration(cost["seconds"])
+            row = {f"on {machine['name']}": cost["what"], "about": about}
+            row |= {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights") if name in cost}
+            rows.append(row | {"devices": cost.get("devices")})
+        yield rows
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
         share = f"{price.REACHED:.0%} of the matrix throughput of the"
-        share = "the median of short products," if machine["name"] == "this" else share
+        if machine["name"] == "this":
+            share = "the median of short products,"
         yield f"Arithmetic, not measured: {share} {machine['source']}."

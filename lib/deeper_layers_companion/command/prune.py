@@ -7,7 +7,7 @@ copied without opening the model. Wrong options are refused before anything is r
 import functools
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import click
 from pydantic import Field
@@ -17,7 +17,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.lineage import read_cut_like
 from deeper_layers.export.llama_cpp import EXACT_TYPES, ROUNDED_TYPES
-from deeper_layers.models.sources import DTYPES
+from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import PRESETS
 from deeper_layers_companion.command.options import (
     LISTS,
@@ -33,10 +33,10 @@ from deeper_layers_companion.jobs import pruned_checkpoint
 from deeper_layers_companion.jobs.healings import find_adapters
 from deeper_layers_companion.jobs.job import healing_job
 from deeper_layers_companion.jobs.options import Corpus, Dtype, HealingParameters, Parameters, one_of, split_list
-from deeper_layers_companion.jobs.pruned_checkpoint import Output, is_gguf_model, layer_options
+from deeper_layers_companion.jobs.pruned_checkpoint import Output, PruningDescription, is_gguf_model, layer_options
 from deeper_layers_companion.jobs.select_cuts import select_cut_and_changes, select_cuts, select_safe_cut
 from deeper_layers_companion.jobs.session import Session
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.choosing import REGISTERED, Rule
 
 NOT_SURELY = "results do not say that it surely ruins any of these: where items are few, they can not"
 
@@ -90,10 +90,14 @@ class PruneParameters(Parameters):
         """The parameters for opening, and with --heal healing, the model; `rounded` weights are not quantized again."""
         if self.heal and rounded and PRESETS[self.heal].last_layers:
             raise InputError(f"--heal is {self.heal}, and OUT a GGUF file, to which adapters are added: give a folder")
-        cls, healing = (HealingParameters, {"preset": self.heal}) if self.heal else (Parameters, {})
-        healing |= {"quantization": None} if self.heal and rounded else {}
+        cls = HealingParameters if self.heal else Parameters
         values = self.model_dump(exclude_unset=True, include={*cls.model_fields} - {"dtype"})
-        return cls(**values | healing | {"measure": self.measure and not self.dry_run})
+        values["measure"] = self.measure and not self.dry_run
+        if self.heal:
+            values["preset"] = self.heal
+            if rounded:
+                values["quantization"] = None
+        return cls(**values)
 
 
 @subcommand(PruneParameters, "Write a checkpoint without some of its layers.")
@@ -121,83 +125,144 @@ def prune(
     deeper-layers prune model.gguf pruned.gguf --to-size 400MB
     deeper-layers prune model.gguf pruned.gguf --drop 8 --type q4_k_m
     """
-    # refuse wrong options before anything is read
-    exclude("to_size", "drop", "start", "adapter", *LISTS)
-    exclude("like", "to_size", "drop", "start", "rule", "adapter", "for_", *LISTS)
-    exclude("heal", "adapter", "measure")
-    instead = options.adapter or options.to_size or options.like
-    cut = read_cut(drop, start, instead, **lists)
-    chosen, size = REGISTERED[rule], drop or 0
-    if chosen.changes:  # a rule that opens the model, and changes the weights that stay
-        exclude("rule", "heal", "adapter", "for_", "dry_run", "to_size")
-    if is_typed("steps") and not is_typed("heal"):
-        raise click.UsageError("--steps is of --heal: give both, or none")
-    model, adapter, out = options.model, options.adapter, checks.check_path("OUT", out)
-    healed, mtp = bool(options.heal or adapter), not options.without_mtp
-    output = Output(out, options.dtype, options.type, mtp, options.silence, healed)
+    chosen = REGISTERED[rule]
+    size = drop or 0
+    _refuse_options(chosen)
+    cut = read_cut(drop, start, options.adapter or options.to_size or options.like, **lists)
+    model = options.model
+    out = checks.check_path("OUT", out)
+    healed = bool(options.heal or options.adapter)
+    output = Output(out, options.dtype, options.type, not options.without_mtp, options.silence, healed)
     output.check(model, changes=bool(chosen.changes))
-    if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
-        raise click.UsageError(NO_CUT)  # adapters that peft wrote do not name their cut
+    if options.adapter and drop is None and cut is None:
+        cut = export.read_adapter(options.adapter).cut
+        if cut is None:
+            raise click.UsageError(NO_CUT)  # adapters that peft wrote do not name their cut
     config = models.read_raw_config(model, options.revision)
     depth = models.count_stated_layers(config)
     depth = depth or export.read_layout(models.checkpoint_folder(model, options.revision)).layers
     if options.like:
         cut = read_cut_like(options.like, depth)
     (cut or Cut(0, size)).check(depth)
-    if not cut.is_of_layers if cut else chosen.drops_sublayers and size:
-        subject = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
-        output.check_sublayers(subject)
-    parameters, changed = options.make_opening_parameters(output.is_gguf), None
-    session = Session(parameters)
-    safe = functools.partial(export.select_safe_cuts, config, engines=split_list(options.for_))
-    sized = functools.partial(models.find_model, model, revision=options.revision, hashed=is_gguf_model(model))
-
-    def choose_cut(size: int) -> Cut:
-        if options.for_:
-            return select_safe_cut(rule, size, depth, session, safe)
-        return select_cuts(rule, [size], session, layers=depth, any_dtype=True)[0]
-
+    if cut and not cut.is_of_layers:
+        output.check_sublayers(f"this cut {cut.describe(depth)}")
+    elif not cut and chosen.drops_sublayers and size:
+        output.check_sublayers(f"the rule {rule} drops attention or MLP apart")
+    request = _Request(options, output, config, depth, Session(options.make_opening_parameters(output.is_gguf)))
+    changed = None
     if chosen.changes:
-        cut, changed = select_cut_and_changes(rule, size, session)
+        cut, changed = select_cut_and_changes(rule, size, request.session)
     elif options.to_size is not None:
-        cut = output.fit_cut(sized(), options.to_size, choose_cut)
+        cut = output.fit_cut(request.find_source(), options.to_size, functools.partial(request.choose_cut, rule))
     elif cut is None:
-        cut = choose_cut(size)
+        cut = request.choose_cut(rule, size)
     opening = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     known = {"results_folder": options.folder, "known": not chosen.changes}
     described = pruned_checkpoint.describe_pruning(model, config, depth, cut, **known, **opening)
-    if options.for_ and not safe([cut]):
-        wrong = [item for item in described.engines if item.engine in split_list(options.for_)]
-        reasons = "; ".join(f"{item.engine} would read it wrongly: {item.why}" for item in wrong)
-        raise InputError(f"--for is {options.for_}, and {reasons}: give another cut, or leave it out")
-    content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
+    request.check_engines(described)
     if options.dry_run:
-        bytes, dtype = output.size_function(sized())(cut)
-        if isinstance(parameters, HealingParameters):
-            lines.append(
-                f"would be healed first: {options.heal}, {parameters.make_config().tokens:,} tokens of {options.text}"
-            )
-        lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
-        lines += described.engine_warnings() or ["no engine that counts layers would misread it"]
-        typed = ["--results", options.results, *layer_options(cut)] if options.results else layer_options(cut)
-        measure = shlex.join(["deeper-layers", "sweep", model, *typed, "--tasks"])
-        quality = [f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"]
-        if described.scores:
-            quality = [described.card(), described.ruin_warning() or NOT_SURELY]
-        return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *quality])
+        return request.say_what_would_be(described)
     for message in described.warnings():
         click.echo(f"warning: {message}", err=True)
     if is_gguf_model(model) and not output.is_gguf:
-        click.echo(output.describe_growth(sized(), cut), err=True)
-    if isinstance(parameters, HealingParameters):
-        config = parameters.make_config()
-        healing = healing_job(session.source, cut, config, parameters.text, parameters.quantization)
-        adapter = find_adapters(healing, session)
-    looked_at = [name for name in ("corpus", "samples", "sequence_length", "seed") if changed and is_typed(name)]
-    settings = [word for name in looked_at for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
-    changes = {"adapter": adapter, "changed": changed, "settings": settings}
+        click.echo(output.describe_growth(request.find_source(), cut), err=True)
+    changes = {"adapter": request.find_adapters(cut), "changed": changed}
+    if changed:
+        changes["settings"] = _list_typed("corpus", "samples", "sequence_length", "seed")
     pruned_checkpoint.prune_checkpoint(model, described, output, **changes, **opening)
-    bytes = sum(path.stat().st_size for path in ([out] if output.is_gguf else out.iterdir()))
-    lines += [f"adapters: {adapter}" if adapter else "", f"{out}: {bytes / 1e6:,.0f} MB"]
-    content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes}
-    return Answer(content, ["\n".join(filter(None, lines))])
+    return request.say_what_was_written(described, changes["adapter"])
+
+
+def _refuse_options(chosen: Rule) -> None:
+    """Refuse options that exclude each other, before anything is read."""
+    exclude("to_size", "drop", "start", "adapter", *LISTS)
+    exclude("like", "to_size", "drop", "start", "rule", "adapter", "for_", *LISTS)
+    exclude("heal", "adapter", "measure")
+    if chosen.changes:  # a rule that opens the model, and changes the weights that stay
+        exclude("rule", "heal", "adapter", "for_", "dry_run", "to_size")
+    if is_typed("steps") and not is_typed("heal"):
+        raise click.UsageError("--steps is of --heal: give both, or none")
+
+
+def _list_typed(*names: str) -> list[str]:
+    """Those of some options that were typed, as words of a command."""
+    values = click.get_current_context().params
+    words = []
+    for name in filter(is_typed, names):
+        words += [f"--{name.replace('_', '-')}", str(values[name])]
+    return words
+
+
+class _Request(NamedTuple):
+    """What was asked for, and of which model: its config.json and its depth."""
+
+    options: PruneParameters
+    output: Output
+    config: dict
+    depth: int
+    session: Session
+
+    def find_source(self) -> Source:
+        """The model; a folder is not read for its hash."""
+        hashed = is_gguf_model(self.options.model)
+        return models.find_model(self.options.model, revision=self.options.revision, hashed=hashed)
+
+    def select_safe(self, cuts: list[Cut]) -> list[Cut]:
+        """Those of some cuts that the engines of --for read rightly."""
+        return export.select_safe_cuts(self.config, cuts, engines=split_list(self.options.for_))
+
+    def choose_cut(self, rule: str, size: int) -> Cut:
+        """The cut of a rule, with --for the best one that its engines read rightly."""
+        if self.options.for_:
+            return select_safe_cut(rule, size, self.depth, self.session, self.select_safe)
+        return select_cuts(rule, [size], self.session, layers=self.depth, any_dtype=True)[0]
+
+    def check_engines(self, described: PruningDescription) -> None:
+        """Raise InputError where an engine of --for would misread the result."""
+        if self.options.for_ and not self.select_safe([described.cut]):
+            wrong = [item for item in described.engines if item.engine in split_list(self.options.for_)]
+            reasons = "; ".join(f"{item.engine} would read it wrongly: {item.why}" for item in wrong)
+            raise InputError(f"--for is {self.options.for_}, and {reasons}: give another cut, or leave it out")
+
+    def find_adapters(self, cut: Cut) -> Path | None:
+        """The adapters that are added: those that were given, or with --heal trained ones."""
+        parameters = self.session.options
+        if not isinstance(parameters, HealingParameters):
+            return self.options.adapter
+        config = parameters.make_config()
+        healing = healing_job(self.session.source, cut, config, parameters.text, parameters.quantization)
+        return find_adapters(healing, self.session)
+
+    def say_what_would_be(self, described: PruningDescription) -> Answer:
+        """What --dry-run prints."""
+        options = self.options
+        cut = described.cut
+        bytes, dtype = self.output.size_function(self.find_source())(cut)
+        parameters = self.session.options
+        lines = [f"{described.model}: {cut.describe(self.depth)}"]
+        if isinstance(parameters, HealingParameters):
+            tokens = parameters.make_config().tokens
+            lines.append(f"would be healed first: {options.heal}, {tokens:,} tokens of {options.text}")
+        lines.append(f"would be written: {self.output.path}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
+        lines += described.engine_warnings() or ["no engine that counts layers would misread it"]
+        typed = layer_options(cut)
+        if options.results:
+            typed = ["--results", options.results, *typed]
+        measure = shlex.join(["deeper-layers", "sweep", options.model, *typed, "--tasks"])
+        quality = [f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"]
+        if described.scores:
+            quality = [described.card(), described.ruin_warning() or NOT_SURELY]
+        content = described.content() | {"out": str(self.output.path), "bytes": bytes, "dtype": dtype, "dry_run": True}
+        return Answer(content, ["\n".join(lines), *quality])
+
+    def say_what_was_written(self, described: PruningDescription, adapter: Path | None) -> Answer:
+        """What is printed in the end."""
+        out = self.output.path
+        files = [out] if self.output.is_gguf else out.iterdir()
+        bytes = sum(path.stat().st_size for path in files)
+        lines = [f"{described.model}: {described.cut.describe(self.depth)}"]
+        if adapter:
+            lines.append(f"adapters: {adapter}")
+        lines.append(f"{out}: {bytes / 1e6:,.0f} MB")
+        content = described.content() | {"out": str(out), "adapters": str(adapter) if adapter else None, "bytes": bytes}
+        return Answer(content, ["\n".join(lines)])

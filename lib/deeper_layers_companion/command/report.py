@@ -21,12 +21,8 @@ from deeper_layers_companion.jobs.plan import plan_notebooks
 from deeper_layers_companion.jobs.price import duration
 from deeper_layers_companion.results.places import VARIABLE
 
-ONLY_IF_NAMED = (
-    "04-healing",
-    "05-which-layers",
-    "06-letters-or-words",
-    "11-what-do-the-last-layers-hold",
-)  # hours, not minutes
+# hours, not minutes
+ONLY_IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words", "11-what-do-the-last-layers-hold")
 CLASSES = {cls.notebook: cls for cls in vars(notebook_options).values() if getattr(cls, "notebook", "")}
 KILLED = "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
 MARK = "report.json"  # file in a folder of reports with the hashes of all notebooks that were written there
@@ -64,15 +60,16 @@ def report(
     deeper-layers report ORGANISATION/NAME --datasets MIRROR --preset "Llama-2 7B"
     deeper-layers report ORGANISATION/NAME --cluster slurm
     """
-    if (root := results.repository()) is None:
+    root = results.repository()
+    if root is None:
         raise InputError(
             "notebooks are in the repository and not in the installed package: clone it, and run this there"
         )
     exclude("cluster", "out")
-    from nbclient.exceptions import DeadKernelError  # slow to import, and not installed everywhere, as is the next
-    from papermill import PapermillExecutionError
+    import papermill  # noqa: F401  # not installed everywhere: this is said before anything is planned
 
-    name, classes = models.model_name(parameters.model), {of: CLASSES[of] for of in choose_notebooks(notebooks)}
+    name = models.model_name(parameters.model)
+    classes = {of: CLASSES[of] for of in choose_notebooks(notebooks)}
     elsewhere = parameters.folder.resolve() != (root / "results").resolve()
     if cluster:
         return _run_as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
@@ -81,39 +78,71 @@ def report(
     for notebook in classes:
         check_unchanged(out / f"{notebook}.ipynb")
     typed = {of: parameters.model_dump(exclude_unset=True, include={*cls.model_fields}) for of, cls in classes.items()}
-    rows = plan_notebooks({notebook: cls(**typed[notebook]) for notebook, cls in classes.items()})
-    total = duration(sum(row["seconds"] or 0 for row in rows))
-    priced = [row | {"seconds": "not known" if row["unknown"] else duration(row["seconds"])} for row in rows]
-    total = f"together about {total} on this machine as it is now, by arithmetic"
-    print(f"{format_table(priced)}\n{total}" if priced else "nothing to measure: results hold all of it", flush=True)
-    written, failed = {}, {}
+    print(_describe_price(typed), flush=True)
+    written = {}
+    failed = {}
     for number, notebook in enumerate(classes, 1):
         print(f"[{number}/{len(classes)}] {notebook}", flush=True)
         path = out / f"{notebook}.ipynb"
-        with tempfile.TemporaryDirectory() as folder:
-            run = Path(folder) / path.name
-            try:
-                execute_notebook(root / "notebooks" / path.name, run, typed[notebook], Path.cwd())
-                written[notebook] = str(path)
-            except PapermillExecutionError as error:
-                failed[notebook] = error.evalue if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
-            except DeadKernelError:
-                failed[notebook] = KILLED
-            if run.exists():  # a failed notebook shows its error
-                write_notebook(path, run.read_bytes())
+        problem = _make_notebook(root / "notebooks" / path.name, path, typed[notebook])
+        if problem:
+            failed[notebook] = problem
+        else:
+            written[notebook] = str(path)
     site = None
-    if written and not no_site:  # from the repository's results; or from others and the published ones, below `out`
-        place, more, environment = root / "book", [], {}
-        if elsewhere:
-            place, environment = (out / "site").absolute(), {VARIABLE: str(parameters.folder.absolute())}
-            more = ["--path-output", place]
-        _run_in(root, Path(sys.executable).with_name("jupyter-book"), "build", "book/", *more, **environment)
-        site = str(place / "_build" / "html" / "index.html")
+    if written and not no_site:
+        site = str(_build_site(root, parameters.folder if elsewhere else None, out))
     if failed:
         errors = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
         raise InputError(f"{len(failed)} of {len(classes)} notebooks were not made: {errors}; fix this, run it again")
-    lines = [*written.values(), *([f"site: {site}"] if site else [])]
+    lines = list(written.values())
+    if site:
+        lines.append(f"site: {site}")
     return Answer({"model": name, "notebooks": written, "site": site}, ["\n".join(lines)])
+
+
+def _describe_price(typed: dict[str, dict]) -> str:
+    """What notebooks with these parameters will measure, and how long it takes, as a table."""
+    rows = plan_notebooks({notebook: CLASSES[notebook](**values) for notebook, values in typed.items()})
+    if not rows:
+        return "nothing to measure: results hold all of it"
+    total = duration(sum(row["seconds"] or 0 for row in rows))
+    for row in rows:
+        row["seconds"] = "not known" if row["unknown"] else duration(row["seconds"])
+    return f"{format_table(rows)}\ntogether about {total} on this machine as it is now, by arithmetic"
+
+
+def _make_notebook(source: Path, path: Path, parameters: dict) -> str | None:
+    """Run a notebook and write it, with its error where it failed. Returns what went wrong; None where nothing did."""
+    from nbclient.exceptions import DeadKernelError  # slow to import, as is the next
+    from papermill import PapermillExecutionError
+
+    problem = None
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / path.name
+        try:
+            execute_notebook(source, run, parameters, Path.cwd())
+        except PapermillExecutionError as error:
+            problem = error.evalue if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            problem = KILLED
+        if run.exists():
+            write_notebook(path, run.read_bytes())
+    return problem
+
+
+def _build_site(root: Path, folder: Path | None, out: Path) -> Path:
+    """Build the site from the repository's results, or from those in a folder and the published ones, below `out`.
+    Returns its first page."""
+    place = root / "book"
+    more = []
+    environment = {}
+    if folder:
+        place = (out / "site").absolute()
+        environment = {VARIABLE: str(folder.absolute())}
+        more = ["--path-output", place]
+    _run_in(root, Path(sys.executable).with_name("jupyter-book"), "build", "book/", *more, **environment)
+    return place / "_build" / "html" / "index.html"
 
 
 def choose_notebooks(notebooks: str) -> list[str]:
@@ -171,7 +200,8 @@ def _run_as_jobs(root: Path, parameters: HealingParameters, notebooks: str, prof
     """Run the Snakefile with a configuration for one model. The configuration is kept, so that it can be run again."""
     name = models.model_name(parameters.model)
     answers = root / "jobs" / results.slugify(name)
-    file, config = answers / "config.json", make_workflow_config(parameters, notebooks, answers, no_site)
+    file = answers / "config.json"
+    config = make_workflow_config(parameters, notebooks, answers, no_site)
     files.write_file(file, json.dumps(config, indent=1).encode())
     snakemake = (sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}")
     _run_in(root, *snakemake, "--configfile", file)

@@ -47,7 +47,9 @@ def check(folder: Path) -> Answer:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runs, scores, distances, _, _, _ = (getattr(stored, table)(folder) for table in TABLES)
+        tables = {table: getattr(stored, table)(folder) for table in TABLES}
+        runs = tables["runs"]
+        scores = tables["scores"]
         spent = [] if runs.empty else as_dicts(measured.hours(folder))
     odd = [str(warning.message) for warning in caught]
     with warnings.catch_warnings(action="ignore"):  # of files that are damaged, which have been told
@@ -55,10 +57,10 @@ def check(folder: Path) -> Answer:
     odd = list(dict.fromkeys(map(one_line, [*odd, *_find_wrong_values(scores)])))
     if runs.empty:
         return Answer({"runs": [], "claims": [], "odd": odd}, ["\n".join([f"{folder}: no results", *odd])], status=1)
-    table = claims.claims_table(scores, distances)
+    table = claims.claims_table(scores, tables["distances"])
     tested = table[table["verdict"] != claims.NOT_TESTED]
     content = {"runs": as_dicts(runs), "claims": as_dicts(tested[["model", "claim", *ESTIMATE]]), "odd": odd}
-    summary = "\n".join(["not all files are whole results:", *odd] if odd else ["all files are whole"])
+    summary = "\n".join(["not all files are whole results:", *odd]) if odd else "all files are whole"
     parts = [spent, as_dicts(tested[["title", "model", *ESTIMATE]]), summary]
     return Answer(content, parts, status=1 if odd else 0)
 

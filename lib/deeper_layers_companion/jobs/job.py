@@ -14,7 +14,14 @@ from deeper_layers import data
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import HealingConfig
-from deeper_layers_companion.jobs.options import BITSANDBYTES, CutsByRule, HealingParameters, Parameters, TaskParameters
+from deeper_layers_companion.jobs.options import (
+    BITSANDBYTES,
+    CutsByRule,
+    HealingParameters,
+    Parameters,
+    TaskParameters,
+)
+from deeper_layers_companion.jobs.until import Until
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.choosing import DESCRIBED
 
@@ -22,6 +29,7 @@ CALIBRATION: dict = {"split": "train"}  # compared rules are calibrated on this 
 SEQUENCES = ("corpus", "samples", "sequence_length", "seed")  # what determines the sequences of the distances
 USUAL_LENGTH = 256  # tokens of a sequence on which a loss is measured
 TOKENS_OF_A_DOCUMENT = 200  # the least average; it says how many documents are read for a number of tokens
+ORDER_SEED = 0  # of the random order in which items are asked where asking may stop early
 PROMPTS = ("The capital of France is", "Once upon a time there was a", "Water is made of")  # to files for llama.cpp
 ANSWER_TOKENS = 24  # of each answer to them
 
@@ -45,18 +53,22 @@ class Data(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: the kind of its result, its key, the data that it reads, and the jobs whose results it reads."""
+    """One measurement: the kind of its result, its key, the data that it reads, the jobs whose results it reads, and
+    until when items are asked, where that is not until the last one."""
 
     kind: str  # one of `schema.KINDS`
     key: dict
     reads: tuple[Data, ...] = ()
     needs: tuple["Job", ...] = ()
+    until: Until | None = None
 
     @property
     def form(self) -> str:
         """Which measurement of its kind it is."""
         if self.kind != "scores":
             return self.kind
+        if self.until is not None:
+            return "until"
         marks = {"choice": "choice", "prompts": "file", "bits": "rounded", "healing": "healed"}
         marks |= {"calibration": "changed", "seed": "search", "map": "mapped"}
         return next((form for mark, form in marks.items() if mark in self.key), "scores")
@@ -176,10 +188,16 @@ def scores_job(
     prompt: dict | None = None,
 ) -> Job:
     """Tasks, groups and texts under the cuts of each rule. `prompt`: the number ("shots") and "order" of the examples
-    in the prompt, if not the usual ones."""
+    in the prompt, if not the usual ones. Where asking may stop early, of one task: its items are in a random order, and
+    their number is not in the key."""
+    names = list(names)
     tasks = _describe_tasks(names, options, prompt)
+    until = options.find_until(names[0]) if len(names) == 1 else None
+    if until is not None:
+        tasks[names[0]] |= {"limit": None, "seed": ORDER_SEED}
     settings = {"quantization": options.quantization, "tasks": tasks}
-    return _make("scores", source, settings, list_data(tasks), cuts=cuts_by_rule)
+    job = _make("scores", source, settings, list_data(tasks), cuts=cuts_by_rule)
+    return dataclasses.replace(job, until=until)
 
 
 def search_job(source: Source, options: Parameters, cuts: list[Cut]) -> Job:

@@ -121,6 +121,13 @@ def _measure_scores(job: Job, session: Session, shards: Shards) -> Measured:
     return rows, details
 
 
+def _measure_until(job: Job, session: Session, shards: Shards) -> Measured:
+    """Scores of a task whose items are asked until its answer is precise enough."""
+    from deeper_layers_companion.jobs.looks import measure_until  # slow to import, and imports sessions
+
+    return measure_until(job, session, shards)
+
+
 def _measure_changed(job: Job, session: Session, shards: Shards) -> Measured:
     """Scores of a rule that changes weights, of the changed models."""
     (choice,) = job.needs
@@ -256,6 +263,7 @@ FORMS: dict[str, Callable[[Job, Session, Shards], Measured]] = {
     "distances": _measure_distances,
     "geometry": _measure_geometry,
     "scores": _measure_scores,
+    "until": _measure_until,
     "changed": _measure_changed,
     "mapped": _measure_mapped,
     "healed": _measure_healed,

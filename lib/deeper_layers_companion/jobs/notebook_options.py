@@ -27,6 +27,7 @@ from deeper_layers_companion.jobs.options import (
 )
 from deeper_layers_companion.jobs.select_cuts import list_blocks
 from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.jobs.until import DECIDES
 from deeper_layers_companion.rules.choosing import DROPPING, END_MAPS, REGISTERED
 
 if TYPE_CHECKING:  # slow to import
@@ -146,8 +147,6 @@ class TextTaskParameters(kinds.TaskParameters, MeasuringParameters):
 
 
 class ScanParameters(TextTaskParameters):
-    """The parameters of `deeper-layers scan`, too."""
-
     notebook: ClassVar[str] = "06-letters-or-words"
     tasks: kinds.TasksOfSizes = Field("capitals, lettered_capitals, sums_two_digits", description=TASKS_AND_TEXTS)
     blocks: int | None = Field(
@@ -157,6 +156,12 @@ class ScanParameters(TextTaskParameters):
 
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
         return None if self.blocks is None else list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
+
+
+class EarlyScanParameters(kinds.EarlyParameters, ScanParameters):
+    """The parameters of `deeper-layers scan`. Of blocks there are many of one size: half gone has no meaning."""
+
+    decides: kinds.Decides = DECIDES[1]
 
 
 class LastLayersParameters(TextTaskParameters):

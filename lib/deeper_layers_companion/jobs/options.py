@@ -20,6 +20,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers_companion import results
+from deeper_layers_companion.jobs.until import DECIDES, DURATION, Until, parse_seconds
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.choosing import DROPPING, REGISTERED, RULES
 
@@ -94,6 +95,7 @@ AnyRules = Annotated[str, list_of(DROPPING, description=f"who chooses what is dr
 Sizes = Annotated[str, list_of(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
 Tasks = Annotated[str, list_of(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
 TasksOfSizes = Annotated[str, list_of(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
+Decides = Annotated[str, one_of(DECIDES, 'what has to be so precise: "half gone", or every "accuracy"')]
 Layers = Annotated[str | None, list_of(NUMBER)]
 # parameters that replace a setting of the preset, if they are given
 SETTINGS = {"rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature"}
@@ -270,6 +272,10 @@ class TaskParameters(Parameters):
         """The texts on which losses are measured, each with its settings."""
         return {}
 
+    def find_until(self, task: str) -> Until | None:
+        """When asking the items of a task stops; None: all are asked, or the first ones up to the limit."""
+        return None
+
     @property
     def rule_list(self) -> list[str]:
         return list(REGISTERED) if self.rules == "all" else split_list(self.rules)
@@ -286,6 +292,37 @@ class TaskParameters(Parameters):
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
         """The cuts that the parameters give explicitly, for a model of so many layers; None if rules choose."""
         return None
+
+
+class EarlyParameters(TaskParameters):
+    """The parameters of a sweep that may stop before the last item."""
+
+    precision: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="stop asking as soon as half gone is known so well: 0.05 is a twentieth of the layers, either way",
+    )
+    decides: Decides = DECIDES[0]
+    within: str | None = Field(
+        None,
+        pattern=f"^{DURATION}$",
+        title='a time like "90s", "2min" or "1h"',
+        description='stop asking after this time, like "90s", "2min" or "1h", shared equally among the tasks',
+    )
+
+    def __init__(self, **values):
+        if values.get("precision") is not None or values.get("within") is not None:
+            values = {"limit": None} | values  # the limit is for those who ask all up to it
+        super().__init__(**values)
+
+    def find_until(self, task: str) -> Until | None:
+        if self.precision is None and self.within is None or task in self.texts:
+            return None
+        seconds = None
+        if self.within is not None:
+            seconds = parse_seconds(self.within) / len(set(self.parsed_tasks) - set(self.texts))
+        return Until(self.precision, self.decides, self.parsed_tasks[task]["limit"], seconds)
 
 
 class HealingParameters(TaskParameters):
@@ -332,7 +369,7 @@ class HealingParameters(TaskParameters):
         return {self.text: {"limit": self.loss_sequences, "length": self.loss_length}}
 
 
-class SweepParameters(TaskParameters):
+class SweepParameters(EarlyParameters):
     """The parameters of `deeper-layers sweep` and `plan`: any rule, and a cut of any shape."""
 
     rules: AnyRules = "similarity, simple"

@@ -45,7 +45,7 @@ def score_models(job: Job, opened: tuple, cuts: list[Cut], options, shards: Shar
             details["vocabulary"] = model.get_output_embeddings().weight.shape[0]
         else:
             table = sweeping.sweep(model, tokenizer, [name], cuts, shards=part, **sweep_options(settings, options))
-            rows += _list_task_rows(name, table, cuts, details)
+            rows += list_task_rows(name, table, cuts, details)
     return rows, details
 
 
@@ -86,7 +86,7 @@ def _measure_losses(text: str, model, cuts: list[Cut], requests: Requests, shard
     return rows
 
 
-def _list_task_rows(task: str, table, cuts: list[Cut], details: dict) -> list[dict]:
+def list_task_rows(task: str, table, cuts: list[Cut], details: dict) -> list[dict]:
     """The rows of a task, or of a group and all its tasks. Levels, groups and targets are added to `details`."""
     outcomes, rows = table.attrs["outcomes"], []  # by cut, task and metric, packed
     details["levels"] |= table.attrs["levels"]

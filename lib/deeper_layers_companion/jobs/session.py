@@ -95,7 +95,8 @@ class Session:
         key = self.find_key(job)
         result = results.find_result(job.kind, key, self.options.folder)
         if self.options.measure:
-            result = result or self._measure_and_write(job, key)
+            if result is None or not _is_enough(job, result):
+                result = self._measure_and_write(job, key)
             if result.path:
                 _remove_leftovers(result.path)
         elif result is None:
@@ -152,15 +153,28 @@ class Session:
         files.check_writable(path.parent)
         with files.locked(path, f"waiting for another process, which measures {path.stem}"):
             with warnings.catch_warnings(action="ignore"):  # the first search has warned of unreadable results
-                if result := results.find_result(job.kind, key, folder):
-                    return result
+                earlier = results.find_result(job.kind, key, folder)
+            if earlier is not None and _is_enough(job, earlier):
+                return earlier
             shards = Shards(path.with_suffix(".partial"))
             provenance = results.provenance(models.device_name())  # before measuring, as the checkout may change
             with results.clock() as duration:
                 rows, details = self.measure(job, shards)
-            provenance |= duration | {"seconds_in_earlier_runs": shards.seconds_before}
+            before = shards.seconds_before
+            if earlier is not None:
+                before += earlier.provenance["seconds"] + earlier.provenance.get("seconds_in_earlier_runs", 0)
+            provenance |= duration | {"seconds_in_earlier_runs": before}
             details = details | {"num_layers": self.source.num_layers, "weights": self.source.quantized}
             return results.write_result(job.kind, key, provenance, rows, details, folder)
+
+
+def _is_enough(job: Job, result: Result) -> bool:
+    """Whether a result that was found is all that the job asks for."""
+    if job.until is None:
+        return True
+    from deeper_layers_companion.jobs.looks import is_enough  # slow to import, and imports sessions
+
+    return is_enough(job, result)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -98,7 +98,8 @@ def _find_collapse(model: Model) -> Answer:
     kept = estimates.shares_kept(curve.outcomes, curve.guessing)
     if kept.no_value_reason:
         return Answer(kept)
-    shares, sizes = list(kept), curve.cuts["size"]
+    shares = list(kept)
+    sizes = curve.cuts["size"]
     most = cut[np.argmax(kept.value[cut])]
     others = cut[cut != most]
 
@@ -111,8 +112,9 @@ def _find_collapse(model: Model) -> Answer:
         return Answer(estimate, beside)
     without = Estimate.of(kept.numbers[:, others].max(axis=1))
     around = ", ".join(write(number) for number in others if abs(sizes[number] - sizes[most]) == 1)
-    alone = "" if _is_alike(estimate, without) else f"n = {sizes[most]} alone decides; beside it {around}"
-    return Answer(estimate, beside, alone=alone)
+    if _is_alike(estimate, without):
+        return Answer(estimate, beside)
+    return Answer(estimate, beside, alone=f"n = {sizes[most]} alone decides; beside it {around}")
 
 
 def _is_alike(one: Estimate, other: Estimate) -> bool:
@@ -130,7 +132,8 @@ def _describe_collapse_in_words(model: Model) -> str:
     cut = np.flatnonzero(curve.cuts["share"] >= COLLAPSE_SHARE)
     if kept.no_value_reason or not len(cut):
         return ""
-    shares, sizes = list(kept), curve.cuts["size"]
+    shares = list(kept)
+    sizes = curve.cuts["size"]
     lines = [f"n = {sizes[number]}: {format_number(shares[number], as_share=True)}" for number in cut[:3]]
     return f"; of its words {'; '.join(lines)}"
 
@@ -163,19 +166,20 @@ def _find_last_block_place(model: Model) -> Answer:
     """The place of the block with the last layer in the range of distances of its size, without blocks from layer 0."""
 
     def place(drawn: np.ndarray, size: int) -> np.ndarray:
-        low, high = drawn[:, 1:].min(axis=1), drawn[:, 1:].max(axis=1)
+        low = drawn[:, 1:].min(axis=1)
+        high = drawn[:, 1:].max(axis=1)
         return model.layers * (drawn[:, -1] - low) / (high - low)
 
-    (all_sizes, corpus), (half_sizes, _) = (
-        _average_over_sizes(model, range(1, max(top, 1) + 1), place) for top in (model.layers - 2, model.layers // 2)
-    )
+    all_sizes, corpus = _average_over_sizes(model, range(1, max(model.layers - 1, 2)), place)
+    half_sizes, _ = _average_over_sizes(model, range(1, max(model.layers // 2, 1) + 1), place)
     return Answer(all_sizes, f"{corpus}; over sizes to half of the layers {format_number(half_sizes)}")
 
 
 def _select_text(model: Model) -> pd.DataFrame:
     """The distances on the paper's text, or on another one if that was not measured."""
     distances = statistics.select_distances(model.distances).dropna(subset="by_sequence")
-    corpus = paper.CORPUS if paper.CORPUS in set(distances["corpus"]) else distances["corpus"].max()
+    corpora = set(distances["corpus"])
+    corpus = paper.CORPUS if paper.CORPUS in corpora else distances["corpus"].max()
     return distances[distances["corpus"] == corpus]
 
 
@@ -201,7 +205,8 @@ def _pair_prompts(model: Model, column: str, values: tuple[int, int]) -> tuple[n
     rows = model.scores.query(f"{condition} and order.notna() and healing.isna()")
     if not {*values} <= set(rows[column]):
         raise NoEstimate("prompts were not varied")
-    (first_cuts, first), (second_cuts, second) = (pair_outcomes(rows.query(f"{column} == {one}")) for one in values)
+    first_cuts, first = pair_outcomes(rows[rows[column] == values[0]])
+    second_cuts, second = pair_outcomes(rows[rows[column] == values[1]])
     if estimates.is_at_floor(first[0], pairing.score_guessing(rows)):
         raise NoEstimate("the whole model only guesses", AT_FLOOR)
     both = first_cuts.reset_index().merge(second_cuts.reset_index(), on=["cut", "size"], suffixes=("", "_second"))
@@ -243,10 +248,12 @@ def _compare_ranks(model: Model) -> Answer:
         seeds = runs.groupby("rank")["seed"].nunique()
         seeds = seeds[seeds > 1]
         if len(seeds) > 1:
-            low, high = seeds.index.min(), seeds.index.max()
-            of_rank = [runs.query(f"rank == {rank}").set_index("seed")["outcome"] for rank in (low, high)]
-            common = sorted(set(of_rank[0].index) & set(of_rank[1].index))
-            by_seed = [Estimate.of(resample(of_rank[0][seed] - of_rank[1][seed])) for seed in common]
+            low = seeds.index.min()
+            high = seeds.index.max()
+            of_low = runs[runs["rank"] == low].set_index("seed")["outcome"]
+            of_high = runs[runs["rank"] == high].set_index("seed")["outcome"]
+            common = sorted(set(of_low.index) & set(of_high.index))
+            by_seed = [Estimate.of(resample(of_low[seed] - of_high[seed])) for seed in common]
             words = f"rank {low} less rank {high}, {len(common)} seeds, drawn anew, {cut.split(',')[1]} layers dropped"
             return Answer(estimates.mean_of_drawn(by_seed), f"{words}; MMLU of these models is at floor")
     raise NoEstimate("no two ranks were healed with several seeds")
@@ -263,9 +270,10 @@ def _compare_seeds(model: Model) -> Answer:
     for (cut, *_), runs in rows.groupby(["cut", "settings", "limit"], dropna=False):
         seeds = sorted(set(runs["seed"]))[:2]
         if len(seeds) == 2:
-            first, second = (pair_outcomes(runs[runs["seed"] == seed])[1][0] for seed in seeds)
+            _, first = pair_outcomes(runs[runs["seed"] == seeds[0]])
+            _, second = pair_outcomes(runs[runs["seed"] == seeds[1]])
             words = f"seed {seeds[0]} less seed {seeds[1]}, {cut.split(',')[1]} layers dropped"
-            return Answer(estimates.differ(first, second), words)
+            return Answer(estimates.differ(first[0], second[0]), words)
     raise NoEstimate("MMLU was asked of one seed")
 
 
@@ -273,14 +281,13 @@ def _describe_healed(model: Model, task: str) -> Answer:
     """Raise NoEstimate with the recoveries of our healings beside, as none has the paper's settings."""
     table = model.require_recovery().query("rank > 0").sort_values(["learning_rate", "tokens"], ascending=[True, False])
     of_task = table.query("task == @task")
-    nearest = (table if of_task.empty else of_task).iloc[0]
-    share, times = nearest["tokens"] / paper.HEALING_TOKENS, nearest["learning_rate"] / paper.LEARNING_RATE
-    lines = [
-        f"n = {row['size']} ({row['rule']}, {row['learning_rate']:g}) {format_number(row)}"
-        for row in of_task.query("no_value_reason == ''")
-        .sort_values(["rule", "size"], kind="stable")
-        .to_dict("records")
-    ]
+    nearest = table.iloc[0] if of_task.empty else of_task.iloc[0]
+    share = nearest["tokens"] / paper.HEALING_TOKENS
+    times = nearest["learning_rate"] / paper.LEARNING_RATE
+    told = of_task.query("no_value_reason == ''").sort_values(["rule", "size"], kind="stable")
+    lines = []
+    for row in told.to_dict("records"):
+        lines.append(f"n = {row['size']} ({row['rule']}, {row['learning_rate']:g}) {format_number(row)}")
     recovered = f"recovered of {task_title(task)} by rule and rate: {'; '.join(lines)}" if lines else ""
     raise NoEstimate(f"healed at {times:.0f}× the paper's rate, on {share:.2%} of its tokens", beside=recovered)
 
@@ -313,7 +320,8 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict
     beside (numbers that decide nothing), power (half of the interval)."""
     models = {}
     for name in dict.fromkeys([*scores["model"], *distances["model"]]):
-        rows, blocks = scores[scores["model"] == name], distances[distances["model"] == name]
+        rows = scores[scores["model"] == name]
+        blocks = distances[distances["model"] == name]
         gone = statistics.half_gone_table(rows).query("rule == 'similarity'").to_dict("records")
         layers = int(max([*rows["layers"], *blocks["layers"]]))
         by_task = {row["task"]: row for row in gone}
@@ -324,12 +332,16 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict
             answer = QUERIES[claim["claim"]](model)
         except NoEstimate as no_estimate:
             answer = no_estimate.answer
-        estimate, limits = answer.estimate, (claim["floor"], claim["ceiling"])
-        verdict, reason = estimate.judge(*limits), answer.note
+        estimate = answer.estimate
+        limits = (claim["floor"], claim["ceiling"])
+        verdict = estimate.judge(*limits)
+        reason = answer.note
         if verdict != NOT_TESTED and any(np.allclose((estimate.low, estimate.high), limit) for limit in limits):
-            verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
+            verdict = INCONCLUSIVE
+            reason = "it lies exactly on the limit"
         elif answer.alone:
-            verdict, reason = INCONCLUSIVE, answer.alone
+            verdict = INCONCLUSIVE
+            reason = answer.alone
         power = (estimate.high - estimate.low) / 2
         row = claim | {"model": name, "words": answer.words, "beside": answer.beside} | estimate.columns()
         row |= {"verdict": verdict, "reason": reason, "power": power if math.isfinite(power) else np.nan}
@@ -350,9 +362,10 @@ def shown(claims: pd.DataFrame):
         cells = {"claim": [claim], "the paper": first["paper"]}  # lists hold HTML, which is escaped already
         for row in claim_rows.to_dict("records"):
             number = row["words"] or format_number(row, as_share=row["as_share"])
-            verdict = row["verdict"] if pd.isna(row["value"]) else f"{row['verdict']}: {number}"
-            reason = f" <small>{as_html(row['reason'])}</small>" if row["reason"] else ""
-            cells[model_title(row["model"])] = [as_html(verdict) + reason]
+            text = as_html(row["verdict"] if pd.isna(row["value"]) else f"{row['verdict']}: {number}")
+            if row["reason"]:
+                text += f" <small>{as_html(row['reason'])}</small>"
+            cells[model_title(row["model"])] = [text]
         rows.append(cells)
     caption = "The paper's claims: its number, ours with 95% intervals, and the verdict."
     form = dict.fromkeys(["claim", *map(model_title, claims["model"])], "{0[0]}")

@@ -22,7 +22,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from deeper_layers_companion.report.names import as_csv, as_html, shorten
 from deeper_layers_companion.results.frames import VECTORS
 
-INK, GREY = "#1a1a1a", "#8a8a8a"  # plots.js gives INK the colour of the page's text
+INK = "#1a1a1a"  # plots.js gives it the colour of the page's text
+GREY = "#8a8a8a"
 # Okabe and Ito's colours stay distinct under every common colour blindness; markers serve black and white.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK]
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
@@ -42,9 +43,11 @@ class Panel:
     """A panel of a figure. Each method draws an element for print, on `ax`, and for the site, as an item of `live`."""
 
     def __init__(self, ax, title: str, x: str, y: str, height: int, legend: dict):
-        ax.set_title("\n".join(map(shorten, title.split("\n"))), loc="left")
-        self.ax, self.legend, self.ends = ax, legend, {}
-        title = "\n".join(map(shorten, title.split("\n")))
+        title = escape_lines(title)
+        ax.set_title(title, loc="left")
+        self.ax = ax
+        self.legend = legend
+        self.ends = {}
         self.live = {"title": title, "height": height, "x": {"title": x}, "y": {"title": y}, "items": []}
 
     def draw_line(
@@ -58,17 +61,22 @@ class Panel:
             self.legend.setdefault(label, artist)
             self._note_end(label, x, y, colour)
         item = {"kind": "line", "x": round_values(x), "y": round_values(y), "colour": colour}
-        item |= {"line": line, "width": width} if line else {}
-        item |= {"marker": marker, "size": size, "filled": filled} if marker else {}
-        item |= {"hover": list(map(escape_lines, hover))} if hover is not None else {}
-        item |= {"label": shorten(label)} if label is not None else {}
+        if line:
+            item |= {"line": line, "width": width}
+        if marker:
+            item |= {"marker": marker, "size": size, "filled": filled}
+        if hover is not None:
+            item["hover"] = list(map(escape_lines, hover))
+        if label is not None:
+            item["label"] = shorten(label)
         self.live["items"].append(item)
 
     def draw_band(self, x, low, high, *, colour) -> None:
         """Draw a band between two heights, in one piece for each run without gaps."""
-        x, low, high = (np.ma.masked_invalid(np.asarray(values, dtype=float)) for values in (x, low, high))
+        x, low, high = np.array([x, low, high], dtype=float)
         self.ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        for run in np.ma.clump_unmasked(high - low):
+        gaps = np.ma.masked_invalid(high - low)
+        for run in np.ma.clump_unmasked(gaps):
             across = [*round_values(x[run]), *round_values(x[run][::-1])]
             up = [*round_values(low[run]), *round_values(high[run][::-1])]
             self.live["items"].append({"kind": "band", "x": across, "y": up, "colour": colour})
@@ -78,22 +86,18 @@ class Panel:
         edges = np.arange(z.shape[1] + 1) - 0.5, np.arange(z.shape[0] + 1) + 0.5
         look = {"cmap": HEAT, "vmin": 0, "vmax": 1, "rasterized": True, "zorder": 2}
         self.ax.pcolormesh(*edges, np.ma.masked_invalid(z), **look)
-        colours = [[None if np.isnan(value) else to_hex(HEAT(value)) for value in row] for row in z]
+        colours = [list(map(find_heat, row)) for row in z]
         self.live["items"].append({"kind": "map", "colours": colours, "hover": hover})
 
     def annotate(self, x: float, y: float, text: str) -> None:
         """Write what happens at a point beside it."""
         low, high = self.ax.get_xlim()
         is_right = x > low + 0.7 * (high - low)
-        look = {
-            "xytext": (-6 if is_right else 6, 8),
-            "textcoords": "offset points",
-            "ha": "right" if is_right else "left",
-        }
-        look |= {"fontsize": 8, "fontstyle": "italic"}
-        self.ax.annotate(text, (x, y), **look)
-        at = {"x": float(x), "y": float(y)}
-        self.live["items"].append({"kind": "note", "text": text} | at)
+        look: dict = {"xytext": (6, 8), "ha": "left"}
+        if is_right:
+            look = {"xytext": (-6, 8), "ha": "right"}
+        self.ax.annotate(text, (x, y), **look, textcoords="offset points", fontsize=8, fontstyle="italic")
+        self.live["items"].append({"kind": "note", "text": text, "x": float(x), "y": float(y)})
 
     def set_ranges(self, x: Sequence[float], y: Sequence[float], percent: str = "", rows: Sequence[str] = ()) -> None:
         """Set the ranges of the axes; `percent` names axes of shares, `rows` the heights 0, 1, ... from the top."""
@@ -117,7 +121,8 @@ class Panel:
     def name_lines(self) -> None:
         """Write the name of each line at its right end, in print; names that would touch are moved apart."""
         low, high = self.ax.get_ylim()
-        gap, place = (high - low) / (self.live["height"] / 14), -np.inf
+        gap = (high - low) / (self.live["height"] / 14)
+        place = -np.inf
         for label, (across, up, colour, is_upright) in sorted(self.ends.items(), key=lambda item: item[1][1]):
             if is_upright:
                 at = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right", "fontsize": 7}
@@ -138,8 +143,14 @@ class Figure:
     @matplotlib.rc_context(PRINT)
     def __init__(self, name: str, x: str, y: str, titles: Sequence[str], *, columns: int = 1, tall=0):
         rows = -(-len(titles) // columns)
-        tall = np.broadcast_to(tall or (340 if len(titles) == 1 else 200 if columns > 1 else 240), rows).tolist()
-        self.name, self.columns, self.scale, self.legend = name, columns, None, {}
+        usual = 200 if columns > 1 else 240
+        if len(titles) == 1:
+            usual = 340
+        tall = np.broadcast_to(tall or usual, rows).tolist()
+        self.name = name
+        self.columns = columns
+        self.scale = None
+        self.legend = {}
         self.static = matplotlib.figure.Figure((6.6, (sum(tall) + 60 * rows) / 90), layout="constrained")
         grid = self.static.add_gridspec(rows, columns, height_ratios=tall)
         first = len(titles) % columns  # where the last row would have a hole, the first panel has the whole width
@@ -165,7 +176,9 @@ class Figure:
         """Add the rows that were drawn, a caption, which may hold <em> <strong> <b> <i> <code> <sub> <sup> <br>, and
         the alternative text; then lay out the figure."""
         vectors = [name for name in VECTORS if name in data and data[name].dtype == object]
-        self.data, self.caption, self.alt = data.drop(columns=vectors), caption, alt
+        self.data = data.drop(columns=vectors)
+        self.caption = caption
+        self.alt = alt
         names = list(map(shorten, self.legend))
         if len(names) > MOST_NAMES:
             for panel in self.panels:
@@ -182,7 +195,8 @@ class Figure:
 
     def svg(self) -> bytes:
         """The static picture; the same rows give the same bytes."""
-        buffer, nothing = io.BytesIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        buffer = io.BytesIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with matplotlib.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "none"}):
             self.static.savefig(buffer, format="svg", dpi=200, metadata=nothing)
         return buffer.getvalue()
@@ -212,6 +226,11 @@ def make_csv_link(rows: pd.DataFrame, name: str) -> str:
     """A link that saves rows as NAME.csv; its address holds the rows."""
     content = base64.b64encode(as_csv(rows).encode(errors="backslashreplace")).decode()
     return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}">data (CSV)</a>'
+
+
+def find_heat(value: float) -> str | None:
+    """The colour of a value of a map, from 0 to 1; None where it is missing."""
+    return None if np.isnan(value) else to_hex(HEAT(value))
 
 
 def escape_lines(text: str) -> str:

@@ -23,13 +23,17 @@ import pandas as pd
 from jaxtyping import Bool, Float, Shaped, UInt8
 from scipy.stats import binomtest
 
-DRAWS, PARTS = 10_000, 40  # the number of draws, and of the parts in which they are summed
+DRAWS = 10_000  # their number
+PARTS = 40  # in which they are summed
 TAILS = 0.025, 0.975
 FEW = 10  # items that decide a number: with fewer its interval is not that of draws
 FLOOR_MARGIN = 0.05  # a model must surely be this much above guessing, or its task is at floor
 TIE_TOLERANCE = 1e-12  # means of equal numbers in another order differ by less
-SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
-AT_FLOOR, NOT_TESTED = "at floor", "not tested"
+SUPPORTED = "supported"
+CONTRADICTED = "contradicted"
+INCONCLUSIVE = "inconclusive"
+AT_FLOOR = "at floor"
+NOT_TESTED = "not tested"
 Number = float | Float[np.ndarray, "..."]  # of looks too, where there are several
 
 
@@ -55,11 +59,9 @@ class Estimate:
     def combine(cls, function: Callable[..., np.ndarray], *estimates: "Estimate") -> "Estimate":
         """The estimate of a function of some estimates of the same items; no_value_reason if one of them is."""
         no_value_reason = next((estimate.no_value_reason for estimate in estimates if estimate.no_value_reason), "")
-        return (
-            cls(no_value_reason=no_value_reason)
-            if no_value_reason
-            else cls.of(function(*(estimate.numbers for estimate in estimates)))
-        )
+        if no_value_reason:
+            return cls(no_value_reason=no_value_reason)
+        return cls.of(function(*(estimate.numbers for estimate in estimates)))
 
     def __iter__(self) -> Iterator["Estimate"]:
         """The estimates of the single cuts, without their draws."""
@@ -96,16 +98,18 @@ class Estimate:
     def judge_beyond(self, limit: int | float) -> str:
         """The verdict on a claim that the number is at least a positive `limit`, or at most a negative one: supported
         if it is, and its interval excludes 0; contradicted if the whole interval falls short of the limit."""
-        value, *ends = (np.sign(limit) * number for number in (self.value, self.low, self.high))
-        if self.no_value_reason or max(ends) < abs(limit):
-            return self.no_value_reason or CONTRADICTED
-        return SUPPORTED if min(ends) > 0 and value >= abs(limit) else INCONCLUSIVE
+        sign = np.sign(limit)
+        ends = sign * self.low, sign * self.high
+        if self.no_value_reason:
+            return self.no_value_reason
+        if max(ends) < abs(limit):
+            return CONTRADICTED
+        return SUPPORTED if min(ends) > 0 and sign * self.value >= abs(limit) else INCONCLUSIVE
 
     def columns(self, name: str = "value") -> dict:
         """As columns of a frame: value, low and high, or `name`, `name`_low and `name`_high; and no_value_reason."""
-        return dict(zip((name, *interval_columns(name)), (self.value, self.low, self.high))) | {
-            "no_value_reason": self.no_value_reason
-        }
+        low, high = interval_columns(name)
+        return {name: self.value, low: self.low, high: self.high, "no_value_reason": self.no_value_reason}
 
 
 def interval_columns(column: str) -> tuple[str, str]:
@@ -158,20 +162,25 @@ def are_shares(outcomes: np.ndarray) -> bool:
 def differ(second: Shaped[np.ndarray, "*rows I"], first: Shaped[np.ndarray, "... I"]) -> Estimate:
     """The mean of `second` minus that of `first`, of the same items. Of right and wrong answers that differ on fewer
     than FEW items the interval is Newcombe's for paired shares (1998, method 10)."""
-    second, first = np.asarray(second, dtype=float), np.asarray(first, dtype=float)
+    second = np.asarray(second, dtype=float)
+    first = np.asarray(first, dtype=float)
     estimate = Estimate.of(resample(second - first))
     few = are_shares(second) and are_shares(first) and (second != first).sum(axis=-1) < FEW
     if not np.any(few):
         return estimate
-    (value, low, high), (first_value, first_low, first_high) = map(_find_wilson_ends, (second, first))
+    value, low, high = _find_wilson_ends(second)
+    first_value, first_low, first_high = _find_wilson_ends(first)
     correlation = _correlate(second, first)
-    down, up = (
-        np.sqrt(np.maximum(own**2 - 2 * correlation * own * other + other**2, 0))
-        for own, other in ((value - low, first_high - first_value), (high - value, first_value - first_low))
-    )
+
+    def join(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(own**2 - 2 * correlation * own * other + other**2, 0))
+
     difference = value - first_value
-    ends = np.where(few, difference - down, estimate.low), np.where(few, difference + up, estimate.high)
-    return replace(estimate, low=ends[0][()], high=ends[1][()], few=few)
+    low_end = difference - join(value - low, first_high - first_value)
+    high_end = difference + join(high - value, first_value - first_low)
+    low_end = np.where(few, low_end, estimate.low)[()]
+    high_end = np.where(few, high_end, estimate.high)[()]
+    return replace(estimate, low=low_end, high=high_end, few=few)
 
 
 def _find_wilson_ends(right: Float[np.ndarray, "*rows I"]) -> tuple:
@@ -200,16 +209,21 @@ def _find_ratio_ends(
 ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
     """The interval of a ratio from those of its parts (Donner and Zou 2012: variance estimates recovered); each part is
     a value with low and high, and the lower one below is positive."""
-    (value, low, high), (whole, whole_low, whole_high) = above, whole_above
+    value, low, high = above
+    whole, whole_low, whole_high = whole_above
 
     def solve(end, reach, sign):
         """The ratio R at which the interval of value - R * whole ends at 0."""
         own = np.abs(end - value)
-        scale, middle = whole**2 - reach**2, value * whole - correlation * own * reach
+        scale = whole**2 - reach**2
+        middle = value * whole - correlation * own * reach
         return (middle + sign * np.sqrt(np.maximum(middle**2 - scale * (value**2 - own**2), 0))) / scale
 
-    down, up = whole - whole_low, whole_high - whole
-    return solve(low, np.where(low >= 0, up, down), -1), solve(high, np.where(high >= 0, down, up), 1)
+    down = whole - whole_low
+    up = whole_high - whole
+    low_end = solve(low, np.where(low >= 0, up, down), -1)
+    high_end = solve(high, np.where(high >= 0, down, up), 1)
+    return low_end, high_end
 
 
 # ---- numbers ------------------------------------------------------------------------------------------------------
@@ -235,8 +249,9 @@ def shares_kept(right: Float[np.ndarray, "C I"], guessing: float | np.ndarray) -
     if not few.any():
         return kept
     level = np.broadcast_to(guessing, above.shape)[0]
-    parts = [np.stack(_find_wilson_ends(rows)) - level for rows in (right, np.broadcast_to(right[0], right.shape))]
-    low, high = _find_ratio_ends(*parts, _correlate(right, right[0]))
+    own = np.stack(_find_wilson_ends(right)) - level
+    of_whole = np.stack(_find_wilson_ends(np.broadcast_to(right[0], right.shape))) - level
+    low, high = _find_ratio_ends(own, of_whole, _correlate(right, right[0]))
     return replace(kept, low=np.where(few, low, kept.low), high=np.where(few, high, kept.high), few=few)
 
 
@@ -293,7 +308,7 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate.combine(lambda *numbers: np.mean(numbers, axis=0), *estimates)
 
 
-def mean_of_drawn(estimates: Sequence[Estimate], seed: int = 0) -> Estimate:
+def mean_of_drawn(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of what was drawn at random, such as the picks of a random rule or seeds of healing, which are drawn
     anew too. Five picks are too few to resample, so each draw of items moves their mean by its standard error times
     Student's t."""
@@ -302,7 +317,7 @@ def mean_of_drawn(estimates: Sequence[Estimate], seed: int = 0) -> Estimate:
 
     def average(*numbers: np.ndarray) -> np.ndarray:
         error = np.std(numbers, axis=0, ddof=1) / math.sqrt(len(numbers))
-        moves = np.random.default_rng(seed).standard_t(len(numbers) - 1, len(error))
+        moves = np.random.default_rng(0).standard_t(len(numbers) - 1, len(error))
         moves[0] = 0.0  # the number itself
         return np.mean(numbers, axis=0) + moves * error
 
@@ -311,5 +326,6 @@ def mean_of_drawn(estimates: Sequence[Estimate], seed: int = 0) -> Estimate:
 
 def mcnemar_p_value(first: Float[np.ndarray, " I"], second: Float[np.ndarray, " I"]) -> float:
     """The exact two-sided p-value of two models being right equally often on the same items."""
-    lost, gained = int((first > second).sum()), int((first < second).sum())
+    lost = int((first > second).sum())
+    gained = int((first < second).sum())
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0

@@ -36,7 +36,8 @@ def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
     line = line.sort_values("start")
     if not len(line) or "kept_high" not in line:
         return []
-    last, before = line.iloc[-1], line.iloc[:-1].tail(int(line["size"].iloc[-1]))
+    last = line.iloc[-1]
+    before = line.iloc[:-1].tail(int(line["size"].iloc[-1]))
     holds_last = last["start"] + last["size"] == last["layers"]
     if holds_last and last["kept_low"] > HALF and (before["kept_high"] < HALF).any():
         return [(last, f"{last['kept']:.0%}")]
@@ -57,7 +58,7 @@ def state_half_gone(curves: pd.DataFrame) -> str:
         return ""
     layers = int(curves[curves["model"] == model]["layers"].iloc[0])
     told = "; ".join(parts[:FIRST_TOPICS])
-    return f"{escape_invisible(model_title(model))} has lost half {told} of its {layers} layers, the most similar ones."
+    return f"{escape_title(model)} has lost half {told} of its {layers} layers, the most similar ones."
 
 
 def state_kept(rows: pd.DataFrame, hue: str) -> str:
@@ -65,7 +66,8 @@ def state_kept(rows: pd.DataFrame, hue: str) -> str:
     if rows.empty:
         return ""
     model, of_model = select_first(rows)
-    gone, held = [], []
+    gone = []
+    held = []
     for label, line in of_model[of_model["size"] > 0].groupby(hue, sort=False):
         line = line.dropna(subset="kept").sort_values("size")
         fallen = line[line["kept"] <= HALF]
@@ -75,8 +77,12 @@ def state_kept(rows: pd.DataFrame, hue: str) -> str:
             last = line.iloc[-1]
             held.append(f"{rule_title(str(label))} keeps {last['kept']:.0%} at {last['size']:.0f}")
     parts = [f"{label} at {size}" for size, label in sorted(gone)]
-    text = f"Half is gone in {model} ({of_model['layers'].iloc[0]} layers): {'; '.join(parts)}." if parts else ""
-    return " ".join(filter(None, [text, f"{'; '.join(held)}." if held else ""]))
+    sentences = []
+    if parts:
+        sentences.append(f"Half is gone in {model} ({of_model['layers'].iloc[0]} layers): {'; '.join(parts)}.")
+    if held:
+        sentences.append(f"{'; '.join(held)}.")
+    return " ".join(sentences)
 
 
 def state_differences(rows: pd.DataFrame) -> str:
@@ -104,10 +110,15 @@ def state_courses(rows: pd.DataFrame, x: str, y: str, hue: str) -> str:
     return f"{model}: {'. '.join(parts[:FIRST_TOPICS])}.".removeprefix(": ")
 
 
+def escape_title(model: str) -> str:
+    """A model's name, shortened, without characters that nobody sees."""
+    return escape_invisible(model_title(model))
+
+
 def select_first(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """The most capable model, its name as text, and its rows."""
     model = sort_names(rows["model"].unique())[0]
-    return escape_invisible(model_title(model)), rows[rows["model"] == model]
+    return escape_title(model), rows[rows["model"] == model]
 
 
 def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
@@ -116,7 +127,8 @@ def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
     parts = []
     for model in sort_names(rows["model"].unique())[:MOST_MODELS]:
         span = describe_ends(rows[rows["model"] == model], y, x, is_named=not parts, is_share=title.startswith("Share"))
-        parts += [f"{span} in {escape_invisible(model_title(model))}"] if span else []
+        if span:
+            parts.append(f"{span} in {escape_title(model)}")
     return f"{title}: {'; '.join(parts)}." if parts else f"{title}."
 
 
@@ -125,7 +137,7 @@ def describe_ends(rows: pd.DataFrame, y: str, x: str, *, is_named: bool = True, 
     rows = rows[rows[x].notna()].sort_values(x)
     form = "{:.0%}" if is_share or x in ("share", "kept") else "{:.2g}"
     ends = []
-    for _, row in rows.iloc[[0, -1] if len(rows) > 1 else [0] * len(rows)].iterrows():
+    for row in rows.iloc[[0, -1]].to_dict("records") if len(rows) else ():
         number = form.format(row[x]) if np.isfinite(row[x]) else "more than was measured"
         ends.append(f"{number} ({rule_title(str(row[y]))})" if is_named else number)
     return " to ".join(dict.fromkeys(ends))
@@ -138,8 +150,10 @@ def state_nearest(nearest: pd.DataFrame) -> str:
         quarter = rows[rows["size"] == round(QUARTER * rows["layers"].iloc[0])].head(1)
         for row in quarter.to_dict("records"):
             block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
-            parts.append(f"{block} in {escape_invisible(model_title(model))}")
-    return f"Of a quarter of the layers the most similar are {'; '.join(parts)}." if parts else ""
+            parts.append(f"{block} in {escape_title(model)}")
+    if parts:
+        return f"Of a quarter of the layers the most similar are {'; '.join(parts)}."
+    return ""
 
 
 def state_starts(rows: pd.DataFrame, authors: pd.DataFrame) -> str:
@@ -149,13 +163,14 @@ def state_starts(rows: pd.DataFrame, authors: pd.DataFrame) -> str:
     def at_quarter(line: pd.DataFrame) -> float:
         return line.iloc[(line["share"] - QUARTER).abs().argmin()]["start_share"]
 
-    here = [
-        f"{at_quarter(line):.0%} in {escape_invisible(model_title(model))}"
-        for model, line in rows.groupby("model", sort=False)
-    ]
+    here = []
+    for model, line in rows.groupby("model", sort=False):
+        here.append(f"{at_quarter(line):.0%} in {escape_title(model)}")
     there = [at_quarter(line) for _, line in authors.groupby("label", sort=False)]
     text = f"A quarter dropped, the block starts at {', '.join(here)} of the depth"
-    return f"{text}; at {min(there):.0%} to {max(there):.0%} in the authors' models." if there else f"{text}."
+    if there:
+        return f"{text}; at {min(there):.0%} to {max(there):.0%} in the authors' models."
+    return f"{text}."
 
 
 def state_last_block(rows: pd.DataFrame) -> str:
@@ -165,8 +180,10 @@ def state_last_block(rows: pd.DataFrame) -> str:
     parts = []
     for model, of_model in rows[holds_last & (rows["start"] > 0)].groupby("model", sort=False):
         unlike = (of_model["shade"] > HALF).sum()
-        parts.append(f"{unlike} of {len(of_model)} sizes in {escape_invisible(model_title(model))}")
-    return f"Blocks with the last layer are among the less similar half at {'; '.join(parts)}." if parts else ""
+        parts.append(f"{unlike} of {len(of_model)} sizes in {escape_title(model)}")
+    if parts:
+        return f"Blocks with the last layer are among the less similar half at {'; '.join(parts)}."
+    return ""
 
 
 def state_agreement(blocks: pd.DataFrame, nearest: pd.DataFrame) -> str:
@@ -176,14 +193,17 @@ def state_agreement(blocks: pd.DataFrame, nearest: pd.DataFrame) -> str:
     parts = []
     for model, rows in both.drop_duplicates(["model", "size"]).groupby("model", sort=False):
         alike = (rows["start"] == rows["start_nearest"]).sum()
-        parts.append(f"{alike} of {len(rows)} sizes in {escape_invisible(model_title(model))}")
-    return f"The most similar block is the one that costs least at {'; at '.join(parts)}." if parts else ""
+        parts.append(f"{alike} of {len(rows)} sizes in {escape_title(model)}")
+    if parts:
+        return f"The most similar block is the one that costs least at {'; at '.join(parts)}."
+    return ""
 
 
 def describe_shape(x: np.ndarray, y: np.ndarray) -> str:
     """The course of a line: "falls from 0.74 at 0 to 0.38 at 0.9, steepest before 0.11; least 0.3 at 0.2"."""
     known = np.isfinite(x) & np.isfinite(y)
-    x, y = x[known], y[known]
+    x = x[known]
+    y = y[known]
     if not len(y):
         return "nothing"
     if len(y) == 1 or np.ptp(y) <= FLAT * max(abs(y).max(), 1e-9):

@@ -18,7 +18,9 @@ from deeper_layers_companion.report.pairing import pick_rules, returns
 from deeper_layers_companion.results.frames import QUESTION
 from deeper_layers_companion.results.schema import KINDS
 
-WATTS_OF_PROCESSOR, WATTS_OF_GB, OVERHEAD = 12.0, 0.3725, 1.67
+WATTS_OF_PROCESSOR = 12.0
+WATTS_OF_GB = 0.3725
+OVERHEAD = 1.67
 DATA = Path(__file__).with_name("data_sets.csv")  # its last column is a pattern of the tasks with items of a data set
 LICENCES = {
     "Qwen2.5-Coder-1.5B-Instruct": "Apache-2.0",
@@ -31,12 +33,15 @@ def runs(folder: Path | None = None) -> pd.DataFrame:
     """Every file of results and its cost: the columns of `results.runs`, and hours, processors, processor_hours, GiB,
     watt_hours. The cost of a group is that of all its tasks."""
     rows = results.runs(folder)
-    rows["measured"], rows["commit"] = rows["measured"].str[:10], rows["commit"].fillna("unknown").str[:10]
+    rows["measured"] = rows["measured"].str[:10]
+    rows["commit"] = rows["commit"].fillna("unknown").str[:10]
     rows["hours"] = rows["seconds"] / 3600
     rows["processors"] = rows["device"].str.extract(r"processor.*, (\d+) threads?", expand=False).astype(float)
     rows["processor_hours"] = rows["hours"] * rows["processors"].fillna(0)
     watts = rows["processors"] * WATTS_OF_PROCESSOR + rows["memory"] / 1e9 * WATTS_OF_GB
-    return rows.assign(watt_hours=rows["hours"] * watts * OVERHEAD, GiB=rows["memory"] / 2**30)
+    rows["watt_hours"] = rows["hours"] * watts * OVERHEAD
+    rows["GiB"] = rows["memory"] / 2**30
+    return rows
 
 
 def hours(folder: Path | None = None) -> pd.DataFrame:
@@ -52,13 +57,17 @@ def written_answers(folder: Path | None = None) -> Iterator[pd.DataFrame]:
     """The time to write answers, by all pruned models of a file together: model, dtype, topic, models, answers (of each
     model), tokens (mean of an answer), seconds_an_answer, tokens_a_second, device."""
     rows = results.scores(folder).query("outcome.notna()").drop_duplicates(["path", "task", "cut"])
-    written = rows[rows["written"].notna().groupby(rows["path"]).transform("all")]
-    written = written.assign(sum=written["written"].map(np.sum), topic=written["task"].map(task_title))
-    sums = {"models": ("cut", "nunique"), "answers": ("items", "max"), "all": ("items", "sum"), "sum": ("sum", "sum")}
-    times = written.groupby(["path", "topic"], sort=False).agg(**sums).reset_index()
-    times = times.merge(results.runs(folder), on="path")
-    times = times.assign(tokens=times["sum"] / times["all"], seconds_an_answer=times["seconds"] / times["all"])
-    yield put_in_order(times.assign(tokens_a_second=times["sum"] / times["seconds"]))
+    is_written = rows["written"].notna().groupby(rows["path"]).transform("all")
+    written = rows[is_written].copy()
+    written["sum"] = written["written"].map(np.sum)
+    written["topic"] = written["task"].map(task_title)
+    by_file = written.groupby(["path", "topic"], sort=False)
+    times = by_file.agg(models=("cut", "nunique"), answers=("items", "max"), all=("items", "sum"), sum=("sum", "sum"))
+    times = times.reset_index().merge(results.runs(folder), on="path")
+    times["tokens"] = times["sum"] / times["all"]
+    times["seconds_an_answer"] = times["seconds"] / times["all"]
+    times["tokens_a_second"] = times["sum"] / times["seconds"]
+    yield put_in_order(times)
 
 
 @returns("trainer version model dropped steps first last")
@@ -72,7 +81,8 @@ def trained_elsewhere(content: dict) -> Iterator[dict]:
 def data(scores: pd.DataFrame) -> pd.DataFrame:
     """The data sets: data, source, licence, splits, asked (the most items or sequences measured with one model)."""
     by_subject = scores.groupby(["model", "task", "subject"], dropna=False)["items"].max()
-    items_by_task, sets = by_subject.groupby(["model", "task"]).sum().groupby("task").max(), pd.read_csv(DATA)
+    items_by_task = by_subject.groupby(["model", "task"]).sum().groupby("task").max()
+    sets = pd.read_csv(DATA)
     items = [items_by_task[items_by_task.index.str.fullmatch(tasks)].max() for tasks in sets["tasks"]]
     return sets.drop(columns="tasks").assign(asked=pd.Series(items).fillna(0).astype(int))
 
@@ -96,8 +106,10 @@ def asked_twice(scores: pd.DataFrame) -> Iterator[dict]:
     rows = rows[rows.groupby(key, dropna=False)["repeat"].transform("nunique") == 2]
     columns = ["model", "task", "cut", "size", "shots", "limit", "order", "dtype", "bits", "healing"]
     for place, both in rows.sort_values("subject", kind="stable").groupby(columns, dropna=False, sort=False):
-        first, second = both.query("repeat == 1"), both.query("repeat == 0")
-        chosen, right = ([np.concatenate(list(run[name])) for run in (first, second)] for name in ("chosen", "outcome"))
+        first = both.query("repeat == 1")
+        second = both.query("repeat == 0")
+        chosen = [np.concatenate(list(run["chosen"])) for run in (first, second)]
+        right = [np.concatenate(list(run["outcome"])) for run in (first, second)]
         row = dict(zip(columns, place, strict=True)) | {"topic": task_title(place[1])}
         row |= dict.fromkeys(("items", "answers"), len(right[0])) | differ(right[1], right[0]).columns()
         yield row | {"differ": (chosen[0] != chosen[1]).sum(), "turned": (right[0] != right[1]).sum()}
@@ -108,10 +120,9 @@ def published_again(published: pd.DataFrame, again: pd.DataFrame) -> Iterator[pd
     """Published scores beside those of a new measurement: model, task, topic, size, start, items, published with
     published_low and published_high (Wilson's), again, within (whether it lies in that interval)."""
     key = ["model", "task", "subject", "metric", "cut", "shots", "limit"]
-    old, new = (
-        scores.query("outcome.notna() and metric != 'loss'").drop_duplicates(key)
-        for scores in (published.query("repeat == 0 and healing.isna() and bits.isna()"), again)
-    )
+    published = published.query("repeat == 0 and healing.isna() and bits.isna()")
+    old = published.query("outcome.notna() and metric != 'loss'").drop_duplicates(key)
+    new = again.query("outcome.notna() and metric != 'loss'").drop_duplicates(key)
     rows = with_wilson(new.rename(columns={"value": "again"}).merge(old[[*key, "value"]], on=key))
     rows = rows.assign(within=rows["again"].between(rows["low"], rows["high"]), topic=rows["task"].map(task_title))
     yield rows.rename(columns={"value": "published", "low": "published_low", "high": "published_high"})

@@ -26,7 +26,9 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the first letter o
 def shorten(text: str) -> str:
     """A name short enough for a picture: only the beginning and the end of a long one."""
     text = escape_invisible(text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 + 1 :]}"
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 + 1 :]}"
 
 
 def as_csv(rows: pd.DataFrame) -> str:
@@ -36,7 +38,9 @@ def as_csv(rows: pd.DataFrame) -> str:
         if not isinstance(value, str):
             return value
         text = escape_invisible(value)  # without line breaks, which not all programs read within a cell
-        return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
+        if text.startswith(FORMULA) and not NUMBER.fullmatch(text):
+            return f"'{text}"
+        return text
 
     return rows.rename(columns=cell).map(cell).to_csv(index=False)
 
@@ -49,7 +53,9 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
     """
 
     def cell(value):
-        return html.escape(escape_invisible(value), quote=False) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return html.escape(escape_invisible(value), quote=False)
+        return value
 
     cells = rows.reset_index(drop=True).map(cell)
     short = cells.map(lambda value: "short" if isinstance(value, str) and len(value) <= SHORT else "")
@@ -61,7 +67,8 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
 
 
 TITLES = tomllib.loads(Path(__file__).with_name("titles.toml").read_text(encoding="utf-8"))
-TOPICS, RULES = TITLES["tasks"], TITLES["rules"] | TITLES["texts"]
+TOPICS = TITLES["tasks"]
+RULES = TITLES["rules"] | TITLES["texts"]
 FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # from the most capable on
 
 
@@ -98,7 +105,9 @@ def format_number(value, low=None, high=None, *, as_share: bool = False, digits:
     """A number in prose: "0.91 (0.85 to 0.97)", or "11% (7 to 14%)". `value` may be an Estimate or a row of a frame."""
     if not isinstance(value, (int, float)):
         fields = value if isinstance(value, dict) else vars(value)
-        value, low, high = fields["value"], fields["low"], fields["high"]
+        value = fields["value"]
+        low = fields["low"]
+        high = fields["high"]
     if pd.isna(value):
         return "not measured"
 
@@ -115,7 +124,8 @@ class Sentences:
     """Sentences that a notebook shows as HTML, with a name by which other pages include them."""
 
     def __init__(self, sentences: list[str], name: str):
-        self.sentences, self.name = sentences, name
+        self.sentences = sentences
+        self.name = name
 
     def __str__(self) -> str:
         return " ".join(self.sentences) or "Not measured."

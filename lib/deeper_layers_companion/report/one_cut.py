@@ -61,12 +61,15 @@ def find_healed(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.D
     is_alike = [run == config | {"text": text, "tokens": run["tokens"]} and run["tokens"] > 0 for run in settings]
     rows = rows[np.array(is_alike, dtype=bool)]
     formats = rows["dtype"] + rows["bits"].fillna("")
-    return rows if rows.empty else rows[formats == rows["task"].groupby(formats).nunique().idxmax()]
+    if rows.empty:
+        return rows
+    return rows[formats == rows["task"].groupby(formats).nunique().idxmax()]
 
 
 def find_scores(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> list[Score]:
     """The scores of a cut, by task, from the table of one model; with those of a healed model, whose rows are given."""
-    scores, best = add_runs(scores), {}
+    scores = add_runs(scores)
+    best = {}
     healed_rows = scores[scores.index.isin([] if healed is None else healed.index)]
     by_run = {number: get_outcomes(rows) for number, rows in healed_rows.groupby("run")}
     for (number, _), rows in pick_metric(scores.query("healing.isna()")).groupby(["run", "path"], sort=False):
@@ -75,10 +78,14 @@ def find_scores(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = No
         if cut.name not in run or (pd.notna(bits) if healed is None else number not in by_run):
             continue
         wanted = by_run.get(number, run)[cut.name]
-        if not (pair := align(run, (WHOLE, cut.name), wanted)):
+        pair = align(run, (WHOLE, cut.name), wanted)
+        if not pair:
             continue
-        outcomes = np.stack(pair + (align(by_run[number], [cut.name], wanted) if number in by_run else []))
-        estimate, is_loss = estimate_mean(outcomes), metric == "loss"
+        if number in by_run:
+            pair += align(by_run[number], [cut.name], wanted)
+        outcomes = np.stack(pair)
+        estimate = estimate_mean(outcomes)
+        is_loss = metric == "loss"
         question = task_title(task) + f", {len(wanted)} subjects" * (len(wanted) > 1)
         score = Score(
             task_title(task),
@@ -98,11 +105,14 @@ def find_scores(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = No
 def _judge_task(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
     """The fields guessing, ruined, rule, largest and smallest of a `Score`. `outcomes` are those of the whole model, of
     the pruned one and, if there is one, of the healed one, [2 or 3, I]."""
-    level, rules = score_guessing(rows), pick_rules(rows.query("cut == @cut.name"))["rule"].tolist()
+    level = score_guessing(rows)
+    rules = pick_rules(rows.query("cut == @cut.name"))["rule"].tolist()
     rule = next((name for name in (*RULES, *rules) if name in rules), NO_RULE)
     if is_at_floor(outcomes[0], level):
         return {"guessing": level, "rule": rule}
-    tried, largest, smallest = rows.query("rule == @rule" if rules else "cut in [@WHOLE, @cut.name]"), 0, None
+    tried = rows.query("rule == @rule" if rules else "cut in [@WHOLE, @cut.name]")
+    largest = 0
+    smallest = None
     for name, size in tried.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
         pair = align(run, (WHOLE, name), run[cut.name])
         if not pair:
@@ -133,9 +143,13 @@ def write_card_text(
         f"{as_markdown(block.corpus)}, {block.dtype})."
         for block in blocks.itertuples()
     ]
-    if cut_scores := cut_scores or find_scores(scores, cut, healed):
-        unhealed_heads = ["this one" if is_own else NOT_HEALED]
-        heads = ["task", "whole model", *(unhealed_heads if healed is None else ["pruned", "healed, this one"])]
+    cut_scores = cut_scores or find_scores(scores, cut, healed)
+    if cut_scores:
+        heads = ["task", "whole model"]
+        if healed is not None:
+            heads += ["pruned", "healed, this one"]
+        else:
+            heads.append("this one" if is_own else NOT_HEALED)
         heads += ["guessing", "items", "measured in"]
         lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         for row in cut_scores:
@@ -143,12 +157,15 @@ def write_card_text(
             cells += ["" if row.guessing is None else f"{row.guessing:.2f}", f"{row.items:,}", row.how]
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "With 95% intervals: accuracies with Wilson's, losses (nats a token) drawn anew over sequences."]
-        if ruined := [as_markdown(row.topic) for row in cut_scores if row.ruined]:
+        ruined = [as_markdown(row.topic) for row in cut_scores if row.ruined]
+        if ruined:
             text = "surely less than half of what the whole model has above guessing is left on these:"
             text = text.capitalize() if is_own else f"Of {NOT_HEALED}, {text}"
             lines += ["", f"{text} {'; '.join(ruined)}."]
-    if healed is None and is_own and (text := describe_lengths(scores, cut)):
-        lines += ["", *map(as_markdown, text)]
+    if healed is None and is_own:
+        text = describe_lengths(scores, cut)
+        if text:
+            lines += ["", *map(as_markdown, text)]
     return "\n".join(lines)
 
 

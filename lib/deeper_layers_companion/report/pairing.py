@@ -15,8 +15,8 @@ from deeper_layers_companion.report.estimates import are_shares
 from deeper_layers_companion.report.names import task_title
 
 PLACE = ["model", "task", "rule"]
-PROMPT = ["dtype", "shots", "order", "limit", "length", "engine"]
-RUN_COLUMNS = ["model", "dtype", "bits", "task", "shots", "length", "metric"]
+PROMPT = ["dtype", "shots", "order", "limit", "drawn", "length", "engine"]
+RUN_COLUMNS = ["model", "dtype", "bits", "task", "shots", "drawn", "length", "metric"]
 Vectors = dict[str, np.ndarray]  # outcomes by subject; "" for a task without subjects
 
 
@@ -49,12 +49,13 @@ def find_measurements(
         cuts, outcomes = pair_outcomes(rows)
         if cuts["size"].isna().any():
             continue
-        task, metric, limit, layers = question = tuple(rows[["task", "metric", "limit", "layers"]].iloc[0])
+        first = rows.iloc[0]
+        task, metric, _, _, layers = question = tuple(first[["task", "metric", "limit", "drawn", "layers"]])
         if metric == "loss":
             levels[question] = float(rows["chance"].max())
         elif question not in levels:  # every rule has the same
             pool = all_rows[(all_rows["task"] == task) & (all_rows["metric"] == metric)]
-            levels[question] = score_guessing(pool if pd.isna(limit) else pool[pool["limit"].eq(limit).fillna(False)])
+            levels[question] = score_guessing(select_alike(pool, first))
         shared = dict(zip([*PLACE, *also], place, strict=True)) | {"topic": task_title(task), "layers": layers}
         shared |= {"metric": metric, "items": outcomes.shape[1], "guessing": levels[question]}
         whole = outcomes[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
@@ -82,15 +83,27 @@ def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Shaped[np.ndarray, 
     return cuts.reset_index(drop=True), np.stack(vectors)
 
 
+def select_alike(rows: pd.DataFrame, like: pd.Series | dict) -> pd.DataFrame:
+    """The rows whose items have the order of those of the row `like`, and its limit, or any if it has none."""
+    is_alike = equal(rows["drawn"], like["drawn"])
+    return rows[is_alike if pd.isna(like["limit"]) else is_alike & equal(rows["limit"], like["limit"])]
+
+
+def equal(column: pd.Series, value) -> pd.Series:
+    """Where a column has a value; a missing one equals those that are missing."""
+    return column.isna() if pd.isna(value) else column.eq(value).fillna(False)
+
+
 def score_guessing(rows: pd.DataFrame) -> float:
     """The score of the better way to guess on one task or group: at random, or always the same choice.
 
     `rows` are those of the task for any models and cuts; of several limits the largest counts. A right choice of a
-    group is known where a model chose it. Written answers are never right by chance.
+    group is known where a model chose it; where asking may have stopped early, the rows have the levels of all of its
+    items. Written answers are never right by chance.
     """
     widest = rows[rows["items"] == rows.groupby("subject", dropna=False)["items"].transform("max")]
     commonest = widest["commonest"].max()
-    if rows["subject"].notna().any():
+    if (rows["subject"].notna() & rows["drawn"].isna()).any():
         right = np.concatenate([_find_right_choices(of_subject) for _, of_subject in widest.groupby("subject")])
         commonest = np.bincount(right[right >= 0], minlength=1).max() / len(right)
     return float(np.nanmax([0.0, widest["chance"].max(), commonest]))

@@ -190,7 +190,7 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
                 continue
             first, (healed,) = first_rows.loc[cut].to_dict(), align(after, [cut], after[cut])
             (aim,), is_loss = align(after, [WHOLE], after[cut]) or [None], first["metric"] == "loss"
-            question = tuple(first[name] for name in ("model", "task", "metric", "limit"))
+            question = tuple(first[name] for name in ("model", "task", "metric", "limit", "drawn"))
             if question not in guessing:
                 guessing[question] = _find_guessing(kept, first)
             estimate = estimates.recovery(*pair, healed, aim, guessing=guessing[question])
@@ -208,7 +208,7 @@ def _find_guessing(scores: pd.DataFrame, row: dict) -> float:
     if row["metric"] == "loss":
         return float(scores.loc[(scores["model"] == row["model"]) & (scores["metric"] == "loss"), "chance"].max())
     is_alike = (scores["task"] == row["task"]) & (scores["metric"] == row["metric"])
-    is_alike &= scores["limit"].isna() if pd.isna(row["limit"]) else scores["limit"].eq(row["limit"]).fillna(False)
+    is_alike &= pairing.equal(scores["limit"], row["limit"]) & pairing.equal(scores["drawn"], row["drawn"])
     return pairing.score_guessing(scores[is_alike])
 
 

@@ -34,6 +34,7 @@ LEVEL = 0.95
 HALF_GONE, ACCURACY = "half gone", "accuracy"
 # why asking stops
 PRECISE, SURELY_AT_FLOOR, ALL_ASKED = "precise enough", "surely at floor", "all items asked"
+OUT_OF_TIME, UP_TO_LIMIT = "out of time", "limit reached"
 Array = np.ndarray
 Flags = Bool[Array, "..."] | np.bool  # of several looks, or of one
 
@@ -57,19 +58,19 @@ class StoppingRule:
 
     Attributes:
         precision: how far the ends of an interval may lie from its number: as a share of the model's layers for half
-            gone, as a share of the items for accuracies.
+            gone, as a share of the items for accuracies; None: nothing is ever precise enough.
         looks: numbers of items, rising; the last one is the limit.
         decides: what has to be precise, half gone or every accuracy.
         level: of all looks together.
     """
 
-    precision: float
+    precision: float | None
     looks: tuple[int, ...]
     decides: Literal["half gone", "accuracy"] = HALF_GONE
     level: float = LEVEL
 
     def __post_init__(self):
-        if not 0 < self.precision < 1:
+        if self.precision is not None and not 0 < self.precision < 1:
             raise InputError(f"precision is {self.precision}, expected a share between 0 and 1: 0.05 is usual")
         if self.decides not in (HALF_GONE, ACCURACY):
             raise InputError(f"decides is {self.decides!r}, expected {HALF_GONE!r} or {ACCURACY!r}: choose one of them")
@@ -217,12 +218,15 @@ def look_at(tally: Tally, sizes: Sequence[int], layers: int, guessing: float, ru
     half_gone = Estimate(*find_half_gone_ends(tally, sizes, guessing, rule.error))
     floor = guessing + FLOOR_MARGIN
     is_able = accuracies.low[..., 0] > floor
+    precision = 0 if rule.precision is None else rule.precision
     if rule.decides == ACCURACY:
         is_at_floor = np.zeros_like(is_able)
-        is_precise = find_distance(accuracies).max(axis=-1) <= rule.precision
+        is_precise = find_distance(accuracies).max(axis=-1) <= precision
     else:
         is_at_floor = accuracies.high[..., 0] <= floor
-        is_precise = is_able & (find_distance(half_gone) <= rule.precision * layers)
+        is_precise = is_able & (find_distance(half_gone) <= precision * layers)
+    if rule.precision is None:
+        is_precise = np.zeros_like(is_able)
     return Look(tally.items, accuracies, half_gone, is_able, is_at_floor, is_precise)
 
 

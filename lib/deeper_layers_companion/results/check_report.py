@@ -63,9 +63,11 @@ def describe_fit(trials: list[Trial]) -> str:
         wrong = [trial.trial for trial in here if trial.agrees is False]
         untried = [trial.trial for trial in here if trial.agrees is None]
         right = len(here) - len(wrong) - len(untried)
-        kept = (
-            "everything" if right == len(here) else "nothing" if not right else f"all but {', '.join(wrong + untried)}"
-        )
+        kept = "nothing"
+        if right == len(here):
+            kept = "everything"
+        elif right:
+            kept = f"all but {', '.join(wrong + untried)}"
         words.append(f"{kept} on {device} in {dtype}")
     return f"fit for {'; '.join(words)}"
 

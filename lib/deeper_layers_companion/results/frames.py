@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # slow to import
 
 TABLES = {
     "scores": "model layers dtype bits cut start size share rule changed healing task subject shots order limit "
-    "length engine metric items value outcome chosen target logprobs written ended agreement overlap kl compared "
+    "drawn length engine metric items value outcome chosen target logprobs written ended agreement overlap kl compared "
     "chance commonest bytes repeat measured path",
     "distances": "model layers dtype bits start size share corpus samples length seed distance stderr by_sequence "
     "measured path",
@@ -48,12 +48,12 @@ VECTORS = "outcome chosen target logprobs written ended compared by_sequence".sp
 COMPARED = "agreement overlap kl".split()
 TYPES = dict.fromkeys("layers items repeat samples seed step place cuts memory".split(), "int64")
 # whole numbers that may be missing
-TYPES |= dict.fromkeys("start size shots order limit length bytes vocabulary other".split(), "Int64")
+TYPES |= dict.fromkeys("start size shots order limit drawn length bytes vocabulary other".split(), "Int64")
 TYPES |= dict.fromkeys("share value chance commonest distance stderr tokens loss seconds".split(), "float64")
 TYPES |= dict.fromkeys(COMPARED, "float64")
 TYPES |= dict.fromkeys(VECTORS, "object")  # all others are text
 # rows that agree in these are of one question to models of one kind; rows that agree in CUT, too, are of one model
-QUESTION = "model dtype bits healing task subject shots order limit length engine metric".split()
+QUESTION = "model dtype bits healing task subject shots order limit drawn length engine metric".split()
 CUT = ["cut", "rule", "changed"]
 OWN_SHOTS = {"gsm8k": 5}  # lm-eval's number of examples, where the key names none
 # rules that also change weights, so that their cut does not determine their model
@@ -84,6 +84,8 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
         - task, subject: task of lm-eval, or its group; for losses the text; for MMLU the subject
         - shots, order: examples in the prompt; seed of their order
         - limit: the most items of each task, or sequences of a text, that were scored, from the first on
+        - drawn: the seed of the random order of items, where asking may have stopped early: limit is then how many
+          were asked of the task or group, and the vectors have them in this order; missing elsewhere
         - length: for losses: tokens in a sequence; 0 where each has its own length
         - engine: the engine that answered, if not this library's own forward pass
         - metric: "acc", "exact_match", ..., or "loss" (nats a token)
@@ -224,15 +226,20 @@ def _read_task(result: Result, name: str, items: int) -> dict:
     """The columns that all rows of a task share. The tasks of the group MMLU become one task with several subjects."""
     key, details, run = result.key, defaultdict(dict, result.details), defaultdict(dict, result.provenance)
     group = next((outer for outer, names in details["groups"].items() if name in names and outer in key["tasks"]), name)
-    settings, level = key["tasks"].get(group, {}), details["levels"].get(name, {})
+    settings = key["tasks"].get(group, {})
     in_mmlu = group != name and group.startswith("mmlu")
+    level = details["levels"].get(name, {})
+    if in_mmlu:
+        level = details["levels"].get(group, level)
     subject = name.removeprefix("mmlu_").removesuffix("_continuation") if in_mmlu else None
     shots, target = settings.get("shots"), details["targets"].get(name)
     return {
         "task": name.replace(f"_{subject}", "", 1) if subject else name,
         "subject": subject,
         "shots": OWN_SHOTS.get(name) if shots is None else shots,
-        **{entry: settings.get(entry) for entry in ("limit", "order", "length")},
+        **{entry: settings.get(entry) for entry in ("order", "length")},
+        "limit": details["stopping"]["items"] if details["stopping"] else settings.get("limit"),
+        "drawn": settings.get("seed"),
         "engine": key.get("engine"),
         "cuts": len(cut_names(key)),  # no column: by it repeated measurements are put in order
         "target": target and unpack(target, items),

@@ -43,7 +43,8 @@ def results_folder(named: str | Path | None = None) -> Path:
 
 def readable_folders(folder: Path | None = None) -> list[Path]:
     """The folders in which results are searched: the given one, or the default one and then the published results."""
-    folder, default = results_folder(folder), results_folder()
+    folder = results_folder(folder)
+    default = results_folder()
     has_published = folder == default and PUBLISHED.is_dir() and PUBLISHED.resolve() != default.resolve()
     return [folder, PUBLISHED] if has_published else [folder]
 
@@ -69,7 +70,8 @@ def provenance(device: str) -> dict:
 @contextlib.contextmanager
 def clock() -> Iterator[dict]:
     """Yield a dictionary that holds, after the context, its seconds and peak_memory_bytes."""
-    duration, start = {}, time.monotonic()
+    duration = {}
+    start = time.monotonic()
     yield duration
     duration["seconds"] = round(time.monotonic() - start, 2)
     # the operating system counts kibibytes on Linux, bytes on macOS

@@ -52,6 +52,16 @@ class Details(StrictModel):
     weights: str  # the type in which the weights are published
 
 
+class Stopping(StrictModel):
+    """Where asking stopped whose items are in a random order."""
+
+    items: Items  # asked so far, of all tasks of a group together
+    counts: dict[Name, Items]  # by task, of all its items: with the seed of the key they give the order
+    rule: dict[Name, Any]  # of `report.stopping`, as it was asked for last
+    looks: list[Items]  # numbers of items at which the answer was looked at, in all runs
+    reason: Name
+
+
 class Kind(NamedTuple):
     words: str
     content: type[BaseModel]
@@ -67,7 +77,9 @@ def _make_kind(words: str, **fields: dict) -> Kind:
 
 
 OPTIONAL_TEXT, OPTIONAL_COUNT = (str | None, None), (Count | None, None)
-TASK_SETTINGS = Literal["shots", "limit", "order", "length"]  # shots: examples in the prompt, order: of the examples
+# shots: examples in the prompt; order: of the examples; seed: of the random order in which items are asked, up to a
+# number that stands in the details
+TASK_SETTINGS = Literal["shots", "limit", "order", "length", "seed"]
 TEXT_FIELDS = {"corpus": Name, "samples": Count, "sequence_length": Count, "seed": int}
 PLACE_FIELDS = {"start": Count, "size": Count}
 KINDS = {
@@ -102,6 +114,7 @@ KINDS = {
             "groups": (dict[Name, list[Name]], {}),  # the tasks of a group; a row of the group is over all items
             "levels": (dict[Name, dict[Literal["chance", "majority"], Share]], {}),  # by task, the scores of guessing
             "targets": (dict[Name, str], {}),  # by task, the right choices, packed
+            "stopping": (Stopping | None, None),
             "sizes": (dict[CutName, Count], {}),  # of cuts of sublayers, by their rule's count
             "answers": (dict[Name, list[str]], {}),  # by variant, to the prompts of the key
             # of a choice: by rule its cuts in the order of sizes, by size the merged layers

@@ -47,7 +47,9 @@ class Result:
     def name(self) -> str:
         """What was measured, in short: the tasks, the corpus or the cut."""
         tasks_or_name = self.key.get("tasks") or self.key.get("corpus") or self.key["cut"]
-        return tasks_or_name if isinstance(tasks_or_name, str) else "+".join(sorted(tasks_or_name))
+        if isinstance(tasks_or_name, str):
+            return tasks_or_name
+        return "+".join(sorted(tasks_or_name))
 
     @property
     def place(self) -> str | None:  # below the folder of results
@@ -141,24 +143,27 @@ def _satisfies(key: dict, wanted: dict) -> bool:
     ignored = {"cuts"} | {"data", "by_sequence"} - wanted.keys()
     if any(key.get(name) != wanted.get(name) for name in (key.keys() | wanted.keys()) - ignored):
         return False
-    all_cuts, cuts_by_rule = cut_names(key), key.get("cuts") or {}
-    return all(
+    all_cuts = cut_names(key)
+    cuts_by_rule = key.get("cuts") or {}
+    for rule, cuts in (wanted.get("cuts") or {}).items():
         # the whole model, and cuts that no rule chose, may stand under any rule of the result
-        cut in (all_cuts if rule == GIVEN or cut == UNPRUNED.name else cuts_by_rule.get(rule, ()))
-        for rule, cuts in (wanted.get("cuts") or {}).items()
-        for cut in cuts
-    )
+        anywhere = cuts if rule == GIVEN else {UNPRUNED.name} & {*cuts}
+        if not all_cuts >= {*anywhere} or not {*cuts_by_rule.get(rule, ()), *anywhere} >= {*cuts}:
+            return False
+    return True
 
 
 def cut_names(key: dict) -> set[str]:
     """The names of all cuts in a key of scores."""
-    return {cut for cuts in (key.get("cuts") or {}).values() for cut in cuts}
+    cuts_by_rule = key.get("cuts") or {}
+    return set().union(*cuts_by_rule.values())
 
 
 def describe_nearest(kind: str, key: dict, folder: Path | None = None) -> str:
     """In words the result of the same model and tasks that agrees with a key in most, and what it has else; "" if
     results hold none."""
-    wanted, tasks = _flatten(key), set(key.get("tasks", {}))
+    wanted = _flatten(key)
+    tasks = set(key.get("tasks", {}))
     found = []
     for result in read_results(folder, kind, key["model"]["name"]):
         if tasks <= set(result.key.get("tasks", {})):
@@ -166,7 +171,8 @@ def describe_nearest(kind: str, key: dict, folder: Path | None = None) -> str:
             names = sorted((held.keys() | wanted.keys()) - {"data", "by_sequence"})
             differing = [name for name in names if held.get(name) != wanted.get(name)]
             words = [f"{name} {held.get(name)}, not {wanted.get(name)}" for name in differing]
-            if missing := len(cut_names(key) - cut_names(result.key)):
+            missing = len(cut_names(key) - cut_names(result.key))
+            if missing:
                 words.append(f"without {missing} of the cuts")
             found.append((len(words), result.name, "; ".join(words)))
     if not found:
@@ -200,7 +206,8 @@ def write_result(
     content = {"kind": kind, "version": KINDS[kind].version, "key": key, "provenance": provenance, "details": details}
     text = json.dumps(content | {"rows": records}, default=np.generic.item)
     content = json.loads(text, parse_constant=lambda _: None)  # not-a-number becomes null, which means not measured
-    result = Result(*check_content(content), path := result_path(kind, key, folder))
+    path = result_path(kind, key, folder)
+    result = Result(*check_content(content), path)
     write_file(path, serialize(content))
     return result
 
@@ -225,8 +232,12 @@ def read_results(folder: Path | None = None, kind: str | None = None, model: str
     for place in reversed(readable_folders(folder)):
         paths = place.glob(f"{slugify(model) if model else '*'}/{kind or '*'}-*.json")
         paths_by_place |= {path.relative_to(place): path for path in paths}
-    results = filter(None, (read_result(paths_by_place[place]) for place in sorted(paths_by_place)))
-    return [result for result in results if model in (None, result.key["model"]["name"])]
+    results = []
+    for _, path in sorted(paths_by_place.items()):
+        result = read_result(path)
+        if result and model in (None, result.key["model"]["name"]):
+            results.append(result)
+    return results
 
 
 def find_misplaced(folder: Path) -> list[str]:
@@ -253,7 +264,8 @@ def find_model_name(weights: str, folder: Path | None = None) -> str | None:
 def find_recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
     """The Source of a model in results, by name and data type, or None: enough to show what was measured."""
     for result in read_results(folder, model=name):
-        own_dtype, details = result.key["dtype"], result.details
+        own_dtype = result.key["dtype"]
+        details = result.details
         if dtype in ("auto", own_dtype) and "weights" in details:
             description = {"num_layers": details["num_layers"], "quantized": details["weights"]}
             return Source(**result.key["model"], **description, dtype=own_dtype, folder=name)

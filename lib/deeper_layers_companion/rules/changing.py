@@ -31,8 +31,12 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import iterate_residuals, show_progress
 from deeper_layers_companion.rules.choosing import Likeness, MergedLayer, Rule, cut_of_merges
 
-TOLERANCE, TRIAL = 1e-6, 8  # of the test that the residual receives the MLP's output unchanged, on TRIAL tokens
-TRAINING_EPOCHS, TRAINING_RATE = 4, 1e-4  # training over all sequences, one a step
+# of the test that the residual receives the MLP's output unchanged, on TRIAL tokens
+TOLERANCE = 1e-6
+TRIAL = 8
+# training over all sequences, one a step
+TRAINING_EPOCHS = 4
+TRAINING_RATE = 1e-4
 
 
 def change_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]):
@@ -46,13 +50,15 @@ def change_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequenc
 def find_changed_tensors(model, changed, cut: Cut) -> dict[str, torch.Tensor]:
     """The parameters of a `change_model` that a rule replaced, by "NUMBER.NAME": the layer's number in the pruned
     model, and the parameter's name in that layer."""
-    layers = decoder_layers(model)
-    return {
-        f"{number}.{name}": parameter.detach()
-        for number, (layer, old_number) in enumerate(zip(decoder_layers(changed), cut.kept(len(layers)), strict=True))
-        for name, parameter in layer.named_parameters()
-        if parameter.data_ptr() != layers[old_number].get_parameter(name).data_ptr()
-    }
+    old_layers = decoder_layers(model)
+    new_layers = decoder_layers(changed)
+    tensors = {}
+    for number, old_number in enumerate(cut.kept(len(old_layers))):
+        for name, parameter in new_layers[number].named_parameters():
+            old_parameter = old_layers[old_number].get_parameter(name)
+            if parameter.data_ptr() != old_parameter.data_ptr():
+                tensors[f"{number}.{name}"] = parameter.detach()
+    return tensors
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
@@ -80,7 +86,8 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
         description = cut.describe(num_layers(model))
         raise InputError(f"a cut that {description} has no layer below it to bridge it: drop a block from layer 1 on")
     _check_unquantized(model)
-    pruned, below = drop_layers(model, cut), cut.start - 1
+    pruned = drop_layers(model, cut)
+    below = cut.start - 1
     if method == "trained":
         states = _record_residuals(model, sequences, below, cut.stop)
         decoder_layers(pruned)[below] = _train_layer(model, below, states, sequences)
@@ -88,7 +95,9 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
     writer = _find_mlp_output(model, below)
     if method == "scaled":
         return _scale_layers_above(pruned, cut.start, _record_residuals(model, sequences, cut.start, cut.stop))
-    if (count := sum(map(len, sequences))) < (width := writer.out_features):
+    count = sum(map(len, sequences))
+    width = writer.out_features
+    if count < width:
         raise InputError(
             f"there are {count} tokens to fit a map of {width} by {width} on: give more sequences (samples)"
         )
@@ -116,11 +125,12 @@ def _find_mlp_output(model, layer: int) -> nn.Linear:
         f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix, or what it adds is normalized "
         "or scaled on its way into the residual, so that no linear map can be folded in exactly: choose another rule"
     )
-    modules = {module for _, module in output_parameters(decoder_layers(model)[layer], MLP)}
-    if len(modules) != 1 or type(module := modules.pop()) is not nn.Linear:
+    module, *others = {module for _, module in output_parameters(decoder_layers(model)[layer], MLP)}
+    if others or type(module) is not nn.Linear:
         raise error
     # tried in double precision on random residuals, so that rounding can't hide a difference
-    generator, width = torch.Generator().manual_seed(0), module.out_features
+    generator = torch.Generator().manual_seed(0)
+    width = module.out_features
     place = to_double(module.weight[:0]).device  # where there are such numbers
     residual = torch.randn(1, TRIAL, width, generator=generator, dtype=torch.float64).to(place)
     shift = torch.linspace(-1, 1, width).to(residual)
@@ -154,7 +164,8 @@ def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[
     """A copy of the layer below a cut, trained to output the residual that enters the layer above the cut."""
     layer = copy.deepcopy(decoder_layers(model)[below])
     weight = next(layer.parameters())
-    dtype, pairs = weight.dtype, [residuals.float().cpu() for residuals in states]
+    dtype = weight.dtype
+    pairs = [residuals.float().cpu() for residuals in states]
     layer.float().requires_grad_(True)
 
     def loss(number: torch.Tensor) -> torch.Tensor:
@@ -169,9 +180,11 @@ def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[
 
 def _minimize(loss: Callable, parameters: Iterable, items: int) -> None:
     """Minimize a loss over all items by Adam, one of them a step, each epoch in an order that a fixed seed draws."""
-    optimizer, generator = torch.optim.Adam(parameters, lr=TRAINING_RATE), torch.Generator().manual_seed(0)
-    epochs = range(TRAINING_EPOCHS)
-    batches = [batch for _ in epochs for batch in torch.randperm(items, generator=generator).split(1)]
+    optimizer = torch.optim.Adam(parameters, lr=TRAINING_RATE)
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(TRAINING_EPOCHS):
+        batches += torch.randperm(items, generator=generator).split(1)
     with torch.enable_grad():
         for batch in show_progress(batches, "bridge", "step"):
             optimizer.zero_grad()
@@ -236,8 +249,11 @@ def build_likeness(model, sequences: list[torch.Tensor]) -> Likeness:
     def compare(layers: tuple[MergedLayer, ...]) -> float:
         progress.update()
         merged = merge_layers(model, list(layers))
-        pairs = zip(states, (_compute_final_states(merged, sequence) for sequence in sequences), strict=True)
-        return sum(float(nn.functional.cosine_similarity(*pair, dim=0)) for pair in pairs) / len(states)
+        total = 0.0
+        for whole_state, sequence in zip(states, sequences, strict=True):
+            state = _compute_final_states(merged, sequence)
+            total += float(nn.functional.cosine_similarity(whole_state, state, dim=0))
+        return total / len(states)
 
     return lambda layers: compare(tuple(layers))
 

@@ -7,6 +7,7 @@ changing.py merges the layers and builds the bridges.
 """
 
 import csv
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ class Rule:
         Raises InputError where a size does not fit, or the measurement holds not-a-number.
         """
         largest = max(0, layers - self.spares)
-        if odd := [size for size in sizes if size not in range(largest + 1)]:
+        odd = [size for size in sizes if size not in range(largest + 1)]
+        if odd:
             raise InputError(
                 f"size is {odd[0]}; expected 0 to {largest}, as the rule {self.name!r} drops no more layers"
             )
@@ -87,7 +89,8 @@ class Rule:
 
 
 def describe_price(passes: float, heads: int) -> str:
-    return f"at most {passes:,.1f} passes of all layers" + (f" and {heads:,} of the head" if heads else "")
+    of_heads = f" and {heads:,} of the head" if heads else ""
+    return f"at most {passes:,.1f} passes of all layers{of_heads}"
 
 
 # ---- blocks ------------------------------------------------------------------------------------------------------
@@ -120,16 +123,22 @@ def _choose_similar_block(first: int = 0, extra: int = 0) -> Chooser:
     into the layer below the block (ReplaceMe), so the block can't start at layer 0: `first` is 1. A trained layer takes
     the place of the block (LLM-Streamline), so the block has one `extra` layer that comes back.
     """
-    return _for_each_size(
-        lambda size, _, cosines: Cut(int(np.diagonal(cosines, size + extra)[first:-1].argmax()) + first + extra, size)
-    )
+
+    def choose_cut(size: int, _: int, cosines: np.ndarray) -> Cut:
+        of_blocks = np.diagonal(cosines, size + extra)[first:-1]
+        return Cut(int(of_blocks.argmax()) + first + extra, size)
+
+    return _for_each_size(choose_cut)
 
 
 # ---- orders of layers, or of sublayers -----------------------------------------------------------------------------
 
 
 def _make_cut(parts: Iterable[Part]) -> Cut:
-    return Cut.of(**{kind: [layer for part, layer in parts if part == kind] for kind, _ in parts})
+    layers: dict[str, list[int]] = {}
+    for kind, layer in parts:
+        layers.setdefault(kind, []).append(layer)
+    return Cut.of(**layers)
 
 
 def _choose_in_order(
@@ -139,7 +148,7 @@ def _choose_in_order(
     layers. A size of n drops n of them, of two kinds 2n, about as many weights as n layers have."""
 
     def choose_cuts(sizes, layers, known):
-        candidates = [(kind, layer) for kind in kinds for layer in range(first, layers - last)]
+        candidates = list(itertools.product(kinds, range(first, layers - last)))
         order = rank(candidates, known, len(kinds) * max(sizes, default=0))
         return [_make_cut(order[: len(kinds) * size]) for size in sizes]
 
@@ -148,9 +157,12 @@ def _choose_in_order(
 
 def _by_score(scores: Callable[[list[Part], Any], Sequence[float] | np.ndarray]):
     """From the lowest score to the highest, all ranked at once; of equal candidates the first is first."""
-    return lambda candidates, known, _: [
-        candidates[place] for place in np.argsort(scores(candidates, known), kind="stable")
-    ]
+
+    def rank(candidates: list[Part], known: Any, _: int) -> list[Part]:
+        places = np.argsort(scores(candidates, known), kind="stable")
+        return [candidates[place] for place in places]
+
+    return rank
 
 
 def _greedily(candidates: list[Part], losses: Losses, number: int) -> list[Part]:
@@ -162,7 +174,9 @@ def _greedily(candidates: list[Part], losses: Losses, number: int) -> list[Part]
     order: list[Part] = []
     for _ in range(number):
         remaining = [candidate for candidate in candidates if candidate not in order]
-        order.append(remaining[int(np.argmin(losses([_make_cut([*order, candidate]) for candidate in remaining])))])
+        cuts = [_make_cut([*order, candidate]) for candidate in remaining]
+        best = int(np.argmin(losses(cuts)))
+        order.append(remaining[best])
     return order
 
 
@@ -187,7 +201,8 @@ def choose_merges(size: int, layers: int, likeness: Likeness) -> list[MergedLaye
     """
     merged: list[MergedLayer] = list(range(layers))
     for threshold in THRESHOLDS:
-        if len(candidate := _merge_downwards(merged, layers - size, likeness, threshold)) == layers - size:
+        candidate = _merge_downwards(merged, layers - size, likeness, threshold)
+        if len(candidate) == layers - size:
             return candidate
     while len(merged) > layers - size:  # no threshold reaches the number: merge without comparing
         merged = _merge_downwards(merged, layers - size, lambda _: 1.0, 0.0)

@@ -99,8 +99,10 @@ def fit_affine_map(residuals: EndResiduals, size: int) -> ResidualMap:
 def train_low_rank_map(model, residuals: EndResiduals, size: int) -> ResidualMap:
     """The map of rank RANK after STEPS steps of Adam, on KL(whole model, mapped model) of the next token."""
     network = Network(model)
-    entering, leaving = residuals.entering(size), residuals.entering(0)
-    width, generator = entering.shape[1], torch.Generator().manual_seed(0)
+    entering = residuals.entering(size)
+    leaving = residuals.entering(0)
+    width = entering.shape[1]
+    generator = torch.Generator().manual_seed(0)
     down = torch.randn(width, RANK, generator=generator) / width**0.5
     trained = ResidualMap([down, torch.zeros(RANK, width)], torch.zeros(width)).to(network.device)
     trained.requires_grad_(True)

@@ -55,7 +55,9 @@ def spectral_entropy(points: torch.Tensor) -> float:
     """
     # both products have the same eigenvalues above 0: take the smaller one
     points = points.to(torch.float64)
-    product = points @ points.T if len(points) < points.shape[1] else points.T @ points
+    if len(points) >= points.shape[1]:
+        points = points.T
+    product = points @ points.T
     values = torch.linalg.eigvalsh(product).clamp(min=0)
     return float(torch.special.entr(values / values.sum()).sum())
 
@@ -101,10 +103,12 @@ def row_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def compare_logits(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(logits || others) [N], in nats, of logits [N, V], and the share [N] of likeliest tokens that both have.
     Source: Csordas et al. 2025, arXiv 2505.13898, where the others are those of the logit lens."""
-    first, second = (torch.log_softmax(to_double(x), dim=-1) for x in (logits, others))
+    first = torch.log_softmax(to_double(logits), dim=-1)
+    second = torch.log_softmax(to_double(others), dim=-1)
     divergences = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(dim=-1)
-    tops = (x.topk(min(TOP_TOKENS, x.shape[-1])).indices for x in (first, second))
-    return divergences.clamp(min=0), row_overlap(*tops)
+    number = min(TOP_TOKENS, first.shape[-1])
+    overlap = row_overlap(first.topk(number).indices, second.topk(number).indices)
+    return divergences.clamp(min=0), overlap
 
 
 # ---- one pass ------------------------------------------------------------------------------------------------
@@ -116,11 +120,10 @@ def select_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, ...]:
     The mask is [B, T], padded on the right. The first token is never kept: models direct idle attention to it, and its
     norm is unlike all others. A sequence with too few tokens gives all but the first.
     """
-    positions = [
-        (row, column)
-        for row, length in enumerate(mask.sum(dim=1).tolist())
-        for column in sorted({round(number * (length - 1) / tokens) for number in range(1, tokens + 1)} - {0})
-    ]
+    positions = []
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        columns = {round(number * (length - 1) / tokens) for number in range(1, tokens + 1)}
+        positions += [(row, column) for column in sorted(columns - {0})]
     return torch.tensor(positions).unbind(dim=1)
 
 
@@ -145,20 +148,17 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
     network = Network(model)
 
     def keep(residuals: Residuals) -> tuple:
-        entering, leaving, mask = residuals.entering, residuals.leaving, residuals.batch["attention_mask"]
-        kept, lengths = select_tokens(mask, tokens), mask.sum(dim=1)
-        x, between, left = (to_double(hidden[kept]) for hidden in (entering, residuals.between, leaving))
+        mask = residuals.batch["attention_mask"]
+        kept = select_tokens(mask, tokens)
+        x = to_double(residuals.entering[kept])
+        between = to_double(residuals.between[kept])
+        left = to_double(residuals.leaving[kept])
         pairs = ((between - x, x), (left - between, between), (left - x, x))
         cosines = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=-1)
         norms = torch.stack([added.norm(dim=-1) / base.norm(dim=-1) for added, base in pairs], dim=-1)
-        states = [  # for each residual: prompt entropies, kept tokens, last tokens
-            (
-                [spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, lengths.tolist())],
-                hidden[kept].float().cpu(),
-                hidden[torch.arange(len(mask), device=mask.device), lengths - 1],
-            )
-            for hidden in ([entering, leaving] if residuals.number == len(network.layers) - 1 else [entering])
-        ]
+        states = [_record_state(residuals.entering, mask, kept)]
+        if residuals.number == len(network.layers) - 1:
+            states.append(_record_state(residuals.leaving, mask, kept))
         return cosines.cpu(), norms.cpu(), states
 
     for layers in network.residuals(batches, keep):
@@ -171,6 +171,14 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
             "entropy": np.array(entropy).T,
             "lens": compare_outputs(network, ends[-1], ends),
         }
+
+
+def _record_state(hidden: torch.Tensor, mask: torch.Tensor, kept: tuple[torch.Tensor, ...]) -> tuple:
+    """Of one residual [B, T, D]: the prompt entropy of each sequence, the kept tokens, the last tokens."""
+    lengths = mask.sum(dim=1)
+    entropies = [spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, lengths.tolist())]
+    last = hidden[torch.arange(len(mask), device=mask.device), lengths - 1]
+    return entropies, hidden[kept].float().cpu(), last
 
 
 @torch.inference_mode()
@@ -201,13 +209,18 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
     layers = len(network.layers)
     for batch in batches:
         with torch.inference_mode(), evaluating(model):  # not around the yield
-            ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
-            inputs, kept = network.layer_inputs(ids, attention_mask=mask), select_tokens(mask, tokens)
+            ids = batch["input_ids"].to(network.device)
+            mask = batch["attention_mask"].to(network.device)
+            inputs = network.layer_inputs(ids, attention_mask=mask)
+            kept = select_tokens(mask, tokens)
             later = np.zeros((len(kept[0]), layers, layers))
-            whole, without = inputs.residual, []  # without[s]: the residual of the model without layer s
+            whole = inputs.residual
+            without = []  # without[s]: the residual of the model without layer s
             for number in network.load_in_turn(list(range(layers))):
-                layer, call = network.layers[number], inputs.calls[number]
-                before, whole = whole, call(layer, whole)
+                layer = network.layers[number]
+                call = inputs.calls[number]
+                before = whole
+                whole = call(layer, whole)
                 added = (to_double(whole[kept]) - to_double(before[kept])).cpu()
                 for skip, residual in enumerate(without):
                     without[skip] = call(layer, residual)
@@ -229,24 +242,26 @@ def combine_batches(passes: list[Arrays], skips: list[Arrays], *, neighbours: in
     norm_PART and skip (KL without the layer); of states: STATES; of pairs of states: cka, neighbour_overlap; of pairs
     of layers: skip_later. They are means over tokens or sequences, or computed on the cloud of all kept tokens.
     """
-    mean = {
-        name: np.concatenate([batch[name] for batch in batches]).mean(axis=0)
-        for batches, names in ((passes, ("cosines", "norms", "entropy", "lens")), (skips, ("output", "later")))
-        for name in names
-    }
-    layers = {f"{name}_{part}": row for name in ("cosine", "norm") for part, row in zip(PARTS, mean[f"{name}s"].T)}
+    layers = {"skip": _average(skips, "output")}
+    for name in ("cosine", "norm"):
+        for part, row in zip(PARTS, _average(passes, f"{name}s").T):
+            layers[f"{name}_{part}"] = row
     residuals = zip(*(batch["residuals"] for batch in passes))
     clouds = [torch.from_numpy(np.concatenate(arrays)).double() for arrays in residuals]  # [N, D]
     measures = [
         (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffle_coordinates(points)))
         for points in show_progress(clouds, "dimensions", "layer")
     ]
-    states = [*mean["lens"].T, mean["entropy"], *np.array(measures).T]
+    states = [*_average(passes, "lens").T, _average(passes, "entropy"), *np.array(measures).T]
     cka, overlap = np.zeros((2, len(clouds), len(clouds)))
     products = [gram_matrix(points).float() for points in clouds]
     indices = [nearest(points, neighbours).indices for points in clouds]
-    for pair in itertools.combinations(range(len(clouds)), 2):
-        cka[pair] = linear_cka(*(products[state] for state in pair))
-        overlap[pair] = float(row_overlap(*(indices[state] for state in pair)).mean())
-    pairs = {"cka": cka, "neighbour_overlap": overlap, "skip_later": mean["later"]}
-    return layers | {"skip": mean["output"]}, dict(zip(STATES, states, strict=True)), pairs
+    for first, second in itertools.combinations(range(len(clouds)), 2):
+        cka[first, second] = linear_cka(products[first], products[second])
+        overlap[first, second] = float(row_overlap(indices[first], indices[second]).mean())
+    pairs = {"cka": cka, "neighbour_overlap": overlap, "skip_later": _average(skips, "later")}
+    return layers, dict(zip(STATES, states, strict=True)), pairs
+
+
+def _average(batches: list[Arrays], name: str) -> np.ndarray:
+    return np.concatenate([batch[name] for batch in batches]).mean(axis=0)

@@ -46,13 +46,16 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
     parallel: dict[int, bool] = {}
 
     def cosines(residuals: Residuals) -> torch.Tensor:
-        entering, between, leaving = residuals.entering, residuals.between, residuals.leaving
+        entering = residuals.entering
+        between = residuals.between
+        leaving = residuals.leaving
         if residuals.number not in parallel:
             parallel[residuals.number] = is_parallel(residuals.layer, residuals.call, entering)
-        mlp_pair = (entering, entering + (leaving - between)) if parallel[residuals.number] else (between, leaving)
-        pairs = [(entering, between), mlp_pair]
+        pairs = [(entering, between), (between, leaving)]
+        if parallel[residuals.number]:
+            pairs[1] = (entering, entering + (leaving - between))
         doubles = [(to_double(a), to_double(b)) for a, b in pairs]
-        return torch.stack([nn.functional.cosine_similarity(*pair, dim=-1).sum() for pair in doubles])
+        return torch.stack([nn.functional.cosine_similarity(a, b, dim=-1).sum() for a, b in doubles])
 
     batches = ({"input_ids": sequence[None]} for sequence in show_progress(sequences, "cosines of sublayers"))
     sums = [torch.stack(by_layer, dim=1) for by_layer in Network(model).residuals(batches, cosines)]
@@ -68,19 +71,19 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
     pass; memory for the gradients of all layers, in the model's data type. Raises InputError where weights have no
     gradient.
     """
-    layer_of = {
-        weight: number
-        for number, layer in enumerate(decoder_layers(model))
-        for name, weight in layer.named_parameters()
-        if not name.endswith("bias")
-    }
+    layer_of = {}
+    for number, layer in enumerate(decoder_layers(model)):
+        for name, weight in layer.named_parameters():
+            if not name.endswith("bias"):
+                layer_of[weight] = number
     if any(not weight.is_floating_point() or weight.is_meta or weight.is_inference() for weight in layer_of):
         raise InputError(
             "the weights are quantized, on disk or of inference mode, without a gradient: open the model without that"
         )
     total = [torch.zeros_like(weight) for weight in layer_of]
     frozen = [weight for weight in layer_of if not weight.requires_grad]
-    device, targets = model.get_input_embeddings().weight.device, sum(len(sequence) - 1 for sequence in sequences)
+    device = model.get_input_embeddings().weight.device
+    targets = sum(len(sequence) - 1 for sequence in sequences)
     try:
         nn.ParameterList(frozen).requires_grad_(True)
         for sequence in show_progress(sequences, "saliences"):
@@ -109,7 +112,8 @@ MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences"
 def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor], shards: Shards | None = None) -> Any:
     """Measure what a rule needs to know of a model, on sequences of tokens, each [T]; None where it needs nothing.
     `shards` keep the finished steps of a search by losses, so that an interrupted one goes on."""
-    needs, steps = REGISTERED[rule].needs, itertools.count()
+    needs = REGISTERED[rule].needs
+    steps = itertools.count()
 
     def measure_losses(cuts: list[Cut]) -> list[float]:  # in nats a token
         step = shards and shards.part(f"step {next(steps)}")

@@ -81,14 +81,16 @@ def tell_last_layer(judged: pd.DataFrame) -> Sentences:
     for row in put_in_order(rows).to_dict("records"):
         parts.append(f"{row['value']:.2f} in {model_title(row['model'])} ({row['verdict']})")
     told = (
-        f"We also predicted that a model answers more right without its last layer than with it, by at least "
-        f"{study.LEAST_TASKS:.2f}. It is {'; '.join(parts)}."
+        f"Predicted too: a model answers at least {study.LEAST_TASKS:.2f} more right without its last layer. "
+        f"It is {'; '.join(parts)}."
     )
     return Sentences([told] if parts else [], "last-layer")
 
 
 def _tell_kept(row: dict) -> str:
-    return "no share that could be seen (it only guesses)" if pd.isna(row["value"]) else format_number(row)
+    if pd.isna(row["value"]):
+        return "no share that could be seen (it only guesses)"
+    return format_number(row)
 
 
 # ---- what was asked -------------------------------------------------------------------------------------------------
@@ -190,24 +192,28 @@ def compare_last_layer(scores: pd.DataFrame) -> Iterator[dict]:
     answers = study.collect_answers(scores)
     losses = study.collect_losses(scores)
     for model in dict.fromkeys(scores["model"]):
-        last, before = (answers.get((model, rule, "question")) for rule in ("reverse", "simple"))
+        last = answers.get((model, "reverse", "question"))
+        before = answers.get((model, "simple", "question"))
         if last is not None and before is not None:
-            for form in [form for form in last.forms if form in before.forms]:
-                pair = (last.cuts, last.forms[form]), (before.cuts, before.forms[form])
-                yield from _compare_cuts({"model": model, "asked": form}, *pair)
+            for form in last.forms:
+                if form in before.forms:
+                    shared = {"model": model, "asked": form}
+                    yield from _compare_cuts(shared, last.cuts, last.forms[form], before.cuts, before.forms[form])
         if (model, "reverse") in losses and (model, "simple") in losses:
-            pair = losses[model, "reverse"], losses[model, "simple"]
-            yield from _compare_cuts({"model": model, "asked": LOSS_NAME}, *pair)
+            shared = {"model": model, "asked": LOSS_NAME}
+            yield from _compare_cuts(shared, *losses[model, "reverse"], *losses[model, "simple"])
 
 
-def _compare_cuts(shared: dict, dropped: tuple, kept: tuple) -> Iterator[dict]:
+def _compare_cuts(
+    shared: dict, cuts: pd.DataFrame, outcomes: np.ndarray, other_cuts: pd.DataFrame, others: np.ndarray
+) -> Iterator[dict]:
     """Rows by size, from the cuts and outcomes [C, I] without the last layers, and without those before the last."""
-    (cuts, outcomes), (other_cuts, others) = dropped, kept
     for place, size in enumerate(cuts["size"]):
         is_same = (other_cuts["size"] == size).to_numpy()
         if size == 0 or not is_same.any():
             continue
-        first, second = outcomes[place], others[is_same.argmax()]
+        first = outcomes[place]
+        second = others[is_same.argmax()]
         means = {"last_dropped": first.mean(), "last_kept": second.mean(), "items": len(first)}
         yield shared | means | {"size": int(size)} | differ(first, second).columns()
 

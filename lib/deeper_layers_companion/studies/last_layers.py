@@ -46,7 +46,8 @@ FORMS = {
 FORM_OF = {task: form for form, tasks in FORMS.items() for task in tasks}
 UNASKED = {"letters": "facts_by_letter_unasked", "words": "facts_in_words_unasked"}
 LEAST = {"X": 0.50, "Y": 0.10}
-LETTERS_HALF, WRITING_HALF = "X, its half about letters", "X, its half about writing"
+LETTERS_HALF = "X, its half about letters"
+WRITING_HALF = "X, its half about writing"
 LEAST_OF_A_HALF = 0.10  # as for Y, and in the first study; chosen after the data
 # the numbers of both studies in the table of their verdicts
 NUMBER_TITLES = {
@@ -72,16 +73,17 @@ def find_answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, 
 
 def average_by_place(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
     """The mean of k over sizes and prompts, by model, form and place; NOT_TESTED if a size or prompt is missing."""
-    kept, missing = {}, Estimate(no_value_reason=NOT_TESTED)
+    kept = {}
+    missing = Estimate(no_value_reason=NOT_TESTED)
     for _, place, curve, guessed in find_answers(scores):
         sizes = curve.cuts["size"]
         shares = shares_kept(curve.outcomes, resample(guessed)) if {*SIZES} <= {*sizes} else missing
         kept[*curve.place[:2], place] = shares.mean_over(sizes.isin(SIZES))
-    return {
-        (model, form, place): mean_of([kept.get((model, task, place), missing) for task in tasks])
-        for model in dict.fromkeys(model for model, *_ in kept)
-        for (form, tasks), place in itertools.product(FORMS.items(), PLACES.values())
-    }
+    means = {}
+    models = dict.fromkeys(model for model, *_ in kept)
+    for model, (form, tasks), place in itertools.product(models, FORMS.items(), PLACES.values()):
+        means[model, form, place] = mean_of([kept.get((model, task, place), missing) for task in tasks])
+    return means
 
 
 @returns("model layers place asked prompt size items value low high")
@@ -89,7 +91,8 @@ def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The accuracy by size, and that without the question."""
     for form, place, curve, guessed in find_answers(scores):
         is_question = curve.place[1] == FORMS[form][0]
-        prompt, outcomes_by_form = "as a question" if is_question else "as a statement", {form: curve.outcomes}
+        prompt = "as a question" if is_question else "as a statement"
+        outcomes_by_form = {form: curve.outcomes}
         if is_question and form in UNASKED:  # measured once for both prompts
             outcomes_by_form[f"{form}, without the question"] = guessed
         for label, outcomes in outcomes_by_form.items():
@@ -104,7 +107,8 @@ def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
     Further columns are mean accuracies over prompts: of the whole model (whole), of the whole model without the
     question (unasked), and of the best constant answer (constant).
     """
-    constant, levels = scores.groupby(["model", "task"])["commonest"].max(), {}
+    constant = scores.groupby(["model", "task"])["commonest"].max()
+    levels = {}
     for form, _, curve, guessed in find_answers(scores):
         accuracies_of_task = (curve.outcomes[0].mean(), guessed[0].mean(), constant[curve.place[:2]])
         levels.setdefault((curve.place[0], form), []).append(accuracies_of_task)
@@ -118,13 +122,15 @@ def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
 def compare_dtypes(scores: pd.DataFrame) -> Iterator[dict]:
     """Right answers to the same questions under the same cuts in two data types: bfloat16, float32, value (the second
     minus the first), turned (questions that are right in only one of them)."""
-    key, rows = ["model", "task", "cut"], select_best(scores.query("task in @FORM_OF"), ["dtype"])
+    key = ["model", "task", "cut"]
+    rows = select_best(scores.query("task in @FORM_OF"), ["dtype"])
     rows = rows.sort_values(["model", "task", "size", "start"])
-    bfloat16, float32 = (rows[rows["dtype"] == dtype].drop_duplicates(key) for dtype in ("bfloat16", "float32"))
+    bfloat16 = rows[rows["dtype"] == "bfloat16"].drop_duplicates(key)
+    float32 = rows[rows["dtype"] == "float32"].drop_duplicates(key)
     for row in float32.merge(bfloat16[[*key, "outcome"]], on=key, suffixes=("", "_bfloat16")).to_dict("records"):
         outcomes = np.stack([row["outcome_bfloat16"], row["outcome"]])
-        right = dict(zip(("bfloat16", "float32"), outcomes.mean(axis=1)))
-        row |= right | {"asked": FORM_OF[row["task"]], "turned": int((outcomes[0] != outcomes[1]).sum())}
+        row["bfloat16"], row["float32"] = outcomes.mean(axis=1)
+        row |= {"asked": FORM_OF[row["task"]], "turned": int((outcomes[0] != outcomes[1]).sum())}
         yield row | Estimate.of(resample(outcomes[1] - outcomes[0])).columns()
 
 
@@ -133,7 +139,8 @@ def judge_as_registered(scores: pd.DataFrame) -> Iterator[dict]:
     """The registered numbers, "X" and "Y", for each model, with their verdicts."""
     kept = average_by_place(scores)
     for model in dict.fromkeys(model for model, *_ in kept):
-        late, similar = (kept[model, "letters", place] - kept[model, "written", place] for place in PLACES.values())
+        late = kept[model, "letters", "late"] - kept[model, "written", "late"]
+        similar = kept[model, "letters", "similar"] - kept[model, "written", "similar"]
         written = kept[model, "written", "similar"] - kept[model, "written", "late"]
         for number, estimate in {"X": late - similar, "Y": written}.items():
             yield _judge(model, number, estimate, LEAST[number])

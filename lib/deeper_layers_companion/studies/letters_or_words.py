@@ -37,18 +37,25 @@ PAIRS = {"MMLU": ("mmlu", "mmlu_continuation"), "Capitals": ("lettered_capitals"
 TOLD = ("mmlu", "written_facts")
 SHOWN = ("mmlu", "lettered_capitals", "mmlu_continuation", "capitals", "written_facts")  # in the table of places
 LOSSES = ("c4", "gsm8k_solutions")
-MIDDLE, LATE = "middle", "late"
+MIDDLE = "middle"
+LATE = "late"
 # the rows of that table: what is dropped
 PLACE_TITLES = {MIDDLE: "a middle block", LATE: "a late block, the last layer kept", "last layers": "the last layers"}
-D, W, C = "D, letters less words", "W, middle less late", "C, letters less words"
+D = "D, letters less words"
+W = "W, middle less late"
+C = "C, letters less words"
 SIZES_OF_C = range(1, 9)
 QUESTIONS_OF_C = 20  # the first ones of each subject
 # the first layers of the two blocks that were measured before; the statistics are also given without them
 KNOWN_BLOCKS = {"Qwen2.5-Coder-1.5B-Instruct": (13, 23)}
 # the words of the registered verdicts
-CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "open"
-HOLDS, FAILS = "holds", "fails"
-LETTERS, KNOWLEDGE = "letters", "knowledge"
+CONFIRMED = "confirmed"
+REFUTED = "refuted"
+OPEN = "open"
+HOLDS = "holds"
+FAILS = "fails"
+LETTERS = "letters"
+KNOWLEDGE = "knowledge"
 
 
 class Number(NamedTuple):
@@ -101,7 +108,9 @@ def tell_written(rows: pd.DataFrame, size: int = SIZE) -> Sentences:
     by_place = table.pivot_table(index="model", columns="place", values="value", sort=False)
     sentences = []
     for model, kept in by_place.iterrows():
-        middle, late, name = f"{kept[MIDDLE]:.0%}", f"{kept[LATE]:.0%}", model_title(str(model))
+        middle = f"{kept[MIDDLE]:.0%}"
+        late = f"{kept[LATE]:.0%}"
+        name = model_title(str(model))
         if sentences:
             sentences.append(f"In {name} it is {middle} and {late}.")
         else:
@@ -121,7 +130,8 @@ def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
         last = _find_at_end(kept[kept["model"] == model], 0)
         if not {*TOLD} <= {*middle.index} & {*last.index}:
             continue
-        (letters, writing), (letters_last, writing_last) = (shares[list(TOLD)] for shares in (middle, last["kept"]))
+        letters, writing = middle[list(TOLD)]
+        letters_last, writing_last = last["kept"][list(TOLD)]
         is_crossed = letters < writing and letters_last > writing_last
         beginning = "It depends on where the layers are dropped. " if is_crossed else ""
         size = int(last["size"].iloc[0])
@@ -137,7 +147,8 @@ def state_ends(kept: pd.DataFrame) -> str:
     `statistics.kept_by_place`: a sentence for each model."""
     sentences = []
     for model, of_model in kept.groupby("model", sort=False):
-        last, before = (_find_at_end(of_model, earlier) for earlier in (0, 1))
+        last = _find_at_end(of_model, 0)
+        before = _find_at_end(of_model, 1)
         tasks = [task for task in last.index if task in before.index]
         if tasks:
             is_back = last.loc[tasks, "kept_low"] > HALF
@@ -200,7 +211,8 @@ def drop_unnormalized(scores: pd.DataFrame) -> pd.DataFrame:
 
 def find_numbers(scores: pd.DataFrame, *, as_registered: bool = False, without_known: bool = False) -> Iterator[Number]:
     """The numbers of the criterion. For losses W is the loss of late blocks minus that of middle ones, nats a token."""
-    shares, maps = _find_block_shares(scores, as_registered=as_registered), collect_maps(scores)
+    shares = _find_block_shares(scores, as_registered=as_registered)
+    maps = collect_maps(scores)
     for model in dict.fromkeys(model for model, _ in shares):
         without = KNOWN_BLOCKS.get(model, ()) if without_known else ()
         of_model = {task: own for (name, task), own in shares.items() if name == model}
@@ -263,7 +275,8 @@ def _find_c(scores: pd.DataFrame, as_registered: bool) -> Iterator[Number]:
 def judge_now(scores: pd.DataFrame) -> Iterator[dict]:
     """The numbers judged as we would judge them now: 95%, the better guess for words too, one verdict a number."""
     for number in find_numbers(scores):
-        estimate, limit = number.estimate, number.limit
+        estimate = number.estimate
+        limit = number.limit
         verdict = estimate.judge_beyond(limit) if limit else estimate.judge(floor=0.0)
         yield number._asdict() | estimate.columns() | {"verdict": verdict}
 
@@ -362,10 +375,13 @@ def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     often), margin (log-probability of the right choice minus that of the best other, nats, mean)."""
     scans = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
     for _, rows in select_best(drop_unnormalized(scans)).groupby(["model", "task", "start"]):
-        row, chosen, margins = rows.iloc[0].to_dict(), np.concatenate(list(rows["chosen"])).astype(int), []
+        row = rows.iloc[0].to_dict()
+        chosen = np.concatenate(list(rows["chosen"])).astype(int)
+        margins = []
         for logprobs, target in zip(rows["logprobs"], rows["target"]):  # [I, K], [I]
             is_right = np.arange(logprobs.shape[1]) == target[:, None]
-            right, others = np.where(is_right, logprobs, np.nan), np.where(is_right, np.nan, logprobs)
+            right = np.where(is_right, logprobs, np.nan)
+            others = np.where(is_right, np.nan, logprobs)
             margins.append(np.nanmax(right, axis=1).astype(float) - np.nanmax(others, axis=1))
         margin = np.concatenate(margins)
         row |= {"topic": task_title(row["task"]), "items": len(chosen), "middle": row["start"] + (size - 1) / 2}

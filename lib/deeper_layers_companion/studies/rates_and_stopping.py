@@ -13,9 +13,12 @@ LOWER_RATES = 0.0003, 0.001
 HIGH_RATE = 0.005  # of all other healings of this model
 SIZES = 4, 8
 RISE = 0.01  # nats a token by which a whole model's loss must not rise
-HEALS, HEALS_NOT = "heals", "does not heal"
-TO_BLAME, NOT_TO_BLAME = "to blame", "not to blame"
-EXPLAINS, EXPLAINS_NOT = "stopping can explain it", "reasoning is lost"
+HEALS = "heals"
+HEALS_NOT = "does not heal"
+TO_BLAME = "to blame"
+NOT_TO_BLAME = "not to blame"
+EXPLAINS = "stopping can explain it"
+EXPLAINS_NOT = "reasoning is lost"
 
 
 @returns("model learning_rate size items value low high rise asked verdict")

@@ -96,9 +96,12 @@ def _find_forms(scores: pd.DataFrame) -> Iterator[tuple[Measurement, str, np.nda
 
 def list_answer_kinds() -> np.ndarray:
     """The kind of answer of each of the 295 facts, in the order in which they are asked, [I]."""
-    beginnings = {form.partition("{}")[0]: relation for relation, form in embedded.RELATIONS.items()}
-    questions = [item["question"] for item in embedded.facts()]
-    return np.array([next(beginnings[start] for start in beginnings if text.startswith(start)) for text in questions])
+    return np.array([_find_kind(item["question"]) for item in embedded.facts()])
+
+
+def _find_kind(question: str) -> str:
+    forms = embedded.RELATIONS.items()
+    return next(relation for relation, form in forms if question.startswith(form.partition("{}")[0]))
 
 
 # ---- the last layer -------------------------------------------------------------------------------------------------
@@ -123,7 +126,8 @@ def _compare_last_layer(scores: pd.DataFrame) -> Iterator[dict]:
     is_map = is_map_row(rows)
     rows = add_runs(pd.concat([rows[is_map], rows[~is_map]]))  # maps first: one file of them has both cuts
     for _, run_rows in rows.groupby("run", sort=False):
-        outcomes, first = get_outcomes(run_rows), run_rows.iloc[0]
+        outcomes = get_outcomes(run_rows)
+        first = run_rows.iloc[0]
         shared = {name: first[name] for name in ("model", "task", "metric")} | {"topic": task_title(first["task"])}
         for size in range(1, LARGEST + 1):
             start = int(first["layers"]) - size
@@ -142,10 +146,14 @@ def _count_items(vectors: Vectors) -> int:
 def _compare_pair(last_dropped: np.ndarray, last_kept: np.ndarray) -> dict:
     difference = Estimate.of(resample(last_dropped - last_kept))
     is_loss = not are_shares(np.stack([last_dropped, last_kept]))
-    signs = {"dropped": -1, "kept": 1} if is_loss else {"dropped": 1, "kept": -1}
-    sure = [name for name, sign in signs.items() if min(sign * difference.low, sign * difference.high) > 0]
+    higher, lower = ("kept", "dropped") if is_loss else ("dropped", "kept")
+    better = ""
+    if difference.low > 0:
+        better = higher
+    elif difference.high < 0:
+        better = lower
     means = {"last_dropped": last_dropped.mean(), "last_kept": last_kept.mean(), "items": len(last_kept)}
-    return means | difference.columns() | {"better": "".join(sure)}
+    return means | difference.columns() | {"better": better}
 
 
 @returns("model size tasks dropped kept texts texts_dropped texts_kept")
@@ -154,7 +162,8 @@ def count_better(compared: pd.DataFrame) -> Iterator[dict]:
     from `compare_last_layer`."""
     for _, rows in compared.groupby(["model", "size"], sort=False):
         is_text = rows["metric"] == "loss"
-        tasks, texts = rows[~is_text]["better"], rows[is_text]["better"]
+        tasks = rows[~is_text]["better"]
+        texts = rows[is_text]["better"]
         of_tasks = {"tasks": len(tasks), "dropped": (tasks == "dropped").sum(), "kept": (tasks == "kept").sum()}
         of_texts = {"texts_dropped": (texts == "dropped").sum(), "texts_kept": (texts == "kept").sum()}
         yield rows.iloc[0][["model", "size"]].to_dict() | {"texts": len(texts)} | of_tasks | of_texts

@@ -71,7 +71,8 @@ def list_share_sizes(maps: Maps) -> list[int]:
 def find_maps(scores: pd.DataFrame) -> Iterator[tuple[str, Maps]]:
     """Yield each model that has maps of losses on TEXT for all sizes of PERCENT, with these maps."""
     for (model, text), maps in collect_maps(scores).items():
-        if text == TEXT and (sizes := list_share_sizes(maps)):
+        sizes = list_share_sizes(maps)
+        if text == TEXT and sizes:
             yield model, {size: maps[size] for size in sizes}
 
 
@@ -82,9 +83,11 @@ def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     rows = rows["model task layers size start share value chance".split()].rename(columns={"chance": "guessing"})
     whole = rows.query("size == 0").set_index(["model", "task"])["value"].rename("cost")
     rows = rows.query("size > 0").join(whole, on=["model", "task"]).dropna(subset="cost")
-    inner = rows.query("start + size < layers").groupby(["model", "task", "size"])["value"]
-    rows = rows.assign(cost=rows["value"] - rows["cost"], topic=rows["task"].map(task_title))
-    return sort_by_model(rows.assign(place=inner.rank(method="min")), sorted(rows["task"].unique()))
+    rows["cost"] = rows["value"] - rows["cost"]
+    rows["topic"] = rows["task"].map(task_title)
+    inner = rows.query("start + size < layers")
+    rows["place"] = inner.groupby(["model", "task", "size"])["value"].rank(method="min")
+    return sort_by_model(rows, sorted(rows["task"].unique()))
 
 
 # ---- regret ---------------------------------------------------------------------------------------------------------
@@ -94,7 +97,8 @@ def compute_regret(blocks: Float[np.ndarray, "B S"], costs: Float[np.ndarray, "K
     """The regret of each cut, from all sequences and from each draw: its cost minus that of the best block of its size.
     The best block is found on one half of the sequences and judged on the other, both ways round, as it would look too
     good on the sequences that chose it."""
-    regrets, halves = [], [resample(np.concatenate([blocks, costs])[:, half::2], seed=half) for half in (0, 1)]
+    regrets = []
+    halves = [resample(np.concatenate([blocks, costs])[:, half::2], seed=half) for half in (0, 1)]
     for chosen, judged in (halves, halves[::-1]):
         block_costs = chosen[:, : len(blocks)]
         best = block_costs <= block_costs.min(axis=1, keepdims=True) + TIE_TOLERANCE
@@ -108,21 +112,25 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     size, start (of the pick), best (start of the best block), blocks (their number), place (rank of the pick by loss,
     from 1), value with low and high, for which each draw of sequences picks again. Size 0 is the mean over PERCENT of
     the layers, if the maps have all of these sizes."""
-    rows, selected = [], select_distances(distances)
+    rows = []
+    selected = select_distances(distances)
     for (model, task), maps in collect_maps(scores).items():
         for corpus, rows_of_text in selected.query("model == @model").groupby("corpus"):
             if rows_of_text["by_sequence"].isna().any():
                 continue
-            by_size, regrets = group_sequences(rows_of_text), {}
+            by_size = group_sequences(rows_of_text)
+            regrets = {}
             shared = {"model": model, "corpus": corpus, "task": task}
             for size, costs in maps.items():
                 # distances have other sequences than costs, so they have draws of their own
                 picks = resample(np.stack(by_size[size][: len(costs)]), seed=2).argmin(axis=1)
-                start, means = picks[0], costs.mean(axis=1)
+                start = picks[0]
+                means = costs.mean(axis=1)
                 regrets[size] = Estimate.of(compute_regret(costs, costs)[np.arange(len(picks)), picks])
                 row = {"size": size, "start": start, "best": means.argmin(), "blocks": len(costs)}
                 rows.append(shared | row | {"place": 1 + (means < means[start]).sum()} | regrets[size].columns())
-            if sizes := list_share_sizes(maps):
+            sizes = list_share_sizes(maps)
+            if sizes:
                 rows.append(shared | {"size": 0} | mean_of([regrets[size] for size in sizes]).columns())
     names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
     return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
@@ -137,21 +145,25 @@ def rules(scores: pd.DataFrame) -> Iterator[dict]:
     for model, maps in find_maps(scores):
         sequences = next(iter(maps.values())).shape[1]
         rows = chosen.query(f"model == @model and items == {sequences}")  # of the same sequences as the map
-        by_rule = {
-            str(rule): dict(zip(runs["size"], runs["outcome"])) for rule, runs in rows.groupby("rule", sort=False)
-        }
+        regrets = {}
+        for rule, runs in rows.groupby("rule", sort=False):
+            outcomes = dict(zip(runs["size"], runs["outcome"]))
+            if set(outcomes) >= set(maps):
+                regrets[str(rule)] = _average_regret(maps, outcomes)
         # the simple heuristic drops the last block that keeps the last layer
-        by_rule["simple"] = {size: costs[-1] for size, costs in maps.items()}
-        regrets = {
-            rule: mean_of([Estimate.of(compute_regret(costs, runs[size][None])[:, 0]) for size, costs in maps.items()])
-            for rule, runs in by_rule.items()
-            if set(runs) >= set(maps)
-        }
-        if draws := [regrets.pop(rule) for rule in list(regrets) if rule.startswith("random-")]:
+        regrets["simple"] = _average_regret(maps, {size: costs[-1] for size, costs in maps.items()})
+        draws = [regrets.pop(rule) for rule in list(regrets) if rule.startswith("random-")]
+        if draws:
             regrets[f"random, mean of {len(draws)} draws"] = mean_of_drawn(draws)
         shared = {"model": model, "sizes": ", ".join(map(str, maps))}
         for rule, regret in sorted(regrets.items(), key=lambda pair: pair[1].value):
             yield shared | {"rule": rule, "title": rule_title(rule)} | regret.columns()
+
+
+def _average_regret(maps: Maps, outcomes: dict[int, np.ndarray]) -> Estimate:
+    """The mean regret over sizes of one cut each, whose losses are [S]."""
+    regrets = [compute_regret(costs, outcomes[size][None])[:, 0] for size, costs in maps.items()]
+    return mean_of(list(map(Estimate.of, regrets)))
 
 
 def _select_losses(scores: pd.DataFrame) -> pd.DataFrame:
@@ -166,10 +178,10 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     of a column were healed with the same settings, at the same size."""
     registered = {re.sub("random-.*", "random", rule): item for rule, item in DESCRIBED.items()}
     columns = ["title", "source", "passes", "as in the code of", "published"]
-    lines = [
-        (rule_title(rule), item.source, round(item.price(8, 32)[0] + item.fitting_passes, 1), item.code, item.published)
-        for rule, item in registered.items()
-    ]
+    lines = []
+    for rule, item in registered.items():
+        passes = round(item.price(8, 32)[0] + item.fitting_passes, 1)
+        lines.append((rule_title(rule), item.source, passes, item.code, item.published))
     table = pd.DataFrame(lines, list(registered), columns)
     regret = regret_table(scores, distances).query("corpus == @TEXT and task == @TEXT and size == 0")
     regrets = pd.concat([rules(scores), regret.assign(rule="similarity")])
@@ -180,7 +192,8 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         table = table.join(rows.set_index("rule")[list(ends)].rename(columns=ends))
         healed = select_healed_alike(_select_losses(scores).query("model == @model"))
         if len(healed):
-            size, run = healed["size"].iloc[0], json.loads(healed["healing"].iloc[0])
+            size = healed["size"].iloc[0]
+            run = json.loads(healed["healing"].iloc[0])
             name = f"healed, {title} (n = {size}, rate {run['learning_rate']:g}, {run['tokens']:,} tokens)"
             table[name] = healed.set_index("rule")["rise"]
     measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
@@ -239,7 +252,8 @@ def predicted_agreement(rows: pd.DataFrame) -> Iterator[dict]:
 
 def correlate_rows(first: Float[np.ndarray, "N B"], second: Float[np.ndarray, "N B"]) -> Float[np.ndarray, " N"]:
     """Pearson's correlation of each row with the other's; of ranks it is Spearman's."""
-    first, second = (values - values.mean(axis=1, keepdims=True) for values in (first, second))
+    first = first - first.mean(axis=1, keepdims=True)
+    second = second - second.mean(axis=1, keepdims=True)
     return (first * second).sum(axis=1) / np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
 
 
@@ -250,16 +264,18 @@ def correlate_rows(first: Float[np.ndarray, "N B"], second: Float[np.ndarray, "N
 def geometry(folder: Path | None = None) -> Iterator[dict]:
     """The measures of every block: layer (its first one), depth (of its middle), measure (in words)."""
     for _, rows in put_in_order(results.geometry(folder)).groupby("path", sort=False):
-        values, shared = {}, rows[["model", "corpus", "layers"]].iloc[0].to_dict()
+        values = {}
+        shared = rows[["model", "corpus", "layers"]].iloc[0].to_dict()
         for name, measured in rows.groupby("measure"):
             places = [measured[at].to_numpy(dtype=int) for at in ("place", "other") if measured[at].notna().all()]
             values[name] = np.full([max(map(max, places)) + 1] * len(places), np.nan)
             values[name][tuple(places)] = measured["value"]
         layers = shared["layers"]
-        blocks = ((size, start) for size in range(1, layers + 1) for start in range(layers - size + 1))
-        for (size, start), (measure, form, name) in itertools.product(blocks, MEASURES.itertuples()):
+        for size, start in itertools.product(range(1, layers + 1), range(layers)):
+            stop = start + size
             block = shared | {"layer": start, "size": size, "depth": (start + size / 2) / layers}
-            yield block | {"measure": measure, "value": float(BLOCK_FORMS[form](values[name], start, start + size))}
+            for measure, form, name in MEASURES.itertuples() if stop <= layers else ():
+                yield block | {"measure": measure, "value": float(BLOCK_FORMS[form](values[name], start, stop))}
 
 
 @returns("model measure size start value")
@@ -274,4 +290,5 @@ def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame)
     for model, maps in find_maps(scores):
         regrets = {size: compute_regret(costs, costs)[0] for size, costs in maps.items()}
         chosen = best[(best["model"] == model) & best["size"].isin(list(maps))]
-        yield chosen.assign(value=[regrets[size][int(start)] for size, start in zip(chosen["size"], chosen["start"])])
+        blocks = zip(chosen["size"], chosen["start"])
+        yield chosen.assign(value=[regrets[size][int(start)] for size, start in blocks])

@@ -15,7 +15,8 @@ def _dataset_loader(items: Callable[..., list[dict]], *arguments) -> Callable[..
 boolq, mmlu_sample, piqa = map(_dataset_loader, (embedded.boolq, embedded.mmlu_sample, embedded.piqa))
 capitals, facts, written_facts = map(_dataset_loader, (embedded.capitals, embedded.facts, embedded.written_facts))
 answers = _dataset_loader(embedded.answers)
-sums_one_digit, sums_two_digits = _dataset_loader(embedded.sums, 1), _dataset_loader(embedded.sums, 2)
+sums_one_digit = _dataset_loader(embedded.sums, 1)
+sums_two_digits = _dataset_loader(embedded.sums, 2)
 
 
 def begins_with_the_answer(item: dict, written: list[str]) -> dict[str, float]:
