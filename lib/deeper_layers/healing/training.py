@@ -38,7 +38,7 @@ from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
 from deeper_layers.healing.state import check_model, hash_model, kept_random_state
 from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers
 from deeper_layers.models.measuring import evaluating
-from deeper_layers.models.network import replacing, unpacked
+from deeper_layers.models.network import replacing
 from deeper_layers.presets import HealingConfig
 
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
@@ -139,7 +139,6 @@ def train(
         trainer.remove_callback(PrinterCallback)
         # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
         stack.enter_context(replacing(healed, "forward", _build_forward(healed, config, cut, whole, teacher)))
-        stack.enter_context(unpacked())
         state = _train_from_last_checkpoint(trainer, output, progress)
     steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(

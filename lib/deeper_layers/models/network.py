@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
-from transformers import DynamicCache, masking_utils
+from transformers import DynamicCache
 
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError, as_input_error
@@ -196,14 +196,14 @@ class Network:
                 raise StopForward
             return self._as_output(entered[-1])
 
-        with self._replacing_layers(record), unpacked(), contextlib.suppress(StopForward):
+        with self._replacing_layers(record), contextlib.suppress(StopForward):
             self.model(input_ids=ids, **{"use_cache": False} | options)
         return entered, calls
 
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
         """[N, V] logits of residuals [..., N, D] that leave the last layer, by the model's own norm and head."""
         residual = residual.unsqueeze(-2)  # sequences of one token
-        with self._replacing_layers(lambda *_, **__: self._as_output(residual)), unpacked():
+        with self._replacing_layers(lambda *_, **__: self._as_output(residual)):
             ids = torch.zeros(residual.shape[-3], 1, dtype=torch.long, device=self.device)
             return self.model(input_ids=ids, use_cache=False).logits[:, 0]
 
@@ -293,12 +293,6 @@ def replacing(owner, method: str, function: Callable) -> Iterator[None]:
         delattr(owner, method)
         if previous is not None:
             setattr(owner, method, previous)
-
-
-def unpacked() -> contextlib.AbstractContextManager[None]:
-    """Inside, transformers takes each row of tokens for one sequence, as all are here, and does not look for several in
-    a row: a card would be waited for."""
-    return replacing(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
 
 
 def group_by_cost(items: Iterable, cost: Callable[[list], float], limit: int) -> Iterator[list]:
