@@ -48,7 +48,7 @@ audit:
 	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt \
 	|| { echo "audit: faults are known, or the service could not be asked about a package: see above" >&2; exit 1; }
 
-# the report of at most ten pages, from what the pages show; notebooks that are out of date run first
+# the report of at most ten pages, and metadata.yaml for ReScience C, from what the pages show; notebooks out of date run first
 pdf: .venv/installed
 	$(BIN)/python -m book.article article.pdf
 

@@ -1,4 +1,5 @@
-"""The report as one PDF of at most ten pages, set by typst: `python -m book.article FILE.pdf`, or `make pdf`.
+"""The report as one PDF of at most ten pages, set by typst: `python -m book.article FILE.pdf`, or `make pdf`. Beside it
+comes metadata.yaml in the form of ReScience C, whose empty places are for whoever submits it.
 
 article.typ has the words. Every number, sentence and picture is what a page shows: it is named there like
 "07-claims#claims-data" and taken from the executed notebook, so that PDF and site cannot differ. What results do not
@@ -34,6 +35,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # DejaVu Sans, in wh
 NAME = re.compile(r'"(\d\d-[\w-]+#[\w-]+)"')  # of a piece, in article.typ and here
 MODELS = 3  # the columns of a table that fit on a page; the site shows all models
 NOTHING = "Not measured."
+EMPTY = {"orcid": "", "email": "", "affiliations": "1,*"}  # of an author; the star is for whom to write to
 
 
 def read_pieces(names: Iterable[str]) -> dict[str, dict]:
@@ -159,6 +161,40 @@ def collect() -> dict:
     }
 
 
+def describe_submission() -> dict:
+    """What ReScience C's metadata.yaml says, in its order; "" where only who submits it, or an editor, knows."""
+    citation = yaml.safe_load((running.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    paper = citation["preferred-citation"]
+    names = [f"{one['given-names']} {one['family-names']}" for one in paper["authors"]]
+    cite = f"{', '.join(names)} ({paper['year']}). {paper['title']}. {paper['collection-title']}."
+    doi = next(one["value"] for one in paper["identifiers"] if one["type"] == "doi")
+    return {
+        "title": citation["title"],
+        "version": citation["version"],
+        "authors": [{"name": author["name"], **EMPTY} for author in citation["authors"]],
+        "affiliations": [{"code": 1, "name": "", "address": ""}],
+        "keywords": ", ".join([*citation["keywords"], "Python"]),
+        "code": [{"url": ""}, {"doi": ""}, {"swh": ""}],
+        "data": [{"url": ""}, {"doi": ""}],
+        "replication": [{"cite": cite}, {"bib": "gromov2024unreasonable"}, {"url": paper["url"]}, {"doi": doi}],
+        "abstract": citation["abstract"],
+        "bibliography": "book/references.bib",
+        "type": "Replication",
+        "domain": "Machine Learning",
+        "language": "Python",
+        "review": [{"url": ""}],
+        "contributors": [{"name": "", "orcid": "", "role": role} for role in ("editor", "reviewer", "reviewer")],
+        "dates": [{"received": ""}, {"accepted": ""}, {"published": ""}],
+        "article": [{"number": ""}, {"doi": ""}, {"url": ""}],
+        "journal": [{"name": "ReScience C"}, {"issn": "2430-3658"}, {"volume": ""}, {"issue": ""}],
+    }
+
+
+def write_metadata(target: Path) -> None:
+    content = yaml.safe_dump(describe_submission(), sort_keys=False, allow_unicode=True, width=120)
+    write_file(target, content.encode())
+
+
 def open_compiler(data: dict) -> typst.Compiler:
     """The template with its data, without fonts of the system and without packages from elsewhere."""
     fonts = typst.Fonts(include_system_fonts=False, font_paths=[str(FONTS)])
@@ -189,5 +225,6 @@ if __name__ == "__main__":
     try:
         running.draw_pages(None)
         write_pdf(Path(sys.argv[1]))
+        write_metadata(Path(sys.argv[1]).with_name("metadata.yaml"))
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")

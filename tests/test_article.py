@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from book.extension import running
 from deeper_layers_companion.results.places import AROUND as ROOT
@@ -31,6 +32,20 @@ def test_without_results_it_is_set_and_says_that_no_page_shows_a_verdict(nothing
     assert first.startswith(b"%PDF") and 1 <= len(re.findall(rb"/Type\s*/Page\b", first)) <= 10
     article.write_pdf(nothing / "again.pdf")
     assert (nothing / "again.pdf").read_bytes() == first
+
+
+@pytest.mark.quick
+def test_metadata_of_a_submission_say_what_the_citation_says(tmp_path):
+    article.write_metadata(tmp_path / "metadata.yaml")
+    told = yaml.safe_load((tmp_path / "metadata.yaml").read_text(encoding="utf-8"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (told["title"], told["version"]) == (citation["title"], citation["version"])
+    assert [author["name"] for author in told["authors"]] == [author["name"] for author in citation["authors"]]
+    paper = {name: value for row in told["replication"] for name, value in row.items()}
+    assert citation["preferred-citation"]["title"] in paper["cite"]
+    assert (paper["url"], paper["doi"]) == ("https://arxiv.org/abs/2403.17887", "10.48550/arXiv.2403.17887")
+    assert f"{{{paper['bib']}," in (ROOT / told["bibliography"]).read_text(encoding="utf-8")
+    assert {"url": ""} in told["code"]
 
 
 def test_a_wrong_name_of_the_file_is_told():
