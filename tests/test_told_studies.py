@@ -52,10 +52,10 @@ def test_places_are_told_of_models_that_show_both_tasks_and_a_crossing_is_named(
     )
     told = letters_or_words.tell_places(costs, kept)
     assert told.sentences == [
-        "Without 2 middle layers even keeps 50% of MMLU's letters and 50% of written facts; without its last 2, 40% "
-        "and 30%.",
-        "It depends on where the layers are dropped. Without 2 middle layers m keeps 20% of MMLU's letters and 70% of "
-        "written facts; without its last 2, 90% and 10%.",
+        "Without 2 middle layers even keeps 50% of MMLU's letters and 50% of written facts; without the 2 at the very "
+        "end, 40% and 30%.",
+        "What is lost depends on where. Without 2 middle layers m keeps 20% of MMLU's letters and 70% of "
+        "written facts; without the 2 at the very end, 90% and 10%.",
     ]
     assert str(letters_or_words.tell_places(costs, kept[:0])) == "Not measured."
 
@@ -195,8 +195,8 @@ def test_what_is_published_is_told_in_these_words():
     scores = published()[0]
     costs, kept = letters_or_words.costs(scores), statistics.kept_by_place(scores)
     assert str(letters_or_words.tell_places(costs, kept)) == (
-        "It depends on where the layers are dropped. Without 4 middle layers Qwen2.5-Coder-1.5B keeps 21% of MMLU's "
-        "letters and 97% of written facts; without its last 4, 106% and 28%."
+        "What is lost depends on where. Without 4 middle layers Qwen2.5-Coder-1.5B keeps 21% of MMLU's "
+        "letters and 97% of written facts; without the 4 at the very end, 106% and 28%."
     )
     of_qwen, of_gemma = letters_or_words.state_ends(kept).split(" Without 4 layers before")[:2]
     assert of_qwen == "In Qwen2.5-Coder-1.5B letters come back at the end, words and writing do not."

@@ -133,11 +133,12 @@ def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
         letters, writing = middle[list(TOLD)]
         letters_last, writing_last = last["kept"][list(TOLD)]
         is_crossed = letters < writing and letters_last > writing_last
-        beginning = "It depends on where the layers are dropped. " if is_crossed else ""
+        beginning = "What is lost depends on where. " if is_crossed else ""
         size = int(last["size"].iloc[0])
         sentences.append(
             f"{beginning}Without {size} middle layers {model_title(str(model))} keeps {letters:.0%} of MMLU's letters "
-            f"and {writing:.0%} of written facts; without its last {size}, {letters_last:.0%} and {writing_last:.0%}."
+            f"and {writing:.0%} of written facts; without the {size} at the very end, {letters_last:.0%} and "
+            f"{writing_last:.0%}."
         )
     return Sentences(sentences, "contrast")
 
