@@ -20,22 +20,20 @@ device, and accelerate and torch do not choose it.
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import accelerate
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyPrivateUse1Hook, _setup_privateuseone_for_python_backend
 
 TYPE = "card"
 aten = torch.ops.aten
 # these take indices that lie on the processor
 INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
-# they give a tensor whose shape depends on numbers, or a number, though their tags do not say so
-WAITING = (aten._unique2.default, aten.unique_dim.default, aten._local_scalar_dense.default)
 
 
 class Module:
@@ -147,6 +145,15 @@ class CardTensor(torch.Tensor):
         copied._is_param = isinstance(self, torch.nn.Parameter)
         return memo.setdefault(id(self), copied)
 
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, other)  # ty: ignore[unresolved-attribute]
+        self.raw, self.held = other.raw, other.held  # as where a module changes its data type
+
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
 
@@ -168,6 +175,10 @@ class Card(TorchDispatchMode):
 
     current: "Card"
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and its guard takes as long as an operator
+
     def __init__(self, float64: bool = True):
         super().__init__()
         self.float64, self.counts, self.storages = float64, Counts(), Counter()
@@ -175,8 +186,7 @@ class Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, arguments=(), named=None):
         named = named or {}
-        composite = torch._C.DispatchKey.CompositeImplicitAutograd
-        if operator.has_kernel_for_dispatch_key(composite):
+        if _is_composite(operator):
             # in inference mode these come here whole, and their parts have to be seen
             with self:
                 result = operator.decompose(*arguments, **named)
@@ -189,18 +199,18 @@ class Card(TorchDispatchMode):
 
     def run(self, operator, arguments: tuple, named: dict):
         """Check the places of an operator's tensors, run it on the processor, and say where its result lies."""
-        flat = tree_flatten((arguments, named))[0]
-        on_card = [value for value in flat if isinstance(value, CardTensor)]
+        flat = list(_tensors_of((*arguments, *named.values())))
+        on_card = any(isinstance(value, CardTensor) for value in flat)
         place = named.get("device")
         place = None if place is None else torch.device(place)
         if not on_card and (place is None or place.type != TYPE):
             return operator(*arguments, **named)
         if operator is aten.copy_.default:
             return self.copy(*arguments)
-        if operator is aten._has_compatible_shallow_copy_type.default:
-            return False  # so that a module which moves gets new parameters
-        self.check_places(operator, arguments, flat)
-        raw_arguments, raw_named = tree_map(_raw, (arguments, named))
+        if on_card:
+            self.check_places(operator, arguments, flat)
+        raw_arguments = _map_tensors(_raw, arguments)
+        raw_named = {name: _map_tensors(_raw, value) for name, value in named.items()}
         if place is not None and place.type == TYPE:
             raw_named["device"] = torch.device("cpu")
         if operator is aten.histc.default and not raw_arguments[0].is_floating_point():
@@ -216,11 +226,10 @@ class Card(TorchDispatchMode):
 
     def check_places(self, operator, arguments: tuple, flat: list) -> None:
         """Raise RuntimeError for tensors of two places."""
-        elsewhere = [v for v in flat if isinstance(v, torch.Tensor) and not isinstance(v, CardTensor) and v.dim()]
+        elsewhere = [value for value in flat if not isinstance(value, CardTensor) and value.dim()]
         if operator in INDEXED and isinstance(arguments[0], CardTensor):
             elsewhere = [v for v in elsewhere if v.dtype.is_floating_point]  # not the indices
-        on_card = any(isinstance(value, CardTensor) for value in flat)
-        if elsewhere and on_card:
+        if elsewhere:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but got {self.device} and {elsewhere[0].device} "
                 f"({operator}, {list(elsewhere[0].shape)})"
@@ -249,14 +258,13 @@ class Card(TorchDispatchMode):
             self.wait(name, result.nbytes)
             return
         for value in flat:
-            if isinstance(value, torch.Tensor) and not isinstance(value, CardTensor):
+            if not isinstance(value, CardTensor):
                 self.counts.bytes_to_card += value.nbytes  # also an index, which a card fetches by itself
         if operator in (aten.index.Tensor, *INDEXED):
             # a mask says by its numbers how many places it has
             waits = any(isinstance(v, CardTensor) and v.dtype in (torch.bool, torch.uint8) for v in flat[1:])
         else:
-            tags = operator.tags
-            waits = torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
+            waits = _depends_on_numbers(operator)
         if waits:
             self.wait(name, 8)
         if not _is_view(operator) and operator is not aten._local_scalar_dense.default:
@@ -265,9 +273,9 @@ class Card(TorchDispatchMode):
 
     def wrap(self, operator, arguments: tuple, named: dict, result):
         """The result of an operator as tensors on the card; where it wrote into its arguments, these."""
+        if not _returns_written(operator):
+            return _map_tensors(self.put, result)
         schema = operator._schema
-        if not any(_is_written(value) for value in schema.returns):
-            return tree_map(self.put, result)
         given = dict(zip([argument.name for argument in schema.arguments], arguments)) | named
         written = [given[argument.name] for argument in schema.arguments if _is_written(argument)]
         return written[0] if len(schema.returns) == 1 else tuple(written)
@@ -285,11 +293,48 @@ def _raw(value):
     return value.raw if isinstance(value, CardTensor) else value
 
 
+def _tensors_of(values) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments of an operator, and in lists of these."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_of(value)
+
+
+def _map_tensors(function: Callable, value):
+    """The same with each tensor as the function gives it."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        kind = list if isinstance(value, list) else tuple
+        return kind([_map_tensors(function, entry) for entry in value])
+    return value
+
+
+@functools.cache
+def _is_composite(operator) -> bool:
+    return operator.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+@functools.cache
+def _depends_on_numbers(operator) -> bool:
+    """Whether the shape of its result, or a number that it returns, is known only once it has run."""
+    tags = operator.tags
+    return torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags
+
+
+@functools.cache
+def _returns_written(operator) -> bool:
+    return any(_is_written(value) for value in operator._schema.returns)
+
+
 def _is_written(value) -> bool:
     """Whether an operator writes into this argument, or returns one that it wrote into."""
     return value.alias_info is not None and value.alias_info.is_write
 
 
+@functools.cache
 def _is_view(operator) -> bool:
     """Whether an operator only looks at the memory of its tensor in another way."""
     return any(value.alias_info is not None and not _is_written(value) for value in operator._schema.returns)

@@ -1,11 +1,16 @@
 """The code of the book, without the built site: notebooks that run in it, and what it takes from them."""
 
+import os
+import signal
+
 import nbformat
 import pandas as pd
 import pytest
+from jupyter_client.provisioning import LocalProvisioner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from book.extension import figures, running, ways
+from deeper_layers_companion.command.report import execute_notebook
 from deeper_layers_companion.report.figures import in_rows
 
 FIGURE = '<figure class="measured" id="some"><div></div></figure>'
@@ -100,3 +105,25 @@ def test_a_page_measures_nothing_and_is_drawn_again_when_what_it_is_made_of_chan
     assert drawn() == every
     (running.EXECUTED / "04-none.ipynb").unlink()
     assert drawn() == {"04-none"}
+
+
+def test_a_kernel_is_interrupted_in_a_cell_and_not_once_it_has_nothing_to_do(book, tmp_path, monkeypatch):
+    """An interrupt at the end of a run that succeeded made the kernel say KeyboardInterrupt."""
+    sent = []
+    send = LocalProvisioner.send_signal
+
+    async def record(self, number):
+        sent.append(number)
+        await send(self, number)
+
+    monkeypatch.setattr(LocalProvisioner, "send_signal", record)
+    book("03-fine", "42")
+    running.draw_pages(None)
+    assert sent == [] and (running.EXECUTED / "03-fine.ipynb").exists()
+    stop = f"import os, signal, time\nos.kill({os.getpid()}, signal.SIGINT)\ntime.sleep(60)"
+    code = nbformat.v4.new_notebook(cells=[new_code_cell(stop)])
+    code.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(code, tmp_path / "stopped.ipynb")
+    with pytest.raises(KeyboardInterrupt):
+        execute_notebook(tmp_path / "stopped.ipynb", None, {}, tmp_path)
+    assert sent == [signal.SIGINT], "a cell that runs is stopped"

@@ -78,3 +78,14 @@ def test_a_model_that_was_never_pruned_is_not_offered(monkeypatch, tmp_path):
     explorer.draw_explorer(tmp_path / "cuts.js")
     assert (tmp_path / "cuts.js").read_text() == "window.CUTS = [];\n"
     assert not (tmp_path / "first-figure.svg").exists()
+
+
+def test_the_caption_means_the_blocks_that_the_study_calls_middle_and_late():
+    """28 layers: the middle third holds the blocks that start at 10 to 15, and a late block those at 19 to 23."""
+    kept = {start: start / 28 for start in range(25)}
+    cuts = {f"{start},4": {task: [0, share] for task in ("facts", "capitals", "mmlu")} for start, share in kept.items()}
+    lines = {"written": {"facts": "facts"}, "easy": {"capitals": "capitals"}, "letters": {"mmlu": "MMLU"}}
+    middle = sum(kept[start] for start in range(10, 16)) / 6
+    late = sum(kept[start] for start in range(19, 24)) / 5
+    told = explorer.describe_places({"layers": 28, "lines": lines, "cuts": cuts})
+    assert f"{middle:.0%} of facts" in told and f"{late:.0%} of MMLU" in told

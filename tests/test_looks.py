@@ -20,7 +20,7 @@ from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers_companion.jobs import looks
 from deeper_layers_companion.jobs.job import scores_job
 from deeper_layers_companion.jobs.listing import list_sweep
-from deeper_layers_companion.jobs.notebook_options import EarlyScanParameters
+from deeper_layers_companion.jobs.notebook_options import EarlyScanParameters, ScanParameters
 from deeper_layers_companion.jobs.options import SweepParameters
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.jobs.until import parse_seconds
@@ -284,6 +284,13 @@ def test_the_key_has_the_seed_of_the_order_and_nothing_of_when_it_stops(asked):
     plain_key, *early = keys
     assert plain_key["tasks"]["capitals"] == {"shots": None, "limit": 120}
     assert early == [early[0]] * 3 and early[0]["tasks"]["capitals"] == {"shots": None, "limit": None, "seed": 0}
+
+
+@pytest.mark.quick
+def test_a_scan_that_may_stop_early_has_the_defaults_of_the_notebook():
+    early, usual = EarlyScanParameters().model_dump(), ScanParameters().model_dump()
+    assert {name: early[name] for name in usual} == usual
+    assert {"precision", "decides", "within"} == early.keys() - usual.keys()
 
 
 @pytest.mark.quick

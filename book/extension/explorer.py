@@ -23,6 +23,7 @@ from deeper_layers.files import write_file
 from deeper_layers_companion import results
 from deeper_layers_companion.report import estimates, names, pairing, statistics
 from deeper_layers_companion.report.names import as_html
+from deeper_layers_companion.studies import letters_or_words
 
 RULES = ("similarity", "simple")
 # The lines of the first figure: a colour, and the tasks that it may show, each in words. A cut shows the first task of
@@ -192,16 +193,18 @@ def describe_cut(model: dict, cut: str) -> str:
 
 def describe_places(model: dict) -> str:
     """What blocks of the middle third and of the last third leave on the mean; "" where not all were measured."""
-    layers, size = model["layers"], statistics.SIZE
-    middle = _average_lines(model, range(math.ceil(layers / 3), 2 * layers // 3 - size + 1))
-    late = _average_lines(model, range(math.ceil(2 * layers / 3), layers - size))
+    size = statistics.SIZE
+    starts = range(model["layers"] - size + 1)
+    places = letters_or_words.classify_places(starts, model["layers"], size)
+    middle = _average_lines(model, [start for start in starts if places[start] == letters_or_words.MIDDLE])
+    late = _average_lines(model, [start for start in starts if places[start] == letters_or_words.LATE])
     if not (middle and late):
         return ""
     text = f"Without {size} middle layers it keeps {middle}; without {size} late ones, the last layer kept, {late}"
     return f"{text} (means of each third)."
 
 
-def _average_lines(model: dict, starts: range) -> str:
+def _average_lines(model: dict, starts: list[int]) -> str:
     """The mean share that is kept of written facts and letters without the blocks that start there."""
     parts = []
     for colour in ("written", "easy", "letters"):

@@ -58,7 +58,8 @@ def compare_with_whole(
     overwritten."""
     agreement = are_most_likely(logits, torch.arange(len(logits), device=logits.device), whole.choices)
     cross = torch.linalg.vecdot(whole.probabilities, logprobs)
-    if not cross.isfinite().all():  # a token that both rule out adds 0, and not 0 times infinity
+    # a token that both rule out adds 0, and not 0 times infinity; to ask whether there is one would wait for a card
+    if logits.device.type != "cpu" or not cross.isfinite().all():
         cross = torch.linalg.vecdot(whole.probabilities, logprobs.clamp(min=LEAST))
     common = torch.minimum(logprobs.exp_(), whole.probabilities, out=logprobs)
     return agreement, common.sum(dim=-1).clamp(max=1), (whole.negative_entropy - cross).clamp(min=0)
@@ -95,14 +96,23 @@ def score_beside_whole(batch: Batch, cuts: int, parts: Iterable[Part], dtype: np
     rows, tokens, starts = batch.scored_tokens
     by_row = rows.argsort(kind="stable")
     of_tokens = np.empty((cuts, len(rows)), dtype)
+    places: list[tuple[int, np.ndarray]] = []
+    found: list[torch.Tensor] = []  # [M, K] of each part, M measures
     for number, first, logits, whole in parts:
         here = by_row[slice(*np.searchsorted(rows, (first, first + len(logits)), sorter=by_row))]
         row, token = (torch.from_numpy(of).to(logits.device) for of in (rows[here] - first, tokens[here]))
         logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        of_tokens["logprob"][number, here] = logprobs[row, token].cpu()
-        of_tokens["greedy"][number, here] = are_most_likely(logits, row, token).cpu()
-        for name, values in zip(MEASURES, compare_with_whole(whole, logits, logprobs), strict=True):
-            of_tokens[name][number, here] = values[row].cpu()
+        scores = [logprobs[row, token], are_most_likely(logits, row, token)]  # before logprobs are overwritten
+        scores += [values[row] for values in compare_with_whole(whole, logits, logprobs)]
+        places.append((number, here))
+        found.append(torch.stack([values.float() for values in scores]))
+    measured = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a batch: a card is waited for at each
+    first = 0
+    for number, here in places:
+        of_part = measured[:, first : first + len(here)]
+        for name, values in zip(("logprob", "greedy", *MEASURES), of_part, strict=True):
+            of_tokens[name][number, here] = values
+        first += len(here)
     answers = np.empty((cuts, len(starts)), dtype)
     for name in dtype.names or ():
         add = np.logical_and if name == "greedy" else np.add

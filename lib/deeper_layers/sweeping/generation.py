@@ -235,21 +235,22 @@ class Decoding:
         new_tokens: list[list[int]] = [[] for _ in self.prompts * cuts]
         tokens = torch.tensor([prompt[-1] for prompt in self.prompts] * cuts, device=device)
         lengths = torch.tensor([[len(prompt) - 1] for prompt in self.prompts] * cuts, device=device)
-        lanes = torch.arange(len(new_tokens), device=device)
+        answers = new_tokens  # those that are unfinished
         for written in range(self.max_tokens):
-            tokens = self._next_tokens(written, tokens, lengths[lanes])
-            answers = [new_tokens[lane] for lane in lanes.tolist()]
-            for answer, token in zip(answers, tokens.tolist(), strict=True):
+            tokens = self._next_tokens(written, tokens, lengths)
+            for answer, token in zip(answers, tokens.tolist(), strict=True):  # the one wait for a card, a token
                 answer.append(token)
-            unfinished = ~torch.tensor(are_over(answers), device=device)
-            progress(int((~unfinished).sum()), written + 1)
-            if not unfinished.any():
+            finished = are_over(answers)
+            progress(sum(finished), written + 1)
+            if all(finished):
                 break
-            if not unfinished.all():
+            if any(finished):
+                unfinished = ~torch.tensor(finished, device=device)
                 self._keep_lanes(unfinished)
-                lanes, tokens = lanes[unfinished], tokens[unfinished]
+                tokens, lengths = tokens[unfinished], lengths[unfinished]
+                answers = [answer for answer, is_finished in zip(answers, finished) if not is_finished]
         else:
-            progress(len(lanes), self.max_tokens)
+            progress(len(answers), self.max_tokens)
         return [new_tokens[first : first + len(self.prompts)] for first in range(0, len(new_tokens), len(self.prompts))]
 
     def _next_tokens(self, written: int, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -280,8 +281,9 @@ class Decoding:
 
     def _keep_lanes(self, kept: torch.Tensor) -> None:
         """Drop finished lanes: only those where `kept` [lanes] is true go on."""
+        # places, as at each index by truths a card is waited for
+        places = {models: kept[rows].nonzero()[:, 0] for models, rows in self.rows.items()}
         for run in self.layer_runs:
-            kept_rows = kept[self.rows[run.models]]
-            run.buffers = [buffer[kept_rows.to(buffer.device)] for buffer in run.buffers]
+            run.buffers = [buffer[places[run.models].to(buffer.device)] for buffer in run.buffers]
         new_rows = kept.cumsum(0) - 1
-        self.rows = {models: new_rows[rows[kept[rows]]] for models, rows in self.rows.items()}
+        self.rows = {models: new_rows[rows[places[models]]] for models, rows in self.rows.items()}

@@ -145,7 +145,10 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     NotMeasuredError if there is nothing to show."""
     source, quantization = session.source, session.options.quantization
     results = [session.get(job) for job in jobs]
-    missing = [task for job, result in zip(jobs, results) if result is None for task in job.key["tasks"]]
+    missing = []
+    for job, result in zip(jobs, results):
+        if result is None:
+            missing += job.key["tasks"]
     measured = [result for result in results if result]
     if not measured:
         nearest = session.describe_nearest(jobs[0])
@@ -168,7 +171,8 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     half_gone, half_gone_text = _find_half_gone(
         [result for job, result in zip(jobs, results) if result and not job.until]
     )
-    half_gone += [row for one in stopped for row in one.pop("half_gone")]
+    for one in stopped:
+        half_gone += one.pop("half_gone")
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     content |= {"stopping": stopped} if stopped else {}
@@ -257,7 +261,9 @@ def _make_tables(result: Result, cuts_by_rule: dict[str, list[str]]) -> Iterator
     from deeper_layers_companion.results.frames import tabulate_scores
 
     rows = tabulate_scores([result]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
-    chosen = {(name, rule if read_cut(name).size else "") for rule, names in cuts_by_rule.items() for name in names}
+    chosen = set()
+    for rule, names in cuts_by_rule.items():
+        chosen.update((name, rule if read_cut(name).size else "") for name in names)
     rules = pd.DataFrame(sorted(chosen), columns=["cut", "rule"])
     for task, task_rows in pairing.pick_metric(rows).groupby("task", sort=False):
         table, outcomes = pairing.pair_outcomes(task_rows)

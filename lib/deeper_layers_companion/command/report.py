@@ -160,6 +160,8 @@ def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: P
     import papermill  # slow to import
     from traitlets.config import Config
 
+    from deeper_layers_companion.command.kernel import interrupt_only_cells
+
     # prefer the kernel of this environment to one that the user installed for another interpreter
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     # tqdm warns that IProgress is missing; its bars are lines of text in notebooks
@@ -167,6 +169,7 @@ def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: P
     with tempfile.TemporaryDirectory() as sockets:  # sockets of our own, as two kernels can race for a port
         config = Config({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
         options = {"kernel_name": "python3", "cwd": folder, "progress_bar": False, "stderr_file": sys.stderr}
+        options |= interrupt_only_cells()
         return papermill.execute_notebook(source, out, parameters=parameters, config=config, **options)
 
 

@@ -4,5 +4,6 @@ In: options, which are checked. Out: results, and `.scores()` and `.distances()`
 are imported only to measure.
 Read first: options.py and notebook_options.py (what can be asked), job.py (a job and its key), listing.py (the jobs of
 each notebook), session.py (a result is found, or measured and written), measure.py (how). select_cuts.py chooses the
-cuts, price.py and plan.py tell the cost, take_away.py and pruned_checkpoint.py write files.
+cuts, price.py and plan.py tell the cost, take_away.py and pruned_checkpoint.py write files, and check.py
+tries all of it on this machine (trials.py).
 """

@@ -5,6 +5,7 @@ of the data is added by session.py, which can read them.
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Job:
     @property
     def cuts(self) -> list[Cut]:
         """The distinct cuts in its key, sorted."""
-        names = [name for names in self.key.get("cuts", {}).values() for name in names]
+        names = list(itertools.chain.from_iterable(self.key.get("cuts", {}).values()))
         names += [self.key["cut"]] if "cut" in self.key else []
         if "choice" in self.key:
             choice = self.key["choice"]
@@ -130,7 +131,9 @@ def _make(
 ) -> Job:
     key = {"model": source.key, "dtype": source.dtype} | settings
     if cuts is not None:
-        key["cuts"] = {rule: [cut.name for cut in rule_cuts] for rule, rule_cuts in cuts.items()}
+        key["cuts"] = {}
+        for rule, rule_cuts in cuts.items():
+            key["cuts"][rule] = [cut.name for cut in rule_cuts]
     return Job(kind, key, tuple(reads), tuple(needs))
 
 

@@ -37,9 +37,10 @@ def draw_sequences(tokenizer, settings: dict, session: Session) -> list:
     asked = tuple(settings[name] for name in SEQUENCES)
     if asked not in session.drawn:
         batches = draw_batches(tokenizer, settings, session.options.datasets)
-        session.drawn[asked] = [
-            ids[mask.bool()] for batch in batches for ids, mask in zip(batch["input_ids"], batch["attention_mask"])
-        ]
+        drawn = []
+        for batch in batches:
+            drawn += [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+        session.drawn[asked] = drawn
     return session.drawn[asked]
 
 
@@ -85,7 +86,10 @@ def _measure_geometry(job: Job, session: Session, shards: Shards) -> Measured:
 
 def _round_triangle(table: list[list[float]]) -> list[list[float]]:
     """The entries of a table above the diagonal, row by row."""
-    return [[round(value, 4) for value in row[index + 1 :]] for index, row in enumerate(table[:-1])]
+    rows = []
+    for index, row in enumerate(table[:-1]):
+        rows.append([round(value, 4) for value in row[index + 1 :]])
+    return rows
 
 
 def _count_tokens(batches: list) -> int:

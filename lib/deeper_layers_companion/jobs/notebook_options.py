@@ -158,9 +158,10 @@ class ScanParameters(TextTaskParameters):
         return None if self.blocks is None else list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
 
 
-class EarlyScanParameters(kinds.EarlyParameters, ScanParameters):
+class EarlyScanParameters(ScanParameters, kinds.EarlyParameters):
     """The parameters of `deeper-layers scan`. Of blocks there are many of one size: half gone has no meaning."""
 
+    notebook: ClassVar[str] = ""
     decides: kinds.Decides = DECIDES[1]
 
 

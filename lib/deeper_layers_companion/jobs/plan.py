@@ -153,8 +153,9 @@ def plan_sweep(session: Session, machine: str | None = None, heal: str = "small"
 def _choose_sized_cuts(pruned: list[Cut], cuts_by_task: dict[str, CutsByRule], session: Session) -> list[Cut]:
     """For each size the cut that the first rule makes, which is unknown until its inputs are measured."""
     first = session.options.rule_list[0]
-    chosen = [cut for cuts_by_rule in cuts_by_task.values() for cut in cuts_by_rule.get(first, ())]
-    by_size = {cut.size: cut for cut in chosen}
+    by_size: dict[int, Cut] = {}
+    for cuts_by_rule in cuts_by_task.values():
+        by_size |= {cut.size: cut for cut in cuts_by_rule.get(first, ())}
     return [by_size.get(cut.size, cut) for cut in pruned]
 
 
@@ -210,7 +211,9 @@ def _find_cuts(session: Session) -> list[Cut]:
     options, layers = session.options, session.source.num_layers
     if options.given_cut:
         return [UNPRUNED, options.given_cut]
-    sizes = {size for task in options.parsed_tasks for size in options.list_sizes(layers, task)}
+    sizes: set[int] = set()
+    for task in options.parsed_tasks:
+        sizes.update(options.list_sizes(layers, task))
     return [simple_cut(layers, size) for size in sorted(sizes)]
 
 
@@ -276,11 +279,11 @@ def _predict_costs(jobs: list[Job], healed: Cut, machine: str, heal: str, sessio
         works[f"healing without {healed.size} layers, {heal}"] = cost
     except InputError as error:
         unknown = [{"what": "healing", "unknown": str(error)}]
-    costs = [
-        {"what": work, "seconds": cost.seconds(target, dtype), "devices": cost.devices(target)}
-        | {name: getattr(cost, name) for name in ("operations", "memory", "weights")}
-        for work, cost in works.items()
-    ]
+    costs = []
+    for work, cost in works.items():
+        of_work = {"what": work, "seconds": cost.seconds(target, dtype), "devices": cost.devices(target)}
+        of_work |= {name: getattr(cost, name) for name in ("operations", "memory", "weights")}
+        costs.append(of_work)
     machine_facts = {name: getattr(target, name) for name in ("name", "devices", "memory", "throughput", "source")}
     return {"machine": machine_facts, "costs": costs + unknown}
 

@@ -9,6 +9,7 @@ the heads. Norms, activation functions, adapters, a head whose logits are not ne
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import re
 import statistics
@@ -318,7 +319,8 @@ def _load_and_count(
         return {"unknown": str(error)}
     generations = [instance.args for instance in gathered.generations]
     batches = plan_batches(gathered.requests)
-    lengths = [len(sequence.tokens) for batch in batches for sequence in batch.sequences]
+    sequences = itertools.chain.from_iterable(batch.sequences for batch in batches)
+    lengths = [len(sequence.tokens) for sequence in sequences]
     instances = gathered.instances + gathered.generations
     return {
         "items": len({(instance.task_name, instance.doc_id) for instance in instances}),

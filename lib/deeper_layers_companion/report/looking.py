@@ -1,5 +1,6 @@
 """The answer so far, in words: half gone and the score of each cut, with intervals that hold at all looks. No torch."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -111,9 +112,12 @@ def write_tables(seen: Sequence[Seen]) -> Iterator[str]:
         head = f"{task}, {first.metric}: {int(first.look.items)} items, guessing {first.guessing:.2f}"
         columns = [_list_scores(one) for one in of_task]
         names = [one.rule or "given" for one in of_task]
-        labels = list(dict.fromkeys(label for column in columns for label in column))
+        labels = list(dict.fromkeys(itertools.chain.from_iterable(columns)))
         by_size = first.has_half_gone
-        rows = [[_write_label(label, by_size), *(column.get(label, "") for column in columns)] for label in labels]
+        rows = []
+        for label in labels:
+            cells = [column.get(label, "") for column in columns]
+            rows.append([_write_label(label, by_size), *cells])
         if by_size:
             rows.append(["half gone", *map(describe_half_gone, of_task)])
         table = tabulate(rows, ["n" if by_size else "n, l*", *names], tablefmt="plain", disable_numparse=True)

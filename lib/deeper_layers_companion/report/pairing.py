@@ -167,10 +167,11 @@ def align(run: dict[str, Vectors], cuts: Sequence[str], wanted: Vectors) -> list
     """The outcomes of some cuts of a run on the items of `wanted`: the first ones of each subject, as a run may have
     more items; [] if the run lacks some."""
     nothing, items = np.empty(0), sum(map(len, wanted.values()))
-    outcomes = [
-        np.concatenate([run.get(cut, {}).get(subject, nothing)[: len(wanted[subject])] for subject in sorted(wanted)])
-        for cut in cuts
-    ]
+    outcomes = []
+    for cut in cuts:
+        held = run.get(cut, {})
+        parts = [held.get(subject, nothing)[: len(wanted[subject])] for subject in sorted(wanted)]
+        outcomes.append(np.concatenate(parts))
     return outcomes if all(len(vector) == items for vector in outcomes) else []
 
 

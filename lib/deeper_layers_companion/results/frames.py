@@ -168,7 +168,10 @@ def _to_frame(rows: list[dict], table: str) -> "pd.DataFrame":
     import pandas as pd  # slow to import
 
     types = {name: TYPES.get(name, "str") for name in TABLES[table].split()}
-    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=of) for name, of in types.items()})
+    columns = {}
+    for name, dtype in types.items():
+        columns[name] = pd.Series([row.get(name) for row in rows], dtype=dtype)
+    return pd.DataFrame(columns)
 
 
 # ---- the rows of one file ---------------------------------------------------------------------------------------
@@ -289,7 +292,7 @@ def _read_geometry(result: Result) -> Iterator[dict]:
 
 def _read_run(result: Result) -> Iterator[dict]:
     run, key, details = result.provenance, result.key, result.details
-    cuts = cut_names(key) or {cut for cuts in details.get("cuts", {}).values() for cut in cuts}
+    cuts = cut_names(key) or set(itertools.chain.from_iterable(details.get("cuts", {}).values()))
     yield {
         "kind": result.kind,
         "name": result.name,

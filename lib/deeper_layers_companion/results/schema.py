@@ -1,6 +1,7 @@
 """The four kinds of results: for each its key, its content, its version, and a description."""
 
 import functools
+import itertools
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -167,7 +168,7 @@ def check_consistency(key: dict, rows: list[dict], details: dict) -> None:
     layers, groups = details["num_layers"], details.get("groups", {})
     names = {row["cut"] for row in rows if "cut" in row} | ({key["cut"]} if "cut" in key else set())
     for cuts_by_rule in (key.get("cuts"), details.get("cuts")):
-        names |= {name for cuts in (cuts_by_rule or {}).values() for name in cuts}
+        names.update(itertools.chain.from_iterable((cuts_by_rule or {}).values()))
     for name in sorted(names):
         check_cut_name(name, layers)
     for group, tasks in groups.items():

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers, output_parameters
-from deeper_layers.models.measuring import measuring
+from deeper_layers.models.measuring import measuring, to_double
 from deeper_layers.models.network import Call, Network
 from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import iterate_residuals, show_progress
@@ -102,14 +102,14 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
             f"there are {count} tokens to fit a map of {width} by {width} on: give more sequences (samples)"
         )
     outputs: list[torch.Tensor] = []
-    with writer.register_forward_hook(lambda _, __, output: outputs.append(output[0].double())):
+    with writer.register_forward_hook(lambda _, __, output: outputs.append(to_double(output[0]))):
         leaving, target = torch.cat(_record_residuals(model, sequences, cut.start, cut.stop), dim=1)
     added = torch.cat(outputs)
     bridge = torch.linalg.lstsq(added, target - (leaving - added)).solution
     (_, module), *_ = output_parameters(decoder_layers(pruned)[below], MLP)
-    _set_parameter(module, "weight", bridge.mT @ writer.weight.double())
+    _set_parameter(module, "weight", bridge.mT @ to_double(writer.weight))
     if writer.bias is not None:
-        _set_parameter(module, "bias", writer.bias.double() @ bridge)
+        _set_parameter(module, "bias", to_double(writer.bias) @ bridge)
     return pruned
 
 
@@ -131,10 +131,11 @@ def _find_mlp_output(model, layer: int) -> nn.Linear:
     # tried in double precision on random residuals, so that rounding can't hide a difference
     generator = torch.Generator().manual_seed(0)
     width = module.out_features
-    residual = torch.randn(1, TRIAL, width, generator=generator, dtype=torch.float64).to(module.weight.device)
+    place = to_double(module.weight[:0]).device  # where there are such numbers
+    residual = torch.randn(1, TRIAL, width, generator=generator, dtype=torch.float64).to(place)
     shift = torch.linspace(-1, 1, width).to(residual)
-    copied = copy.deepcopy(decoder_layers(model)[layer]).double()
-    call = _get_call(model, torch.arange(TRIAL), layer)
+    copied = copy.deepcopy(decoder_layers(model)[layer]).to(place).double()
+    call = _get_call(model, torch.arange(TRIAL), layer, place, torch.float64)
     with torch.inference_mode():
         untouched = call(copied, residual)
         output_parameters(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
@@ -155,7 +156,7 @@ def _scale_layers_above(pruned, start: int, states: list[torch.Tensor]):
     ratio = float((above / below).mean())
     for layer in decoder_layers(pruned)[start:]:
         for name, module in [*output_parameters(layer, ATTENTION), *output_parameters(layer, MLP)]:
-            _set_parameter(module, name, getattr(module, name).double() / ratio)
+            _set_parameter(module, name, to_double(getattr(module, name)) / ratio)
     return pruned
 
 
@@ -170,7 +171,7 @@ def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[
     def loss(number: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             entering, target = pairs[number].clone().to(weight.device)
-            call = _get_call(model, sequences[number], below, torch.float32)
+            call = _get_call(model, sequences[number], below, weight.device, torch.float32)
         return nn.functional.mse_loss(call(layer, entering[None])[0], target)
 
     _minimize(loss, layer.parameters(), len(sequences))
@@ -191,12 +192,16 @@ def _minimize(loss: Callable, parameters: Iterable, items: int) -> None:
             optimizer.step()
 
 
-def _get_call(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype = torch.float64) -> Call:
-    """The arguments of a layer besides the residual for tokens [T], with real numbers in a data type."""
+def _get_call(model, sequence: torch.Tensor, layer: int, place: torch.device, dtype: torch.dtype) -> Call:
+    """The arguments of a layer besides the residual for tokens [T], in one place, with real numbers in a data type."""
     network = Network(model)
     call = network.layer_inputs(sequence[None].to(network.device)).calls[layer]
-    cast = functools.partial(tree_map_only, torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x)
-    return Call(*cast((call.arguments, call.named)))
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        moved = tensor.to(place)
+        return moved.to(dtype) if moved.is_floating_point() else moved
+
+    return Call(*tree_map_only(torch.Tensor, cast, (call.arguments, call.named)))
 
 
 # ---- merges ------------------------------------------------------------------------------------------------------
@@ -257,4 +262,4 @@ def build_likeness(model, sequences: list[torch.Tensor]) -> Likeness:
 @torch.inference_mode()
 def _compute_final_states(model, sequence: torch.Tensor) -> torch.Tensor:
     ids = sequence[None].to(model.get_input_embeddings().weight.device)
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state.double().flatten().cpu()
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state.cpu().double().flatten()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from deeper_layers.cuts import ATTENTION, MLP
-from deeper_layers.models.measuring import evaluating
+from deeper_layers.models.measuring import evaluating, to_double
 from deeper_layers.models.network import Batch, Network, Residuals
 from deeper_layers.similarity import show_progress
 
@@ -97,14 +97,14 @@ def shuffle_coordinates(points: torch.Tensor) -> torch.Tensor:
 def row_overlap(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """The share [N] of numbers that two tables [N, K] have in common in each row: nearest neighbours in two clouds
     (Valeriani et al. 2023, arXiv 2302.00294), or likeliest tokens."""
-    return (first[:, :, None] == second[:, None]).any(dim=-1).to(torch.float64).mean(dim=-1)
+    return to_double((first[:, :, None] == second[:, None]).any(dim=-1)).mean(dim=-1)
 
 
 def compare_logits(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(logits || others) [N], in nats, of logits [N, V], and the share [N] of likeliest tokens that both have.
     Source: Csordas et al. 2025, arXiv 2505.13898, where the others are those of the logit lens."""
-    first = torch.log_softmax(logits.double(), dim=-1)
-    second = torch.log_softmax(others.double(), dim=-1)
+    first = torch.log_softmax(to_double(logits), dim=-1)
+    second = torch.log_softmax(to_double(others), dim=-1)
     divergences = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(dim=-1)
     number = min(TOP_TOKENS, first.shape[-1])
     overlap = row_overlap(first.topk(number).indices, second.topk(number).indices)
@@ -150,9 +150,9 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
     def keep(residuals: Residuals) -> tuple:
         mask = residuals.batch["attention_mask"]
         kept = select_tokens(mask, tokens)
-        x = residuals.entering[kept].double()
-        between = residuals.between[kept].double()
-        left = residuals.leaving[kept].double()
+        x = to_double(residuals.entering[kept])
+        between = to_double(residuals.between[kept])
+        left = to_double(residuals.leaving[kept])
         pairs = ((between - x, x), (left - between, between), (left - x, x))
         cosines = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=-1)
         norms = torch.stack([added.norm(dim=-1) / base.norm(dim=-1) for added, base in pairs], dim=-1)
@@ -221,10 +221,10 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
                 call = inputs.calls[number]
                 before = whole
                 whole = call(layer, whole)
-                added = (whole[kept].double() - before[kept].double()).cpu()
+                added = (to_double(whole[kept]) - to_double(before[kept])).cpu()
                 for skip, residual in enumerate(without):
                     without[skip] = call(layer, residual)
-                    changed = (without[skip][kept].double() - residual[kept].double()).cpu()
+                    changed = (to_double(without[skip][kept]) - to_double(residual[kept])).cpu()
                     share = (changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)
                     later[:, skip, number] = share.numpy()
                 without.append(before)

@@ -15,7 +15,7 @@ from torch import nn
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, is_parallel
-from deeper_layers.models.measuring import measuring
+from deeper_layers.models.measuring import measuring, to_double
 from deeper_layers.models.network import Network, Residuals
 from deeper_layers.similarity import iterate_residuals, show_progress
 from deeper_layers.sweeping.shards import Shards
@@ -54,7 +54,8 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
         pairs = [(entering, between), (between, leaving)]
         if parallel[residuals.number]:
             pairs[1] = (entering, entering + (leaving - between))
-        return torch.stack([nn.functional.cosine_similarity(a.double(), b.double(), dim=-1).sum() for a, b in pairs])
+        doubles = [(to_double(a), to_double(b)) for a, b in pairs]
+        return torch.stack([nn.functional.cosine_similarity(a, b, dim=-1).sum() for a, b in doubles])
 
     batches = ({"input_ids": sequence[None]} for sequence in show_progress(sequences, "cosines of sublayers"))
     sums = [torch.stack(by_layer, dim=1) for by_layer in Network(model).residuals(batches, cosines)]
@@ -95,9 +96,13 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
             torch._foreach_add_(total, gradients)
     finally:
         nn.ParameterList(frozen).requires_grad_(False)
+    pairs = zip(layer_of, total, strict=True)
+    products = (to_double(weight.detach()) * to_double(gradient) for weight, gradient in pairs)
+    of_weights = [product.abs().sum() for product in products]
+    place = of_weights[0].device  # layers may lie on several devices; there is one copy of all
     sums = np.zeros(len(decoder_layers(model)))
-    for (weight, number), gradient in zip(layer_of.items(), total, strict=True):
-        sums[number] += float((weight.detach().double() * gradient.double()).abs().sum())
+    for number, value in zip(layer_of.values(), torch.stack([v.to(place) for v in of_weights]).tolist(), strict=True):
+        sums[number] += value
     return sums
 
 

@@ -43,7 +43,9 @@ FORMS = {
     "words": ("facts_in_words", "facts_in_words_stated"),
     "written": ("facts_written", "facts_written_stated"),
 }
-FORM_OF = {task: form for form, tasks in FORMS.items() for task in tasks}
+FORM_OF: dict[str, str] = {}
+for _form, _tasks in FORMS.items():
+    FORM_OF |= dict.fromkeys(_tasks, _form)
 UNASKED = {"letters": "facts_by_letter_unasked", "words": "facts_in_words_unasked"}
 LEAST = {"X": 0.50, "Y": 0.10}
 LETTERS_HALF = "X, its half about letters"

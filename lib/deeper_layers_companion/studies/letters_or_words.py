@@ -136,8 +136,8 @@ def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
         beginning = "It depends on where the layers are dropped. " if is_crossed else ""
         size = int(last["size"].iloc[0])
         sentences.append(
-            f"{beginning}Without {size} middle layers {model} keeps {letters:.0%} of MMLU's letters and {writing:.0%} "
-            f"of written facts; without its last {size}, {letters_last:.0%} and {writing_last:.0%}."
+            f"{beginning}Without {size} middle layers {model_title(str(model))} keeps {letters:.0%} of MMLU's letters "
+            f"and {writing:.0%} of written facts; without its last {size}, {letters_last:.0%} and {writing_last:.0%}."
         )
     return Sentences(sentences, "contrast")
 
@@ -146,7 +146,7 @@ def state_ends(kept: pd.DataFrame) -> str:
     """What the last block leaves of each task and what the block before it leaves, which keeps the last layer, from
     `statistics.kept_by_place`: a sentence for each model."""
     sentences = []
-    for model, of_model in kept.groupby("model", sort=False):
+    for model, of_model in put_in_order(kept).groupby("model", sort=False):
         last = _find_at_end(of_model, 0)
         before = _find_at_end(of_model, 1)
         tasks = [task for task in last.index if task in before.index]
@@ -155,11 +155,12 @@ def state_ends(kept: pd.DataFrame) -> str:
             is_lost = last.loc[tasks, "kept_high"] < HALF
             is_letters = pd.Series([FORMS[task] == "letters" for task in tasks], tasks)
             is_told = is_letters.any() and is_back[is_letters].all() and is_lost[~is_letters].all()
-            sentences += ["Letters come back at the end, words and writing do not."] * bool(is_told)
+            name = model_title(str(model))
+            sentences += [f"In {name} letters come back at the end, words and writing do not."] * bool(is_told)
             parts = [f"{before['kept'][task]:.0%} and {last['kept'][task]:.0%} of {task_title(task)}" for task in tasks]
             size = int(last["size"].iloc[0])
             beginning = f"Without {size} layers before the last one, and without the last {size},"
-            sentences.append(f"{beginning} {model_title(str(model))} keeps {'; '.join(parts)}.")
+            sentences.append(f"{beginning} {name} keeps {'; '.join(parts)}.")
     return " ".join(sentences)
 
 
