@@ -12,6 +12,7 @@ import pytest
 
 from book.extension.explorer import collect_models
 from deeper_layers_companion import results
+from deeper_layers_companion.report.names import sort_names
 from deeper_layers_companion.results.store import read_result, write_result
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +96,27 @@ def test_names_of_others_are_text_on_every_page(tmp_path, monkeypatch):
         parser = Attributes()
         parser.feed(page)
         assert not parser.names & {"data-foreign", "x-foreign"}, name
+
+
+def test_the_models_of_a_reader_come_before_the_published_ones(tmp_path, monkeypatch):
+    """In the order of the first page and of the explorer, and on page 02."""
+    published = ROOT / "results" / "SmolLM2-135M-Instruct"
+    own = ["An-own-model", "Zoe-own-model"]
+    for path in [*published.glob("scores-capitals-*"), *published.glob("distances-*")]:
+        result = read_result(path)
+        assert result
+        for model in (published.name, *own):
+            key, rows = (rename(content, {published.name: model}) for content in (result.key, result.records))
+            write_result(result.kind, key, result.provenance, rows, result.details, tmp_path)
+    wanted = [*own, published.name]
+    scores = results.scores(tmp_path)
+    assert [model["name"] for model in collect_models(scores)] == wanted
+    assert sort_names(scores["model"].unique()) == wanted
+    monkeypatch.chdir(ROOT / "notebooks")
+    page = draw_notebook(ROOT / "notebooks" / "02-question-answering.ipynb", tmp_path)
+    titles = ["An-own-model", "Zoe-own-model", "SmolLM2-135M"]
+    places = [page.index(title) for title in titles]
+    assert places == sorted(places)
 
 
 class Attributes(HTMLParser):

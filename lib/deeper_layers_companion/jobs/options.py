@@ -165,8 +165,8 @@ class BaseParameters(BaseModel):
     def scores(self) -> "pd.DataFrame":
         """Every score and loss, one row for each pruned model, rule and task: see `results.scores`.
 
-        If `model` names one model, its missing results are measured before, and its rows come first. Then come the
-        models of `report.names.FIRST`, then all others by name.
+        If `model` names one model, its missing results are measured before, and its rows come first. Then come all
+        other models that are not published, by name, then those of `report.names.FIRST`.
         """
         from deeper_layers_companion.report.pairing import drop_third_study  # slow to import
 
@@ -181,10 +181,10 @@ class BaseParameters(BaseModel):
         """Do nothing: the options of a notebook measure, see notebook_options.py."""
 
     def _read_frame(self, read: "Callable[[Path], pd.DataFrame]") -> "pd.DataFrame":
-        from deeper_layers_companion.report.names import FIRST, put_in_order  # slow to import
+        from deeper_layers_companion.report.names import put_in_order  # slow to import
 
         self.measure_missing()
-        return put_in_order(read(self.folder), (models.model_name(self.model), *FIRST))
+        return put_in_order(read(self.folder), (models.model_name(self.model),))
 
 
 class Parameters(BaseParameters):

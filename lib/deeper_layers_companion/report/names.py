@@ -84,15 +84,20 @@ def rule_title(rule: str | None) -> str:
     return RULES.get(rule, rule.replace("random-", "random, draw "))
 
 
-def sort_names(names, first: tuple[str, ...] = FIRST) -> list[str]:
-    """The names sorted: those of `first` in its order, then the others by name."""
-    names = list(names)
+def sort_names(names, first: tuple[str, ...] | None = None) -> list[str]:
+    """The names sorted: those of `first` in its order, then the others by name. Without `first` they are models: a
+    reader's own by name, then those of FIRST.
+    """
+    names = list(dict.fromkeys(names))
+    if first is None:
+        first = (*sorted({*names} - {*FIRST}), *FIRST)
     return [*dict.fromkeys(name for name in first if name in names), *sorted({*names} - {*first})]
 
 
-def put_in_order(rows: pd.DataFrame, first: tuple[str, ...] = FIRST) -> pd.DataFrame:
-    """Rows sorted by model: those of `first` in its order, then the others by name."""
-    order = sort_names(rows["model"].unique(), first)
+def put_in_order(rows: pd.DataFrame, first: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Rows sorted by model: those of `first` in its order, then the others as `sort_names` has them."""
+    order = sort_names(rows["model"].unique())
+    order = sort_names(order, (*first, *order))
     return rows.sort_values("model", key=lambda models: models.map(order.index), kind="stable", ignore_index=True)
 
 

@@ -57,7 +57,7 @@ def split_panels(rows: pd.DataFrame, col: str | None, row: str | None) -> list[t
     heads = rows[row].astype(str) if row else nothing
     panels = []
     for head in sort_names(heads.unique(), tuple(TOPICS.values())):
-        for value in sort_names(cols.unique(), (*sorted({*cols} - {*FIRST}), *FIRST)):  # a reader's own models first
+        for value in sort_names(cols.unique()):
             selected = rows[(heads == head) & (cols == value)]
             if selected.empty:
                 continue
