@@ -307,6 +307,7 @@ def test_what_others_put_into_a_folder_of_results_is_told_and_moves_no_terminal(
     for name in names:
         (elsewhere / name).write_text("{}")
     (tmp_path / f"scores-a-{'0' * 12}.json").write_text("{}")
+    (paths[2].parent / f"scores-a-{'1' * 12}.json").symlink_to(tmp_path / "nowhere")
     done = typed("results", "check", tmp_path, code=1)
     said = done.stdout.replace(str(tmp_path), "")
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", done.stdout + done.stderr)
@@ -314,6 +315,7 @@ def test_what_others_put_into_a_folder_of_results_is_told_and_moves_no_terminal(
         "/notes.txt is no result by its", "scores-a-123.json is not a readable result",
         f"tables-a-{'0' * 12}.json is not a readable", f"/scores-a-{'0' * 12}.json is no result by its",
         "is of the model a: move it into a", "is 0.5, and the mean of its",
+        f"scores-a-{'1' * 12}.json is a link to nothing: remove it",
     ):  # fmt: skip
         assert line in said, line
-    assert len(json.loads(typed("results", "check", tmp_path, "--json", code=1).stdout)["odd"]) == 7
+    assert len(json.loads(typed("results", "check", tmp_path, "--json", code=1).stdout)["odd"]) == 8

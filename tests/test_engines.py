@@ -67,7 +67,7 @@ def test_only_engines_that_were_asked_for_and_only_families_of_the_table():
     assert [each.engine for each in find_misreadings(OSS, Cut(5, 1))] == ["llama.cpp", "vllm", "tensorrt-llm"]
     for config in (OSS, OSS | {"model_type": "llama"}, {}):
         assert find_misreadings(config, Cut(5, 1), ["mlx-lm", "mistral.rs"]) == []
-    with pytest.raises(InputError, match="the engine is 'sglang', expected one of llama.cpp, vllm"):
+    with pytest.raises(InputError, match="the engine \\(--for\\) is 'sglang', expected one of llama.cpp, vllm"):
         find_misreadings(OSS, Cut(5, 1), ["sglang"])
 
 

@@ -115,7 +115,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("prune tiny.gguf out.gguf --drop 1 --rule replaceme", 1, "of a GGUF file alone, whose weights no rule changes"),
     ("prune tiny out.gguf --drop 1", 1, "is made of a GGUF file alone"),
     ("prune tiny.gguf out.gguf --drop 1 --dtype float16", 1, "a folder is made of any model, in a --dtype"),
-    ("prune tiny out --drop 1 --for ollama", 1, "the engine is 'ollama', expected one of llama.cpp"),
+    ("prune tiny out --drop 1 --for ollama", 1, "the engine (--for) is 'ollama', expected one of llama.cpp"),
     ("prune tiny out --drop 1 --push-to-hub a/b", 2, "No such option"),
     ("prune tiny out --drop 1 --overwrite", 2, "No such option"),
     ("sweep tiny --engine vllm", 2, "No such option"),

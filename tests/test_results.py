@@ -155,6 +155,7 @@ DAMAGE = {
     "an accuracy beyond 1": signed(lambda of: of["rows"][0].update(value=1.25)),
     "an accuracy below 0": signed(lambda of: of["rows"][0].update(value=-0.25, metric="exact_match,strict-match")),
     "a loss below 0": signed(lambda of: of["rows"][0].update(value=-0.25, metric="loss")),
+    "a standard error below 0": signed(lambda of: of["rows"][0].update(stderr=-0.25)),
 }
 
 

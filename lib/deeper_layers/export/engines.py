@@ -82,7 +82,7 @@ def find_misreadings(config: dict, cut: Cut, engines: Collection[str] = ENGINES)
     family = str(text.get("model_type", config.get("model_type")))
     unknown = [name for name in engines if name not in ENGINES]
     if unknown:
-        raise InputError(f"the engine is {unknown[0]!r:.40}, expected one of {', '.join(ENGINES)}")
+        raise InputError(f"the engine (--for) is {unknown[0]!r:.40}, expected one of {', '.join(ENGINES)}")
     if not cut.size or type(layers) is not int:
         return []
     for rule in TABLE:

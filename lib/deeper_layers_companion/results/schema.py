@@ -87,7 +87,7 @@ KINDS = {
     "distances": _make_kind(
         "angular distances of all blocks",
         key=TEXT_FIELDS,
-        row=PLACE_FIELDS | {"distance": Share | None, "stderr": Number | None, "samples": Count},
+        row=PLACE_FIELDS | {"distance": Share | None, "stderr": NotNegative | None, "samples": Count},
         # by_sequence: the distances of every sequence, blocks in the order of the rows, in 16 bits
         details={"tokens": Count, "by_sequence": OPTIONAL_TEXT},
     ),
@@ -102,7 +102,7 @@ KINDS = {
             # weights are rounded; "engine"
         },
         # outcome: the packed scores of the items, or the loss of each sequence
-        row={"task": Name, "metric": Name, "cut": CutName, "value": Number | None, "stderr": Number | None}
+        row={"task": Name, "metric": Name, "cut": CutName, "value": Number | None, "stderr": NotNegative | None}
         | {"items": Items, "outcome": (str | list[Number] | None, None), "bytes": OPTIONAL_COUNT}
         # packed, in the first row of a task and cut: choices, or tokens of generated answers and whether each ended
         | dict.fromkeys(("chosen", "logprobs", "written", "ended"), OPTIONAL_TEXT)

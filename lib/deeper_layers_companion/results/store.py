@@ -243,11 +243,14 @@ def read_results(folder: Path | None = None, kind: str | None = None, model: str
 def find_misplaced(folder: Path) -> list[str]:
     """A line for each file below a folder of results that no table reads, as it has not the place and name of a result,
     and for each result in the folder of another model."""
-    lines = [
-        f"{path} is no result by its place and name (MODEL/KIND-NAME-KEYHASH.json): remove it"
-        for path in sorted(folder.rglob("*"))
-        if not path.is_dir() and not (path.parent.parent == folder and path.match("*-*.json"))
-    ]
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        if path.is_symlink() and not path.exists():
+            lines.append(f"{path} is a link to nothing: remove it")
+        elif path.parent.parent != folder or not path.match("*-*.json"):
+            lines.append(f"{path} is no result by its place and name (MODEL/KIND-NAME-KEYHASH.json): remove it")
     for result in read_results(folder):
         name = slugify(result.key["model"]["name"])
         if result.path and result.path.parent.name != name:
