@@ -87,5 +87,9 @@ def test_the_caption_means_the_blocks_that_the_study_calls_middle_and_late():
     lines = {"written": {"facts": "facts"}, "easy": {"capitals": "capitals"}, "letters": {"mmlu": "MMLU"}}
     middle = sum(kept[start] for start in range(10, 16)) / 6
     late = sum(kept[start] for start in range(19, 24)) / 5
-    told = explorer.describe_places({"layers": 28, "lines": lines, "cuts": cuts})
-    assert f"{middle:.0%} of facts" in told and f"{late:.0%} of MMLU" in told
+    told = explorer.describe_places({"layers": 28, "lines": lines, "cuts": cuts, "asked": [{"items": 570}]})
+    assert (
+        told.endswith("third; 570 questions by letter).")
+        and f"{middle:.0%} of facts" in told
+        and f"{late:.0%} of MMLU" in told
+    )

@@ -201,7 +201,10 @@ def describe_places(model: dict) -> str:
     if not (middle and late):
         return ""
     text = f"Without {size} middle layers it keeps {middle}; without {size} late ones, the last layer kept, {late}"
-    return f"{text} (means of each third)."
+    letters = next(iter(model["lines"]["letters"]))
+    number = model["cuts"][f"{places.tolist().index(letters_or_words.MIDDLE)},{size}"][letters][0]
+    questions = model["asked"][number]["items"]
+    return f"{text} (means of each third; {questions} questions by letter)."
 
 
 def _average_lines(model: dict, starts: list[int]) -> str:
