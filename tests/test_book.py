@@ -124,6 +124,10 @@ def test_a_kernel_is_interrupted_in_a_cell_and_not_once_it_has_nothing_to_do(boo
     code = nbformat.v4.new_notebook(cells=[new_code_cell(stop)])
     code.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(code, tmp_path / "stopped.ipynb")
-    with pytest.raises(KeyboardInterrupt):
-        execute_notebook(tmp_path / "stopped.ipynb", None, {}, tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execute_notebook(tmp_path / "stopped.ipynb", None, {}, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert sent == [signal.SIGINT], "a cell that runs is stopped"
