@@ -26,7 +26,7 @@ from sphinx.application import Sphinx
 from book.extension import running
 from deeper_layers.errors import InputError
 from deeper_layers.files import write_file
-from deeper_layers_companion.report.names import escape_invisible, format_number, model_title, sort_names
+from deeper_layers_companion.report.names import escape_invisible, format_number, model_title, sort_models
 from deeper_layers_companion.results.store import read_results
 from deeper_layers_companion.studies import criteria
 
@@ -89,7 +89,7 @@ def tabulate_claims(rows: pd.DataFrame) -> dict:
     """The paper's claims: a row each, with a cell for each of the first models."""
     if rows.empty:
         return {"models": [], "others": 0, "rows": []}
-    names = sort_names(rows["model"].unique())
+    names = sort_models(rows["model"].unique())
     claims = []
     for _, of_claim in rows.groupby("claim", sort=False):
         by_model = of_claim.fillna({"words": "", "reason": ""}).set_index("model").to_dict("index")
@@ -110,7 +110,7 @@ def tabulate_half_gone(rows: pd.DataFrame) -> dict:
     if rows.empty:
         return {"models": [], "rows": []}
     words = rows[rows["rule"] == "similarity"].pivot(index="topic", columns="model", values="words").fillna("")
-    names = sort_names(words.columns)[:MODELS]
+    names = sort_models(words.columns)[:MODELS]
     words = words[words[names].ne("").any(axis=1)]
     tasks = [{"task": escape_invisible(task), "cells": row[names].tolist()} for task, row in words.iterrows()]
     return {"models": [escape_invisible(model_title(name)) for name in names], "rows": tasks}

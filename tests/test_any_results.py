@@ -12,7 +12,7 @@ import pytest
 
 from book.extension.explorer import collect_models
 from deeper_layers_companion import results
-from deeper_layers_companion.report.names import sort_names
+from deeper_layers_companion.report.names import sort_models
 from deeper_layers_companion.results.store import read_result, write_result
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +111,7 @@ def test_the_models_of_a_reader_come_before_the_published_ones(tmp_path, monkeyp
     wanted = [*own, published.name]
     scores = results.scores(tmp_path)
     assert [model["name"] for model in collect_models(scores)] == wanted
-    assert sort_names(scores["model"].unique()) == wanted
+    assert sort_models(scores["model"].unique()) == wanted
     monkeypatch.chdir(ROOT / "notebooks")
     page = draw_notebook(ROOT / "notebooks" / "02-question-answering.ipynb", tmp_path)
     titles = ["An-own-model", "Zoe-own-model", "SmolLM2-135M"]

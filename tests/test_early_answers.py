@@ -17,7 +17,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.packing import unpack
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import sweep
-from deeper_layers_companion.jobs import looks
+from deeper_layers_companion.jobs import ask_until, looks
 from deeper_layers_companion.jobs.job import scores_job
 from deeper_layers_companion.jobs.listing import list_sweep
 from deeper_layers_companion.jobs.notebook_options import EarlyScanParameters, ScanParameters
@@ -244,7 +244,7 @@ class Clock:
 
 def test_a_clock_stops_it_and_more_time_goes_on(asked, plain, monkeypatch):
     of, items = asked
-    monkeypatch.setattr(looks, "time", Clock(items))
+    monkeypatch.setattr(ask_until, "time", Clock(items))
     result = get(of(within="50 s", decides="accuracy"))
     told = result.details["stopping"]
     assert (told["items"], told["looks"], told["reason"]) == (50, [30, 50], stopping.OUT_OF_TIME)

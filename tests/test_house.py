@@ -21,14 +21,8 @@ COMPANION = "results rules report jobs studies command __main__".split()
 ROOMS = [f"deeper_layers.{room}" for room in METHOD] + [f"deeper_layers_companion.{room}" for room in COMPANION]
 READING = ("results", "rules", "report", "studies", "jobs")
 LIGHT = ["deeper_layers.cuts", *(f"deeper_layers_companion.{room}" for room in READING)]
-HEAVY_FILES = (
-    "changing.py",
-    "end_maps.py",
-    "geometry.py",
-    "needs.py",
-    "check.py",
-    "trials.py",
-)  # of the rules, and of jobs
+# of the rules, and of jobs
+HEAVY_FILES = "changing.py end_maps.py geometry.py needs.py check.py trials.py".split()
 FILES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(LIBRARY.rglob("*.py"))}
 PACKAGES = {"deeper_layers", "deeper_layers_companion"}
 FACES = [path for path in FILES if path.name == "__init__.py"]

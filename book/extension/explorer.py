@@ -70,7 +70,7 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
     rows = pairing.select_best(pairing.drop_third_study(scores))
     rows = rows.query("outcome.notna() and changed.isna() and engine.isna() and (start.notna() or cut == '0,0')")
     models = []
-    for name in names.sort_names(rows["model"].unique()):
+    for name in names.sort_models(rows["model"].unique()):
         of_model = rows[rows["model"] == name]
         chosen = of_model.query("rule in @RULES and cut != '0,0'").groupby("rule")
         model = {

@@ -16,7 +16,7 @@ from book.extension.figures import TABLE
 from book.extension.running import EXECUTED, FILES, ROOT, list_loaded
 from deeper_layers.files import write_file
 from deeper_layers_companion import results
-from deeper_layers_companion.report.names import as_html, model_title, sort_names
+from deeper_layers_companion.report.names import as_html, model_title, sort_models
 from deeper_layers_companion.results.frames import VECTORS
 
 CLAIMS = "07-claims"
@@ -55,7 +55,7 @@ class ClaimsMatrix(SphinxDirective):
         claims = read_claims()
         if claims.empty:
             return [nodes.paragraph("", "No claim was judged.")]
-        models = sort_names(claims["model"].unique())
+        models = sort_models(claims["model"].unique())
         heads = "".join(f'<th scope="col">{as_html(model_title(model))}</th>' for model in models)
         rows = []
         for title, of_claim in claims.groupby("title", sort=False):

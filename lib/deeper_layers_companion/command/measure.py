@@ -145,10 +145,12 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     NotMeasuredError if there is nothing to show."""
     source, quantization = session.source, session.options.quantization
     results = [session.get(job) for job in jobs]
-    missing = []
+    missing, absent = [], []
     for job, result in zip(jobs, results):
         if result is None:
             missing += job.key["tasks"]
+            nearest = session.describe_nearest(job)
+            absent += [f"{name}: not measured{nearest}" for name in job.key["tasks"]]
     measured = [result for result in results if result]
     if not measured:
         nearest = session.describe_nearest(jobs[0])
@@ -176,12 +178,6 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     content |= {"stopping": stopped} if stopped else {}
-    absent = [
-        f"{name}: not measured{session.describe_nearest(job)}"
-        for job, result in zip(jobs, results)
-        if result is None
-        for name in job.key["tasks"]
-    ]
     kept_text = ""
     if keep is not None:
         content["keep"], kept_text = _find_most_dropped(measured, keep, session.options.model)

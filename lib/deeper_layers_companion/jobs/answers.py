@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import sem
 
 from deeper_layers.cuts import Cut
 from deeper_layers.packing import ITEM_BY_ITEM, pack, pack_halves, unpack
@@ -88,5 +89,5 @@ def _stack(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _average(outcome: np.ndarray) -> dict:
     """The mean, its standard error as lm-eval has it, and the number of items."""
     items = len(outcome)
-    error = float(np.std(outcome, ddof=1)) / math.sqrt(items) if items > 1 else math.nan
+    error = float(sem(outcome)) if items > 1 else math.nan
     return {"value": float(np.mean(outcome)), "stderr": error, "items": items}

@@ -127,7 +127,7 @@ def _measure_scores(job: Job, session: Session, shards: Shards) -> Measured:
 
 def _measure_until(job: Job, session: Session, shards: Shards) -> Measured:
     """Scores of a task whose items are asked until its answer is precise enough."""
-    from deeper_layers_companion.jobs.looks import measure_until  # slow to import, and imports sessions
+    from deeper_layers_companion.jobs.ask_until import measure_until  # slow to import, and imports sessions
 
     return measure_until(job, session, shards)
 

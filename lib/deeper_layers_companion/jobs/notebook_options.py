@@ -27,7 +27,7 @@ from deeper_layers_companion.jobs.options import (
 )
 from deeper_layers_companion.jobs.select_cuts import list_blocks
 from deeper_layers_companion.jobs.session import Session
-from deeper_layers_companion.jobs.until import DECIDES
+from deeper_layers_companion.results.schema import ACCURACY
 from deeper_layers_companion.rules.choosing import DROPPING, END_MAPS, REGISTERED
 
 if TYPE_CHECKING:  # slow to import
@@ -162,7 +162,7 @@ class EarlyScanParameters(ScanParameters, kinds.EarlyParameters):
     """The parameters of `deeper-layers scan`. Of blocks there are many of one size: half gone has no meaning."""
 
     notebook: ClassVar[str] = ""
-    decides: kinds.Decides = DECIDES[1]
+    decides: kinds.Decides = ACCURACY
 
 
 class LastLayersParameters(TextTaskParameters):

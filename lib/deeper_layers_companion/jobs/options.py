@@ -20,8 +20,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.sources import DTYPES
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers_companion import results
-from deeper_layers_companion.jobs.until import DECIDES, DURATION, Until, parse_seconds
-from deeper_layers_companion.results.schema import GIVEN
+from deeper_layers_companion.jobs.until import DURATION, Until, parse_seconds
+from deeper_layers_companion.results.schema import ACCURACY, GIVEN, HALF_GONE
 from deeper_layers_companion.rules.choosing import DROPPING, REGISTERED, RULES
 
 if TYPE_CHECKING:  # slow to import
@@ -95,7 +95,7 @@ AnyRules = Annotated[str, list_of(DROPPING, description=f"who chooses what is dr
 Sizes = Annotated[str, list_of(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
 Tasks = Annotated[str, list_of(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
 TasksOfSizes = Annotated[str, list_of(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
-Decides = Annotated[str, one_of(DECIDES, 'what has to be so precise: "half gone", or every "accuracy"')]
+Decides = Annotated[str, one_of((HALF_GONE, ACCURACY), 'what has to be so precise: "half gone", or every "accuracy"')]
 Layers = Annotated[str | None, list_of(NUMBER)]
 # parameters that replace a setting of the preset, if they are given
 SETTINGS = {"rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature"}
@@ -303,7 +303,7 @@ class EarlyParameters(TaskParameters):
         lt=1,
         description="stop asking as soon as half gone is known so well: 0.05 is a twentieth of the layers, either way",
     )
-    decides: Decides = DECIDES[0]
+    decides: Decides = HALF_GONE
     within: str | None = Field(
         None,
         pattern=f"^{DURATION}$",

@@ -172,7 +172,7 @@ def _is_enough(job: Job, result: Result) -> bool:
     """Whether a result that was found is all that the job asks for."""
     if job.until is None:
         return True
-    from deeper_layers_companion.jobs.looks import is_enough  # slow to import, and imports sessions
+    from deeper_layers_companion.jobs.looks import is_enough  # slow to import
 
     return is_enough(job, result)
 

@@ -3,7 +3,6 @@
 import re
 from typing import NamedTuple
 
-DECIDES = ("half gone", "accuracy")  # as report/stopping.py has them, which is slow to import
 UNITS = {"s": 1, "min": 60, "h": 3600}
 DURATION = r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?(s|min|h)"
 
@@ -13,7 +12,7 @@ class Until(NamedTuple):
     goes on from what was measured."""
 
     precision: float | None  # that is wanted; None: stop by the clock or the limit alone
-    decides: str  # which of DECIDES has to be so precise
+    decides: str  # HALF_GONE or ACCURACY, whichever has to be so precise
     limit: int | None  # the most items of a task, and on average of each task of a group
     seconds: float | None  # by the clock
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from deeper_layers_companion.report.names import escape_invisible, model_title, rule_title, sort_names
+from deeper_layers_companion.report.names import escape_invisible, model_title, rule_title, sort_models
 
 HALF = 0.5
 FLAT = 0.05  # a line that moves by less than this, of its own height, stays
@@ -45,10 +45,10 @@ def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
 
 
 def state_half_gone(curves: pd.DataFrame) -> str:
-    """Where half of the first topics is gone in the most capable model without its most similar layers; "" without."""
+    """Where half of the first topics is gone in the first model without its most similar layers; "" without."""
     if "kept" not in curves or curves.empty:
         return ""
-    model = sort_names(curves["model"].unique())[0]
+    model = sort_models(curves["model"].unique())[0]
     parts = []
     for topic, rows in curves[curves["model"] == model].groupby("topic", sort=False):
         events = find_events(rows[rows["rule"] == "similarity"])
@@ -62,7 +62,7 @@ def state_half_gone(curves: pd.DataFrame) -> str:
 
 
 def state_kept(rows: pd.DataFrame, hue: str) -> str:
-    """Where half of each line of shares kept is gone in the most capable model, the earliest first."""
+    """Where half of each line of shares kept is gone in the first model, the earliest first."""
     if rows.empty:
         return ""
     model, of_model = select_first(rows)
@@ -101,7 +101,7 @@ def state_differences(rows: pd.DataFrame) -> str:
 
 
 def state_courses(rows: pd.DataFrame, x: str, y: str, hue: str) -> str:
-    """The course of the first lines of the most capable model."""
+    """The course of the first lines of the first model."""
     model, of_model = select_first(rows) if "model" in rows else ("", rows)
     parts = []
     for label, line in of_model.groupby(hue, sort=False):
@@ -116,8 +116,8 @@ def escape_title(model: str) -> str:
 
 
 def select_first(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The most capable model, its name as text, and its rows."""
-    model = sort_names(rows["model"].unique())[0]
+    """The first model (`sort_models`), its name as text, and its rows."""
+    model = sort_models(rows["model"].unique())[0]
     return escape_title(model), rows[rows["model"] == model]
 
 
@@ -125,7 +125,7 @@ def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
     """The least and the most of the first models' rows: "Share kept: 10% (Facts, written) to 91% (Capitals) in m.".
     Of the first model they are named."""
     parts = []
-    for model in sort_names(rows["model"].unique())[:MOST_MODELS]:
+    for model in sort_models(rows["model"].unique())[:MOST_MODELS]:
         span = describe_ends(rows[rows["model"] == model], y, x, is_named=not parts, is_share=title.startswith("Share"))
         if span:
             parts.append(f"{span} in {escape_title(model)}")

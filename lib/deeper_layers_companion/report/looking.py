@@ -12,7 +12,6 @@ from deeper_layers_companion.report.estimates import Estimate
 from deeper_layers_companion.report.names import format_number
 from deeper_layers_companion.report.pairing import find_measurements
 from deeper_layers_companion.report.stopping import (
-    ACCURACY,
     PRECISE,
     SURELY_AT_FLOOR,
     Look,
@@ -21,6 +20,7 @@ from deeper_layers_companion.report.stopping import (
     find_distance,
     look_at,
 )
+from deeper_layers_companion.results.schema import ACCURACY
 
 # by whether it surely is at floor
 NOT_ABLE = {

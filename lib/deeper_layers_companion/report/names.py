@@ -6,6 +6,7 @@ import html
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -84,20 +85,22 @@ def rule_title(rule: str | None) -> str:
     return RULES.get(rule, rule.replace("random-", "random, draw "))
 
 
-def sort_names(names, first: tuple[str, ...] | None = None) -> list[str]:
-    """The names sorted: those of `first` in its order, then the others by name. Without `first` they are models: a
-    reader's own by name, then those of FIRST.
-    """
-    names = list(dict.fromkeys(names))
-    if first is None:
-        first = (*sorted({*names} - {*FIRST}), *FIRST)
-    return [*dict.fromkeys(name for name in first if name in names), *sorted({*names} - {*first})]
+def sort_names(names, first: Iterable[str]) -> list[str]:
+    """The names sorted: those of `first` in its order, then the others by name."""
+    names = list(names)
+    return [*dict.fromkeys(name for name in first if name in names), *sorted({*names}.difference(first))]
 
 
-def put_in_order(rows: pd.DataFrame, first: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Rows sorted by model: those of `first` in its order, then the others as `sort_names` has them."""
-    order = sort_names(rows["model"].unique())
-    order = sort_names(order, (*first, *order))
+def sort_models(names, first: Iterable[str] = ()) -> list[str]:
+    """The names of models sorted: those of `first` in its order, a reader's own by name, and the published ones."""
+    names = list(names)
+    own = sorted({*names} - {*FIRST})
+    return sort_names(names, (*first, *own, *FIRST))
+
+
+def put_in_order(rows: pd.DataFrame, first: Iterable[str] = ()) -> pd.DataFrame:
+    """Rows sorted by model as `sort_models` sorts them."""
+    order = sort_models(rows["model"].unique(), first)
     return rows.sort_values("model", key=lambda models: models.map(order.index), kind="stable", ignore_index=True)
 
 

@@ -19,6 +19,7 @@ from deeper_layers_companion.report.names import (
     format_number,
     model_title,
     rule_title,
+    sort_models,
     sort_names,
     task_title,
 )
@@ -57,7 +58,7 @@ def split_panels(rows: pd.DataFrame, col: str | None, row: str | None) -> list[t
     heads = rows[row].astype(str) if row else nothing
     panels = []
     for head in sort_names(heads.unique(), tuple(TOPICS.values())):
-        for value in sort_names(cols.unique()):
+        for value in sort_models(cols.unique()):
             selected = rows[(heads == head) & (cols == value)]
             if selected.empty:
                 continue

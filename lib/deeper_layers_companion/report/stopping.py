@@ -13,7 +13,6 @@ Letters in shapes: I items asked so far, C cuts (the whole model first, then by 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -28,10 +27,10 @@ from deeper_layers_companion.report.estimates import (
     correlate_counts,
     find_first_size,
 )
+from deeper_layers_companion.results.schema import ACCURACY, HALF_GONE
 
 FIRST_LOOK = 30
 LEVEL = 0.95
-HALF_GONE, ACCURACY = "half gone", "accuracy"
 # why asking stops
 PRECISE, SURELY_AT_FLOOR, ALL_ASKED = "precise enough", "surely at floor", "all items asked"
 OUT_OF_TIME, UP_TO_LIMIT = "out of time", "limit reached"
@@ -60,13 +59,13 @@ class StoppingRule:
         precision: how far the ends of an interval may lie from its number: as a share of the model's layers for half
             gone, as a share of the items for accuracies; None: nothing is ever precise enough.
         looks: numbers of items, rising; the last one is the limit.
-        decides: what has to be precise, half gone or every accuracy.
+        decides: what has to be precise, HALF_GONE or every ACCURACY.
         level: of all looks together.
     """
 
     precision: float | None
     looks: tuple[int, ...]
-    decides: Literal["half gone", "accuracy"] = HALF_GONE
+    decides: str = HALF_GONE
     level: float = LEVEL
 
     def __post_init__(self):

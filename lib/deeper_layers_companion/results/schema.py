@@ -14,6 +14,9 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Items = Annotated[int, Field(ge=1, le=2**24)]
 Cuts = dict[Name, list[CutName]]  # the keys are names of rules, or GIVEN
 GIVEN = "given"  # in place of a rule: no rule chose these cuts
+# what may have to be precise where asking stops early, see report/stopping.py
+HALF_GONE = "half gone"
+ACCURACY = "accuracy"
 
 
 SHARES = ("acc", "acc_norm", "exact_match")  # metrics that are shares of the items

@@ -20,7 +20,7 @@ from deeper_layers_companion.report.estimates import (
     resample,
     shares_kept,
 )
-from deeper_layers_companion.report.names import FIRST, Sentences, format_number, model_title, put_in_order, sort_names
+from deeper_layers_companion.report.names import FIRST, Sentences, format_number, model_title, put_in_order, sort_models
 from deeper_layers_companion.report.pairing import drop_third_study, returns
 from deeper_layers_companion.studies import what_last_layers_hold as study
 
@@ -45,7 +45,7 @@ def judge(scores: pd.DataFrame) -> pd.DataFrame:
 def tabulate_verdicts(judged: pd.DataFrame) -> pd.DataFrame:
     """The numbers of `judge` with their verdicts in words: prediction, prompt, and a column for each model of the
     criterion and each other that was judged."""
-    models = sort_names([*FIRST, *judged["model"].unique()])
+    models = sort_models([*FIRST, *judged["model"].unique()])
     lines: dict[tuple[str, str], dict] = {}
     for row in judged.to_dict("records"):
         line = lines.setdefault((row["number"], row["prompt"]), {})

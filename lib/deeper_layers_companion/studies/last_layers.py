@@ -32,7 +32,7 @@ from deeper_layers_companion.report.names import (
     model_title,
     put_in_order,
     rule_title,
-    sort_names,
+    sort_models,
 )
 from deeper_layers_companion.report.pairing import Measurement, find_measurements, returns, select_best
 
@@ -205,7 +205,7 @@ def tabulate_registered(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFra
     parts = zip(names, about, place)
     judged["registered number"] = [", ".join(filter(None, part)) for part in parts]
     judged = judged.assign(model=judged["model"].map(model_title))
-    models = list(map(model_title, sort_names({*first["model"], *second["model"]})))
+    models = list(map(model_title, sort_models({*first["model"], *second["model"]})))
     table = judged.pivot_table(index="registered number", columns="model", values="cell", aggfunc="first", sort=False)
     order = judged["registered number"].drop_duplicates().sort_values(key=lambda of: of.str[0].map("DWCXY".index))
     return table.reindex(index=order, columns=models).fillna("").reset_index()
