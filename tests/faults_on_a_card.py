@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from deeper_layers.errors import InputError
 from deeper_layers.models import measuring
 from deeper_layers.similarity import _pick_last_tokens, _stack_residuals
 from deeper_layers.sweeping.attention import attention_masks
@@ -16,6 +17,8 @@ from deeper_layers.sweeping.forward import are_most_likely
 from deeper_layers.sweeping.tree_model import _score_requests
 from tests import on_a_card
 from tests.simulated_device import simulated_card
+
+MIXED = "Expected all tensors to be on the same device"
 
 
 @contextlib.contextmanager
@@ -51,12 +54,13 @@ class Fault(NamedTuple):
     wrong: str
     test: Callable
     error: type[Exception]
+    words: str | None = None
 
 
 FAULTS = {
     "a tensor made on the processor": Fault(
         _pick_last_tokens, "mask.shape[1] + 1, device=mask.device", "mask.shape[1] + 1",
-        distances, Exception,
+        distances, InputError, MIXED,
     ),
     "a mask left behind": Fault(
         attention_masks, "torch.finfo(dtype).min)[:, None]", "torch.finfo(dtype).min)[:, None].cpu()",
@@ -67,7 +71,7 @@ FAULTS = {
         choices, TypeError,
     ),
     "an index on the wrong side": Fault(
-        _pick_last_tokens, "states[torch.arange", "states.cpu()[torch.arange", distances, Exception,
+        _pick_last_tokens, "states[torch.arange", "states.cpu()[torch.arange", distances, InputError, MIXED,
     ),
     "float64 where there is none": Fault(
         measuring.to_double, "tensor.cpu().double()", "tensor.double()",
@@ -89,5 +93,5 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_fails_a_test_of_the_simulated_card(name):
     fault = FAULTS[name]
-    with faulty(fault.function, fault.right, fault.wrong), pytest.raises(fault.error):  # noqa: B017
+    with faulty(fault.function, fault.right, fault.wrong), pytest.raises(fault.error, match=fault.words):
         fault.test()
