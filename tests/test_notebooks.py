@@ -97,7 +97,7 @@ def test_a_new_model_comes_first_on_a_page_and_the_published_ones_beside_it(give
     """In a folder that holds what is published too, as that of the repository does."""
     shutil.copytree(ROOT / "results", given["results"])
     page, name = shown("01-similarity", **given, **DRAWN), Path(given["model"]).name
-    assert 'id="answer">The most similar block of a quarter' in page and f"in {name} (0 is" in page
+    assert 'id="answer">The most similar block of a quarter' in page and f"in {name} (0 first" in page
     alt = re.search(r'id="distance-curves">.*?alt="(.*?)"', page)[1]
     places = [alt.find(model) for model in (name, "Qwen2.5-Coder-1.5B", "Gemma-3-270m", "SmolLM2-135M")]
     assert -1 not in places and places == sorted(places)

@@ -172,7 +172,7 @@ def differ(second: Shaped[np.ndarray, "*rows I"], first: Shaped[np.ndarray, "...
     first_value, first_low, first_high = _find_wilson_ends(first)
     correlation = _correlate(second, first)
 
-    def join(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    def join(own: Number, other: Number) -> Number:
         return np.sqrt(np.maximum(own**2 - 2 * correlation * own * other + other**2, 0))
 
     difference = value - first_value
