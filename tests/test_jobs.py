@@ -13,9 +13,8 @@ from deeper_layers.models.sources import Source
 from deeper_layers.presets import FIELDS, PRESETS
 from deeper_layers_companion.command import main
 from deeper_layers_companion.command.report import make_workflow_config
-from deeper_layers_companion.jobs import listing, notebook_options
+from deeper_layers_companion.jobs import listing, notebook_options, subject
 from deeper_layers_companion.jobs import options as kinds
-from deeper_layers_companion.jobs import session as sessions
 from deeper_layers_companion.jobs.job import Data, Job, distances_job, rounded_job
 from deeper_layers_companion.jobs.options import SETTINGS, HealingParameters
 from deeper_layers_companion.jobs.scoring import sweep_options
@@ -187,8 +186,8 @@ def test_one_model_is_open_at_a_time_and_data_are_fingerprinted_once(tmp_path, m
             read.append(self.name)
             return "made up"
 
-    monkeypatch.setattr(sessions.models, "load_model", load_model)
-    monkeypatch.setattr(sessions.data, "check_tokenizer", lambda _: None)
+    monkeypatch.setattr(subject.models, "load_model", load_model)
+    monkeypatch.setattr(subject.data, "check_tokenizer", lambda _: None)
     session = Session(kinds.Parameters(results=str(tmp_path), measure=False), SOURCE)
     first, healed = session.open(), {"dtype": "bfloat16", "quantization": "nf4"}
     assert session.open() is first is session.open({"dtype": "bfloat16", "quantization": None})

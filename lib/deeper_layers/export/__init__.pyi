@@ -5,6 +5,7 @@ from .gguf_files import count_tensor_bytes as count_tensor_bytes
 from .gguf_files import find_gguf_file as find_gguf_file
 from .gguf_files import slice_gguf as slice_gguf
 from .llama_cpp import LlamaCpp as LlamaCpp
+from .llama_cpp import check_llama_cpp as check_llama_cpp
 from .llama_cpp import quantize as quantize
 from .slicing import slice_checkpoint as slice_checkpoint
 from .tensors import Changed as Changed

@@ -20,12 +20,18 @@ DISABLED = 0
 
 def _load_library(path: str | Path):
     """llama.cpp's module. The GGUF file is checked first, as llama.cpp ends the process for some damaged files."""
-    with as_input_error("llama.cpp is not installed", "pip install cyllama", ImportError):
-        from cyllama.llama import llama_cpp
     from deeper_layers.models.gguf_reading import read_gguf  # slow
 
-    llama_cpp.disable_logging()
+    library = check_llama_cpp()
+    library.disable_logging()
     read_gguf(Path(path))
+    return library
+
+
+def check_llama_cpp():
+    """llama.cpp's module. Raises InputError where the wheel is missing."""
+    with as_input_error("llama.cpp is not installed", "pip install cyllama", ImportError):
+        from cyllama.llama import llama_cpp
     return llama_cpp
 
 

@@ -18,7 +18,7 @@ from deeper_layers_companion.jobs.answers import Answers
 from deeper_layers_companion.jobs.job import Job
 from deeper_layers_companion.jobs.looks import count_askable, make_rule, narrow
 from deeper_layers_companion.jobs.scoring import Measured, list_task_rows, sweep_options
-from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.jobs.subject import Subject
 from deeper_layers_companion.jobs.until import Until
 from deeper_layers_companion.report import looking
 from deeper_layers_companion.report.looking import Seen
@@ -32,12 +32,12 @@ FEW_ITEMS, PART_ITEMS = 4, 30
 BELOW_TABLE = 3  # lines of a terminal for what stands below the table: the bar, its overflow and the cursor
 
 
-def measure_until(job: Job, session: Session, shards: Shards) -> Measured:
+def measure_until(job: Job, subject: Subject, shards: Shards) -> Measured:
     """Ask items until the rule, the clock or the last item stops it. Details have "stopping": where and why."""
     until = job.until
     assert until is not None
     _check_cuts(job, until)
-    asking = Asking(job, until, session, shards)
+    asking = Asking(job, until, subject, shards)
     display = Display()
     try:
         while (reason := asking.find_reason()) is None:
@@ -67,13 +67,13 @@ def _check_cuts(job: Job, until: Until) -> None:
 class Asking:
     """What was asked so far, and what comes next."""
 
-    def __init__(self, job: Job, until: Until, session: Session, shards: Shards):
+    def __init__(self, job: Job, until: Until, subject: Subject, shards: Shards):
         ((self.task, settings),) = job.key["tasks"].items()
-        self.job, self.until, self.shards, self.layers = job, until, shards, session.source.num_layers
-        self.weights = session.source.quantized
-        how = sweep_options(settings, session.options)
+        self.job, self.until, self.shards, self.layers = job, until, shards, subject.source.num_layers
+        self.weights = subject.source.quantized
+        how = sweep_options(settings, subject.options)
         del how["limit"]
-        self.questions = sweeping.Questions(*session.open(job.key), self.task, job.cuts, **how)
+        self.questions = sweeping.Questions(*subject.open(job.key), self.task, job.cuts, **how)
         self.order = data.order_items(self.questions.counts, settings["seed"])
         self.limit = count_askable(until, self.questions.counts)
         self.answers = Answers()
@@ -84,7 +84,7 @@ class Asking:
         self.is_time_up = False
         self.first = 0  # items that are known already
         self.rule = make_rule(until, self.limit)
-        if earlier := session.find(job):
+        if earlier := subject.find(job):
             self._go_on_from(earlier)
 
     def _go_on_from(self, earlier: Result) -> None:

@@ -16,39 +16,39 @@ from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers_companion.jobs.job import Job
-from deeper_layers_companion.jobs.session import Session
-from deeper_layers_companion.results.store import hash_key
+from deeper_layers_companion.jobs.subject import Subject
+from deeper_layers_companion.results.store import Result, hash_key
 
 VERSION = 2  # raise it when training gives other adapters than those in the cache
 
 
-def measure_healing(job: Job, session: Session, _: Shards) -> tuple[list[dict], dict]:
+def measure_healing(job: Job, _needs: list[Result], subject: Subject, _shards: Shards) -> tuple[list[dict], dict]:
     """The training loss by step, and what is known of the run."""
-    record = dataclasses.asdict(_load_or_train(job, session)[1])
+    record = dataclasses.asdict(_load_or_train(job, subject)[1])
     record = {name: value for name, value in record.items() if value != ""}  # nothing was tuned but adapters
     return [{"step": step, "loss": loss} for step, loss in enumerate(record.pop("losses"), start=1)], record
 
 
-def find_adapters(job: Job, session: Session) -> Path:
+def find_adapters(job: Job, subject: Subject) -> Path:
     """The folder of the adapters of a healing, as `save_adapters` writes it. Heals the model if there is none yet."""
-    folder = _find_folder(job, session)
+    folder = _find_folder(job, subject)
     if _read_record(folder) is None:
-        _load_or_train(job, session)
+        _load_or_train(job, subject)
     return folder
 
 
-def load_scored_model(job: Job, session: Session):
+def load_scored_model(job: Job, subject: Subject):
     """The healed model with its adapters; where weights themselves were trained, the plain model of them."""
-    healed = _load_or_train(job, session)[0]
+    healed = _load_or_train(job, subject)[0]
     if job.key["healing"].get("last_layers"):
-        model, _ = session.open(job.key)
+        model, _ = subject.open(job.key)
         return healing.merge_adapters(healed, model.dtype)
     return healed.get_base_model()
 
 
-def _find_folder(job: Job, session: Session) -> Path:
+def _find_folder(job: Job, subject: Subject) -> Path:
     (text,) = job.reads
-    cut, fingerprint = Cut.named(job.key["cut"]), text.fingerprint(session.options.datasets)
+    cut, fingerprint = Cut.named(job.key["cut"]), text.fingerprint(subject.options.datasets)
     key = job.key | {"version": VERSION, "cut": cut.key, "data": fingerprint}
     return cache_folder() / "healed" / hash_key(key) / "adapter"
 
@@ -62,21 +62,21 @@ def _read_record(folder: Path) -> "healing.Record | None":
     return None
 
 
-def _load_or_train(job: Job, session: Session):
+def _load_or_train(job: Job, subject: Subject):
     """The healed model and the record of its training: from the cache, else trained and written to the cache. Raises
     what `train` raises, and InputError if training and validation share documents."""
     from deeper_layers.pruning import drop_layers  # imports torch
 
     (text,) = job.reads
-    cut, corpus, datasets = Cut.named(job.key["cut"]), text.name, session.options.datasets
+    cut, corpus, datasets = Cut.named(job.key["cut"]), text.name, subject.options.datasets
     # how often it is saved determines no number
-    config = HealingConfig(**job.key["healing"], save_every=PRESETS[session.options.preset].save_every)
-    whole, tokenizer = session.open(job.key)
+    config = HealingConfig(**job.key["healing"], save_every=PRESETS[subject.options.preset].save_every)
+    whole, tokenizer = subject.open(job.key)
     texts = data.texts(corpus, datasets=datasets, **text.part)
     validation_texts = data.texts(corpus, split="validation", datasets=datasets)
     if shared := set(texts) & set(validation_texts):
         raise InputError(f"{len(shared)} documents of {corpus} heal and give the loss, choose another")
-    folder, source = _find_folder(job, session), session.source
+    folder, source = _find_folder(job, subject), subject.source
     pruned, checkpoints = drop_layers(whole, cut), folder.with_name("checkpoints")
     if record := _read_record(folder):
         healed = healing.load_adapters(pruned, folder, source.key, cut)

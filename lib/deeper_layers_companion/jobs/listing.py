@@ -7,6 +7,7 @@ looked for, before the next is asked for. The inputs of rules are got here, see 
 import sys
 from collections.abc import Callable, Iterator
 
+from deeper_layers import export
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers_companion.jobs import job as jobs
@@ -119,7 +120,10 @@ def _list_take_away(session: Session) -> Iterator[Job]:
     if source.is_gguf:
         (cut,) = select_cuts_by_rule([options.drop], session, [rule])[rule]
         made = {"config": options.make_config(), "text": options.text, "bits": options.gguf_type}
-        yield jobs.file_job(source, options, rule, cut, **made)
+        file = jobs.file_job(source, options, rule, cut, **made)
+        if options.measure and session.find(file) is None:
+            export.check_llama_cpp()  # before healing, which takes long
+        yield file
     cuts_by_rule = select_cuts_by_rule(options.list_sizes(source.num_layers), session, [rule])
     for bits in options.list_bits(source):
         yield jobs.rounded_job(source, options, bits, cuts_by_rule)

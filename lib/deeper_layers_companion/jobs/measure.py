@@ -1,4 +1,5 @@
-"""How each job is measured: one function a form, by its key. Each returns the rows and details of the result.
+"""How each job is measured: one function a form, by its key and the results of the jobs that it needs. Each returns the
+rows and details of the result, and keeps finished parts of the work in shards.
 
 Healing is in healings.py, files and types of weights are in take_away.py, and all scores come from scoring.py.
 """
@@ -19,8 +20,11 @@ from deeper_layers_companion import rules
 from deeper_layers_companion.jobs import healings, take_away
 from deeper_layers_companion.jobs.job import CALIBRATION, SEQUENCES, USUAL_LENGTH, Job
 from deeper_layers_companion.jobs.scoring import SCORE, Measured, score_changed, score_models
-from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.jobs.subject import Subject
+from deeper_layers_companion.results.store import Result
 from deeper_layers_companion.rules.choosing import REGISTERED, choose_merges, distance_matrix, distance_table
+
+Needs = list[Result]  # of the jobs that a job needs, in their order
 
 # ---- distances and geometry --------------------------------------------------------------------------------------
 
@@ -32,23 +36,23 @@ def draw_batches(tokenizer, settings: dict, datasets: str | None, samples: int |
     return data.text_batches(tokenizer, documents, samples=samples or usual, length=length, seed=seed)
 
 
-def draw_sequences(tokenizer, settings: dict, session: Session) -> list:
+def draw_sequences(tokenizer, settings: dict, subject: Subject) -> list:
     """The token ids of the sequences of the distances, each [T], without padding: drawn once in a session."""
     asked = tuple(settings[name] for name in SEQUENCES)
-    if asked not in session.drawn:
-        batches = draw_batches(tokenizer, settings, session.options.datasets)
+    if asked not in subject.drawn:
+        batches = draw_batches(tokenizer, settings, subject.options.datasets)
         drawn = []
         for batch in batches:
             drawn += [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
-        session.drawn[asked] = drawn
-    return session.drawn[asked]
+        subject.drawn[asked] = drawn
+    return subject.drawn[asked]
 
 
-def _measure_distances(job: Job, session: Session, shards: Shards) -> Measured:
+def _measure_distances(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     from deeper_layers import similarity  # imports torch
 
-    model, tokenizer = session.open(job.key)
-    batches = draw_batches(tokenizer, job.key, session.options.datasets)
+    model, tokenizer = subject.open(job.key)
+    batches = draw_batches(tokenizer, job.key, subject.options.datasets)
 
     def run(some_batches):
         return ({"distances": distances} for distances in similarity.distances_by_batch(model, some_batches))
@@ -62,13 +66,13 @@ def _measure_distances(job: Job, session: Session, shards: Shards) -> Measured:
     return table.to_dict("records"), details
 
 
-def _measure_geometry(job: Job, session: Session, shards: Shards) -> Measured:
+def _measure_geometry(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     from deeper_layers_companion.rules import geometry  # imports torch
 
-    model, tokenizer = session.open(job.key)
+    model, tokenizer = subject.open(job.key)
     # both come from one draw, so the sequences that are run without each layer are among the others
-    batches = draw_batches(tokenizer, job.key, session.options.datasets)
-    skip_batches = draw_batches(tokenizer, job.key, session.options.datasets, job.key["skip_sequences"])
+    batches = draw_batches(tokenizer, job.key, subject.options.datasets)
+    skip_batches = draw_batches(tokenizer, job.key, subject.options.datasets, job.key["skip_sequences"])
     record = functools.partial(geometry.record_passes, model, tokens=job.key["tokens"])
     leave_out = functools.partial(geometry.skip_each_layer, model, tokens=job.key["tokens"])
     passes = list(_run_in_batches(shards, 0, batches, record, "one pass"))
@@ -118,117 +122,116 @@ def _run_in_batches(shards: Shards, first: int, batches: list[dict], run: Callab
 # ---- scores ------------------------------------------------------------------------------------------------------
 
 
-def _measure_scores(job: Job, session: Session, shards: Shards) -> Measured:
-    rows, details = score_models(job, session.open(job.key), job.cuts, session.options, shards)
-    for choice in job.needs:  # how many layers its cuts of sublayers count as
-        details["sizes"] = session.get(choice, "the choice").details.get("sizes", {})
+def _measure_scores(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
+    rows, details = score_models(job, subject.open(job.key), job.cuts, subject.options, shards)
+    for choice in needs:  # how many layers its cuts of sublayers count as
+        details["sizes"] = choice.details.get("sizes", {})
     return rows, details
 
 
-def _measure_until(job: Job, session: Session, shards: Shards) -> Measured:
+def _measure_until(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     """Scores of a task whose items are asked until its answer is precise enough."""
-    from deeper_layers_companion.jobs.ask_until import measure_until  # slow to import, and imports sessions
+    from deeper_layers_companion.jobs.ask_until import measure_until  # slow to import
 
-    return measure_until(job, session, shards)
+    return measure_until(job, subject, shards)
 
 
-def _measure_changed(job: Job, session: Session, shards: Shards) -> Measured:
+def _measure_changed(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     """Scores of a rule that changes weights, of the changed models."""
     (choice,) = job.needs
-    chosen = session.get(choice, "the choice").details
-    changed = _make_model_changer(choice, chosen["merged"], session)
-    rows, details = score_changed(job, session.open(job.key), changed, session.options, shards)
+    chosen = needs[0].details
+    changed = _make_model_changer(choice, chosen["merged"], subject)
+    rows, details = score_changed(job, subject.open(job.key), changed, subject.options, shards)
     return rows, details | {"sizes": chosen.get("sizes", {})}
 
 
-def _measure_mapped(job: Job, session: Session, shards: Shards) -> Measured:
+def _measure_mapped(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     """Scores of models with a map in the place of their last layers. Maps are fitted once in a session."""
     (rule,) = job.key["cuts"]
     asked = (rule, job.key["dtype"], *job.key["map"].values())
-    if asked not in session.drawn:
-        session.drawn[asked] = _make_end_mapper(job, rule, session)
-    return score_changed(job, session.open(job.key), session.drawn[asked], session.options, shards)
+    if asked not in subject.drawn:
+        subject.drawn[asked] = _make_end_mapper(job, rule, subject)
+    return score_changed(job, subject.open(job.key), subject.drawn[asked], subject.options, shards)
 
 
-def _make_end_mapper(job: Job, rule: str, session: Session) -> Callable[[Cut], Any]:
+def _make_end_mapper(job: Job, rule: str, subject: Subject) -> Callable[[Cut], Any]:
     """A function from a cut of the last layers to the model with a map in their place. All maps are fitted on the
     residuals of one pass, and models are cached, as several tasks need the same one."""
     settings, largest = job.key["map"], max(cut.size for cut in job.cuts)
 
     @functools.cache
     def record_residuals():
-        model, tokenizer = session.open(job.key)
+        model, tokenizer = subject.open(job.key)
         corpus, sequences, length = settings["corpus"], settings["sequences"], settings["length"]
-        text = read_training_text(tokenizer, corpus, sequences, length, session.options.datasets)
+        text = read_training_text(tokenizer, corpus, sequences, length, subject.options.datasets)
         return rules.EndResiduals(model, text, largest)
 
     @functools.cache
     def changed(cut: Cut):
-        model, _ = session.open(job.key)
+        model, _ = subject.open(job.key)
         fitted = rules.FITTED[rule](model, record_residuals(), cut.size)
         return rules.replace_last_layers(model, cut.size, fitted)
 
     return changed
 
 
-def _measure_healed(job: Job, session: Session, shards: Shards) -> Measured:
+def _measure_healed(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     (healing,) = job.needs
-    run = session.get(healing, "the healing")
-    opened = session.open(job.key)
+    opened = subject.open(job.key)
     rows, details = score_changed(
-        job, opened, lambda _: healings.load_scored_model(healing, session), session.options, shards
+        job, opened, lambda _: healings.load_scored_model(healing, subject), subject.options, shards
     )
-    return rows, details | {"healed_tokens": run.details["tokens"]}
+    return rows, details | {"healed_tokens": needs[0].details["tokens"]}
 
 
 # ---- what rules need, and what they choose -----------------------------------------------------------------------
 
 
-def _measure_search(job: Job, session: Session, shards: Shards) -> Measured:
+def _measure_search(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     """One step of a search: the losses of its candidates on the sequences of the distances."""
-    model, tokenizer = session.open(job.key)
+    model, tokenizer = subject.open(job.key)
     ((corpus, asked),) = job.key["tasks"].items()
     drawn = {"corpus": corpus, "samples": asked["limit"], "sequence_length": asked["length"], "seed": job.key["seed"]}
-    sequences = draw_sequences(tokenizer, drawn, session)
+    sequences = draw_sequences(tokenizer, drawn, subject)
     table, _ = sweeping.text_loss(model, job.cuts, sequences, shards=shards)
     rows = table[[*SCORE]].to_dict("records")
     rows = [row | {"task": corpus, "cut": cut.name} for cut, row in zip(job.cuts, rows)]
     return rows, {"tokens": sum(map(len, sequences))}
 
 
-def _measure_choice(job: Job, session: Session, shards: Shards) -> Measured:
+def _measure_choice(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     """The cuts of a rule, and the losses that they leave. Details hold the cuts, the sizes of cuts of sublayers, and
     the merged layers. Raises InputError if the rule does not fit the model or a size."""
-    choice, layers = job.key["choice"], session.source.num_layers
+    choice, layers = job.key["choice"], subject.source.num_layers
     rule, sizes = REGISTERED[choice["rule"]], choice["sizes"]
-    opened, merged = session.open(job.key), {}
-    if job.needs:
-        inputs: Any = distance_matrix(session.get(job.needs[0], "the distances").rows)
+    opened, merged = subject.open(job.key), {}
+    if needs:
+        inputs: Any = distance_matrix(needs[0].rows)
     else:
-        text = _read_calibration_text(job, opened[1], "calibration_sequences", session)
+        text = _read_calibration_text(job, opened[1], "calibration_sequences", subject)
         inputs = rules.measure_rule_needs(opened[0], rule.name, text, shards)
         if rule.needs == "likeness":
             merged = {str(size): choose_merges(size, layers, inputs) for size in sizes}
     cuts = rule.choose(sizes, layers, inputs)
     if rule.changes:
-        changed = _make_model_changer(job, merged, session)
-        rows, details = score_changed(job, opened, changed, session.options, shards, cuts)
+        changed = _make_model_changer(job, merged, subject)
+        rows, details = score_changed(job, opened, changed, subject.options, shards, cuts)
     else:
-        rows, details = score_models(job, opened, cuts, session.options, shards)
+        rows, details = score_models(job, opened, cuts, subject.options, shards)
     # how many layers a cut of sublayers counts as
     counted = {cut.name: size for size, cut in zip(sizes, cuts, strict=True) if not cut.is_of_layers}
     names = {rule.name: [cut.name for cut in cuts]}
     return rows, details | {"cuts": names, "merged": merged, "sizes": counted}
 
 
-def _make_model_changer(choice: Job, merged: dict[str, list], session: Session) -> Callable[[Cut], Any]:
+def _make_model_changer(choice: Job, merged: dict[str, list], subject: Subject) -> Callable[[Cut], Any]:
     """A function from a cut to the changed model of a rule. Models are cached, as several tasks need the same one.
     `merged` maps a size to the layers that are left, for a rule that merges layers."""
 
     @functools.cache
     def changed(cut: Cut):
-        model, tokenizer = session.open(choice.key)
-        text = _read_calibration_text(choice, tokenizer, "bridge_sequences", session)
+        model, tokenizer = subject.open(choice.key)
+        text = _read_calibration_text(choice, tokenizer, "bridge_sequences", subject)
         rule = REGISTERED[choice.key["choice"]["rule"]]
         return rules.change_model(model, rule, cut, merged.get(str(cut.size), []), text)
 
@@ -242,28 +245,28 @@ def read_training_text(tokenizer, corpus: str, sequences: int, length: int, data
     return data.token_sequences(tokenizer, documents, length=length, tokens=sequences * length)
 
 
-def _read_calibration_text(choice: Job, tokenizer, which: str, session: Session) -> list:
+def _read_calibration_text(choice: Job, tokenizer, which: str, subject: Subject) -> list:
     """The text of a choice for its "calibration_sequences" or "bridge_sequences"."""
     settings = choice.key["choice"]["calibration"]
     length = settings.get("loss_length", USUAL_LENGTH)
-    return read_training_text(tokenizer, settings["corpus"], settings[which], length, session.options.datasets)
+    return read_training_text(tokenizer, settings["corpus"], settings[which], length, subject.options.datasets)
 
 
-def measure_needs(rule: str, session: Session) -> Any:
+def measure_needs(rule: str, subject: Subject) -> Any:
     """What a rule needs to know of the model from one pass over the sequences of the distances: measured each time, and
     not kept. Raises NotMeasuredError if nothing is to be measured."""
-    if not session.options.measure:
-        session.refuse(f"the {REGISTERED[rule].needs} that the rule {rule!r} needs")
-    model, tokenizer = session.open()
-    return rules.measure_rule_needs(model, rule, draw_options_sequences(session, tokenizer))
+    if not subject.options.measure:
+        subject.refuse(f"the {REGISTERED[rule].needs} that the rule {rule!r} needs")
+    model, tokenizer = subject.open()
+    return rules.measure_rule_needs(model, rule, draw_options_sequences(subject, tokenizer))
 
 
-def draw_options_sequences(session: Session, tokenizer) -> list:
+def draw_options_sequences(subject: Subject, tokenizer) -> list:
     """The sequences of the distances that the options of a session ask for, each [T]."""
-    return draw_sequences(tokenizer, {name: getattr(session.options, name) for name in SEQUENCES}, session)
+    return draw_sequences(tokenizer, {name: getattr(subject.options, name) for name in SEQUENCES}, subject)
 
 
-FORMS: dict[str, Callable[[Job, Session, Shards], Measured]] = {
+FORMS: dict[str, Callable[[Job, Needs, Subject, Shards], Measured]] = {
     "distances": _measure_distances,
     "geometry": _measure_geometry,
     "scores": _measure_scores,

@@ -16,20 +16,21 @@ from deeper_layers_companion.jobs import healings
 from deeper_layers_companion.jobs.job import ANSWER_TOKENS, PROMPTS, Job
 from deeper_layers_companion.jobs.options import BITSANDBYTES
 from deeper_layers_companion.jobs.scoring import Measured, score_models
-from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.jobs.subject import Subject
+from deeper_layers_companion.results.store import Result
 
 
-def measure_rounded(job: Job, session: Session, shards: Shards) -> Measured:
+def measure_rounded(job: Job, _needs: list[Result], subject: Subject, shards: Shards) -> Measured:
     """Scores and bytes of pruned models in one type of weights. If a GGUF file has this type already, the file is used
     as it is."""
-    source = dataclasses.replace(session.source, dtype=job.key["dtype"])
-    with _opened_in(job.key["bits"], source, session) as (opened, count_bytes):
-        rows, details = score_models(job, opened, job.cuts, session.options, shards)
+    source = dataclasses.replace(subject.source, dtype=job.key["dtype"])
+    with _opened_in(job.key["bits"], source, subject) as (opened, count_bytes):
+        rows, details = score_models(job, opened, job.cuts, subject.options, shards)
         bytes_by_cut = {cut.name: count_bytes(cut) for cut in job.cuts}
     return [row | {"bytes": bytes_by_cut[row["cut"]]} for row in rows], details
 
 
-def measure_file(job: Job, session: Session, shards: Shards) -> Measured:
+def measure_file(job: Job, needs: list[Result], subject: Subject, shards: Shards) -> Measured:
     """The bytes, scores and answers of each file on the way, which is made and removed.
 
     Variants are the file as it is ("whole"), without the layers ("sliced"), healed ("healed"), and healed and rounded
@@ -38,25 +39,26 @@ def measure_file(job: Job, session: Session, shards: Shards) -> Measured:
     llama.cpp is not installed, and what slicing and healing raise.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return _score_variants(job, session, Path(folder), shards)
+        rows, details = _score_variants(job, subject, Path(folder), shards)
+    return rows, details | {"healed_tokens": needs[0].details["tokens"]}
 
 
-def _score_variants(job: Job, session: Session, folder: Path, shards: Shards) -> Measured:
+def _score_variants(job: Job, subject: Subject, folder: Path, shards: Shards) -> Measured:
     """Rows and details of all variants, whose files are written to `folder`."""
-    source = dataclasses.replace(session.source, dtype=job.key["dtype"])
+    source = dataclasses.replace(subject.source, dtype=job.key["dtype"])
     (healing,) = job.needs
     (cut,) = (cut for cut in job.cuts if cut.size)
     files = {"whole": export.find_gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
-    answers = {"whole": _generate_answers(files["whole"])}  # first, as it fails where llama.cpp is not installed
-    run, adapter = session.get(healing, "the healing"), healings.find_adapters(healing, session)
+    answers = {"whole": _generate_answers(files["whole"])}
+    adapter = healings.find_adapters(healing, subject)
     files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapter)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", job.key["bits"])
     exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapter, type="f32")
     rows, details = [], {}
     for variant, path in files.items():
         scored_path = exact if variant == "healed" else path
-        with _opened_gguf(scored_path, session.options.device, kept=variant == "whole") as opened:
-            more, details = score_models(job, opened, [UNPRUNED], session.options, shards.part(variant))
+        with _opened_gguf(scored_path, subject.options.device, kept=variant == "whole") as opened:
+            more, details = score_models(job, opened, [UNPRUNED], subject.options, shards.part(variant))
             if variant == "healed":
                 items = len(PROMPTS) * ANSWER_TOKENS
                 equal = {"value": float(_count_equal(*opened, exact)), "stderr": None, "items": items}
@@ -64,19 +66,19 @@ def _score_variants(job: Job, session: Session, folder: Path, shards: Shards) ->
         dropped = UNPRUNED if variant == "whole" else cut
         rows += [row | {"cut": dropped.name, "variant": variant, "bytes": path.stat().st_size} for row in more]
     answers |= {variant: _generate_answers(path) for variant, path in files.items() if variant not in answers}
-    return rows, details | {"answers": answers, "healed_tokens": run.details["tokens"]}
+    return rows, details | {"answers": answers}
 
 
 @contextlib.contextmanager
-def _opened_in(bits: str, source: Source, session: Session) -> Iterator[tuple]:
+def _opened_in(bits: str, source: Source, subject: Subject) -> Iterator[tuple]:
     """Yield (model, tokenizer) in this type of weights, and a function from a cut to the bytes of the pruned model."""
     from deeper_layers.pruning import drop_layers  # imports torch
 
-    device = session.options.device
+    device = subject.options.device
     if bits == source.quantized:
         yield models.load_model(source, device=device), lambda cut: export.count_tensor_bytes(source, cut)
     elif bits in (*DTYPES, *BITSANDBYTES):
-        opened = session.open({"dtype": source.dtype, "quantization": bits if bits in BITSANDBYTES else None})
+        opened = subject.open({"dtype": source.dtype, "quantization": bits if bits in BITSANDBYTES else None})
         yield opened, lambda cut: count_checkpoint_bytes(drop_layers(opened[0], cut))
     else:
         with tempfile.TemporaryDirectory() as folder:
