@@ -27,7 +27,7 @@ from deeper_layers.sweeping import harness as tasks
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.table import REGISTERED
 
 TIE = 1e-4
 ROWS, SHARED = 4096, 48  # tokens of a batch of the bare pass; a common beginning shorter than this is not worth a cache

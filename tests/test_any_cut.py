@@ -23,7 +23,7 @@ from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.report import one_cut
 from deeper_layers_companion.results.frames import tabulate_scores
 from deeper_layers_companion.results.store import Result
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.table import REGISTERED
 from tests.plain import logits
 from tests.test_command import said, typed
 from tests.test_quantized import quantized

@@ -21,7 +21,7 @@ from deeper_layers_companion.report.pairing import find_measurements, score_gues
 from deeper_layers_companion.results import frames, places
 from deeper_layers_companion.results.schema import KINDS
 from deeper_layers_companion.results.store import write_result
-from deeper_layers_companion.rules.choosing import DESCRIBED, END_MAPS
+from deeper_layers_companion.rules.table import DESCRIBED, END_MAPS
 
 pytestmark = pytest.mark.quick
 

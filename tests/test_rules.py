@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import Cut, similarity_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
@@ -21,16 +21,9 @@ from deeper_layers_companion.report.names import rule_title
 from deeper_layers_companion.results.frames import CHANGED
 from deeper_layers_companion.rules import change_model
 from deeper_layers_companion.rules.changing import bridge_cut, build_likeness, merge_layers
-from deeper_layers_companion.rules.choosing import (
-    DESCRIBED,
-    REGISTERED,
-    RETIRED,
-    SEEDS,
-    choose_merges,
-    similarity_cut,
-    target_layer,
-)
+from deeper_layers_companion.rules.choosing import choose_merges, target_layer
 from deeper_layers_companion.rules.needs import measure_rule_needs, saliences, sublayer_cosines, token_cosines
+from deeper_layers_companion.rules.table import DESCRIBED, REGISTERED, RETIRED, SEEDS
 from tests.plain import logits, parts
 from tests.tiny import search, shared_model, tiny_model
 

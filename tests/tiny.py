@@ -226,8 +226,8 @@ def write_out(writer: gguf.GGUFWriter) -> None:
 
 def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor]) -> list:
     """The cut of each size under a rule, which looks at sequences of tokens, each [T], for what it needs to know."""
-    from deeper_layers_companion.rules.choosing import REGISTERED
     from deeper_layers_companion.rules.needs import measure_rule_needs  # slow
+    from deeper_layers_companion.rules.table import REGISTERED
 
     return REGISTERED[rule].choose(sizes, model.config.num_hidden_layers, measure_rule_needs(model, rule, sequences))
 

@@ -11,7 +11,7 @@ from deeper_layers_companion.jobs.pruned_checkpoint import cut_as_json
 from deeper_layers_companion.jobs.select_cuts import select_cuts
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.schema import GIVEN
-from deeper_layers_companion.rules.choosing import DROPPING, REGISTERED
+from deeper_layers_companion.rules.table import DROPPING, REGISTERED
 
 UNKNOWN_BEFORE = (
     "recovery is not known: results hold nothing from before, on weights opened alike, in which the whole model is "

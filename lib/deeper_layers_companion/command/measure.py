@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import click
 
+from deeper_layers.cuts import similarity_cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers_companion.command.options import (
     Answer,
@@ -23,7 +24,7 @@ from deeper_layers_companion.jobs.options import Parameters, SweepParameters
 from deeper_layers_companion.jobs.plan import try_job
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.store import Result
-from deeper_layers_companion.rules.choosing import distance_matrix, similarity_cut
+from deeper_layers_companion.rules.choosing import distance_matrix
 
 
 @subcommand(Parameters, "Which layers are alike: every angular distance.")

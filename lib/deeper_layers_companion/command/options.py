@@ -23,7 +23,7 @@ from deeper_layers.errors import InputError, escape_invisible, first_line
 from deeper_layers.models.sources import PACKAGED
 from deeper_layers.presets import PRESETS
 from deeper_layers_companion.jobs.options import Parameters, SweepParameters
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.table import REGISTERED
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd

@@ -36,7 +36,7 @@ from deeper_layers_companion.jobs.options import Corpus, Dtype, HealingParameter
 from deeper_layers_companion.jobs.pruned_checkpoint import Output, PruningDescription, is_gguf_model, layer_options
 from deeper_layers_companion.jobs.select_cuts import select_cut_and_changes, select_cuts, select_safe_cut
 from deeper_layers_companion.jobs.session import Session
-from deeper_layers_companion.rules.choosing import REGISTERED, Rule
+from deeper_layers_companion.rules.table import REGISTERED, Rule
 
 NOT_SURELY = "results do not say that it surely ruins any of these: where items are few, they can not"
 

@@ -24,7 +24,7 @@ from deeper_layers_companion.jobs.options import (
 )
 from deeper_layers_companion.jobs.until import Until
 from deeper_layers_companion.results.schema import GIVEN
-from deeper_layers_companion.rules.choosing import DESCRIBED
+from deeper_layers_companion.rules.table import DESCRIBED
 
 CALIBRATION: dict = {"split": "train"}  # compared rules are calibrated on this split, and losses are of another
 SEQUENCES = ("corpus", "samples", "sequence_length", "seed")  # what determines the sequences of the distances

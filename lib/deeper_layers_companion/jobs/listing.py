@@ -15,7 +15,7 @@ from deeper_layers_companion.jobs.job import Job, list_unknown_cuts
 from deeper_layers_companion.jobs.options import parse_numbers
 from deeper_layers_companion.jobs.select_cuts import list_blocks, select_cuts_by_rule, select_cuts_by_task
 from deeper_layers_companion.jobs.session import Session
-from deeper_layers_companion.rules.choosing import REGISTERED, RULES
+from deeper_layers_companion.rules.table import REGISTERED, RULES
 
 
 def jobs_of(notebook: str, session: Session) -> Iterator[Job]:

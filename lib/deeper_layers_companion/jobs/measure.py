@@ -22,7 +22,8 @@ from deeper_layers_companion.jobs.job import CALIBRATION, SEQUENCES, USUAL_LENGT
 from deeper_layers_companion.jobs.scoring import SCORE, Measured, score_changed, score_models
 from deeper_layers_companion.jobs.subject import Subject
 from deeper_layers_companion.results.store import Result
-from deeper_layers_companion.rules.choosing import REGISTERED, choose_merges, distance_matrix, distance_table
+from deeper_layers_companion.rules.choosing import choose_merges, distance_matrix, distance_table
+from deeper_layers_companion.rules.table import REGISTERED
 
 Needs = list[Result]  # of the jobs that a job needs, in their order
 

@@ -28,7 +28,7 @@ from deeper_layers_companion.jobs.options import (
 from deeper_layers_companion.jobs.select_cuts import list_blocks
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.schema import ACCURACY
-from deeper_layers_companion.rules.choosing import DROPPING, END_MAPS, REGISTERED
+from deeper_layers_companion.rules.table import DROPPING, END_MAPS, REGISTERED
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd

@@ -22,7 +22,7 @@ from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers_companion import results
 from deeper_layers_companion.jobs.until import DURATION, Until, parse_seconds
 from deeper_layers_companion.results.schema import ACCURACY, GIVEN, HALF_GONE
-from deeper_layers_companion.rules.choosing import DROPPING, REGISTERED, RULES
+from deeper_layers_companion.rules.table import DROPPING, REGISTERED, RULES
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd

@@ -28,7 +28,7 @@ from deeper_layers_companion.jobs.select_cuts import select_cuts_by_task
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.results.store import Result
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.table import REGISTERED
 
 Work = Iterator[tuple[str, Cost | str]]  # what is done, and its cost, or why the cost is not known
 

@@ -19,7 +19,8 @@ from deeper_layers_companion.jobs.job import Data, distances_job, list_unknown_c
 from deeper_layers_companion.jobs.measure import draw_options_sequences, measure_needs
 from deeper_layers_companion.jobs.options import CutsByRule
 from deeper_layers_companion.jobs.session import Session
-from deeper_layers_companion.rules.choosing import REGISTERED, RULES, choose_merges, describe_price, distance_matrix
+from deeper_layers_companion.rules.choosing import choose_merges, distance_matrix
+from deeper_layers_companion.rules.table import REGISTERED, RULES, describe_price
 
 if TYPE_CHECKING:  # imports torch
     from deeper_layers.export.tensors import Changed

@@ -16,6 +16,7 @@ from deeper_layers.markup import as_code as as_code
 from deeper_layers.markup import as_html as as_html
 from deeper_layers.markup import as_markdown as as_markdown
 from deeper_layers.markup import escape_invisible as escape_invisible
+from deeper_layers_companion.rules.table import DESCRIBED
 
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line on a wide screen
@@ -69,7 +70,7 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
 
 TITLES = tomllib.loads(Path(__file__).with_name("titles.toml").read_text(encoding="utf-8"))
 TOPICS = TITLES["tasks"]
-RULES = TITLES["rules"] | TITLES["texts"]
+RULES = {name: rule.title for name, rule in DESCRIBED.items()} | TITLES["texts"]
 FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # from the most capable on
 
 
@@ -82,7 +83,7 @@ def rule_title(rule: str | None) -> str:
     """The title of a rule or a text: "similarity-informed", "random, draw 2", "C4"; its own name if it has none."""
     if rule is None or rule != rule:
         return "chosen by hand"
-    return RULES.get(rule, rule.replace("random-", "random, draw "))
+    return RULES.get(rule, rule)
 
 
 def sort_names(names, first: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 In: sizes, the model's depth, and the measurement that a rule needs. Out: one cut for each size. Needs no torch.
 With torch: how some rules change the layers that stay (changing.py), and the geometry of residuals (geometry.py).
-Read first: choosing.py, the table of all rules and how they choose.
+Read first: table.py, the table of all rules, then choosing.py, the ways to choose.
 """
 
 import lazy_loader

@@ -29,7 +29,8 @@ from deeper_layers.models.measuring import measuring, to_double
 from deeper_layers.models.network import Call, Network
 from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import iterate_residuals, show_progress
-from deeper_layers_companion.rules.choosing import Likeness, MergedLayer, Rule, cut_of_merges
+from deeper_layers_companion.rules.choosing import Likeness, MergedLayer, cut_of_merges
+from deeper_layers_companion.rules.table import Rule
 
 # of the test that the residual receives the MLP's output unchanged, on TRIAL tokens
 TOLERANCE = 1e-6

@@ -21,7 +21,7 @@ from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import Network
 from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import iterate_residuals, show_progress
-from deeper_layers_companion.rules.choosing import END_MAPS
+from deeper_layers_companion.rules.table import END_MAPS
 
 RANK, STEPS, RATE, POSITIONS = END_MAPS["reverse-low-rank"].values()  # each step sees POSITIONS of one sequence
 

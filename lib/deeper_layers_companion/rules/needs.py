@@ -21,7 +21,7 @@ from deeper_layers.similarity import iterate_residuals, show_progress
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import text_loss
 from deeper_layers_companion.rules.changing import build_likeness
-from deeper_layers_companion.rules.choosing import REGISTERED
+from deeper_layers_companion.rules.table import REGISTERED
 
 
 def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:

@@ -22,7 +22,7 @@ from deeper_layers_companion.report.estimates import TIE_TOLERANCE, Estimate, me
 from deeper_layers_companion.report.names import model_title, put_in_order, rule_title, task_title
 from deeper_layers_companion.report.pairing import find_measurements, is_map_row, returns, select_best
 from deeper_layers_companion.report.statistics import group_sequences, nearest, select_distances, sort_by_model
-from deeper_layers_companion.rules.choosing import DESCRIBED
+from deeper_layers_companion.rules.table import DESCRIBED
 
 COMPARED = "agreement", "overlap", "KL"  # with the whole model, in the order of the column compared
 TEXT = "c4"  # the text of the losses that are judged
