@@ -135,7 +135,7 @@ def test_a_plan_is_true_and_a_sweep_goes_on_where_it_stopped_and_is_read_the_nex
     asked = [tiny_folder, *SMALL, "--tasks", ", ".join(tasks), "--sizes", "0-2", "--results", "mine"]
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("deeper_layers.models.sources.hash_once", lambda _: pytest.fail("the weights were read"))
+        patch.setattr("deeper_layers.models.origins.hash_once", lambda _: pytest.fail("the weights were read"))
         patch.setattr(Session, "open", lambda *_: pytest.fail("the model was opened"))
         plan = answer("plan", *asked, "--rules", "simple")
     assert not list(tmp_path.rglob("*.json"))

@@ -15,6 +15,7 @@ from deeper_layers.data import embedded as embedded_data
 from deeper_layers.errors import InputError
 from deeper_layers.models import find_sizes, opening, sources
 from deeper_layers.models.half_precision import Float32Matmul
+from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping import harness, planning
 from deeper_layers.sweeping.sweeps import loglikelihoods
@@ -46,7 +47,7 @@ def test_is_the_real_model(embedded):
     ("name", "layers"), [("embedded", 30), ("Gemma-3-270m", 18), ("Qwen2.5-Coder-1.5B-Instruct", 28)]
 )
 def test_published_models_are_known_by_name_and_what_is_stated_of_them_is_true(name, layers):
-    source, stated = sources.find_model(name), sources.PACKAGED[name]
+    source, stated = sources.find_model(name), PACKAGED[name]
     assert (source.num_layers, source.name, source.weights) == (layers, stated.name, f"sha256:{stated.sha256}")
     if stated.path.exists():
         assert find_sizes(source).layers == find_sizes(sources.find_model(str(stated.path))).layers

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deeper_layers.errors import InputError
-from deeper_layers.models.sources import EMBEDDED, PackagedModel
+from deeper_layers.models.packaged import EMBEDDED, PackagedModel
 from deeper_layers.package_index import Wheel
 from tests.fuzz.damage import write
 

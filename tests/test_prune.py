@@ -18,7 +18,8 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.lineage import read_lineage
 from deeper_layers.healing.adapters import add_adapters, save_adapters
-from deeper_layers.models.sources import EMBEDDED, PACKAGED, QWEN, Source, find_model
+from deeper_layers.models.packaged import EMBEDDED, PACKAGED, QWEN
+from deeper_layers.models.sources import Source, find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.packing import pack
 from deeper_layers.pruning import drop_layers

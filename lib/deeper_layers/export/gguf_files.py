@@ -33,7 +33,8 @@ from deeper_layers.models.gguf_reading import (
     read_gguf,
     split_tensor_name,
 )
-from deeper_layers.models.sources import PACKAGED, Source, find_model
+from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.models.sources import Source, find_model
 from deeper_layers.package_index import cache_folder, hash_once
 
 # architectures whose layers are alike, or described one by one in the file, or counted by llama.cpp as in engines.csv

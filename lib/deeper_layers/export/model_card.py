@@ -20,7 +20,8 @@ from deeper_layers.files import read_plain_file
 from deeper_layers.markup import as_code, as_markdown, escape_invisible
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json
 from deeper_layers.models.gguf_reading import read_gguf
-from deeper_layers.models.sources import HUB_ID, PACKAGED
+from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.models.sources import HUB_ID
 
 LONGEST_CARD = 2**20  # bytes of a card that are read at most
 # entries of a card's head that also hold for the pruned model

@@ -4,8 +4,8 @@ from .opening import device_name as device_name
 from .opening import load_empty_model as load_empty_model
 from .opening import load_model as load_model
 from .opening import load_tokenizer as load_tokenizer
+from .packaged import PACKAGED as PACKAGED
 from .sizes import find_sizes as find_sizes
-from .sources import PACKAGED as PACKAGED
 from .sources import checkpoint_folder as checkpoint_folder
 from .sources import find_model as find_model
 from .sources import model_name as model_name

@@ -200,7 +200,7 @@ def _make_once(target: Path, path: Path, sha256: str, action: str, make: Callabl
 
 
 def _extract_header(path: Path, out: Path) -> None:
-    from transformers import AutoConfig, AutoTokenizer  # slow: see the head of sources.py
+    from transformers import AutoConfig, AutoTokenizer  # slow: see the head of origins.py
 
     with as_input_error(f"transformers can't read the header of {path}"), isolated(path) as folder:
         for auto_class in (AutoConfig, AutoTokenizer):
@@ -209,7 +209,7 @@ def _extract_header(path: Path, out: Path) -> None:
 
 
 def _convert(path: Path, out: Path) -> None:
-    import torch  # slow: see the head of sources.py
+    import torch  # slow: see the head of origins.py
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from deeper_layers.models.configuration import check_loading_report

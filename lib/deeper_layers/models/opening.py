@@ -19,10 +19,10 @@ from deeper_layers.files import temporary_dir
 from deeper_layers.models.checkpoint_files import list_tensors
 from deeper_layers.models.configuration import build_empty_model, check_loading_report, choose_auto_class, read_config
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.models.gguf_reading import conversion_folder, extract_header
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.network import build_device_map
-from deeper_layers.models.sources import CONFIG_PATTERNS, PACKAGED, Source, checkpoint_folder, fetch_files, find_model
+from deeper_layers.models.origins import find_origin
+from deeper_layers.models.sources import CONFIG_ONLY, Source, checkpoint_folder, find_model
 from deeper_layers.package_index import cache_folder
 
 ADVICE = "fix this, or give a whole model with its tokenizer, as save_pretrained writes them"
@@ -140,15 +140,10 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> PreTra
 
 def _open_without_weights(auto_class, source: Source, trust_remote_code: bool):
     """Open the configuration or the tokenizer of a model, without fetching or converting weights."""
-    packaged = PACKAGED.get(source.folder)
+    folder = source.folder
     with as_input_error(f"can't open the model {source.name!r}", ADVICE):
-        path = packaged.path if packaged else source.gguf
-        if path is None:
-            folder = fetch_files(source.folder, source.revision, *CONFIG_PATTERNS)
-        elif path.exists() or conversion_folder(source.weights).is_dir():
-            folder = extract_header(path, source.weights.removeprefix("sha256:"))
-        else:
-            raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
+        if source.weights != CONFIG_ONLY:
+            folder = find_origin(source.folder, source.revision).metadata(source.weights)
         return auto_class.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 

@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from deeper_layers.cuts import Cut
-from deeper_layers.models.sources import PACKAGED, Source
+from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.models.sources import Source
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, escape_invisible, first_line
-from deeper_layers.models.sources import PACKAGED
+from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.presets import PRESETS
 from deeper_layers_companion.jobs.options import Parameters, SweepParameters
 from deeper_layers_companion.rules.table import REGISTERED
