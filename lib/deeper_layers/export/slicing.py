@@ -108,18 +108,12 @@ def slice_checkpoint(
     facts = read_facts(source, folder)
     layer_cut = Cut.of(cut.dropped) if silence else cut
     config = cut_config(layout, layer_cut)
-    entries = layout.entries(layer_cut)
-    if silence:
-        tensors.zero_sublayers(entries, layout, cut)
-    if changed:
-        tensors.replace_tensors(entries, layout, changed)
-    if adapters and adapters.base:  # else peft wrote the folder, and the base is not recorded
-        adapters.check(model_key(source, folder), cut)
+    entries = _select_tensors(layout, cut, silence, changed)
     if adapters:
+        if adapters.base:  # else peft wrote the folder, and the base is not recorded
+            adapters.check(model_key(source, folder), cut)
         _apply_adapters(entries, layout, adapters, config)
-    cast = tensors.cast_entries(entries, layout, dtype, bool(facts.quantized))
-    if cast:
-        set_dtype(config, cast)
+    cast = _cast_tensors(entries, layout, config, dtype, bool(facts.quantized))
     step = lineage.Step.of(
         cut,
         model=model_name(source),
@@ -164,12 +158,32 @@ def _write_others(folder: Path, copied: dict[str, Path], texts: dict[str, str]) 
         (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
+def _select_tensors(layout: Layout, cut: Cut, silence: bool, changed: Changed | None) -> tensors.Entries:
+    """The tensors of the layers that stay; with `silence` all layers stay, and what the cut drops alone is zero."""
+    if silence:
+        entries = layout.entries(Cut.of(cut.dropped))
+        tensors.zero_sublayers(entries, layout, cut)
+    else:
+        entries = layout.entries(cut)
+    if changed:
+        tensors.replace_tensors(entries, layout, changed)
+    return entries
+
+
 def _apply_adapters(entries: tensors.Entries, layout: Layout, adapters: Adapter, config: dict) -> None:
     """Add what adapters learned to the weights; `config` says so where the head gets weights of its own."""
     tensors.add_adapter(entries, layout, adapters)
     if tensors.replace_weights(entries, layout, adapters):
         for part in (config, text_part(config)):
             part["tie_word_embeddings"] = False
+
+
+def _cast_tensors(entries: tensors.Entries, layout: Layout, config: dict, dtype: str, dequantized: bool) -> str | None:
+    """Cast tensors to a data type, and let `config` say so; None where they stay as they are."""
+    cast = tensors.cast_entries(entries, layout, dtype, dequantized)
+    if cast:
+        set_dtype(config, cast)
+    return cast
 
 
 def _describe_mtp(layers: int | None, wanted: bool) -> str:

@@ -37,8 +37,9 @@ class PaddedBatch:
         sequences, prefix = batch.sequences, len(batch.prefix)
         self.ids = padded([s.tokens[prefix:] for s in sequences])
         self.places = (padded([s.scored for s in sequences]) - prefix).clamp(min=0)
-        scored = [(row, slot) for row, s in enumerate(sequences) for slot in range(len(s.scored))]
-        self.rows, self.slots = torch.tensor(scored, dtype=torch.long, device=device).view(-1, 2).unbind(dim=1)
+        slots = [torch.arange(len(s.scored)) for s in sequences]
+        rows = [torch.full_like(of_row, row) for row, of_row in enumerate(slots)]
+        self.rows, self.slots = torch.stack([torch.cat(rows), torch.cat(slots)]).to(device)
         self.branches = None
         if any(s.is_branched for s in sequences):
             depths, numbers = padded([s.depths[prefix:] for s in sequences]).unbind(dim=2)

@@ -206,7 +206,10 @@ class Decoding:
         cache, self.layer_runs = self._read_prompts(model), []
         for layer, level in enumerate(model.tree.levels):
             for part in dict.fromkeys(node.part for node in level):
-                leaves = {number: node.leaves for node in level if node.part == part for number in node.cuts}
+                leaves = {}
+                for node in level:
+                    if node.part == part:
+                        leaves |= dict.fromkeys(node.cuts, node.leaves)
                 pairs = zip(*(cache.kept[residual] for residual in leaves.values()), strict=True)
                 buffers = [functional.pad(torch.cat(tensors), (0, 0, 0, max_tokens)) for tensors in pairs]
                 self.layer_runs.append(LayerRun(layer, part, tuple(leaves), buffers))

@@ -307,13 +307,22 @@ def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
                 packed[_metric_name(metric, rule)] = pack(np.array(values))
         if all(len(s["resps"]) > 1 for s in rule_samples):
             # a column for each choice: items with fewer choices have missing values
-            by_item = [[response[0][0] for response in s["resps"]] for s in rule_samples]
-            logprobs = np.array(list(itertools.zip_longest(*by_item, fillvalue=math.nan))).T
+            logprobs = _pad_rows([_list_logprobs(sample) for sample in rule_samples])
             packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), "logprobs": pack_halves(logprobs)}
             targets = [s["target"] for s in rule_samples]
             if all(isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets):
                 packed["target"] = pack(np.array(targets))
     return packed
+
+
+def _list_logprobs(sample: dict) -> list[float]:
+    """The log-probability of each choice of an item."""
+    return [response[0][0] for response in sample["resps"]]
+
+
+def _pad_rows(rows: list[list[float]]) -> np.ndarray:
+    """Rows of different lengths as one array, with NaN where a row has ended."""
+    return np.array(list(itertools.zip_longest(*rows, fillvalue=math.nan))).T
 
 
 def _pack_lengths(written: list[Answer]) -> dict[str, str]:

@@ -44,7 +44,8 @@ class MemoryEstimate:
         """Bytes for batches that go through the layers of a tree together."""
         prefixes = {batch.prefix for batch in batches if batch.prefix}
         waiting, running = sum(map(len, prefixes)) * tree.nodes * self.network.token_cache_bytes, 0
-        for batch in [*(Batch((), (planning.Sequence(prefix),)) for prefix in prefixes), *batches]:
+        prefix_batches = [Batch((), (planning.Sequence(prefix),)) for prefix in prefixes]
+        for batch in prefix_batches + batches:
             rows, width, states = len(batch.sequences), batch.width, batch.scored * len(tree.cuts)
             waiting += (tree.alive * rows * width + states) * self.residual_bytes
             running = max(running, self._running_bytes(rows, width, len(batch.prefix) + width, states))
@@ -53,7 +54,8 @@ class MemoryEstimate:
     def writing_bytes(self, tree: Tree, rows: int, longest: int, max_tokens: int) -> int:
         """Bytes for `rows` prompts of at most `longest` tokens, and `max_tokens` new tokens of each pruned model."""
         lanes, room, cache_bytes = rows * len(tree.cuts), longest + max_tokens, self.network.token_cache_bytes
-        buffers = rows * room * sum(len(node.cuts) for level in tree.levels for node in level) * cache_bytes
+        nodes = itertools.chain.from_iterable(tree.levels)
+        buffers = rows * room * sum(len(node.cuts) for node in nodes) * cache_bytes
         prompts = rows * longest * (tree.nodes * cache_bytes + tree.alive * self.residual_bytes)
         reading = prompts + self._running_bytes(rows, longest, longest, 0)
         return int(buffers + max(reading, self._running_bytes(lanes, 1, room, lanes)))

@@ -84,8 +84,10 @@ class Sequence:
     @property
     def depths(self) -> list[tuple[int, int]]:
         """For each token its position on the path through its branch, and the branch's number; 0 is the context."""
-        branches = [range(self.context), *(range(self.context, self.context + length) for length in self.branches)]
-        return [(depth, number) for number, depths in enumerate(branches) for depth in depths]
+        found = [(depth, 0) for depth in range(self.context)]
+        for number, length in enumerate(self.branches, 1):
+            found += [(self.context + place, number) for place in range(length)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ class Batch:
     @property
     def requests(self) -> list[int]:
         """The numbers of its requests, in the order of their answers."""
-        return [number for s in self.sequences for number, _, _ in s.requests]
+        numbers = []
+        for s in self.sequences:
+            numbers += [number for number, _, _ in s.requests]
+        return numbers
 
     @property
     def scored_tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -184,7 +189,9 @@ def plan_batches(wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sh
         for s in joined:  # a scored position has to run, and can't be in a prefix
             by_beginning[s.tokens[:SHARED_TOKENS] if s.scored[0] >= SHARED_TOKENS else ()].append(s)
     for beginning, group in by_beginning.items():
-        length = min(len(os.path.commonprefix([s.tokens for s in group])), *(s.scored[0] for s in group))
+        common = os.path.commonprefix([s.tokens for s in group])
+        first_scored = min(s.scored[0] for s in group)
+        length = min(len(common), first_scored)
         is_shared = sharing >= Sharing.PREFIXES and beginning and len(group) >= SHARED_BY
         by_prefix[group[0].tokens[:length] if is_shared else ()] += group
     return [batch for prefix, group in by_prefix.items() for batch in _fill_batches(prefix, group, batch_tokens)]

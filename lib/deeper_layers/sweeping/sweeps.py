@@ -6,6 +6,7 @@ Letters in shapes: C cuts, R requests.
 """
 
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -227,8 +228,9 @@ def loglikelihoods(
             steps = family.layer_steps * sum(batch.tokens for batch in batches)
             identity = family.cuts, [batch.sequences for batch in batches], *names[len(ANSWER.names) :]
             results = parts.read_or_run(identity, steps, run)
+            numbers = list(itertools.chain.from_iterable(batch.requests for batch in batches))
             for name, values in zip(names, results, strict=True):
-                answers[name][:, [number for batch in batches for number in batch.requests]] = values
+                answers[name][:, numbers] = values
         parts.update(parts.total - parts.n)  # the prefixes of finished parts did not run
     return answers["logprob"], answers["greedy"]
 
@@ -240,7 +242,9 @@ def plan_requests(
     short, a batch runs in smaller ones, and these for some of the cuts at a time. Raises InputError for tokens that
     the model does not have."""
     if requests.pairs:
-        tokens = {token for pair in requests.pairs for part in pair for token in part}
+        tokens: set[int] = set()
+        for context, continuation in requests.pairs:
+            tokens.update(context, continuation)
         check_tokens(family.network.model, min(tokens), max(tokens))
     batches = plan_batches(requests, batch_tokens, family.sharing)
     # where layers are on disk, as many batches as memory holds go through together

@@ -106,8 +106,10 @@ class TreeModel:
             )
 
         def grouped(sequences: list[tuple[Batch, Sequence]]) -> list[Batch]:
-            by_batch = itertools.groupby(sequences, key=lambda pair: pair[0])
-            return [Batch(batch.prefix, tuple(s for _, s in group)) for batch, group in by_batch]
+            batches = []
+            for batch, pairs in itertools.groupby(sequences, key=lambda pair: pair[0]):
+                batches.append(Batch(batch.prefix, tuple(s for _, s in pairs)))
+            return batches
 
         def select(cuts: list[Cut]) -> TreeModel:  # a half of the cuts has the whole model beside it, too
             return self.for_cuts([UNPRUNED, *cuts] if self.compares and UNPRUNED not in cuts else cuts)
@@ -118,7 +120,9 @@ class TreeModel:
         def fits(sequences, cuts: list[Cut]) -> bool:
             return select(cuts).bytes_needed(grouped(sequences)) <= memory
 
-        sequences = [(batch, s) for batch in batches for s in batch.sequences]
+        sequences: list[tuple[Batch, Sequence]] = []
+        for batch in batches:
+            sequences += [(batch, s) for s in batch.sequences]
         least = min(LEAST_ROWS, max(1, FEW_TOKENS // max(batch.width for batch in batches)))
         return run_in_halves(run, sequences, self.cuts, fits, least)
 
@@ -211,8 +215,11 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
     requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
     # two contexts with the same beginning
     contexts = [(tokens[:12], requests[:3]), (tokens[:8] + tokens[12:20], requests[3:])]
-    apart = [Sequence.join(context, [request]) for context, group in contexts for request in group]
-    branched = [Sequence.join(context, group) for context, group in contexts]
+    apart = []
+    branched = []
+    for context, group in contexts:
+        apart += [Sequence.join(context, [request]) for request in group]
+        branched.append(Sequence.join(context, group))
 
     def answers(sharing: Sharing) -> np.ndarray:
         """Log-probabilities [C, ways, requests]: one sequence a request, and where masks are given as branches too."""
