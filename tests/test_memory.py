@@ -1,12 +1,15 @@
 """Bytes and seconds that a sweep is estimated to need: the arithmetic, of a tiny Llama, by hand."""
 
+import copy
 import time
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from deeper_layers.cuts import Cut
-from deeper_layers.models.network import Network
+from deeper_layers.models.configuration import text_config
+from deeper_layers.models.network import Network, cache_argument
 from deeper_layers.sweeping.planning import Batch, Sequence, Sharing
 from deeper_layers.sweeping.sweeps import _predict_seconds
 from deeper_layers.sweeping.tree import Tree
@@ -60,6 +63,23 @@ def test_what_is_kept_of_a_token_is_what_the_model_keeps():
     kept = {family: Network(shared_model(family, LAYERS)).token_cache_bytes for family in ("llama", "deepseek_v3")}
     assert kept == {"llama": CACHE, "deepseek_v3": 4 * (16 + 8)}
     assert Network(shared_model("falcon_h1", LAYERS)).token_cache_bytes > CACHE
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo3", "falcon_h1", "gemma4"])
+def test_a_model_without_weights_tells_what_each_layer_keeps(family):
+    """Windows, layers that share keys and values, states that recur: what the model keeps when it runs on tokens."""
+    model = shared_model(family, LAYERS)
+    cache = DynamicCache(config=text_config(model.config))
+    with torch.inference_mode():
+        model.base_model(
+            input_ids=torch.ones(2, 24, dtype=torch.long), use_cache=True, **{cache_argument(model): cache}
+        )
+    told = Network(copy.deepcopy(model).to("meta")).measure_caches(tokens=24, sequences=2)
+    for number, layer in enumerate(cache.layers):
+        if getattr(layer, "keys", None) is not None:
+            kept = layer.keys.nbytes + layer.values.nbytes
+            assert kept <= told[number] <= kept * (1.01 if family != "falcon_h1" else 10)
+    assert told == Network(model).measure_caches(tokens=24, sequences=2)
 
 
 def test_seconds_are_those_of_a_small_batch_for_each_layer_step_and_of_the_head_by_its_parameters(model, monkeypatch):

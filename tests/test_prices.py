@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import json
 import math
 from types import SimpleNamespace
 
@@ -170,6 +171,17 @@ def test_a_model_known_by_its_configuration_is_planned(tiny_folder, tmp_path):
     shown = typed(*words).stdout
     assert "Arithmetic, not measured: 40% of the matrix throughput of the NVIDIA H100" in shown
     assert all(f"{name}, 10^9" in shown for name in ("operations", "memory", "weights"))
+
+
+def test_memory_is_that_of_weights_and_of_the_kv_cache(tiny_folder):
+    content = answer("plan", tiny_folder, "--drop", 2, "--tokens", 1000, "--batch", 3, "--tasks", "capitals")
+    config = json.loads((tiny_folder / "config.json").read_text())
+    a_token = 2 * config["num_key_value_heads"] * config["head_dim"] * 4  # keys and values in float32
+    assert content["cache"] == {"tokens": 1000, "batch": 3}
+    assert [row["size"] for row in content["sizes"]] == [0, 2]
+    for row, layers in zip(content["sizes"], (5, 3), strict=True):
+        assert row["cache_bytes"] == layers * 3000 * a_token
+        assert row["memory_bytes"] == row["bytes"] + row["cache_bytes"]
 
 
 def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, tmp_path):

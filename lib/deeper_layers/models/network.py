@@ -90,15 +90,22 @@ class Network:
             heads = entries.get("num_key_value_heads") or config.num_attention_heads
             width = entries.get("head_dim") or config.hidden_size // config.num_attention_heads
             return 2.0 * heads * width * self.dtype.itemsize
-        cache = DynamicCache(config=config)  # the configuration says which layers recur
+        return sum(self.measure_caches(tokens=8)) / 8 / len(self.layers)
+
+    def measure_caches(self, tokens: int, sequences: int = 1) -> list[int]:
+        """Bytes that each layer keeps of so many tokens in each of so many sequences: keys and values, those within its
+        window, or a state that recurs. The model runs once, which costs nothing where it has no weights."""
+        cache = DynamicCache(config=text_config(self.model.config))  # the configuration says which layers recur
         with torch.inference_mode():
-            ids = torch.zeros(1, 8, dtype=torch.long, device=self.device)
+            ids = torch.zeros(sequences, tokens, dtype=torch.long, device=self.device)
             self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
-        values = []
-        for layer in cache.layers:
+        kept = [0] * len(self.layers)  # a layer that uses another's keeps nothing
+        for number, layer in enumerate(cache.layers):
+            values = []
             for value in vars(layer).values():
                 values += value.values() if isinstance(value, dict) else [value]
-        return sum(value.nbytes for value in values if isinstance(value, torch.Tensor)) / 8 / len(self.layers)
+            kept[number] = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+        return kept
 
     @cached_property
     def layer_devices(self) -> list[torch.device]:

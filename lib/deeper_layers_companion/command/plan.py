@@ -8,7 +8,7 @@ import click
 
 from deeper_layers import models
 from deeper_layers.presets import PRESETS
-from deeper_layers_companion.command.options import Answer, exclude_rules, is_typed, subcommand
+from deeper_layers_companion.command.options import LISTS, Answer, exclude, exclude_rules, is_typed, subcommand
 from deeper_layers_companion.jobs import price
 from deeper_layers_companion.jobs.options import SweepParameters
 from deeper_layers_companion.jobs.plan import describe_jobs, plan_sweep
@@ -29,8 +29,26 @@ COLUMNS = [*COLUMNS.split(), "seconds", "device", "unknown"]
 @click.option(
     "--heal", type=click.Choice(list(PRESETS)), default="small", show_default=True, help="with --machine, of a healing"
 )
+@click.option(
+    "--drop", type=click.IntRange(min=1), help="number of layers to drop: the same as --sizes with one number"
+)
+@click.option(
+    "--tokens", type=click.IntRange(min=1), default=4096, show_default=True, help="in each sequence of the KV cache"
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="sequences at once, for the KV cache"
+)
 @click.option("--jobs", is_flag=True, help="print each job as a line of JSON, with what it needs, for a scheduler")
-def plan(parameters: SweepParameters, model_config: Path | None, machine: str | None, heal: str, jobs: bool) -> Answer:
+def plan(
+    parameters: SweepParameters,
+    model_config: Path | None,
+    machine: str | None,
+    heal: str,
+    drop: int | None,
+    tokens: int,
+    batch: int,
+    jobs: bool,
+) -> Answer:
     """Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
 
     Parameters come from the header or the configuration, what is measured already from results. For tasks that are
@@ -38,18 +56,22 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
 
     \b
     deeper-layers plan embedded
+    deeper-layers plan embedded --drop 8 --tokens 32768 --batch 4
     deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
     deeper-layers plan --model-config config.json --machine h100x8
     """
     if is_typed("model") == is_typed("model_config"):
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
     exclude_rules()
+    exclude("drop", "sizes", *LISTS)
+    if drop is not None:
+        parameters = parameters.replace(sizes=str(drop))
     source = model_config and models.source_of_config(model_config, parameters.dtype)
     session = Session(parameters, source, planning=True)
     if jobs:
         lines = list(describe_jobs(session, heal))
         return Answer({"jobs": lines}, ["\n".join(map(json.dumps, lines))])
-    content = plan_sweep(session, machine, heal)
+    content = plan_sweep(session, machine, heal, tokens, batch)
     return Answer(content, _make_parts(content))
 
 
@@ -61,6 +83,10 @@ def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
     """Yield the plan as texts and tables, whose columns have the names of the JSON."""
     yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
     yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
+    if content["sizes"]:
+        cache = content["cache"]
+        held = f"{cache['batch']:,} sequences" if cache["batch"] > 1 else "1 sequence"
+        yield f"memory_bytes: weights, and the KV cache of {held} of {cache['tokens']:,} tokens (cache_bytes)."
     rows = content["tasks"]
     if content["distances"]:
         rows = [{"task": "distances"} | content["distances"], *rows]

@@ -107,9 +107,12 @@ def _price_if_possible(job: Job, session: Session) -> Work:
         yield job.kind, str(error)
 
 
-def plan_sweep(session: Session, machine: str | None = None, heal: str = "small") -> dict:
+def plan_sweep(
+    session: Session, machine: str | None = None, heal: str = "small", tokens: int = 4096, batch: int = 1
+) -> dict:
     """What is known of a sweep before it runs; with a `machine`, also seconds and memory there, for a healing too.
 
+    The bytes of a pruned model are those of its weights, and of its KV cache for `batch` sequences of `tokens` each.
     [least, most] stand where the cuts of a rule are not known yet. The session is planning, with `SweepParameters`.
     `machine` is a name for `price.find_machine`, or "this", which is timed briefly; `heal` names one of PRESETS. Raises
     InputError for an unknown machine, or options that do not fit the model.
@@ -119,21 +122,28 @@ def plan_sweep(session: Session, machine: str | None = None, heal: str = "small"
     largest = pruned[-1].size
     needs = {} if options.given_cut or not largest else {rule: REGISTERED[rule].needs for rule in options.rule_list}
     measure_distances, distances = distances_job(source, options), None
-    tokens, full = 0, options.samples * options.sequence_length
+    drawn, full = 0, options.samples * options.sequence_length
     if set(needs.values()) & {"distances", "losses"}:
-        tokens = price.count_calibration_tokens(measure_distances.key, session)
+        drawn = price.count_calibration_tokens(measure_distances.key, session)
     if "distances" in needs.values():
         result = session.find(measure_distances)
-        names = ["tokens_at_most", "layer_steps_at_most"] if tokens == full else ["tokens", "layer_steps"]
-        distances = dict(zip(names, [tokens, tokens * layers], strict=True))
+        names = ["tokens_at_most", "layer_steps_at_most"] if drawn == full else ["tokens", "layer_steps"]
+        distances = dict(zip(names, [drawn, drawn * layers], strict=True))
         distances = _read_cost(result) if result else distances
     searches = {}
     for rule, need in needs.items():
         if need == "losses":
             passes, heads = REGISTERED[rule].price(largest, layers)
-            searches[rule] = {"passes": round(passes, 1), "heads": heads, "tokens_at_most": tokens}
+            searches[rule] = {"passes": round(passes, 1), "heads": heads, "tokens_at_most": drawn}
     jobs = {task: scores_job(source, options, [task], cuts) for task, cuts in cuts_by_task.items()}
     tasks = [_plan_task(task, cuts, jobs[task], session) for task, cuts in cuts_by_task.items()]
+    sized = _choose_sized_cuts(pruned, cuts_by_task, session)
+    sizes = _find_sizes(sized, session)
+    if sizes["sizes"]:
+        caches = price.measure_caches(session, tokens, batch)
+        for row, cut in zip(sizes["sizes"], sized, strict=True):
+            row["cache_bytes"] = round(sum(caches[layer] for layer in cut.kept(layers)))
+            row["memory_bytes"] = row["bytes"] + row["cache_bytes"]
     content: dict = {
         "model": source.name,
         "layers": layers,
@@ -143,7 +153,8 @@ def plan_sweep(session: Session, machine: str | None = None, heal: str = "small"
         "distances": distances,
         "searches": searches,
         "tasks": tasks,
-    } | _find_sizes(_choose_sized_cuts(pruned, cuts_by_task, session), session)
+        "cache": {"tokens": tokens, "batch": batch},
+    } | sizes
     if machine is not None:
         missing = [job for job in jobs.values() if session.find(job) is None]
         content["predicted"] = _predict_costs([measure_distances, *missing], pruned[-1], machine, heal, session)

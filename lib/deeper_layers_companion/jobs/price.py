@@ -353,6 +353,18 @@ def _read_shape_once(source: Source, trust_remote_code: bool) -> Shape:
     return read_shape(_build_empty(source, trust_remote_code))
 
 
+def measure_caches(session: Session, tokens: int, sequences: int) -> list[float]:
+    """Bytes that each layer of a session's model keeps of so many tokens in each of so many sequences."""
+    import torch
+
+    from deeper_layers.models.network import Network
+
+    empty = _build_empty(session.source, session.options.trust_remote_code)
+    network = Network(empty.to(torch.bfloat16))  # some experts run in this format only
+    in_dtype = ITEMSIZE[session.source.dtype] / ITEMSIZE["bfloat16"]
+    return [kept * in_dtype for kept in network.measure_caches(tokens, sequences)]
+
+
 def time_this_machine(session: Session) -> Machine:
     """This machine, tried with matrix products as wide as those of a session's model."""
     shape = find_shape(session)
