@@ -128,6 +128,18 @@ def tabulate_verdicts(rows: pd.DataFrame, value: str, verdict: str) -> list[dict
     return table
 
 
+def read_verdicts(rows: pd.DataFrame) -> list[dict]:
+    """What was judged of the third study, from the table of its page: its cells are like "0.5 (0.4 to 0.6): open"."""
+    table = []
+    for row in rows.to_dict("records"):
+        for model, cell in list(row.items())[2:]:
+            value, _, verdict = str(cell).rpartition(": ")
+            if value:
+                number = f"{row['prediction']}, {row['prompt']}"
+                table.append({"model": escape_invisible(model), "number": number, "value": value, "verdict": verdict})
+    return table
+
+
 def collect() -> dict:
     """All that article.typ is given, as it goes into JSON."""
     citation = yaml.safe_load((running.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
@@ -157,6 +169,7 @@ def collect() -> dict:
         "verdicts": {
             "letters_or_words": tabulate_verdicts(judged, "registered", "registered_verdict"),
             "last_layers": tabulate_verdicts(halves, "value", "verdict"),
+            "what-the-last-layers-hold": read_verdicts(rows["11-what-do-the-last-layers-hold#verdicts"]),
         },
     }
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -32,6 +33,27 @@ def test_without_results_it_is_set_and_says_that_no_page_shows_a_verdict(nothing
     assert first.startswith(b"%PDF") and 1 <= len(re.findall(rb"/Type\s*/Page\b", first)) <= 10
     article.write_pdf(nothing / "again.pdf")
     assert (nothing / "again.pdf").read_bytes() == first
+
+
+def test_hashes_of_all_registered_texts_stand_in_it(nothing):
+    """So that a time stamp of the file is one of the texts."""
+    shown = open_query(article.collect(), "<registered>")
+    for one in criteria.list_criteria().values():
+        assert one.commit in shown
+        assert one.sha256[:32] in shown and one.sha256[32:] in shown
+
+
+def open_query(data: dict, selector: str) -> str:
+    """What stands in the element of the document with this label, as JSON."""
+    return str(article.open_compiler(data).query(selector))
+
+
+@pytest.mark.quick
+def test_verdicts_of_the_third_study_are_those_of_its_page():
+    cells = {"prediction": "1. letters", "prompt": "stated", "A": "0.5 (0.4 to 0.6): open", "B": "not measured"}
+    expected = {"model": "A", "number": "1. letters, stated", "value": "0.5 (0.4 to 0.6)", "verdict": "open"}
+    assert article.read_verdicts(pd.DataFrame([cells])) == [expected]
+    assert article.read_verdicts(pd.DataFrame()) == []
 
 
 @pytest.mark.quick

@@ -1,5 +1,7 @@
 """The page of the third study: what is not measured is said so, and its rows stay off other pages."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -95,6 +97,30 @@ def test_answers_of_one_token_stand_beside_longer_ones(scores):
 def test_the_last_layer_is_told_of_every_model_that_was_measured(scores):
     judged = four_kinds.judge(scores)
     value = judged.set_index("number").loc["2. T, the last layer by tasks", "value"]
-    told = f"at least 0.05 more right without its last layer. It is {value:.2f} in m (supported)."
-    assert str(four_kinds.tell_last_layer(judged)).endswith(told)
-    assert str(four_kinds.tell_last_layer(judged[:0])) == "Not measured."
+    compared = four_kinds.compare_last_layer(scores)
+    told = str(four_kinds.tell_last_layer(judged, compared))
+    assert f"before the last one. It is {value:.2f} in m (supported), from " in told
+    halves = [float(number) for number in re.findall(r"(\S+) in w", told)]
+    assert sum(halves) / 2 == pytest.approx(value, abs=0.01)
+    assert str(four_kinds.tell_last_layer(judged[:0], compared)) == "Not measured."
+
+
+def test_every_other_prediction_is_told_with_what_came_of_it(scores):
+    judged = four_kinds.judge(scores)
+    values = judged.set_index("number")["value"]
+    loss = values["3. U, the last layer by loss"]
+    words = values["4. E, English less Spanish words"]
+    assert f"It is {loss:.2f} in m (" in str(four_kinds.tell_last_loss(judged))
+    assert f"It is {words:.2f} in m (" in str(four_kinds.tell_answers(judged))
+    returned = four_kinds.tabulate_returned(scores)
+    told = str(four_kinds.tell_maps(judged, returned))
+    mapped = judged[judged["number"].str.startswith("5.") & judged["value"].notna()]
+    assert told.count("map returns") == len(mapped)
+    assert told == "Not measured." or told.endswith("the weaker map.")
+
+
+def test_the_ends_of_prediction_1_are_the_registered_bootstrap_s_also_where_nothing_is_right():
+    """Elsewhere they follow from Wilson's intervals, which the criterion does not name."""
+    judged = four_kinds.judge(asked(WRITTEN | {"reverse": (0.0, 0.0)}))
+    row = judged[judged["number"] == "1. writing kept"].iloc[0]
+    assert [row["value"], row["low"], row["high"]] == [0, 0, 0]

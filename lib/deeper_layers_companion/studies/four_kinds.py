@@ -74,17 +74,67 @@ def tell_outliving(judged: pd.DataFrame) -> Iterator[dict]:
         yield {"model": model, "prompt": prompt, "verdict": letters["verdict"]} | kept
 
 
-def tell_last_layer(judged: pd.DataFrame) -> Sentences:
-    """Prediction 2 in words, with what came of it in each model that was measured."""
-    rows = judged[judged["number"].str.startswith("2.") & judged["value"].notna()]
+def tell_last_layer(judged: pd.DataFrame, compared: pd.DataFrame) -> Sentences:
+    """Prediction 2 in words, with what came of it in each model that was measured, and its two halves. `compared` is
+    the table of `compare_last_layer`."""
     parts = []
-    for row in put_in_order(rows).to_dict("records"):
-        parts.append(f"{row['value']:.2f} in {model_title(row['model'])} ({row['verdict']})")
+    for row in _find_judged(judged, "2."):
+        of_model = compared[(compared["model"] == row["model"]) & compared["size"].isin(study.LAST_SIZES)]
+        halves = of_model.groupby("asked")["value"].mean()
+        parts.append(
+            f"{_tell_verdict(row)}, from {halves['words']:.2f} in words and {halves['written']:.2f} in writing"
+        )
     told = (
-        f"Predicted too: a model answers at least {study.LEAST_TASKS:.2f} more right without its last layer. "
-        f"It is {'; '.join(parts)}."
+        f"Predicted too: without the last n layers at least {study.LEAST_TASKS:.2f} more answers are right than "
+        f"without the n before the last one. It is {'; '.join(parts)}."
     )
     return Sentences([told] if parts else [], "last-layer")
+
+
+def tell_last_loss(judged: pd.DataFrame) -> Sentences:
+    """Prediction 3 in words, with what came of it in each model that was measured."""
+    parts = [_tell_verdict(row) for row in _find_judged(judged, "3.")]
+    told = (
+        f"Of the loss the opposite was predicted: at least {study.LEAST_LOSS:.2f} nats more without the last n layers. "
+        f"It is {'; '.join(parts)}."
+    )
+    return Sentences([told] if parts else [], "last-loss")
+
+
+def tell_answers(judged: pd.DataFrame) -> Sentences:
+    """Prediction 4 in words, with what came of it in each model that can show it."""
+    parts = [_tell_verdict(row) for row in _find_judged(judged, "4.")]
+    told = (
+        f"English words were predicted to outlast Spanish ones: of writing them at least {study.LEAST_BY_ANSWER:.2f} "
+        f"more is kept. It is {'; '.join(parts)}."
+    )
+    return Sentences([told] if parts else [], "by-answer")
+
+
+def tell_maps(judged: pd.DataFrame, returned: pd.DataFrame) -> Sentences:
+    """Prediction 5 in words, for each map that was measured. `returned` is the table of `tabulate_returned`."""
+    of_loss = returned[returned["asked"] == LOSS_NAME].set_index(["model", "map"])["value"]
+    parts = []
+    for name in study.MAPS.values():
+        for row in _find_judged(judged, f"5. R of writing, {name} map"):
+            share = of_loss[row["model"], name]
+            title = model_title(row["model"])
+            parts.append(
+                f"In {title} the {name} map returns {format_number(row)} of the writing that was lost, and "
+                f"{share:.2f} of the loss ({row['verdict']})."
+            )
+    weaker = "A map that returns less may only be the weaker map."
+    return Sentences([*parts, weaker] if parts else [], "maps")
+
+
+def _find_judged(judged: pd.DataFrame, number: str) -> list[dict]:
+    """The rows of one prediction with a number, in the order of models."""
+    rows = judged[judged["number"].str.startswith(number) & judged["value"].notna()]
+    return put_in_order(rows).to_dict("records")
+
+
+def _tell_verdict(row: dict) -> str:
+    return f"{row['value']:.2f} in {model_title(row['model'])} ({row['verdict']})"
 
 
 def _tell_kept(row: dict) -> str:

@@ -21,6 +21,7 @@ from deeper_layers_companion.report.estimates import (
     NOT_TESTED,
     SUPPORTED,
     Estimate,
+    differ,
     estimate_mean,
     mean_of,
     resample,
@@ -133,7 +134,7 @@ def compare_dtypes(scores: pd.DataFrame) -> Iterator[dict]:
         outcomes = np.stack([row["outcome_bfloat16"], row["outcome"]])
         row["bfloat16"], row["float32"] = outcomes.mean(axis=1)
         row |= {"asked": FORM_OF[row["task"]], "turned": int((outcomes[0] != outcomes[1]).sum())}
-        yield row | Estimate.of(resample(outcomes[1] - outcomes[0])).columns()
+        yield row | differ(outcomes[1], outcomes[0]).columns()
 
 
 @returns("model number value low high limit verdict")

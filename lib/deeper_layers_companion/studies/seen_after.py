@@ -11,7 +11,7 @@ import pandas as pd
 
 from deeper_layers.data import embedded
 from deeper_layers_companion.report.calibration import calibrate, estimate_option_bias, pair_logprobs, score_options
-from deeper_layers_companion.report.estimates import Estimate, are_shares, estimate_mean, resample
+from deeper_layers_companion.report.estimates import are_shares, differ, estimate_mean
 from deeper_layers_companion.report.names import task_title
 from deeper_layers_companion.report.pairing import (
     Measurement,
@@ -144,7 +144,7 @@ def _count_items(vectors: Vectors) -> int:
 
 
 def _compare_pair(last_dropped: np.ndarray, last_kept: np.ndarray) -> dict:
-    difference = Estimate.of(resample(last_dropped - last_kept))
+    difference = differ(last_dropped, last_kept)
     is_loss = not are_shares(np.stack([last_dropped, last_kept]))
     higher, lower = ("kept", "dropped") if is_loss else ("dropped", "kept")
     better = ""

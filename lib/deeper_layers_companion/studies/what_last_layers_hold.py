@@ -1,6 +1,7 @@
 """What do the last layers hold? The third study, judged as registered/what-the-last-layers-hold.md says.
 
-The criterion and `judge` were committed together, before any pruned model was asked. Neither is edited afterwards.
+The criterion and `judge` were committed together, before any pruned model was asked. The criterion is never edited; of
+`judge` names and imports alone were, and intervals that are the registered bootstrap's are asked for by their level.
 Letters in shapes as in report/estimates.py: I items, C cuts, N the number of all items and of each draw.
 """
 
@@ -33,6 +34,7 @@ UNASKED = "answers_in_words_unasked"
 LETTERS_CALIBRATED, WORDS_CALIBRATED = "letter, calibrated", "words, calibrated"
 CHANCE = 0.25  # one of four choices, and each letter is right equally often
 LOSS = "c4"
+LEVEL = 0.95  # of all intervals, of the paired bootstrap alone, also where few items decide
 LEAST_KEPT, MOST_WRITTEN, OUTLIVED_SIZE = 0.80, 0.30, 5  # prediction 1
 LEAST_TASKS, LEAST_LOSS, LAST_SIZES = 0.05, 0.10, range(2, 7)  # predictions 2 and 3
 LEAST_BY_ANSWER, ANSWER_SIZES = 0.20, range(1, 5)  # prediction 4
@@ -122,9 +124,9 @@ def _judge_outliving(model: str, prompt: str, last: Answers) -> Iterator[dict]:
     letters, written = Estimate(no_value_reason=NOT_TESTED), Estimate(no_value_reason=NOT_TESTED)
     if last.has(size):
         is_size = last.cuts["size"].isin(size)
-        letters = last.kept(LETTERS_CALIBRATED).mean_over(is_size)
-        written = last.kept("written").mean_over(is_size)
-    difference = letters - written
+        letters = last.kept(LETTERS_CALIBRATED).mean_over(is_size).at_level(LEVEL)
+        written = last.kept("written").mean_over(is_size).at_level(LEVEL)
+    difference = (letters - written).at_level(LEVEL)
     if difference.no_value_reason:
         verdict = difference.no_value_reason
     elif letters.high < LEAST_KEPT or written.low > MOST_WRITTEN:
