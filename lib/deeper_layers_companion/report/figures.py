@@ -237,7 +237,7 @@ def best_starts(nearest: pd.DataFrame):
     authors = paper.authors_starts()
     over = pd.concat([last, authors.drop(columns="model")])
     look = {"hue": "model", "col": None, "row": None}
-    caption = f"{findings.state_starts(rows, authors)} First layer against size, as shares of all layers."
+    caption = f"{findings.state_depths(rows, paper.depth_at_quarter())} Drawn is where each block starts."
     return curves(rows, y="start_share", **look, over=over, name="best-starts", caption=caption)
 
 

@@ -1,33 +1,40 @@
 """What a figure shows, in words: captions that state it, notes at a cliff or a rebound, and the shape of a line."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
 from deeper_layers_companion.report.names import escape_invisible, model_title, rule_title, sort_models
+from deeper_layers_companion.report.statistics import find_depth, find_quarter
 
 HALF = 0.5
 FLAT = 0.05  # a line that moves by less than this, of its own height, stays
 FIRST_TOPICS = 2  # that a caption tells of
 MOST_MODELS = 3  # likewise
-QUARTER = 0.25  # of the layers, where models are compared
 
 
 def find_events(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
     """Where a curve of shares kept falls to half, and where it is surely back above half after it surely was below: the
     row and its words. `line` has the columns of `statistics.curves`, of one rule."""
-    if not {"kept", "kept_low", "kept_high", "size"} <= set(line):
+    if not {"kept", "kept_low", "kept_high", "size", "gone_at"} <= set(line):
         return []
     line = line[(line["size"] > 0) & line["kept"].notna()].sort_values("size")
     events = []
     gone = line[line["kept"] <= HALF]
     if len(gone):
-        events.append((gone.iloc[0], f"half gone at {gone.iloc[0]['size']:.0f}"))
+        events.append((gone.iloc[0], f"half gone at {gone.iloc[0]['gone_at']}"))
     below = line[line["kept_high"] < HALF]
     if len(below):
         back = line[(line["size"] > below["size"].min()) & (line["kept_low"] > HALF)]
         if len(back):
             events.append((back.iloc[0], f"back at {back.iloc[0]['size']:.0f}"))
     return events
+
+
+def tell_half_gone(row: Mapping) -> str:
+    """Where half is gone, as every page says it, of a row of `statistics.half_gone_table` or `statistics.curves`."""
+    return f"half is gone at {row['gone_at']} of {row['layers']:.0f} layers"
 
 
 def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
@@ -46,43 +53,43 @@ def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
 
 def state_half_gone(curves: pd.DataFrame) -> str:
     """Where half of the first topics is gone in the first model without its most similar layers; "" without."""
-    if "kept" not in curves or curves.empty:
+    if "gone_at" not in curves or curves.empty:
         return ""
-    model = sort_models(curves["model"].unique())[0]
+    model, of_model = select_first(curves)
+    of_rule = of_model[(of_model["rule"] == "similarity") & of_model["gone_at"].ne("")]
     parts = []
-    for topic, rows in curves[curves["model"] == model].groupby("topic", sort=False):
-        events = find_events(rows[rows["rule"] == "similarity"])
-        if events:
-            parts.append(f"of {topic} without {events[0][0]['size']:.0f}")
+    for topic, line in of_rule.groupby("topic", sort=False):
+        words = f"at {line['gone_at'].iloc[0]}" if parts else tell_half_gone(line.iloc[0])
+        parts.append(f"{words} on {topic}")
     if not parts:
         return ""
-    layers = int(curves[curves["model"] == model]["layers"].iloc[0])
-    told = "; ".join(parts[:FIRST_TOPICS])
-    return f"{escape_title(model)} has lost half {told} of its {layers} layers, the most similar ones."
+    return f"In {model}, the most similar layers dropped, {' and '.join(parts[:FIRST_TOPICS])}."
 
 
 def state_kept(rows: pd.DataFrame, hue: str) -> str:
-    """Where half of each line of shares kept is gone in the first model, the earliest first."""
-    if rows.empty:
+    """Which line of shares kept falls to half first in the first model, which last, and which ones keep more."""
+    if rows.empty or "gone_at" not in rows:
         return ""
     model, of_model = select_first(rows)
-    gone = []
+    fallen = []
     held = []
-    for label, line in of_model[of_model["size"] > 0].groupby(hue, sort=False):
-        line = line.dropna(subset="kept").sort_values("size")
-        fallen = line[line["kept"] <= HALF]
-        if len(fallen):
-            gone.append((int(fallen["size"].iloc[0]), rule_title(str(label))))
+    for label, line in of_model[of_model["size"] > 0].dropna(subset="kept").groupby(hue, sort=False):
+        line = line.sort_values("size")
+        gone = line[line["kept"] <= HALF]
+        title = rule_title(str(label))
+        if len(gone):
+            fallen.append((int(gone["size"].iloc[0]), title, gone.iloc[0]))
         elif len(line):
-            last = line.iloc[-1]
-            held.append(f"{rule_title(str(label))} keeps {last['kept']:.0%} at {last['size']:.0f}")
-    parts = [f"{label} at {size}" for size, label in sorted(gone)]
+            held.append(f"{title} still keeps {line['kept'].iloc[-1]:.0%} at {line['size'].iloc[-1]:.0f}.")
+    fallen.sort(key=lambda one: one[0])
     sentences = []
-    if parts:
-        sentences.append(f"Half is gone in {model} ({of_model['layers'].iloc[0]} layers): {'; '.join(parts)}.")
-    if held:
-        sentences.append(f"{'; '.join(held)}.")
-    return " ".join(sentences)
+    if fallen:
+        _, title, row = fallen[0]
+        sentences.append(f"In {model} {title} falls first: {tell_half_gone(row)}.")
+    if len(fallen) > 1:
+        _, title, row = fallen[-1]
+        sentences.append(f"{title} falls last: at {row['gone_at']}.")
+    return " ".join(sentences + held)
 
 
 def state_differences(rows: pd.DataFrame) -> str:
@@ -146,31 +153,23 @@ def describe_ends(rows: pd.DataFrame, y: str, x: str, *, is_named: bool = True, 
 def state_nearest(nearest: pd.DataFrame) -> str:
     """Which block of a quarter of the layers is the most similar one, model by model."""
     parts = []
-    for model, rows in nearest.groupby("model", sort=False):
-        quarter = rows[rows["size"] == round(QUARTER * rows["layers"].iloc[0])].head(1)
-        for row in quarter.to_dict("records"):
-            block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
-            parts.append(f"{block} in {escape_title(model)}")
+    for row in nearest[nearest["size"] == find_quarter(nearest["layers"])].to_dict("records"):
+        block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
+        parts.append(f"{block} in {escape_title(row['model'])}")
     if parts:
-        return f"Of a quarter of the layers the most similar are {'; '.join(parts)}."
+        return f"The most similar block of a quarter of the layers: {'; '.join(parts)}."
     return ""
 
 
-def state_starts(rows: pd.DataFrame, authors: pd.DataFrame) -> str:
-    """How deep the most similar block of a quarter of the layers starts, here and in the authors' models. Both tables
-    have share and start_share."""
-
-    def at_quarter(line: pd.DataFrame) -> float:
-        return line.iloc[(line["share"] - QUARTER).abs().argmin()]["start_share"]
-
-    here = []
-    for model, line in rows.groupby("model", sort=False):
-        here.append(f"{at_quarter(line):.0%} in {escape_title(model)}")
-    there = [at_quarter(line) for _, line in authors.groupby("label", sort=False)]
-    text = f"A quarter dropped, the block starts at {', '.join(here)} of the depth"
-    if there:
-        return f"{text}; at {min(there):.0%} to {max(there):.0%} in the authors' models."
-    return f"{text}."
+def state_depths(nearest: pd.DataFrame, of_paper: pd.DataFrame) -> str:
+    """How deep the most similar block of a quarter of the layers lies, here and in the authors' models, from
+    `statistics.nearest` and `paper.depth_at_quarter`."""
+    rows = nearest[nearest["size"] == find_quarter(nearest["layers"])]
+    here = [f"{depth:.2f} in {escape_title(model)}" for depth, model in zip(find_depth(rows), rows["model"])]
+    if not here:
+        return ""
+    text = f"Of a quarter of the layers the most similar block is centred at depth {', '.join(here)}"
+    return f"{text}; at {of_paper['depth'].min():.2f} to {of_paper['depth'].max():.2f} in the authors' models."
 
 
 def state_last_block(rows: pd.DataFrame) -> str:

@@ -110,6 +110,22 @@ def model_title(model: str) -> str:
     return model.rpartition("/")[2].removesuffix("-Instruct")
 
 
+def join_words(words: Iterable[str]) -> str:
+    """Words as a list in a sentence: "A, B and C"."""
+    words = list(words)
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def join_verdicts(rows: pd.DataFrame, form: str = "{model}") -> str:
+    """What became of one prediction in every model, in one sentence's words: "supported in A, at floor in B and C".
+    `rows` have model and verdict; `form` names a model with other columns, like "{model} ({value:.0%})"."""
+    by_verdict: dict[str, list[str]] = {}
+    for row in put_in_order(rows).to_dict("records"):
+        named = form.format(**row | {"model": model_title(row["model"])})
+        by_verdict.setdefault(row["verdict"], []).append(named)
+    return ", ".join(f"{verdict} in {join_words(models)}" for verdict, models in by_verdict.items())
+
+
 def format_number(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) -> str:
     """A number in prose: "0.91 (0.85 to 0.97)", or "11% (7 to 14%)". `value` may be an Estimate or a row of a frame."""
     if not isinstance(value, (int, float)):
@@ -145,10 +161,12 @@ class Sentences:
 
 def said(sentence: str, rows: pd.DataFrame, *, name: str = "answer") -> Sentences:
     """One sentence for each row of a frame, with the row's columns in place of {column}, so that no number in prose is
-    typed by hand.
+    typed by hand. Of a model its title stands there.
 
     Example:
         >>> print(said("{model} keeps {kept:.0%}.", pd.DataFrame({"model": ["a", "b"], "kept": [0.5, 0.25]})))
         a keeps 50%. b keeps 25%.
     """
+    if "model" in rows:
+        rows = rows.assign(model=rows["model"].map(model_title))
     return Sentences([sentence.format(**row) for row in rows.to_dict("records")], name)
