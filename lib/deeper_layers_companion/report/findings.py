@@ -5,7 +5,14 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from deeper_layers_companion.report.names import escape_invisible, model_title, rule_title, sort_models
+from deeper_layers_companion.report.names import (
+    escape_invisible,
+    join_words,
+    model_title,
+    rule_title,
+    sort_models,
+    title_within,
+)
 from deeper_layers_companion.report.statistics import find_depth, find_quarter
 
 HALF = 0.5
@@ -51,23 +58,41 @@ def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
     return []
 
 
+def list_half_gone(rows: Mapping[str, Mapping]) -> str:
+    """Where half is gone of several rows, as `tell_half_gone` says it of one; the keys end each part: "half is gone at
+    2 of 28 layers on GSM8K, at 3 or 4 on MMLU by letter and at 13 on capitals"."""
+    parts = [f"at {row['gone_at']} {words}" for words, row in rows.items()]
+    for words, row in list(rows.items())[:1]:
+        parts[0] = f"{tell_half_gone(row)} {words}"
+    return join_words(parts)
+
+
 def state_half_gone(curves: pd.DataFrame) -> str:
     """Where half of the first topics is gone in the first model without its most similar layers; "" without."""
     if "gone_at" not in curves or curves.empty:
         return ""
     model, of_model = select_first(curves)
     of_rule = of_model[(of_model["rule"] == "similarity") & of_model["gone_at"].ne("")]
-    parts = []
-    for topic, line in of_rule.groupby("topic", sort=False):
-        words = f"at {line['gone_at'].iloc[0]}" if parts else tell_half_gone(line.iloc[0])
-        parts.append(f"{words} on {topic}")
-    if not parts:
-        return ""
-    return f"In {model}, the most similar layers dropped, {' and '.join(parts[:FIRST_TOPICS])}."
+    lines = {}
+    for topic, line in list(of_rule.groupby("topic", sort=False))[:FIRST_TOPICS]:
+        lines[f"on {title_within(str(topic))}"] = line.iloc[0].to_dict()
+    return f"In {model}, the most similar layers dropped, {list_half_gone(lines)}." if lines else ""
+
+
+def state_earliest(gone: pd.DataFrame) -> str:
+    """The task of which half is gone first, and the last one, in the first models without their most similar layers,
+    from `statistics.half_gone_table`."""
+    rows = gone[(gone["rule"] == "similarity") & (gone["no_value_reason"] == "")]
+    sentences = []
+    for model in sort_models(rows["model"].unique())[:MOST_MODELS]:
+        ends = rows[rows["model"] == model].sort_values("value", kind="stable").iloc[[0, -1]]
+        told = list_half_gone({f"on {title_within(row['topic'])}": row for row in ends.to_dict("records")})
+        sentences.append(f"In {escape_title(model)} {told}.")
+    return " ".join(sentences)
 
 
 def state_kept(rows: pd.DataFrame, hue: str) -> str:
-    """Which line of shares kept falls to half first in the first model, which last, and which ones keep more."""
+    """Which line of shares kept falls to half first in the first model, which last, and what the others keep."""
     if rows.empty or "gone_at" not in rows:
         return ""
     model, of_model = select_first(rows)
@@ -76,20 +101,18 @@ def state_kept(rows: pd.DataFrame, hue: str) -> str:
     for label, line in of_model[of_model["size"] > 0].dropna(subset="kept").groupby(hue, sort=False):
         line = line.sort_values("size")
         gone = line[line["kept"] <= HALF]
-        title = rule_title(str(label))
+        words = f"on {title_within(rule_title(str(label)))}"
         if len(gone):
-            fallen.append((int(gone["size"].iloc[0]), title, gone.iloc[0]))
-        elif len(line):
-            held.append(f"{title} still keeps {line['kept'].iloc[-1]:.0%} at {line['size'].iloc[-1]:.0f}.")
+            fallen.append((int(gone["size"].iloc[0]), words, gone.iloc[0].to_dict()))
+        else:
+            last = line.iloc[-1]
+            held.append(f"{last['kept']:.0%} is still kept at {last['size']:.0f} {words}.")
     fallen.sort(key=lambda one: one[0])
-    sentences = []
-    if fallen:
-        _, title, row = fallen[0]
-        sentences.append(f"In {model} {title} falls first: {tell_half_gone(row)}.")
-    if len(fallen) > 1:
-        _, title, row = fallen[-1]
-        sentences.append(f"{title} falls last: at {row['gone_at']}.")
-    return " ".join(sentences + held)
+    ends = {words: row for _, words, row in [*fallen[:1], *fallen[-1:]]}
+    told = [f"In {model} {list_half_gone(ends)}, the first and the last." if len(ends) > 1 else ""]
+    if len(ends) == 1:
+        told = [f"In {model} {list_half_gone(ends)}."]
+    return " ".join(filter(None, [*told, *held]))
 
 
 def state_differences(rows: pd.DataFrame) -> str:
@@ -102,7 +125,7 @@ def state_differences(rows: pd.DataFrame) -> str:
     for sure, word in ((of_model["low"] > 0, "more"), (of_model["high"] < 0, "less")):
         if sure.any():
             row = of_model.loc[of_model.loc[sure, "value"].abs().idxmax()]
-            parts.append(f"{abs(row['value']):.2f} {word} of {row['topic']} (at {row['size']:.0f} layers)")
+            parts.append(f"{abs(row['value']):.2f} {word} of {title_within(row['topic'])} (at {row['size']:.0f} layers)")
     told = f"up to {', and up to '.join(parts)}" if parts else "neither surely more nor surely less"
     return f"In {model} the similarity-informed rule keeps {told}."
 
@@ -129,7 +152,7 @@ def select_first(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
 
 def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
-    """The least and the most of the first models' rows: "Share kept: 10% (Facts, written) to 91% (Capitals) in m.".
+    """The least and the most of the first models' rows: "Share kept: 10% (Written facts) to 91% (Capitals) in m.".
     Of the first model they are named."""
     parts = []
     for model in sort_models(rows["model"].unique())[:MOST_MODELS]:
@@ -140,7 +163,7 @@ def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
 
 
 def describe_ends(rows: pd.DataFrame, y: str, x: str, *, is_named: bool = True, is_share: bool = False) -> str:
-    """The least and the most of some rows: "10% (Facts, written) to 91% (Capitals)"."""
+    """The least and the most of some rows: "10% (Written facts) to 91% (Capitals)"."""
     rows = rows[rows[x].notna()].sort_values(x)
     form = "{:.0%}" if is_share or x in ("share", "kept") else "{:.2g}"
     ends = []

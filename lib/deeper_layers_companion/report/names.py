@@ -21,6 +21,7 @@ from deeper_layers_companion.rules.table import DESCRIBED
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line on a wide screen
 MANY = 7  # a table of more columns is too wide for the column of the text
+PLAIN = ("Answers", "Capitals", "Chosen", "New", "Packaged", "Written")  # first words of titles that are no names
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the first letter of a formula, full-width ones too
 
@@ -75,8 +76,15 @@ FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")
 
 
 def task_title(task: str) -> str:
-    """The title of a task: "MMLU, letter chosen", "Capitals, words chosen"; its own name if it has none."""
+    """The title of a task: "MMLU by letter", "Capitals in words"; its own name if it has none."""
     return TOPICS.get(task, task)
+
+
+def title_within(title: str) -> str:
+    """A title within a sentence: "capitals in words", but "MMLU by letter"."""
+    if title.partition(" ")[0] in PLAIN:
+        return title[0].lower() + title[1:]
+    return title
 
 
 def rule_title(rule: str | None) -> str:
