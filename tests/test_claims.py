@@ -32,7 +32,7 @@ def found():
         ("mmlu", [0.75, 0.3, 0.25, 0.25], "contradicted", ""),
         ("mmlu", [0.75, 0.74, 0.25, 0.25], "inconclusive", "it lies exactly on the limit"),
         ("mmlu", [0.3] * 4, "at floor", ""),
-        ("capitals", [0.75, 0.5], "not tested", "MMLU, letter chosen was not asked"),
+        ("capitals", [0.75, 0.5], "not tested", "MMLU by letter was not asked"),
     ],
 )
 def test_a_plateau_ends_no_earlier_than_the_papers(task, shares, verdict, reason):

@@ -97,7 +97,7 @@ def test_x_is_the_sum_of_two_halves_and_one_may_carry_it_alone():
     assert writing["verdict"] == SUPPORTED != letters["verdict"]
 
 
-@pytest.mark.parametrize(("kept", "said"), [({LATE: 0.2}, "So it is in m ("), ({}, "It is not so in m (")])
+@pytest.mark.parametrize(("kept", "said"), [({LATE: 0.2}, "It is supported in m ("), ({}, "It is contradicted in m (")])
 def test_the_prediction_is_told_in_plain_words_with_what_came_of_it(kept, said):
     table = answers(kept)
     told = str(tell_prediction(table))

@@ -83,12 +83,12 @@ def test_the_same_cut_of_another_model_is_that_of_all_steps_of_a_folder(tiny_fol
 def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
     """By the published results of the embedded model, whose file need not be here."""
     known = answered("embedded", tmp_path / "out.gguf", "--drop", 4, "--dry-run")
-    assert "Capitals, words chosen" in known["ruins"] and not any("MMLU" in topic for topic in known["ruins"])
+    assert "Capitals in words" in known["ruins"] and not any("MMLU" in topic for topic in known["ruins"])
     scores = {score["topic"]: one_cut.Score(**score) for score in known["scores"]}
     described = PruningDescription(EMBEDDED.name, 30, Cut(2, 4), [], None, [], list(scores.values()))
     able = [score for score in scores.values() if score.largest is not None]
     assert known["cut"]["start"] == 2 and f"ruins {len(known['ruins'])} of {len(able)} " in described.warnings()[0]
-    score = scores["Capitals, words chosen"]
+    score = scores["Capitals in words"]
     assert score.largest == 2 and score.guessing > 0.25 and score.items == 120
     units = [unit for unit in read_results(results_folder(), "scores", EMBEDDED.name) if unit.name == "capitals"]
     units = [unit for unit in units if "2,4" in cut_names(unit.key) and unit.key["dtype"] == score.how]

@@ -75,7 +75,7 @@ def distances_of(drawn: np.ndarray) -> pd.DataFrame:
 def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(shares, kept, gone, no_value_reason):
     table = made(curve(shares))
     found, (half,) = statistics.curves(table), statistics.half_gone_table(table).to_dict("records")
-    assert found["size"].tolist() == list(range(len(shares))) and found["topic"].unique() == ["MMLU, letter chosen"]
+    assert found["size"].tolist() == list(range(len(shares))) and found["topic"].unique() == ["MMLU by letter"]
     assert found["kept"].tolist() == pytest.approx(kept, nan_ok=True) and (found["low"] < found["value"]).all()
     assert found["whole"].tolist() == pytest.approx([shares[0]] * len(shares))
     assert [half["value"], half["share"]] == pytest.approx([gone, gone / LAYERS], nan_ok=True)
@@ -250,7 +250,6 @@ def test_readme_tells_what_was_measured():
     assert len(text.split()) <= 750
     qwen, on_c4 = scores[scores["model"] == QWEN], distances.query("corpus == 'c4'")
     gone = statistics.half_gone_table(qwen[qwen["rule"] == "similarity"]).set_index("task")
-    likely = gone["likely"].map(lambda numbers: " or ".join(f"{number:.0f}" for number in numbers))
     earlier = statistics.kept_by_place(qwen).query("start == 23").set_index("task")
     kept = earlier["kept"].map("{:.0%}".format)
     facts = letters_or_words.costs(scores).query("task == 'written_facts'").pivot(index="model", columns="place")
@@ -266,10 +265,9 @@ def test_readme_tells_what_was_measured():
     least, most = loss.iloc[[0, -1]].to_dict("records")
     first = four_kinds.judge(qwen).query("number.str.startswith('1.') and prompt == 'question'")
     outlived, outcome = first["value"].tolist(), first["verdict"].iloc[0]
-    (preferred,) = four_kinds.judge(qwen).query("number.str.startswith('2.')")["verdict"]
+    preferred = names.join_verdicts(four_kinds.judge(scores).query("number.str.startswith('2.')"))
     sentences = [
-        f"by letter: half is gone at {likely['mmlu']} layers. Chosen in words it is at {likely['mmlu_continuation']}.",
-        f"GSM8K falls at {likely['gsm8k']}.",
+        f"half is gone at {gone.loc['gsm8k', 'gone_at']} to {gone.loc['capitals', 'gone_at']} of 28 layers, by task",
         f"depth {depth[QWEN]} (SmolLM2-135M {depth[SMOLLM]}, Gemma-3-270m {depth[GEMMA]})",
         f"in the paper's models at {of_paper.min():.2f} to {of_paper.max():.2f}",
         "{} is kept without the last 1 to 8 layers, {} without the most similar".format(*forms.loc[(QWEN, "written")]),
@@ -286,10 +284,10 @@ def test_readme_tells_what_was_measured():
         f"{kept['mmlu']} of MMLU's letters ({earlier.loc['mmlu', 'items']} questions) are kept",
         f"are kept and {kept['written_facts']} of written facts.",
         f"on {len(answers())} new items: without its last five layers {outlived[0]:.0%} of choosing the right letter",
-        f"{outlived[1]:.0%} of writing. {outcome.capitalize()}.",
+        f"{outlived[1]:.0%} of writing. {outcome.capitalize()}; at floor in the smaller models.",
         f"That tasks prefer the last layer dropped is {preferred}.",
     ]
-    for task in ("gsm8k", "mmlu", "boolq", "capitals"):
+    for task in ("gsm8k", "mmlu", "mmlu_continuation", "boolq", "capitals"):
         sentences.append(f"| {gone.loc[task, 'items']:,} | {gone.loc[task, 'words']} |")
     assert [sentence for sentence in sentences if sentence not in text] == []
 
@@ -328,7 +326,7 @@ def test_what_was_measured_again_stands_beside_the_published_score_of_the_same_q
     assert table[["published", "again"]].to_dict("index") == {
         0: {"published": 0.75, "again": 0.74}, 1: {"published": 0.5, "again": 0.25},
     }  # fmt: skip
-    assert table["within"].tolist() == [True, False] and set(table["topic"]) == {"MMLU, letter chosen"}
+    assert table["within"].tolist() == [True, False] and set(table["topic"]) == {"MMLU by letter"}
     assert (table["published_low"] < table["published"]).all() and (table["published"] < table["published_high"]).all()
 
 
@@ -449,7 +447,9 @@ def test_answers_took_the_time_of_their_file():
 def test_captions_state_what_is_found_and_notes_mark_cliff_and_return():
     rows = statistics.curves(made(curve(FALLING) + curve([0.75, 0.3, 0.3, 0.7], rule="simple")))
     found = figures.curves(rows)
-    assert found.caption.startswith("m has lost half of")
+    assert found.caption == (
+        "In m, the most similar layers dropped, half is gone at 2 or 3 of 10 layers on MMLU by letter. Bands: 95%."
+    )
     notes = [item["text"] for item in found.live["panels"][0]["items"] if item["kind"] == "note"]
     assert notes[0].startswith("half gone at ") and notes[1:] == ["back at 3"]
     assert ", steepest before " in found.alt
@@ -472,8 +472,9 @@ def test_captions_state_what_is_seen_and_no_axes():
     table = made(curve(FALLING) + curve([0.75, 0.74, 0.72], task="gsm8k") + curve([0.75, 0.4, 0.4], rule="simple"))
     kept = statistics.curves(table[table["rule"] == "similarity"])
     drawn = figures.curves(kept, y="kept", hue="topic", row=None)
-    assert drawn.caption.startswith("Half is gone in m (10 layers): MMLU, letter chosen at 2. GSM8K, written keeps 9")
-    assert "half gone at 2" in json.dumps(drawn.live)
+    assert drawn.caption.startswith("In m half is gone at 2 or 3 of 10 layers on MMLU by letter. 9")
+    assert "is still kept at 2 on GSM8K." in drawn.caption
+    assert "half gone at 2 or 3" in json.dumps(drawn.live)
     rules = statistics.rules_compared(made(curve(FALLING) + [row | {"cut": "2,1"} for row in curve([0.1])]))
     assert findings.state_differences(rules) == ""
     lines = pd.DataFrame({"model": "m", "corpus": "c4", "share": [0.1, 0.2, 0.3], "value": [4, 2, 1]})

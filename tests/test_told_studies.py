@@ -158,24 +158,21 @@ def test_halves_are_listed_under_the_rule_that_judges_them_and_x_is_told_with_bo
 
 
 @pytest.mark.quick
-def test_the_order_says_where_half_of_the_right_answers_is_gone():
-    def line(asked: str, place: str, values: list[float], prompt: str = "as a question") -> pd.DataFrame:
-        rows = pd.DataFrame({"size": range(len(values)), "value": values})
-        return rows.assign(model="org/m-Instruct", asked=asked, place=place, prompt=prompt)
-
-    rows = pd.concat(
-        [
-            line("letters", "the last layers", [0.8, 0.7, 0.4]),  # half is half gone
-            line("written", "the last layers", [0.8, 0.3, 0.1]),
-            line("letters", "the most similar layers", [0.8, 0.7, 0.6]),
-            line("letters", "the last layers", [0.8, 0.0, 0.0], prompt="as a statement"),
-        ]
+def test_the_order_says_where_half_is_gone_by_place_and_form():
+    rows = [
+        ("facts_by_letter", "reverse", "2", ""),
+        ("facts_written", "reverse", "1 or 2", ""),
+        ("facts_by_letter", "similarity", "more than 2", ""),
+        ("facts_in_words", "similarity", "", "at floor"),
+        ("facts_by_letter", "simple", "1", ""),
+    ]
+    table = pd.DataFrame(rows, columns=["task", "rule", "gone_at", "no_value_reason"])
+    table = table.assign(model="org/m-Instruct", layers=LAYERS)
+    assert last_layers.state_order(table) == (
+        "In m without the last layers half is gone at 2 of 10 layers by letter and at 1 or 2 in writing. In m without "
+        "the most similar layers half is gone at more than 2 of 10 layers by letter."
     )
-    assert last_layers.state_order(rows) == (
-        "Half of the right answers of m is gone, without the last layers letters at 2, written at 1; without the most "
-        "similar layers letters not by 2."
-    )
-    assert last_layers.state_order(rows[:0]) == ""
+    assert last_layers.state_order(table[:0]) == ""
 
 
 @pytest.mark.quick
@@ -200,7 +197,7 @@ def test_what_is_published_is_told_in_these_words():
     )
     of_qwen, of_gemma = letters_or_words.state_ends(kept).split(" Without 4 layers before")[:2]
     assert of_qwen == "In Qwen2.5-Coder-1.5B letters come back at the end, words and writing do not."
-    assert "73% and 106% of MMLU, letter chosen" in of_gemma and of_gemma.endswith("11% and 28% of Facts, written.")
+    assert "73% and 106% of MMLU by letter" in of_gemma and of_gemma.endswith("11% and 28% of Written facts.")
     table = letters_or_words.tabulate_places(costs, kept).set_index(["model", "dropped"])[task_title("written_facts")]
     late = letters_or_words.PLACE_TITLES[LATE]
     assert table.xs(late, level="dropped").round(2).to_dict() == {
@@ -221,9 +218,10 @@ def test_the_second_study_is_told_as_published():
     )
     verdicts = {"Qwen2.5-Coder-1.5B": SUPPORTED, "Gemma-3-270m": CONTRADICTED, "SmolLM2-135M": CONTRADICTED}
     assert {model: cell.rpartition(": ")[2] for model, cell in of_y.items()} == verdicts
-    rows = last_layers.accuracies(scores)
-    told = last_layers.state_order(rows[(rows["model"] == QWEN) & ~rows["asked"].str.contains("without")])
+    rows = scores[(scores["model"] == QWEN) & scores["task"].isin(last_layers.ASKED)]
+    told = last_layers.state_order(statistics.half_gone_table(rows))
     assert told == (
-        "Half of the right answers of Qwen2.5-Coder-1.5B is gone, without the most similar layers letters at 6, words "
-        "not by 8, written at 8; without the last layers letters at 6, words at 6, written at 3."
+        "In Qwen2.5-Coder-1.5B without the last layers half is gone at 6 of 28 layers by letter, at 4 in words and at 2 "
+        "or 3 in writing. In Qwen2.5-Coder-1.5B without the most similar layers half is gone at 6 of 28 layers by "
+        "letter, at more than 8 in words and at 8 in writing."
     )

@@ -237,7 +237,7 @@ def best_starts(nearest: pd.DataFrame):
     authors = paper.authors_starts()
     over = pd.concat([last, authors.drop(columns="model")])
     look = {"hue": "model", "col": None, "row": None}
-    caption = f"{findings.state_starts(rows, authors)} First layer against size, as shares of all layers."
+    caption = f"{findings.state_depths(rows, paper.depth_at_quarter())} Drawn is where each block starts."
     return curves(rows, y="start_share", **look, over=over, name="best-starts", caption=caption)
 
 
@@ -296,7 +296,9 @@ def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
     return picture.finish(rows.drop(columns="shade"), caption, write_alt_text(panels, field))
 
 
-def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows"):
+def in_rows(
+    rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows", caption: str = ""
+):
     """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
     Infinite values are open circles at the right end. The column `words`, if there is one, says each number."""
     all_rows = rows
@@ -327,7 +329,7 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
             line = line.assign(at=places, label=line[y].astype(str).map(rule_title))
             look = looks[value] | {"label": rule_title(value) if hue else None}
             _draw_dots(panel, line, x, hue or "", (left, right), look)
-    caption = findings.state_ends(rows, y, x, title)
+    caption = caption or findings.state_ends(rows, y, x, title)
     if rows[ends[1:]].notna().any(axis=None):
         caption += " Bars: 95%."
     if endless.any():

@@ -1,33 +1,47 @@
 """What a figure shows, in words: captions that state it, notes at a cliff or a rebound, and the shape of a line."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
-from deeper_layers_companion.report.names import escape_invisible, model_title, rule_title, sort_models
+from deeper_layers_companion.report.names import (
+    escape_invisible,
+    join_words,
+    model_title,
+    rule_title,
+    sort_models,
+    title_within,
+)
+from deeper_layers_companion.report.statistics import find_depth, find_quarter
 
 HALF = 0.5
 FLAT = 0.05  # a line that moves by less than this, of its own height, stays
 FIRST_TOPICS = 2  # that a caption tells of
 MOST_MODELS = 3  # likewise
-QUARTER = 0.25  # of the layers, where models are compared
 
 
 def find_events(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
     """Where a curve of shares kept falls to half, and where it is surely back above half after it surely was below: the
     row and its words. `line` has the columns of `statistics.curves`, of one rule."""
-    if not {"kept", "kept_low", "kept_high", "size"} <= set(line):
+    if not {"kept", "kept_low", "kept_high", "size", "gone_at"} <= set(line):
         return []
     line = line[(line["size"] > 0) & line["kept"].notna()].sort_values("size")
     events = []
     gone = line[line["kept"] <= HALF]
     if len(gone):
-        events.append((gone.iloc[0], f"half gone at {gone.iloc[0]['size']:.0f}"))
+        events.append((gone.iloc[0], f"half gone at {gone.iloc[0]['gone_at']}"))
     below = line[line["kept_high"] < HALF]
     if len(below):
         back = line[(line["size"] > below["size"].min()) & (line["kept_low"] > HALF)]
         if len(back):
             events.append((back.iloc[0], f"back at {back.iloc[0]['size']:.0f}"))
     return events
+
+
+def tell_half_gone(row: Mapping) -> str:
+    """Where half is gone, as every page says it, of a row of `statistics.half_gone_table` or `statistics.curves`."""
+    return f"half is gone at {row['gone_at']} of {row['layers']:.0f} layers"
 
 
 def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
@@ -44,45 +58,61 @@ def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
     return []
 
 
+def list_half_gone(rows: Mapping[str, Mapping]) -> str:
+    """Where half is gone of several rows, as `tell_half_gone` says it of one; the keys end each part: "half is gone at
+    2 of 28 layers on GSM8K, at 3 or 4 on MMLU by letter and at 13 on capitals"."""
+    parts = [f"at {row['gone_at']} {words}" for words, row in rows.items()]
+    for words, row in list(rows.items())[:1]:
+        parts[0] = f"{tell_half_gone(row)} {words}"
+    return join_words(parts)
+
+
 def state_half_gone(curves: pd.DataFrame) -> str:
     """Where half of the first topics is gone in the first model without its most similar layers; "" without."""
-    if "kept" not in curves or curves.empty:
+    if "gone_at" not in curves or curves.empty:
         return ""
-    model = sort_models(curves["model"].unique())[0]
-    parts = []
-    for topic, rows in curves[curves["model"] == model].groupby("topic", sort=False):
-        events = find_events(rows[rows["rule"] == "similarity"])
-        if events:
-            parts.append(f"of {topic} without {events[0][0]['size']:.0f}")
-    if not parts:
-        return ""
-    layers = int(curves[curves["model"] == model]["layers"].iloc[0])
-    told = "; ".join(parts[:FIRST_TOPICS])
-    return f"{escape_title(model)} has lost half {told} of its {layers} layers, the most similar ones."
+    model, of_model = select_first(curves)
+    of_rule = of_model[(of_model["rule"] == "similarity") & of_model["gone_at"].ne("")]
+    lines = {}
+    for topic, line in list(of_rule.groupby("topic", sort=False))[:FIRST_TOPICS]:
+        lines[f"on {title_within(str(topic))}"] = line.iloc[0].to_dict()
+    return f"In {model}, the most similar layers dropped, {list_half_gone(lines)}." if lines else ""
+
+
+def state_earliest(gone: pd.DataFrame) -> str:
+    """The task of which half is gone first, and the last one, in the first models without their most similar layers,
+    from `statistics.half_gone_table`."""
+    rows = gone[(gone["rule"] == "similarity") & (gone["no_value_reason"] == "")]
+    sentences = []
+    for model in sort_models(rows["model"].unique())[:MOST_MODELS]:
+        ends = rows[rows["model"] == model].sort_values("value", kind="stable").iloc[[0, -1]]
+        told = list_half_gone({f"on {title_within(row['topic'])}": row for row in ends.to_dict("records")})
+        sentences.append(f"In {escape_title(model)} {told}.")
+    return " ".join(sentences)
 
 
 def state_kept(rows: pd.DataFrame, hue: str) -> str:
-    """Where half of each line of shares kept is gone in the first model, the earliest first."""
-    if rows.empty:
+    """Which line of shares kept falls to half first in the first model, which last, and what the others keep."""
+    if rows.empty or "gone_at" not in rows:
         return ""
     model, of_model = select_first(rows)
-    gone = []
+    fallen = []
     held = []
-    for label, line in of_model[of_model["size"] > 0].groupby(hue, sort=False):
-        line = line.dropna(subset="kept").sort_values("size")
-        fallen = line[line["kept"] <= HALF]
-        if len(fallen):
-            gone.append((int(fallen["size"].iloc[0]), rule_title(str(label))))
-        elif len(line):
+    for label, line in of_model[of_model["size"] > 0].dropna(subset="kept").groupby(hue, sort=False):
+        line = line.sort_values("size")
+        gone = line[line["kept"] <= HALF]
+        words = f"on {title_within(rule_title(str(label)))}"
+        if len(gone):
+            fallen.append((int(gone["size"].iloc[0]), words, gone.iloc[0].to_dict()))
+        else:
             last = line.iloc[-1]
-            held.append(f"{rule_title(str(label))} keeps {last['kept']:.0%} at {last['size']:.0f}")
-    parts = [f"{label} at {size}" for size, label in sorted(gone)]
-    sentences = []
-    if parts:
-        sentences.append(f"Half is gone in {model} ({of_model['layers'].iloc[0]} layers): {'; '.join(parts)}.")
-    if held:
-        sentences.append(f"{'; '.join(held)}.")
-    return " ".join(sentences)
+            held.append(f"{last['kept']:.0%} is still kept at {last['size']:.0f} {words}.")
+    fallen.sort(key=lambda one: one[0])
+    ends = {words: row for _, words, row in [*fallen[:1], *fallen[-1:]]}
+    told = [f"In {model} {list_half_gone(ends)}, the first and the last." if len(ends) > 1 else ""]
+    if len(ends) == 1:
+        told = [f"In {model} {list_half_gone(ends)}."]
+    return " ".join(filter(None, [*told, *held]))
 
 
 def state_differences(rows: pd.DataFrame) -> str:
@@ -95,7 +125,7 @@ def state_differences(rows: pd.DataFrame) -> str:
     for sure, word in ((of_model["low"] > 0, "more"), (of_model["high"] < 0, "less")):
         if sure.any():
             row = of_model.loc[of_model.loc[sure, "value"].abs().idxmax()]
-            parts.append(f"{abs(row['value']):.2f} {word} of {row['topic']} (at {row['size']:.0f} layers)")
+            parts.append(f"{abs(row['value']):.2f} {word} of {title_within(row['topic'])} (at {row['size']:.0f} layers)")
     told = f"up to {', and up to '.join(parts)}" if parts else "neither surely more nor surely less"
     return f"In {model} the similarity-informed rule keeps {told}."
 
@@ -122,7 +152,7 @@ def select_first(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
 
 def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
-    """The least and the most of the first models' rows: "Share kept: 10% (Facts, written) to 91% (Capitals) in m.".
+    """The least and the most of the first models' rows: "Share kept: 10% (Written facts) to 91% (Capitals) in m.".
     Of the first model they are named."""
     parts = []
     for model in sort_models(rows["model"].unique())[:MOST_MODELS]:
@@ -133,7 +163,7 @@ def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
 
 
 def describe_ends(rows: pd.DataFrame, y: str, x: str, *, is_named: bool = True, is_share: bool = False) -> str:
-    """The least and the most of some rows: "10% (Facts, written) to 91% (Capitals)"."""
+    """The least and the most of some rows: "10% (Written facts) to 91% (Capitals)"."""
     rows = rows[rows[x].notna()].sort_values(x)
     form = "{:.0%}" if is_share or x in ("share", "kept") else "{:.2g}"
     ends = []
@@ -146,31 +176,23 @@ def describe_ends(rows: pd.DataFrame, y: str, x: str, *, is_named: bool = True, 
 def state_nearest(nearest: pd.DataFrame) -> str:
     """Which block of a quarter of the layers is the most similar one, model by model."""
     parts = []
-    for model, rows in nearest.groupby("model", sort=False):
-        quarter = rows[rows["size"] == round(QUARTER * rows["layers"].iloc[0])].head(1)
-        for row in quarter.to_dict("records"):
-            block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
-            parts.append(f"{block} in {escape_title(model)}")
+    for row in nearest[nearest["size"] == find_quarter(nearest["layers"])].to_dict("records"):
+        block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
+        parts.append(f"{block} in {escape_title(row['model'])}")
     if parts:
-        return f"Of a quarter of the layers the most similar are {'; '.join(parts)}."
+        return f"The most similar block of a quarter of the layers: {'; '.join(parts)}."
     return ""
 
 
-def state_starts(rows: pd.DataFrame, authors: pd.DataFrame) -> str:
-    """How deep the most similar block of a quarter of the layers starts, here and in the authors' models. Both tables
-    have share and start_share."""
-
-    def at_quarter(line: pd.DataFrame) -> float:
-        return line.iloc[(line["share"] - QUARTER).abs().argmin()]["start_share"]
-
-    here = []
-    for model, line in rows.groupby("model", sort=False):
-        here.append(f"{at_quarter(line):.0%} in {escape_title(model)}")
-    there = [at_quarter(line) for _, line in authors.groupby("label", sort=False)]
-    text = f"A quarter dropped, the block starts at {', '.join(here)} of the depth"
-    if there:
-        return f"{text}; at {min(there):.0%} to {max(there):.0%} in the authors' models."
-    return f"{text}."
+def state_depths(nearest: pd.DataFrame, of_paper: pd.DataFrame) -> str:
+    """How deep the most similar block of a quarter of the layers lies, here and in the authors' models, from
+    `statistics.nearest` and `paper.depth_at_quarter`."""
+    rows = nearest[nearest["size"] == find_quarter(nearest["layers"])]
+    here = [f"{depth:.2f} in {escape_title(model)}" for depth, model in zip(find_depth(rows), rows["model"])]
+    if not here:
+        return ""
+    text = f"Of a quarter of the layers the most similar block is centred at depth {', '.join(here)}"
+    return f"{text}; at {of_paper['depth'].min():.2f} to {of_paper['depth'].max():.2f} in the authors' models."
 
 
 def state_last_block(rows: pd.DataFrame) -> str:

@@ -21,6 +21,7 @@ from deeper_layers_companion.rules.table import DESCRIBED
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line on a wide screen
 MANY = 7  # a table of more columns is too wide for the column of the text
+PLAIN = ("Answers", "Capitals", "Chosen", "New", "Packaged", "Written")  # first words of titles that are no names
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the first letter of a formula, full-width ones too
 
@@ -75,8 +76,15 @@ FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")
 
 
 def task_title(task: str) -> str:
-    """The title of a task: "MMLU, letter chosen", "Capitals, words chosen"; its own name if it has none."""
+    """The title of a task: "MMLU by letter", "Capitals in words"; its own name if it has none."""
     return TOPICS.get(task, task)
+
+
+def title_within(title: str) -> str:
+    """A title within a sentence: "capitals in words", but "MMLU by letter"."""
+    if title.partition(" ")[0] in PLAIN:
+        return title[0].lower() + title[1:]
+    return title
 
 
 def rule_title(rule: str | None) -> str:
@@ -108,6 +116,22 @@ def put_in_order(rows: pd.DataFrame, first: Iterable[str] = ()) -> pd.DataFrame:
 def model_title(model: str) -> str:
     """A model's name, shortened for figures."""
     return model.rpartition("/")[2].removesuffix("-Instruct")
+
+
+def join_words(words: Iterable[str]) -> str:
+    """Words as a list in a sentence: "A, B and C"."""
+    words = list(words)
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def join_verdicts(rows: pd.DataFrame, form: str = "{model}") -> str:
+    """What became of one prediction in every model, in one sentence's words: "supported in A, at floor in B and C".
+    `rows` have model and verdict; `form` names a model with other columns, like "{model} ({value:.0%})"."""
+    by_verdict: dict[str, list[str]] = {}
+    for row in put_in_order(rows).to_dict("records"):
+        named = form.format(**row | {"model": model_title(row["model"])})
+        by_verdict.setdefault(row["verdict"], []).append(named)
+    return ", ".join(f"{verdict} in {join_words(models)}" for verdict, models in by_verdict.items())
 
 
 def format_number(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) -> str:
@@ -145,10 +169,12 @@ class Sentences:
 
 def said(sentence: str, rows: pd.DataFrame, *, name: str = "answer") -> Sentences:
     """One sentence for each row of a frame, with the row's columns in place of {column}, so that no number in prose is
-    typed by hand.
+    typed by hand. Of a model its title stands there.
 
     Example:
         >>> print(said("{model} keeps {kept:.0%}.", pd.DataFrame({"model": ["a", "b"], "kept": [0.5, 0.25]})))
         a keeps 50%. b keeps 25%.
     """
+    if "model" in rows:
+        rows = rows.assign(model=rows["model"].map(model_title))
     return Sentences([sentence.format(**row) for row in rows.to_dict("records")], name)

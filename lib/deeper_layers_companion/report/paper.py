@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from deeper_layers_companion.report.pairing import returns
+from deeper_layers_companion.report.statistics import find_depth, find_quarter
 
 PAPER = tomllib.loads(Path(__file__).with_name("paper.toml").read_text(encoding="utf-8"))
 CORPUS = "c4"  # the paper's distances and losses are on its validation split
@@ -28,8 +29,8 @@ def depth_at_quarter() -> pd.DataFrame:
     """The depth of statistics.depth_at_quarter in the paper's models: model, layers, size, start, depth."""
     starts = authors_starts()
     rows = starts.assign(layers=[PAPER["starts"][model]["layers"] for model in starts["model"]])
-    rows = rows.query("size == (layers + 2) // 4")
-    return rows.assign(depth=(rows["start"] + rows["size"] / 2) / rows["layers"])
+    rows = rows[rows["size"] == find_quarter(rows["layers"])]
+    return rows.assign(depth=find_depth(rows))
 
 
 @returns("label share value")

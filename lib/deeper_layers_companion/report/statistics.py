@@ -33,7 +33,18 @@ RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed in the same way: a loss has only `high`, a score nothing
 NO_WHOLE = "whole model not healed alike"
 LIKELY = 2 / 3  # the share of the draws from which on one number of layers stands for itself
-KEPT = ["kept", "kept_low", "kept_high", "no_value_reason"]
+KEPT = ["kept", "kept_low", "kept_high", "no_value_reason", "gone_at"]
+
+
+def find_quarter(layers):
+    """A quarter of the layers, to the nearest whole number, halves up: the one size at which models are compared."""
+    return (layers + 2) // 4
+
+
+def find_depth(rows: pd.DataFrame, start: str = "start") -> pd.Series:
+    """The depth of the middle of each block, from 0 for the first layer to 1 for the end of the last one; blocks begin
+    at the column `start`."""
+    return (rows[start] + rows["size"] / 2) / rows["layers"]
 
 
 def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -42,7 +53,8 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
 
     Columns: value with low and high (by Wilson for an accuracy, by the bootstrap for a loss), guessing, whole (the
     value of the whole model), kept with kept_low and kept_high (share of the whole model's score above guessing;
-    missing at floor and for losses), no_value_reason ("at floor" or "").
+    missing at floor and for losses), no_value_reason ("at floor" or ""), gone_at (of `half_gone_table`, the same in all
+    rows of a line; "" for losses).
     """
     return _tabulate_by_cut(find_measurements(pick_rules(scores), also, scores), also)
 
@@ -81,28 +93,38 @@ def _tabulate_by_cut(measured: Iterable[Measurement], also: Sequence[str] = ()) 
     tables = []
     for curve in measured:
         kept = estimates.shares_kept(curve.outcomes, curve.guessing) if curve.has_whole else Estimate()
-        tables.append(curve.cuts.assign(**estimate_mean(curve.outcomes).columns() | kept.columns("kept")))
+        gone = find_half_gone(kept, curve.cuts["size"], curve.layers)["gone_at"] if curve.has_whole else ""
+        cells = estimate_mean(curve.outcomes).columns() | kept.columns("kept") | {"gone_at": gone}
+        tables.append(curve.cuts.assign(**cells))
     return pairing.make_table([*names.split(), *KEPT], tables)
 
 
 @returns(
     "model task rule topic layers items guessing whole sizes largest value low high share share_low share_high likely "
-    "for_good for_good_low for_good_high words no_value_reason"
+    "for_good for_good_low for_good_high words gone_at no_value_reason"
 )
 def half_gone_table(scores: pd.DataFrame) -> Iterator[dict]:
     """Where half is gone: value (layers dropped; infinite if half is never gone), share (value / layers), for_good (the
     number from which it stays gone), likely (the fewest numbers that have LIKELY of the draws together), words (of
-    `describe_half_gone`), sizes (measured, rising), and largest, the last of them."""
+    `describe_half_gone`), gone_at (the same in brief), sizes (measured, rising), and largest, the last of them."""
     for curve in _find_answers(pick_rules(scores), scores):
         if not curve.cuts["size"].is_unique:
             continue
         kept = estimates.shares_kept(curve.outcomes, curve.guessing)
-        half, for_good = estimates.find_half_gone(kept, curve.cuts["size"])
-        share = Estimate.combine(lambda numbers, layers=curve.layers: numbers / layers, half)
-        sizes = tuple(curve.cuts["size"].astype(int))
-        row = curve.cuts.iloc[-1].to_dict() | {"sizes": sizes, "largest": sizes[-1], "likely": _find_likely(half)}
-        row |= for_good.columns("for_good") | share.columns("share") | half.columns()
-        yield row | {"words": describe_half_gone(row)}
+        yield curve.cuts.iloc[-1].to_dict() | find_half_gone(kept, curve.cuts["size"], curve.layers)
+
+
+def find_half_gone(kept: Estimate, sizes: pd.Series, layers: int) -> dict:
+    """Where half is gone, as the columns of `half_gone_table`, from the shares kept of cuts of rising `sizes`. Of one
+    size alone, or of several cuts of a size, gone_at is "": nothing can be said."""
+    if len(sizes) < 2 or not sizes.is_unique:
+        return {"gone_at": ""}
+    half, for_good = estimates.find_half_gone(kept, sizes)
+    share = Estimate.combine(lambda numbers: numbers / layers, half)
+    measured = tuple(sizes.astype(int))
+    row = {"layers": layers, "sizes": measured, "largest": measured[-1], "likely": _find_likely(half)}
+    row |= for_good.columns("for_good") | share.columns("share") | half.columns()
+    return row | {"words": describe_half_gone(row), "gone_at": describe_half_gone(row, is_brief=True)}
 
 
 def _find_likely(half: Estimate) -> tuple[float, ...]:
@@ -115,8 +137,9 @@ def _find_likely(half: Estimate) -> tuple[float, ...]:
     return tuple(np.sort(numbers[by_count[: together.argmax() + 1]]).tolist())
 
 
-def describe_half_gone(row: Mapping, *, as_share: bool = False) -> str:
-    """A row of `half_gone_table` in words, in layers, or `as_share` of them: "3 or 4 (2 to 4), for good from 5".
+def describe_half_gone(row: Mapping, *, as_share: bool = False, is_brief: bool = False) -> str:
+    """A row of `half_gone_table` in words, in layers, or `as_share` of them: "3 or 4 (2 to 4), for good from 5"; in
+    brief "3 or 4", as sentences and captions say it.
 
     Two numbers stand where neither has LIKELY of the draws, a range where sizes between were not measured: of 0, 4 and
     8 layers the first at which half is gone may be "1 to 4". What was never gone is "more than 8, the most measured".
@@ -141,6 +164,8 @@ def describe_half_gone(row: Mapping, *, as_share: bool = False) -> str:
     is_interval_said = text == ends
     if len(likely) == 2 and likely[0] + 1 == likely[1]:
         text = f"{write(likely[0])} or {write(likely[1])}"
+    if is_brief:
+        return text
     text += ", the most measured" if math.isinf(likely[-1]) else ""
     text += "" if is_interval_said else f" ({ends})"
     if row["for_good"] == row["value"]:
@@ -299,12 +324,10 @@ def nearest(distances: pd.DataFrame) -> Iterator[dict]:
 
 @returns("model corpus layers size start depth depth_low depth_high agrees")
 def depth_at_quarter(distances: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The one depth that pages and claims tell: of the middle of the most similar block of a quarter of the layers (to
-    the nearest whole number, halves up), from 0 for the first layer to 1 for the end of the last one."""
-    rows = nearest(distances.query("size == (layers + 2) // 4"))
+    """The one depth that pages and claims tell: of the most similar block of a quarter of the layers (`find_depth`)."""
+    rows = nearest(distances[distances["size"] == find_quarter(distances["layers"])])
     ends = {"depth": "start", "depth_low": "low", "depth_high": "high"}
-    depths = {name: (rows[of] + rows["size"] / 2) / rows["layers"] for name, of in ends.items()}
-    yield rows.assign(**depths)
+    yield rows.assign(**{name: find_depth(rows, of) for name, of in ends.items()})
 
 
 def group_sequences(distances: pd.DataFrame) -> pd.Series:

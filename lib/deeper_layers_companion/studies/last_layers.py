@@ -16,10 +16,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers_companion.report.estimates import (
-    CONTRADICTED,
-    INCONCLUSIVE,
     NOT_TESTED,
-    SUPPORTED,
     Estimate,
     differ,
     estimate_mean,
@@ -27,9 +24,11 @@ from deeper_layers_companion.report.estimates import (
     resample,
     shares_kept,
 )
+from deeper_layers_companion.report.findings import list_half_gone
 from deeper_layers_companion.report.names import (
     Sentences,
     format_number,
+    join_verdicts,
     model_title,
     put_in_order,
     rule_title,
@@ -57,8 +56,8 @@ NUMBER_TITLES = {
     "X": "X, letters' lead over writing, late less similar",
     "Y": "Y, writing, similar less late",
 }
+ASKED = {"facts_by_letter": "by letter", "facts_in_words": "in words", "facts_written": "in writing"}
 PREDICTED = "We predicted that writing suffers more from losing the last layers than from losing the most similar ones."
-OUTCOMES = {SUPPORTED: "So it is", CONTRADICTED: "It is not so", INCONCLUSIVE: "It stays open"}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
@@ -177,17 +176,12 @@ def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
 
 
 def tell_prediction(scores: pd.DataFrame) -> Sentences:
-    """The prediction in plain words, and whether it came true in each model that can write: as Y was judged."""
-    sentences = []
-    table = put_in_order(outcome(scores, "Y"))
-    for verdict, beginning in OUTCOMES.items():
-        rows = table[table["verdict"] == verdict]
-        shares = "{} ({:.0%} kept against {:.0%})"
-        names = map(model_title, rows["model"])
-        models = itertools.starmap(shares.format, zip(names, rows["written_late"], rows["written_similar"]))
-        if len(rows):
-            sentences.append(f"{beginning} in {' and '.join(models)}.")
-    return Sentences([PREDICTED, *sentences] if sentences else [], "prediction")
+    """The prediction in plain words, and what became of it in each model that can write: as Y was judged."""
+    table = outcome(scores, "Y")
+    if table.empty:
+        return Sentences([], "prediction")
+    told = join_verdicts(table, "{model} ({written_late:.0%} kept against {written_similar:.0%})")
+    return Sentences([PREDICTED, f"It is {told}."], "prediction")
 
 
 def tabulate_registered(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
@@ -230,21 +224,15 @@ def split_x(scores: pd.DataFrame) -> Iterator[dict]:
         yield row
 
 
-def state_order(rows: pd.DataFrame) -> str:
-    """At which number of dropped layers half of the right answers is gone, by place and form, asked as a question, from
-    `accuracies`: a sentence for each model."""
+def state_order(gone: pd.DataFrame) -> str:
+    """Where half is gone of the facts asked as questions, by place and form, from `statistics.half_gone_table`: a
+    sentence for each model and place."""
+    asked = gone[gone["rule"].isin(PLACES) & (gone["no_value_reason"] == "")]
     sentences = []
-    asked = rows[rows["prompt"] == "as a question"]
-    for model, of_model in asked.groupby("model", sort=False):
-        parts = []
-        for place, of_place in of_model.groupby("place", sort=False):
-            gone = [f"{form} {_find_half(line)}" for form, line in of_place.groupby("asked", sort=False)]
-            parts.append(f"without {place} {', '.join(gone)}")
-        sentences.append(f"Half of the right answers of {model_title(str(model))} is gone, {'; '.join(parts)}.")
+    for model, of_model in put_in_order(asked).groupby("model", sort=False):
+        for rule, place in PLACES.items():
+            by_task = of_model[of_model["rule"] == rule].set_index("task").to_dict("index")
+            told = list_half_gone({words: by_task[task] for task, words in ASKED.items() if task in by_task})
+            if told:
+                sentences.append(f"In {model_title(str(model))} without {PLACE_NAMES[place]} {told}.")
     return " ".join(sentences)
-
-
-def _find_half(line: pd.DataFrame) -> str:
-    whole = line.loc[line["size"] == 0, "value"]
-    gone = line[line["value"] <= whole.max() / 2]["size"]
-    return f"at {gone.min():.0f}" if len(gone) else f"not by {line['size'].max():.0f}"
