@@ -19,8 +19,9 @@ from deeper_layers_companion.jobs.notebook_options import (
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.report.pairing import find_measurements, score_guessing
 from deeper_layers_companion.results import frames, places
+from deeper_layers_companion.results.contradictions import find_contradictions
 from deeper_layers_companion.results.schema import KINDS
-from deeper_layers_companion.results.store import write_result
+from deeper_layers_companion.results.store import read_results, write_result
 from deeper_layers_companion.rules.table import DESCRIBED, END_MAPS
 
 pytestmark = pytest.mark.quick
@@ -52,6 +53,10 @@ def test_every_published_score_stands_in_the_table_unchanged(scores, files):
     known = scores.assign(task=tasks)[scores["value"].notna()]
     assert wanted == {*zip(*(known[name] for name in ("path", *names)))} and len(wanted) > 15_000
     assert {content["kind"] for content in files.values()} == KINDS.keys()
+
+
+def test_no_published_result_contradicts_itself_or_another(scores):
+    assert list(find_contradictions(read_results(RESULTS), scores)) == []
 
 
 def test_what_was_kept_item_by_item_has_the_score_as_its_mean(scores):

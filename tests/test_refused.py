@@ -300,14 +300,16 @@ def test_what_may_not_be_read_is_named(here):
 
 
 @pytest.mark.quick
-def test_python_without_docstrings_is_told_so(here, monkeypatch):
+@pytest.mark.parametrize(
+    "use", [ours.load_model, lambda folder: ours.slice_checkpoint(folder, Cut(1, 1), "out")], ids=["open", "prune"]
+)
+def test_python_without_docstrings_is_told_so(use, here, monkeypatch):
     """As `python -OO` is, which would first compile all of torch."""
     flags = types.SimpleNamespace(optimize=2)
-    monkeypatch.setattr("deeper_layers.models.opening.sys", types.SimpleNamespace(flags=flags))
-    with pytest.raises(
-        InputError, match=r"^PYTHONOPTIMIZE is 2 \(python -OO\), without docstrings, which transformers"
-    ):
-        ours.load_model("tiny")
+    monkeypatch.setattr("deeper_layers.models.configuration.sys", types.SimpleNamespace(flags=flags))
+    with pytest.raises(InputError, match=r"^PYTHONOPTIMIZE is 2 \(python -OO\), without docstrings"):
+        use("tiny")
+    assert not os.path.exists("out")
 
 
 def test_where_the_folder_of_the_shell_is_gone(here):
@@ -320,11 +322,23 @@ def test_where_the_folder_of_the_shell_is_gone(here):
     os.chdir(here)
 
 
-@pytest.mark.parametrize("number", ["abc", "2", "-1"])
-def test_a_result_is_measured_by_one_process(number, here, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "typed"),
+    [(number, "sweep tiny --tasks capitals --limit 2 --rules simple --sizes 0-1") for number in ("abc", "2", "-1")]
+    + [("abc", "prune tiny out --rule simple --drop 1 --heal small --text wikipedia")],
+)
+def test_a_result_is_measured_by_one_process(number, typed, here, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", number)
-    done = CliRunner().invoke(main, shlex.split("sweep tiny --tasks capitals --limit 2 --rules simple --sizes 0-1"))
+    done = CliRunner().invoke(main, shlex.split(typed))
     assert done.exit_code == 1 and f"WORLD_SIZE is {number}, and a result is measured by one" in done.stderr
+    assert not (here / "out").exists()
+
+
+def test_healing_says_what_it_can_not_start_with(opened, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "abc")
+    config = dataclasses.replace(PRESETS["small"], steps=1, sequence_length=16, quantization=None)
+    with pytest.raises(InputError, match="healing can't start with WORLD_SIZE 'abc'"):
+        ours.heal(*opened, ["A few words to learn from. " * 40], config)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")

@@ -23,6 +23,7 @@ from deeper_layers_companion.jobs.job import Data, Job
 from deeper_layers_companion.jobs.options import Parameters
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results import places
+from deeper_layers_companion.results.contradictions import find_contradictions
 from deeper_layers_companion.results.schema import check_content
 from deeper_layers_companion.results.store import (
     find_result,
@@ -180,6 +181,56 @@ def test_a_damaged_result_is_named_and_left_out_of_all_tables_and_measured_again
         with warnings.catch_warnings(action="ignore"):
             assert measure().records[0]["value"] == 2 / 3
         assert measure.count == 3 and find_result("scores", KEY, tmp_path).path == path
+
+
+def of_first(**changes):
+    return lambda rows: rows[0].update(changes)
+
+
+def one_of_three(**changes):
+    return of_first(value=1 / 3, outcome=pack(np.array([0, 0, 1])), **changes)
+
+
+def losses(*outcome: float):
+    """All rows as the loss of sequences, 2 / 3 in all."""
+    return lambda rows: [row.update(metric="loss", outcome=[*outcome]) for row in rows]
+
+
+MORE, HALF = {"cuts": {"simple": ["0,0", "0,1", "1,1"]}}, {"dtype": "bfloat16"}
+LONG, OWN = ({"tasks": {"a": {"limit": 3, "length": length}}} for length in (32, 0))
+# entries of the keys of one file or two, what is changed in the rows of the last, and words of the line; "": none
+CONTRADICTIONS = [
+    ([{}], of_first(), ""),
+    ([{}], of_first(value=0.5), "acc of a, cut 0,0, is 0.5, and the mean of its items is 0.666"),
+    ([LONG], losses(0.5, 0.5, 1.0), ""),
+    ([LONG], losses(0.5, 0.5, 0.5), "loss of a, cut 0,0, is 0.6666666666666666, and the mean of its items is 0.5"),
+    ([OWN], losses(0.5, 0.5, 0.9), ""),
+    ([OWN], losses(0.5, 0.5, 0.6), "and its items are from 0.5 to 0.6: leave the file out"),
+    ([{}], lambda rows: rows.append(rows[1]), "2 rows are of task a, metric acc, cut 0,1, expected one"),
+    ([MORE], of_first(cut="1,1"), "2 rows are of task a, metric acc, cut 1,1, expected one"),
+    ([{}], lambda rows: rows.append(rows[1] | {"cut": "2,1"}), "a row is of the cut 2,1, for which the key does not"),
+    ([MORE], lambda rows: rows.pop(), "the key asks for the cut 1,1, and no row is of it"),
+    ([{}, MORE], of_first(), ""),
+    ([{}, MORE], one_of_three(), "acc of a, cut 0,0, is | 66 on 3 items | 0.3333333333333333 on"),
+    ([{}, MORE], of_first(items=2, value=0.5, outcome=pack(np.array([0, 1]))), "66 on 3 items | 0.5 on 2 items"),
+    ([{}, MORE], of_first(value=None), "None on 3 items | leave one of them out"),
+    ([LONG, LONG | MORE], losses(0.5, 0.5, 1.0), ""),
+    ([{}, MORE | {"seed": 1}], one_of_three(), ""),
+    ([{}, MORE | {"data": "other"}], one_of_three(), ""),
+    ([HALF, HALF | MORE], one_of_three(), ""),
+]
+
+
+@pytest.mark.parametrize(("keys", "change", "words"), CONTRADICTIONS)
+def test_what_contradicts_itself_or_another_file_is_told(keys, change, words, tmp_path, measure):
+    paths = [measure(KEY | entries).path for entries in keys]
+    signed(lambda of: change(of["rows"]))(paths[-1])
+    told = list(find_contradictions(read_results(tmp_path), results.scores(tmp_path)))
+    assert bool(told) == bool(words)
+    for line in told:
+        assert paths[-1].name in line and "leave" in line
+    for part in words.split(" | "):
+        assert not words or part in told[0]
 
 
 def test_a_result_is_read_once_until_its_file_changes(measure):

@@ -15,6 +15,7 @@ import ctypes
 import functools
 import hashlib
 import math
+import os
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from deeper_layers.checks import check_path, short_repr
 from deeper_layers.cuts import Cut, check_cut
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, as_input_error, first_line
 from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters, release_last_layers
 from deeper_layers.healing.distillation import IGNORED, Teacher, draw_sequences
@@ -314,28 +315,30 @@ def _arguments(config: HealingConfig, output: Path, device: torch.device, *, che
             "ACCELERATE_USE_FSDP is set, expected that each process holds the whole model, as adapters are kept and "
             "resumed here: start them without FSDP, or on one device with quantization 'nf4'"
         )
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        max_steps=config.steps,
-        warmup_steps=config.warmup_steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        optim="adamw_torch",
-        per_device_train_batch_size=config.at_once,
-        activation_checkpointing=config.gradient_checkpointing,
-        seed=config.seed,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        include_num_input_tokens_seen="non_padding",
-        save_strategy="steps" if checkpoints else "no",
-        save_steps=config.save_every,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
+    launch = f"healing can't start with WORLD_SIZE {os.environ.get('WORLD_SIZE')!r}"
+    with as_input_error(launch, "start several processes with torchrun, or unset it", ValueError):
+        arguments = TrainingArguments(
+            output_dir=str(output),
+            max_steps=config.steps,
+            warmup_steps=config.warmup_steps,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            optim="adamw_torch",
+            per_device_train_batch_size=config.at_once,
+            activation_checkpointing=config.gradient_checkpointing,
+            seed=config.seed,
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=device.type == "cuda",
+            remove_unused_columns=False,
+            include_num_input_tokens_seen="non_padding",
+            save_strategy="steps" if checkpoints else "no",
+            save_steps=config.save_every,
+            save_total_limit=2,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            disable_tqdm=True,
+            report_to="none",
+        )
     batches = config.batch_sequences // config.at_once
     processes = arguments.world_size
     if batches % processes:

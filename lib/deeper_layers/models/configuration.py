@@ -5,6 +5,7 @@ So it loads the tensors, without their contents, into an empty model, and report
 """
 
 import copy
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +90,12 @@ def count_positions(config: "PreTrainedConfig") -> int | None:
     return max(stated, int(factor * (before or stated)))
 
 
+def check_docstrings() -> None:
+    """Raise InputError where Python runs without docstrings: transformers reads them when it defines a model."""
+    if sys.flags.optimize > 1:
+        raise InputError("PYTHONOPTIMIZE is 2 (python -OO), without docstrings, which transformers reads: leave it out")
+
+
 def choose_auto_class(config: "PreTrainedConfig"):
     """The auto class of transformers that opens a model: models that also take images have another one."""
     import transformers
@@ -106,6 +113,7 @@ def build_empty_model(
     """Build a model without weights, on the device "meta". Raises InputError where that fails."""
     import torch
 
+    check_docstrings()
     with as_input_error(f"can't build an empty model from {place}", "repair its configuration"), torch.device("meta"):
         return choose_auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
 

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import platform
-import sys
 import weakref
 from pathlib import Path
 
@@ -17,7 +16,13 @@ from deeper_layers.checks import check_text, short_repr
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import temporary_dir
 from deeper_layers.models.checkpoint_files import list_tensors
-from deeper_layers.models.configuration import build_empty_model, check_loading_report, choose_auto_class, read_config
+from deeper_layers.models.configuration import (
+    build_empty_model,
+    check_docstrings,
+    check_loading_report,
+    choose_auto_class,
+    read_config,
+)
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.network import build_device_map
@@ -118,8 +123,7 @@ def _choose_products(network, place: str) -> None:
 
 def _check_options(quantization: str | None, stream: bool | str) -> None:
     """Raise InputError for what no model is opened with."""
-    if sys.flags.optimize > 1:
-        raise InputError("PYTHONOPTIMIZE is 2 (python -OO), without docstrings, which transformers reads: leave it out")
+    check_docstrings()
     if stream not in (True, False, "auto"):
         raise InputError(f"stream is {short_repr(stream)}, expected 'auto', True or False")
     if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:

@@ -1,9 +1,7 @@
 """`deeper-layers results`: check a folder of results, before it is sent or after it was received."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,12 +10,8 @@ from deeper_layers_companion.command.check import describe_report
 from deeper_layers_companion.command.options import Answer, as_dicts, print_answer
 from deeper_layers_companion.results.check_report import read_check_report
 
-if TYPE_CHECKING:  # slow to import
-    import pandas as pd
-
 ESTIMATE = ["verdict", "value", "low", "high"]
 TABLES = ("runs", "scores", "distances", "healing", "geometry", "answers")
-ROUNDED = 1e-4  # a score and the mean of its items differ by less
 
 
 @click.group(
@@ -36,13 +30,14 @@ def check(folder: Path) -> Answer:
     a file that `deeper-layers check --report` wrote: whether the numbers of that machine are right.
 
     `deeper-layers report MODEL --results FOLDER` makes such a folder; CONTRIBUTING.md says where to send it.
-    The exit status is 1 where a file is no whole result, or contradicts itself.
+    The exit status is 1 where a file is no whole result, or contradicts itself or another.
     """
     if folder.is_file():
         report = read_check_report(folder)
         return Answer(report.model_dump(), describe_report(report), status=0 if report.agrees else 1)
     from deeper_layers_companion import results as stored  # slow to import, as is the next
     from deeper_layers_companion.report import claims, measured
+    from deeper_layers_companion.results.contradictions import find_contradictions
     from deeper_layers_companion.results.store import find_misplaced
 
     with warnings.catch_warnings(record=True) as caught:
@@ -54,7 +49,8 @@ def check(folder: Path) -> Answer:
     odd = [str(warning.message) for warning in caught]
     with warnings.catch_warnings(action="ignore"):  # of files that are damaged, which have been told
         odd += find_misplaced(folder)
-    odd = list(dict.fromkeys(map(one_line, [*odd, *_find_wrong_values(scores)])))
+        odd += find_contradictions(stored.read_results(folder), scores)
+    odd = list(dict.fromkeys(map(one_line, odd)))
     if runs.empty:
         return Answer({"runs": [], "claims": [], "odd": odd}, ["\n".join([f"{folder}: no results", *odd])], status=1)
     table = claims.claims_table(scores, tables["distances"])
@@ -63,13 +59,3 @@ def check(folder: Path) -> Answer:
     summary = "\n".join(["not all files are whole results:", *odd]) if odd else "all files are whole"
     parts = [spent, as_dicts(tested[["title", "model", *ESTIMATE]]), summary]
     return Answer(content, parts, status=1 if odd else 0)
-
-
-def _find_wrong_values(scores: "pd.DataFrame") -> Iterator[str]:
-    """Yield a line for each score that is not the mean of its items."""
-    kept = scores[scores["outcome"].notna() & (scores["metric"] != "loss")]
-    for row in kept.drop_duplicates(["path", "task", "subject", "cut", "metric"]).itertuples():
-        mean = row.outcome.mean()
-        if abs(mean - row.value) > ROUNDED:
-            what = f"{row.path}: {row.metric} of {row.task}, cut {row.cut}"
-            yield f"{what}, is {row.value}, and the mean of its items is {mean}: leave the file out"

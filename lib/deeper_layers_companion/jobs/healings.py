@@ -16,7 +16,7 @@ from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers_companion.jobs.job import Job
-from deeper_layers_companion.jobs.subject import Subject
+from deeper_layers_companion.jobs.subject import Subject, check_single_process
 from deeper_layers_companion.results.store import Result, hash_key
 
 VERSION = 2  # raise it when training gives other adapters than those in the cache
@@ -67,6 +67,7 @@ def _load_or_train(job: Job, subject: Subject):
     what `train` raises, and InputError if training and validation share documents."""
     from deeper_layers.pruning import drop_layers  # imports torch
 
+    check_single_process()
     (text,) = job.reads
     cut, corpus, datasets = Cut.named(job.key["cut"]), text.name, subject.options.datasets
     # how often it is saved determines no number

@@ -4,7 +4,6 @@ A plan measures nothing: the jobs whose results are absent gather in `missing`.
 """
 
 import contextlib
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from deeper_layers.sweeping.shards import Shards
 from deeper_layers_companion import results
 from deeper_layers_companion.jobs.job import Job
 from deeper_layers_companion.jobs.measure import FORMS
-from deeper_layers_companion.jobs.subject import Subject
+from deeper_layers_companion.jobs.subject import Subject, check_single_process
 from deeper_layers_companion.results.store import Result
 
 
@@ -51,15 +50,8 @@ class Session(Subject):
         return FORMS[job.form](job, needs, self, shards)
 
     def _measure_and_write(self, job: Job, key: dict) -> Result:
-        """Measure now, continuing from the parts that an interrupted run left, unless another process has finished it.
-
-        Raises InputError under torchrun or accelerate with several processes: all would wait for the first one.
-        """
-        if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "1"):
-            raise InputError(
-                f"WORLD_SIZE is {processes}, and a result is measured by one process: start one, or "
-                "unset it; healing by several is deeper_layers.heal in a script of yours"
-            )
+        """Measure now, going on from the parts that an interrupted run left, unless another process has finished it."""
+        check_single_process()
         folder = self.options.folder
         if "data" not in key:
             key = self.find_key(job, complete=True)

@@ -3,10 +3,11 @@
 import copy
 import dataclasses
 import functools
+import os
 from typing import Any, TypeVar
 
 from deeper_layers import data, models
-from deeper_layers.errors import NotMeasuredError
+from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import Source
 from deeper_layers_companion import results
@@ -14,6 +15,16 @@ from deeper_layers_companion.jobs.job import Job
 from deeper_layers_companion.results.store import Result
 
 Kind = TypeVar("Kind", bound="Subject")  # not Self: shapes are checked method by method
+
+
+def check_single_process() -> None:
+    """Raise InputError under torchrun or accelerate with several processes: all would write the same files."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1"):
+        raise InputError(
+            f"WORLD_SIZE is {processes}, and a result is measured by one process: start one, or "
+            "unset it; healing by several is deeper_layers.heal in a script of yours"
+        )
 
 
 class Subject:

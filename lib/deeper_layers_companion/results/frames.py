@@ -225,10 +225,16 @@ def _read_scores(result: Result) -> Iterator[dict]:
             yield line | {"rule": rule, "changed": CHANGED.get(rule or "")}
 
 
+def asked_group(result: Result, task: str) -> str:
+    """The group under which the key asks for a task, or the task's own name."""
+    groups = result.details.get("groups", {})
+    return next((name for name, tasks in groups.items() if task in tasks and name in result.key["tasks"]), task)
+
+
 def _read_task(result: Result, name: str, items: int) -> dict:
     """The columns that all rows of a task share. The tasks of the group MMLU become one task with several subjects."""
     key, details, run = result.key, defaultdict(dict, result.details), defaultdict(dict, result.provenance)
-    group = next((outer for outer, names in details["groups"].items() if name in names and outer in key["tasks"]), name)
+    group = asked_group(result, name)
     settings = key["tasks"].get(group, {})
     in_mmlu = group != name and group.startswith("mmlu")
     level = details["levels"].get(name, {})
