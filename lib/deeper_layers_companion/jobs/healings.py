@@ -16,6 +16,7 @@ from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers_companion.jobs.job import Job
+from deeper_layers_companion.jobs.price import describe_healing
 from deeper_layers_companion.jobs.subject import Subject, check_single_process
 from deeper_layers_companion.results.store import Result, hash_key
 
@@ -82,7 +83,9 @@ def _load_or_train(job: Job, subject: Subject):
     if record := _read_record(folder):
         healed = healing.load_adapters(pruned, folder, source.key, cut)
     else:
-        print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens", file=sys.stderr)
+        what = f"{source.name} {cut.describe(source.num_layers)}, {config.tokens:,} tokens"
+        price = describe_healing(job, subject)
+        print(f"healing {what}{price and f': {price}'}", file=sys.stderr)
         teacher = whole if config.auxiliary or config.objective == "distill" else None
         healed, record = healing.train(pruned, tokenizer, texts, config, folder=checkpoints, cut=cut, whole=teacher)
         settings = {"config": config.settings, "text": corpus} | dataclasses.asdict(record)

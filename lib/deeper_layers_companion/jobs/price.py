@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from deeper_layers import data, models
 from deeper_layers.checks import short_repr
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, format_bytes
 from deeper_layers.models.sources import CONFIG_ONLY, Source
 from deeper_layers.presets import HealingConfig
 from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS, ROWS
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion.jobs.job import Job
-from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.jobs.subject import Subject
 
 USUAL_ANSWER = 256  # lm-eval's limit of tokens in an answer, for tasks that set none
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -231,11 +231,11 @@ def _last_layers_cost(shape: Shape, cut: Cut, config: HealingConfig) -> Cost:
 # ---- of a job ----------------------------------------------------------------------------------------------------
 
 
-def price_job(job: Job, session: Session) -> Iterator[tuple[str, Cost | str]]:
+def price_job(job: Job, subject: Subject) -> Iterator[tuple[str, Cost | str]]:
     """Yield what is done for a job, and its cost, or why the cost is not known."""
-    shape, key, dtype = find_shape(session), job.key, session.source.dtype
+    shape, key, dtype = find_shape(subject), job.key, subject.source.dtype
     if job.kind in ("distances", "geometry"):
-        sequences, tokens = key["samples"], count_calibration_tokens(key, session)
+        sequences, tokens = key["samples"], count_calibration_tokens(key, subject)
         if job.kind == "geometry":  # a sequence that is run without each layer passes half of the layers again
             tokens += tokens * key["skip_sequences"] * (shape.layers + 1) // (2 * sequences)
         yield job.kind, distances_cost(shape, tokens, tokens / sequences, dtype)
@@ -244,18 +244,18 @@ def price_job(job: Job, session: Session) -> Iterator[tuple[str, Cost | str]]:
         config = HealingConfig(**key["healing"])
         yield f"healing, {config.tokens:,} tokens", healing_cost(shape, max(job.cuts, key=_size), config, dtype)
     for task, settings in key.get("tasks", {}).items():
-        yield from price_task(task, settings, job.cuts, session)
+        yield from price_task(task, settings, job.cuts, subject)
 
 
-def price_task(task: str, settings: dict, cuts: list[Cut], session: Session) -> Iterator[tuple[str, Cost | str]]:
+def price_task(task: str, settings: dict, cuts: list[Cut], subject: Subject) -> Iterator[tuple[str, Cost | str]]:
     """Yield the work for a task or text under some cuts, and its cost, or why it is not known."""
-    shape, dtype, models_swept = find_shape(session), session.source.dtype, f"{len(cuts)} models"
+    shape, dtype, models_swept = find_shape(subject), subject.source.dtype, f"{len(cuts)} models"
     if "length" in settings:
         length = settings["length"] or USUAL_ANSWER
         tokens = settings["limit"] * length
         yield f"loss on {task}", sweep_cost(shape, cuts, tokens, tokens, length, dtype)
         return
-    counts = count_requests(task, settings, session)
+    counts = count_requests(task, settings, subject)
     if counts["unknown"]:
         yield task, counts["unknown"]
     if counts["requests"]:
@@ -270,12 +270,12 @@ def _size(cut: Cut) -> int:
     return cut.size
 
 
-def count_calibration_tokens(settings: dict, session: Session) -> int:
+def count_calibration_tokens(settings: dict, subject: Subject) -> int:
     """The tokens of the sequences of the distances, for the settings of a key; where their text is not at hand, or of
     the model there is a configuration alone, as many as there would be if every sequence were full."""
-    sequences, length, datasets = settings["samples"], settings["sequence_length"], session.options.datasets
-    if session.source.weights != CONFIG_ONLY and data.is_available_offline(settings["corpus"], datasets):
-        where = session.source, session.options.trust_remote_code
+    sequences, length, datasets = settings["samples"], settings["sequence_length"], subject.options.datasets
+    if subject.source.weights != CONFIG_ONLY and data.is_available_offline(settings["corpus"], datasets):
+        where = subject.source, subject.options.trust_remote_code
         with contextlib.suppress(InputError):  # the tokenizer is not on this machine yet
             return _count_drawn_tokens(settings["corpus"], sequences, length, settings["seed"], datasets, *where)
     return sequences * length
@@ -293,9 +293,9 @@ def _count_drawn_tokens(
 REQUEST_COUNTS = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "unknown")
 
 
-def count_requests(task: str, settings: dict, session: Session) -> dict:
+def count_requests(task: str, settings: dict, subject: Subject) -> dict:
     """Counts of lm-eval's requests for a task, tokenized; or only "unknown", the reason why there are no counts."""
-    where = session.source, session.options.datasets, session.options.trust_remote_code
+    where = subject.source, subject.options.datasets, subject.options.trust_remote_code
     counts = _load_and_count(task, settings["shots"], settings["limit"], *where)
     return dict.fromkeys(REQUEST_COUNTS) | counts
 
@@ -343,9 +343,9 @@ def _load_tokenizer(source: Source, trust_remote_code: bool):
     return models.load_tokenizer(source, trust_remote_code=trust_remote_code)
 
 
-def find_shape(session: Session) -> Shape:
-    """The shape of a session's model."""
-    return _read_shape_once(session.source, session.options.trust_remote_code)
+def find_shape(subject: Subject) -> Shape:
+    """The shape of a subject's model."""
+    return _read_shape_once(subject.source, subject.options.trust_remote_code)
 
 
 @functools.lru_cache(maxsize=2)
@@ -353,22 +353,36 @@ def _read_shape_once(source: Source, trust_remote_code: bool) -> Shape:
     return read_shape(_build_empty(source, trust_remote_code))
 
 
-def measure_caches(session: Session, tokens: int, sequences: int) -> list[float]:
-    """Bytes that each layer of a session's model keeps of so many tokens in each of so many sequences."""
+def measure_caches(subject: Subject, tokens: int, sequences: int) -> list[float]:
+    """Bytes that each layer of a subject's model keeps of so many tokens in each of so many sequences."""
     import torch
 
     from deeper_layers.models.network import Network
 
-    empty = _build_empty(session.source, session.options.trust_remote_code)
+    empty = _build_empty(subject.source, subject.options.trust_remote_code)
     network = Network(empty.to(torch.bfloat16))  # some experts run in this format only
-    in_dtype = ITEMSIZE[session.source.dtype] / ITEMSIZE["bfloat16"]
+    in_dtype = ITEMSIZE[subject.source.dtype] / ITEMSIZE["bfloat16"]
     return [kept * in_dtype for kept in network.measure_caches(tokens, sequences)]
 
 
-def time_this_machine(session: Session) -> Machine:
-    """This machine, tried with matrix products as wide as those of a session's model."""
-    shape = find_shape(session)
-    return measure_this_machine(shape.width, shape.inner, session.source.dtype, session.options.device)
+def describe_healing(job: Job, subject: Subject) -> str:
+    """Time on this machine and memory of a healing in words; "" where they can not be known."""
+    try:
+        ((_, cost),) = price_job(job, subject)
+    except InputError:  # of a model that adapters do not fit, which the healing itself says better
+        return ""
+    if isinstance(cost, str):
+        return ""
+    # whole layers are trained in float32, whatever the model was opened in
+    dtype = "float32" if job.key["healing"].get("last_layers") else job.key["dtype"]
+    seconds = cost.seconds(time_this_machine(subject), dtype)
+    return f"about {duration(seconds)}, {format_bytes(int(cost.memory))}"
+
+
+def time_this_machine(subject: Subject) -> Machine:
+    """This machine, tried with matrix products as wide as those of a subject's model."""
+    shape = find_shape(subject)
+    return measure_this_machine(shape.width, shape.inner, subject.source.dtype, subject.options.device)
 
 
 def duration(seconds: int | float | None) -> str:

@@ -19,6 +19,7 @@ from deeper_layers_companion.jobs.job import Data, distances_job, list_unknown_c
 from deeper_layers_companion.jobs.measure import draw_options_sequences, measure_needs
 from deeper_layers_companion.jobs.options import CutsByRule
 from deeper_layers_companion.jobs.session import Session
+from deeper_layers_companion.results.store import Result
 from deeper_layers_companion.rules.choosing import choose_merges, distance_matrix
 from deeper_layers_companion.rules.table import REGISTERED, RULES, describe_price
 
@@ -91,15 +92,34 @@ def select_cuts(
 
 def get_distances(session: Session, *, any_dtype: bool = False) -> Any:
     """The distances [n, l] of a model, in units of pi. With `any_dtype` and none in the model's data type, results in
-    another one serve, and stderr says so."""
+    another one serve, and stderr says so; those of weights that are not quantized do not serve quantized ones."""
     source, options = session.source, session.options
     job = distances_job(source, options)
-    for dtype in DTYPES if any_dtype and session.find(job) is None else ():
-        if result := session.find(distances_job(dataclasses.replace(source, dtype=dtype), options)):
+    if any_dtype and session.find(job) is None:
+        dtype, result = _find_in_any_dtype(session)
+        if result:
             lack = f"results hold none of {source.name} in {source.dtype}"
             print(f"the cut is chosen by distances in {dtype}, as {lack}", file=sys.stderr)
             return distance_matrix(result.rows)
+        if options.quantization and options.measure:
+            dtype, result = _find_in_any_dtype(session.replace(quantization=None))
+            if result:
+                print(
+                    f"distances are measured in {options.quantization}, as results hold them in {dtype} alone; "
+                    "--start N --drop N drops layers without distances",
+                    file=sys.stderr,
+                )
     return distance_matrix(session.get(job, needed="the distances").rows)
+
+
+def _find_in_any_dtype(session: Session) -> tuple[str, Result | None]:
+    """The first data type in which results hold the distances of a model, and these; "" and None where in none."""
+    for dtype in DTYPES:
+        source = dataclasses.replace(session.source, dtype=dtype)
+        result = session.find(distances_job(source, session.options))
+        if result:
+            return dtype, result
+    return "", None
 
 
 def _make_loss_function(rule: str, size: int, session: Session) -> Callable[[list[Cut]], list[float]]:
