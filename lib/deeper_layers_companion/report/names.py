@@ -150,6 +150,8 @@ def format_number(value, low=None, high=None, *, as_share: bool = False, digits:
 
     if pd.isna(low) or math.isinf(low):
         return form(value)
+    if low == high:
+        return f"{form(value)} (the same in all draws)"
     return f"{form(value)} ({form(low).removesuffix('%')} to {form(high)})"
 
 
