@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from book.extension import explorer
+from book.extension import explorer, places
 from tests.test_report import made
 
 pytestmark = pytest.mark.quick
@@ -80,16 +80,42 @@ def test_a_model_that_was_never_pruned_is_not_offered(monkeypatch, tmp_path):
     assert not (tmp_path / "first-figure.svg").exists()
 
 
-def test_the_caption_means_the_blocks_that_the_study_calls_middle_and_late():
-    """28 layers: the middle third holds the blocks that start at 10 to 15, and a late block those at 19 to 23."""
+@pytest.fixture
+def by_place() -> dict:
+    """A model of 28 layers. By the third study's words its middle third holds the blocks that start at 10 to 15, and a
+    late block is one of those at 19 to 23."""
     kept = {start: start / 28 for start in range(25)}
-    cuts = {f"{start},4": {task: [0, share] for task in ("facts", "capitals", "mmlu")} for start, share in kept.items()}
-    lines = {"written": {"facts": "facts"}, "easy": {"capitals": "capitals"}, "letters": {"mmlu": "MMLU"}}
-    middle = sum(kept[start] for start in range(10, 16)) / 6
-    late = sum(kept[start] for start in range(19, 24)) / 5
-    told = explorer.describe_places({"layers": 28, "lines": lines, "cuts": cuts, "asked": [{"items": 570}]})
-    assert (
-        told.endswith("third; 570 questions by letter).")
-        and f"{middle:.0%} of facts" in told
-        and f"{late:.0%} of MMLU" in told
+    of_cut = {
+        start: {"facts": [0, share], "mmlu": [0, 1.0], "c4": [1, 0, 0, 0, 3 + share]} for start, share in kept.items()
+    }
+    return {
+        "name": "org/m-Instruct",
+        "layers": 28,
+        "lines": {"letters": {"mmlu": "MMLU"}, "written": {"facts": "facts"}, "text": {"c4": "C4"}},
+        "cuts": {f"{start},4": told for start, told in of_cut.items()},
+        "asked": [{"whole": 0.5}, {"whole": 3.0}],
+        "rules": {"similarity": ["12,3", "11,4"], "simple": ["23,4"]},
+    }
+
+
+def test_places_mean_the_blocks_that_the_study_calls_middle_and_late_and_name_the_rules_that_cut_there(by_place):
+    rows = places.tabulate_places(by_place)
+    means = [row["means"]["written"] for row in rows]
+    starts = (range(7), range(10, 16), range(19, 24), [24])
+    assert means == pytest.approx([sum(of) / len(of) / 28 for of in starts])
+    assert [row["means"]["text"] for row in rows] == pytest.approx(means), "the loss is told beside the whole model's"
+    assert [row["rules"] for row in rows] == [{}, {"similarity": 11}, {"simple": 23}, {}]
+    assert rows[1]["own"]["similarity"]["written"] == pytest.approx(11 / 28)
+    table = places.draw_table(by_place, rows)
+    assert "<caption>What m keeps" in table and "similarity-informed: 11 to 14" in table and "+0.45" in table
+    del by_place["cuts"]["3,4"]["facts"]
+    assert places.tabulate_places(by_place)[0]["means"]["written"] is None, "a mean is of all blocks, or there is none"
+    assert places.tabulate_places(by_place | {"cuts": {}}) == []
+
+
+def test_the_caption_says_which_block_each_line_misses_least(by_place):
+    assert explorer.describe_peaks(by_place) == (
+        "Of blocks of 4 layers most is kept of MMLU without layers 0 to 3 (100%); of facts without layers 24 to 27 "
+        "(86%)."
     )
+    assert explorer.describe_peaks(by_place | {"cuts": {}}) == ""

@@ -124,7 +124,10 @@ def test_what_each_place_leaves_of_written_facts_is_one_sentence():
     table = made([row | {"chance": 0.0, "commonest": 0.0} for row in rows], LAYERS)
     late = (CHANCE + 0.4 * (WHOLE - CHANCE)) / WHOLE
     told = str(tell_written(costs(table)))
-    assert told.startswith("Without 4 middle layers m still writes 100% of") and told.endswith(f"kept, {late:.0%}.")
+    assert told == (
+        f"Of written facts m keeps 100% without 4 middle layers and {late:.0%} without 4 late ones, the last layer "
+        "kept."
+    )
     assert str(tell_written(costs(table[:0]))) == "Not measured."
 
 

@@ -221,7 +221,7 @@ def test_the_second_study_is_told_as_published():
     rows = scores[(scores["model"] == QWEN) & scores["task"].isin(last_layers.ASKED)]
     told = last_layers.state_order(statistics.half_gone_table(rows))
     assert told == (
-        "In Qwen2.5-Coder-1.5B without the last layers half is gone at 6 of 28 layers by letter, at 4 in words and at 2 "
-        "or 3 in writing. In Qwen2.5-Coder-1.5B without the most similar layers half is gone at 6 of 28 layers by "
+        "In Qwen2.5-Coder-1.5B without the last layers half is gone at 6 of 28 layers by letter, at 4 in words and at "
+        "2 or 3 in writing. In Qwen2.5-Coder-1.5B without the most similar layers half is gone at 6 of 28 layers by "
         "letter, at more than 8 in words and at 8 in writing."
     )

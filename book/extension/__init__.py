@@ -17,7 +17,7 @@ def note_own_code(app: Sphinx, config: Config) -> None:
 def setup(app: Sphinx) -> dict:
     app.add_config_value("book_extension", "", "env", str)
     app.connect("config-inited", note_own_code)
-    for part in ("running", "figures", "explorer", "pages", "ways", "mathml"):
+    for part in ("running", "figures", "explorer", "places", "pages", "ways", "mathml"):
         app.setup_extension(f"{__name__}.{part}")
     app.setup_extension("book.article")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -23,7 +23,6 @@ from deeper_layers.files import write_file
 from deeper_layers_companion import results
 from deeper_layers_companion.report import estimates, names, pairing, statistics
 from deeper_layers_companion.report.names import as_html
-from deeper_layers_companion.studies import letters_or_words
 
 RULES = ("similarity", "simple")
 # The lines of the first figure: a colour, and the tasks that it may show, each in words. A cut shows the first task of
@@ -191,32 +190,19 @@ def describe_cut(model: dict, cut: str) -> str:
     return f"{model['name']} without {those} keeps, above guessing: {'; '.join(kept)}."
 
 
-def describe_places(model: dict) -> str:
-    """What blocks of the middle third and of the last third leave on the mean; "" where not all were measured."""
+def describe_peaks(model: dict) -> str:
+    """Which block of statistics.SIZE layers each line misses least; "" where none was measured."""
     size = statistics.SIZE
     starts = range(model["layers"] - size + 1)
-    places = letters_or_words.classify_places(starts, model["layers"], size)
-    middle = _average_lines(model, [start for start in starts if places[start] == letters_or_words.MIDDLE])
-    late = _average_lines(model, [start for start in starts if places[start] == letters_or_words.LATE])
-    if not (middle and late):
-        return ""
-    text = f"Without {size} middle layers it keeps {middle}; without {size} late ones, the last layer kept, {late}"
-    letters = next(iter(model["lines"]["letters"]))
-    number = model["cuts"][f"{places.tolist().index(letters_or_words.MIDDLE)},{size}"][letters][0]
-    questions = model["asked"][number]["items"]
-    return f"{text} (means of each third; {questions} questions by letter)."
-
-
-def _average_lines(model: dict, starts: list[int]) -> str:
-    """The mean share that is kept of written facts and letters without the blocks that start there."""
     parts = []
-    for colour in ("written", "easy", "letters"):
-        task = next(iter(model["lines"].get(colour, {})), "")
-        told = [model["cuts"].get(f"{start},{statistics.SIZE}", {}).get(task) for start in starts]
-        if not told or any(of_cut is None or of_cut[1] is None for of_cut in told):
-            return ""
-        parts.append(f"{sum(of_cut[1] for of_cut in told) / len(told):.0%} of {model['lines'][colour][task]}")
-    return f"{parts[0]}, {parts[1]} and {parts[2]}"
+    for colour in ("letters", "words", "written"):
+        task, words = next(iter(model["lines"].get(colour, {}).items()), ("", ""))
+        told = [(start, model["cuts"].get(f"{start},{size}", {}).get(task)) for start in starts]
+        shares = {start: fact[1] for start, fact in told if fact and fact[1] is not None}
+        if shares:
+            best = max(shares, key=lambda start: shares[start])
+            parts.append(f"{words} without layers {best} to {best + size - 1} ({shares[best]:.0%})")
+    return f"Of blocks of {size} layers most is kept of {'; of '.join(parts)}." if parts else ""
 
 
 class Explorer(SphinxDirective):
@@ -230,7 +216,7 @@ class Explorer(SphinxDirective):
         if not models:
             return [nodes.note("", nodes.paragraph("", "Not measured: results/ holds no pruned model."))]
         said = as_html(describe_cut(models[0], models[0]["opens"]))
-        finding = as_html(describe_places(models[0]))
+        finding = as_html(describe_peaks(models[0]))
         kind, tasks = (" small", "") if self.small else ("", TASKS)
         caption = f"{NUMBER} <strong>{finding}</strong>" if self.small else ""
         page = PAGE.format(kind=kind, said=said, finding=caption, tasks=tasks, how=HOW + COLOURS * self.small)

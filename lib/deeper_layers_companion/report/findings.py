@@ -125,7 +125,9 @@ def state_differences(rows: pd.DataFrame) -> str:
     for sure, word in ((of_model["low"] > 0, "more"), (of_model["high"] < 0, "less")):
         if sure.any():
             row = of_model.loc[of_model.loc[sure, "value"].abs().idxmax()]
-            parts.append(f"{abs(row['value']):.2f} {word} of {title_within(row['topic'])} (at {row['size']:.0f} layers)")
+            parts.append(
+                f"{abs(row['value']):.2f} {word} of {title_within(row['topic'])} (at {row['size']:.0f} layers)"
+            )
     told = f"up to {', and up to '.join(parts)}" if parts else "neither surely more nor surely less"
     return f"In {model} the similarity-informed rule keeps {told}."
 

@@ -106,19 +106,17 @@ def tell_written(rows: pd.DataFrame, size: int = SIZE) -> Sentences:
     """What middle and late blocks of a size leave of written facts in each model, from `costs`."""
     table = put_in_order(rows[rows["task"] == "written_facts"].dropna(subset="value"))
     by_place = table.pivot_table(index="model", columns="place", values="value", sort=False)
-    sentences = []
+    parts = []
     for model, kept in by_place.iterrows():
-        middle = f"{kept[MIDDLE]:.0%}"
-        late = f"{kept[LATE]:.0%}"
         name = model_title(str(model))
-        if sentences:
-            sentences.append(f"In {name} it is {middle} and {late}.")
+        if parts:
+            parts.append(f"{name} {kept[MIDDLE]:.0%} and {kept[LATE]:.0%}")
         else:
-            sentences.append(
-                f"Without {size} middle layers {name} still writes {middle} of the facts that it could write; without "
-                f"{size} late ones, the last layer kept, {late}."
+            parts.append(
+                f"Of written facts {name} keeps {kept[MIDDLE]:.0%} without {size} middle layers and {kept[LATE]:.0%} "
+                f"without {size} late ones, the last layer kept"
             )
-    return Sentences(sentences, "found")
+    return Sentences([f"{'; '.join(parts)}."] if parts else [], "found")
 
 
 def tell_places(rows: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
