@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
+from deeper_layers.sweeping import generation
 from deeper_layers.sweeping.generation import ROWS, Decoding, generate
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree_model import TreeModel
@@ -25,7 +26,7 @@ def requests(*, shared=False, number=7, **options):
     options = {"until": ["a"], "max_gen_toks": 12, "do_sample": False} | options
     asked = []
     for i in range(number):
-        question = "What is it? " * (i % 3) + "abcdefg"[i] * (i + 1)
+        question = "What is it? " * (i % 3) + "abcdefg"[i % 7] * (i + 1)
         context = f"{EXAMPLES if shared else EXAMPLES[i * 5 :]}Question: {question}\nAnswer:"
         asked.append(Instance("generate_until", {}, (context, options), i))
     return asked
@@ -92,6 +93,28 @@ def test_little_memory_makes_smaller_batches_and_what_is_kept_is_not_written_aga
     assert max(rows for _, rows in written) < len(asked), "fewer prompts too"
 
 
+def test_a_kill_loses_one_part_and_nothing_is_written_twice(opened, tmp_path, monkeypatch):
+    """On a processor a part has few answers, whatever memory holds."""
+    (model, tokenizer), asked = opened, requests(number=13)
+    how, shards, written = (TreeModel(model, CUTS), tokenizer, asked), Shards(tmp_path / "unit.partial"), []
+    expected, write = generate(*how), Decoding.write
+    monkeypatch.setattr(generation, "PART_OPERATIONS", 0)
+    monkeypatch.setattr(generation, "LEAST_ANSWERS", 12)
+
+    def killed_once(self, *given):
+        if len(written) == 4:
+            written.append(0)
+            raise KeyboardInterrupt
+        written.append(len(self.all_models) * len(self.prompts))
+        return write(self, *given)
+
+    monkeypatch.setattr(Decoding, "write", killed_once)
+    with pytest.raises(KeyboardInterrupt):
+        generate(*how, shards=shards)
+    assert generate(*how, shards=shards) == expected
+    assert max(written) <= 12 and sum(written) == len(CUTS) * len(asked), "none of them twice"
+
+
 @pytest.mark.parametrize("asks", ["task", "model"])
 def test_more_than_greedy_is_left_to_hflm(asks, opened, written):
     model, tokenizer = copy.deepcopy(opened[0]), opened[1]
@@ -156,12 +179,13 @@ def test_an_interrupted_model_by_model_run_goes_on(opened, tmp_path, monkeypatch
     model.generation_config.repetition_penalty = 1.5
     how, shards = (TreeModel(model, CUTS[:3]), tokenizer, requests(number=3)), Shards(tmp_path / "unit.partial")
     expected, models, write = generate(*how), [], HFLM.generate_until
+    monkeypatch.setattr(generation, "LEAST_ROWS", 2)  # two parts a model
 
     def interrupted_once(self, *given, **options):
         if type(self) is not HFLM:  # what records the requests
             return write(self, *given, **options)
         models.append(self.model)
-        if len(models) == 2:
+        if len(models) == 4:
             raise KeyboardInterrupt
         return write(self, *given, **options)
 
@@ -169,4 +193,4 @@ def test_an_interrupted_model_by_model_run_goes_on(opened, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         generate(*how, shards=shards)
     assert generate(*how, shards=shards) == expected
-    assert len(models) == 4, "the first was there"
+    assert len(models) == 7, "three of six parts were there"

@@ -10,6 +10,7 @@ Letters in shapes: C cuts, B prompts, K keys.
 import contextlib
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from deeper_layers.pruning import zero_sublayers
 from deeper_layers.sweeping.attention import PrefixCache, attention_masks
 from deeper_layers.sweeping.forward import logits_in_parts
 from deeper_layers.sweeping.harness import Answer, RequestRecorder, opening
-from deeper_layers.sweeping.parts import FIRST_WRITTEN, ResumableProgress, run_in_halves
+from deeper_layers.sweeping.parts import FIRST_WRITTEN, LEAST_ROWS, ResumableProgress, run_in_halves
 from deeper_layers.sweeping.planning import MEMORY, ROWS, SHARED_TOKENS, Batch, Sequence
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree import Tree
@@ -40,6 +41,9 @@ FOLLOWED = set(
     "bos_token_id eos_token_id pad_token_id temperature top_k top_p use_cache max_length do_sample "
     "transformers_version _from_model_config".split()
 )
+# a part is lost when a run is killed. On a processor it has at most so many operations, a few minutes on two cores, but
+# no fewer answers than for which reading the weights pays
+PART_OPERATIONS, LEAST_ANSWERS = 2e13, 32
 AreFinished = Callable[[list[list[int]]], list[bool]]  # which answers are finished
 
 
@@ -100,8 +104,11 @@ def _write_answers(
     parts: ResumableProgress,
 ) -> np.ndarray:
     """[C, B] pairs of new tokens, at most `max_tokens`, and whether the answer ended; read where a part is finished."""
+    most_answers = _count_most_answers(model, max_tokens)
 
     def fits(rows: list[list[int]], cuts: list[Cut]) -> bool:
+        if len(rows) * len(cuts) > most_answers:
+            return False
         needed = model.estimate.writing_bytes(Tree(cuts, model.tree.layers), len(rows), max(map(len, rows)), max_tokens)
         return len(rows) <= ROWS and needed <= memory
 
@@ -116,6 +123,14 @@ def _write_answers(
         return np.fromiter(zip(token_lists, are_over(token_lists)), dtype=object).reshape(len(cuts), -1)
 
     return run_in_halves(write, prompts, model.cuts, fits)
+
+
+def _count_most_answers(model: TreeModel, max_tokens: int) -> int | float:
+    """The most answers of `max_tokens` that a part has."""
+    if model.network.device.type != "cpu":  # a card writes a whole batch in that time
+        return math.inf
+    operations = 2 * model.network.model.num_parameters() * max_tokens
+    return max(LEAST_ANSWERS, PART_OPERATIONS / operations)
 
 
 def _make_end_check(model, tokenizer, stop: tuple[str, ...]) -> AreFinished:
@@ -142,7 +157,7 @@ def generate_one_by_one(
     shards: Shards | None = None,
     what: str = "generation",
 ) -> list[list[Answer]]:
-    """The same, one pruned model after another, by lm-eval's own HFLM.
+    """The same, one pruned model after another, by lm-eval's own HFLM; each of its batches is a part.
 
     Answers are written one by one where the generation configuration asks for more than greedy decoding: repetitions,
     beams and guidance depend on the padding and on the other prompts of a batch.
@@ -152,19 +167,44 @@ def generate_one_by_one(
     problem = f"the model's generation_config has {words}, which lm-eval's HFLM or this model can't follow"
     advice = f"set {words} to None there"
 
-    def run(cut: Cut) -> list[str]:
+    def run(cut: Cut, some: list[Instance]) -> list[str]:
         pruned = zero_sublayers(model, cut)
         with opening(pruned, tokenizer) as given:
             lm = HFLM(batch_size=1 if unusual else ROWS, **given)
         with as_input_error(problem, advice) if unusual else contextlib.nullcontext():
-            texts = lm.generate_until(instances, disable_tqdm=True)
-        parts.update()
+            texts = lm.generate_until(some, disable_tqdm=True)
+        parts.update(len(some))
         return texts
 
-    args = [instance.args for instance in instances]
-    with ResumableProgress(shards, what, len(cuts), "pruned model", FIRST_WRITTEN) as parts:
-        answers = [parts.read_or_run((cut, args), 1, functools.partial(run, cut)) for cut in cuts]
-    return [list(map(Answer, texts)) for texts in answers]
+    order = _sort_as_hflm(instances, tokenizer)
+    size = LEAST_ROWS if unusual else ROWS
+    answers = [[Answer("")] * len(instances) for _ in cuts]
+    with ResumableProgress(shards, what, len(cuts) * len(instances), "answer", FIRST_WRITTEN) as parts:
+        for row, cut in zip(answers, cuts, strict=True):
+            for first in range(0, len(order), size):
+                numbers = order[first : first + size]
+                some = [instances[number] for number in numbers]
+                request = cut, [instance.args for instance in some]
+                texts = parts.read_or_run(request, len(some), functools.partial(run, cut, some))
+                for number, text in zip(numbers, texts, strict=True):
+                    row[number] = Answer(text)
+    return answers
+
+
+def _sort_as_hflm(instances: list[Instance], tokenizer) -> list[int]:
+    """The numbers of requests in the order in which HFLM batches them: by settings, then the longest prompts first."""
+    groups: dict[str, list[int]] = {}
+    for number, instance in enumerate(instances):
+        groups.setdefault(repr(instance.args[1]), []).append(number)
+
+    def rank(number: int) -> tuple[int, str]:
+        text = instances[number].args[0]
+        return -len(tokenizer.encode(text)), text
+
+    order = []
+    for numbers in groups.values():
+        order += sorted(numbers, key=rank)
+    return order
 
 
 @dataclass
