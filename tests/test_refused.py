@@ -97,6 +97,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("sweep embedded --limit 7 --no-measure", 1, "nearest that results hold of it is capitals with capitals limit 120"),
     ("distances embedded --samples 7 --no-measure", 1, "is wikipedia with samples 256, not 7"),
     ("sweep embedded --layers 1 --sizes 0-1", 2, "--layers and --sizes exclude each other"),
+    ("sweep embedded --keep 0.95 --precision 0.05", 2, "give one of them, as a share is judged on all items"),
     ("distances embedded --device gpu", 1, "--device is 'gpu', expected one of auto, cpu"),
     ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected one of nf4, int8, or none:"),
     ("distances tiny --revision main", 1, "is no hub id: leave it out"),

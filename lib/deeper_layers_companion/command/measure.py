@@ -93,7 +93,9 @@ def sweep(parameters: SweepParameters, keep: float | None) -> Answer:
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
     """
     exclude_rules()
-    exclude("keep", "precision", "within")
+    exclude(
+        "keep", "precision", "within", why=", as a share is judged on all items up to --limit, by intervals of one look"
+    )
     session = Session(parameters)
     return _score([*list_sweep(session)], session, by_rule=True, keep=keep)
 

@@ -134,13 +134,13 @@ def is_typed(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def exclude(name: str, *others: str) -> None:
-    """Refuse an option that is typed together with any of the others."""
+def exclude(name: str, *others: str, why: str = "") -> None:
+    """Refuse an option that is typed together with any of the others; `why` says what is not plain."""
     if not is_typed(name):
         return
     flags = _find_flags()
     for other in filter(is_typed, others):
-        raise click.UsageError(f"{flags[name]} and {flags[other]} exclude each other: give one of them")
+        raise click.UsageError(f"{flags[name]} and {flags[other]} exclude each other: give one of them{why}")
 
 
 def _find_flags() -> dict[str, str]:

@@ -191,11 +191,11 @@ def scores_job(
     prompt: dict | None = None,
 ) -> Job:
     """Tasks, groups and texts under the cuts of each rule. `prompt`: the number ("shots") and "order" of the examples
-    in the prompt, if not the usual ones. Where asking may stop early, of one task: its items are in a random order, and
-    their number is not in the key."""
+    in the prompt, if not the usual ones: compared prompts are asked all items. Where asking may stop early, of one
+    task: its items are in a random order, and their number is not in the key."""
     names = list(names)
     tasks = _describe_tasks(names, options, prompt)
-    until = options.find_until(names[0]) if len(names) == 1 else None
+    until = options.find_until(names[0]) if len(names) == 1 and prompt is None else None
     if until is not None:
         tasks[names[0]] |= {"limit": None, "seed": ORDER_SEED}
     settings = {"quantization": options.quantization, "tasks": tasks}

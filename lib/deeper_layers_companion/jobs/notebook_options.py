@@ -51,7 +51,7 @@ class SimilarityParameters(MeasuringParameters):
     notebook: ClassVar[str] = "01-similarity"
 
 
-class QuestionAnsweringParameters(kinds.TaskParameters, MeasuringParameters):
+class QuestionAnsweringParameters(kinds.EarlyParameters, MeasuringParameters):
     notebook: ClassVar[str] = "02-question-answering"
     numbers: Numbers = Field(
         "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'

@@ -301,7 +301,7 @@ class EarlyParameters(TaskParameters):
         None,
         gt=0,
         lt=1,
-        description="stop asking as soon as half gone is known so well: 0.05 is a twentieth of the layers, either way",
+        description="stop asking once half gone is known so well: 0.05 is a twentieth of the layers, either way",
     )
     decides: Decides = HALF_GONE
     within: str | None = Field(

@@ -5,6 +5,7 @@ Algorithms, Advanced Science 8, 2100707): hours x (processors x watts of one + m
 data centre. The watts are that work's defaults for an unknown processor in full use; accelerators are not included.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +142,29 @@ def with_wilson(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of accuracies, with low and high."""
     low, high = wilson_interval(rows["value"] * rows["items"], rows["items"])
     return rows.assign(low=low, high=high)
+
+
+def drafts(benchmarks: Path) -> pd.DataFrame:
+    """Each measured draft, from the files draft-*.json of a folder: model, prompts, tokens (after each), ahead (tokens
+    proposed at once), start, size, cost (of a token beside one of the whole model, by layers), taken (share of the
+    proposed tokens), acceptance, break_even, expected and times_faster (beside no draft, computed and measured).
+
+    Source: Leviathan et al. 2023. Where each token is accepted with probability a, a round of k proposed tokens gives
+    1 + a + ... + a^k and costs k c + 1. So `acceptance` is the a that leaves this share taken, and `break_even` the
+    least a with which a round gives as many tokens as it costs.
+    """
+    contents = [json.loads(path.read_text()) for path in sorted(benchmarks.glob("draft-*.json"))]
+    rows = pd.json_normalize(contents, "drafts", ["model", "prompts", "tokens", "ahead"])
+    rows = rows.rename(columns={"cost_of_layers": "cost", "times_faster_than_without": "times_faster"})
+    rows["acceptance"] = [find_acceptance(*pair) for pair in zip(rows["taken"], rows["ahead"], strict=True)]
+    rows["break_even"] = [find_acceptance(*pair) for pair in zip(rows["cost"], rows["ahead"], strict=True)]
+    rows["expected"] = (rows["ahead"] * rows["taken"] + 1) / (rows["ahead"] * rows["cost"] + 1)
+    return rows
+
+
+def find_acceptance(share: float, ahead: int) -> float:
+    """The a between 0 and 1 with (a + ... + a^k) / k = `share`, for k = `ahead`: the probability with which each token
+    is accepted if this share of the tokens is, as those after a refused one are refused."""
+    roots = np.roots([*[1.0] * ahead, -ahead * share])
+    (found,) = roots.real[(np.abs(roots.imag) < 1e-9) & (roots.real >= 0)]
+    return float(found)
