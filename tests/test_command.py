@@ -183,7 +183,9 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     common = [*SMALL, "--tasks", "capitals", "--dtype", "float32", "--results", tmp_path / "results"]
     words = "--text wikipedia --steps 2 --loss-sequences 4 --loss-length 32".split()
     asked = ["heal", tiny_folder, *common, *words]
-    content = answer(*asked, "--drop", 2, "--rule", "simple")
+    first = typed(*asked, "--drop", 2, "--rule", "simple", "--json")
+    assert re.search(r"healing tiny-llama drops .*, [0-9,]+ tokens: about [0-9.]+ s, [0-9.]+ [MG]B", first.stderr)
+    content = json.loads(first.stdout)
     assert content["cut"] == {"start": 2, "size": 2} and content["recovery"] == []
     assert {row["task"] for row in content["rows"]} == {"wikipedia", "capitals"}
     with monkeypatch.context() as patch:

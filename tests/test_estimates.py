@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from deeper_layers_companion.report import estimates
+from deeper_layers_companion.report import estimates, measured
 from deeper_layers_companion.report.estimates import Estimate
 
 pytestmark = pytest.mark.quick
@@ -181,3 +181,12 @@ def test_verdicts():
     assert Estimate(math.nan, math.nan, math.nan).judge(0, 1) == "not tested"
     beyond = {0.3: "supported", 0.55: "inconclusive", 0.7: "contradicted", -0.1: "contradicted"}
     assert {limit: Estimate(0.5, 0.4, 0.6).judge_beyond(limit) for limit in beyond} == beyond
+
+
+@pytest.mark.parametrize(("acceptance", "ahead"), [(0.0, 3), (0.3, 1), (0.626, 3), (0.9, 8), (1.0, 4)])
+def test_acceptance_of_a_token_is_told_from_the_share_taken(acceptance, ahead):
+    """In a round tokens are accepted up to the first refused one, as here by hand."""
+    taken = 0.0
+    for number in range(1, ahead + 1):
+        taken += number * acceptance**number * (1 - acceptance if number < ahead else 1)
+    assert measured.find_acceptance(taken / ahead, ahead) == pytest.approx(acceptance, abs=1e-6)
