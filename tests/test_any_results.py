@@ -67,7 +67,8 @@ def test_pages_are_drawn_from_any_files(seed, tmp_path, monkeypatch):
     draw_from(draw.sample(FILES, draw.choice([1, 1, 2, 3, 6])), tmp_path, monkeypatch)
 
 
-FOREIGN = "<x-foreign>\"' data-foreign=1 x='"  # a name that opens an element, or adds to one, where it is not escaped
+# a name that opens an element, or adds to one, where it is not escaped; and moves a terminal's cursor
+FOREIGN = "<x-foreign>\"' data-foreign=1 x='\x1b]0;x\x07\u202e"
 
 
 def rename(content, names: dict[str, str]):
@@ -96,6 +97,7 @@ def test_names_of_others_are_text_on_every_page(tmp_path, monkeypatch):
         parser = Attributes()
         parser.feed(page)
         assert not parser.names & {"data-foreign", "x-foreign"}, name
+        assert not {"\x1b", "\x07", "\u202e"} & set(page), name
 
 
 def test_the_models_of_a_reader_come_before_the_published_ones(tmp_path, monkeypatch):
