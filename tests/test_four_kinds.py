@@ -95,6 +95,6 @@ def test_answers_of_one_token_stand_beside_longer_ones(scores):
 def test_the_last_layer_is_told_of_every_model_that_was_measured(scores):
     judged = four_kinds.judge(scores)
     value = judged.set_index("number").loc["2. T, the last layer by tasks", "value"]
-    told = f"at least 0.05 more right without its last layer. It is {value:.2f} in m (supported)."
+    told = f"at least 0.05 more right without its last layer. It is supported in m ({value:.2f})."
     assert str(four_kinds.tell_last_layer(judged)).endswith(told)
     assert str(four_kinds.tell_last_layer(judged[:0])) == "Not measured."

@@ -167,6 +167,17 @@ class Sentences:
         return f'<p class="said" id="{as_html(self.name)}">{as_html(str(self))}</p>'
 
 
+def said_together(sentence: str, part: str, rows: pd.DataFrame, *, name: str = "answer") -> Sentences:
+    """One sentence of all rows of a frame, with {parts} in it: `part`, with the columns of a row in it, for each.
+
+    Example:
+        >>> print(said_together("{parts}.", "{n} in {model}", pd.DataFrame({"model": ["a"], "n": [1]})))
+        1 in a.
+    """
+    parts = said(part, rows).sentences
+    return Sentences([sentence.format(parts=join_words(parts))] if parts else [], name)
+
+
 def said(sentence: str, rows: pd.DataFrame, *, name: str = "answer") -> Sentences:
     """One sentence for each row of a frame, with the row's columns in place of {column}, so that no number in prose is
     typed by hand. Of a model its title stands there.
