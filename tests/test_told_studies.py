@@ -197,8 +197,8 @@ def test_what_is_published_is_told_in_these_words():
     )
     assert by_place.state_ends(kept).startswith(
         "In Qwen2.5-Coder-1.5B letters come back at the end, words and writing do not. Without the last 4 layers "
-        "Qwen2.5-Coder-1.5B keeps 106% of MMLU by letter and 28% of written facts; without the block one layer earlier, "
-        "73% and 11%."
+        "Qwen2.5-Coder-1.5B keeps 106% of MMLU by letter and 28% of written facts; without the block one layer "
+        "earlier, 73% and 11%."
     )
     table = by_place.tabulate_places(costs, kept).set_index(["model", "dropped"])[task_title("written_facts")]
     late = by_place.PLACE_TITLES[LATE]

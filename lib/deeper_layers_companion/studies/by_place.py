@@ -1,4 +1,4 @@
-"""What is kept by place, in the words and the table of the page *Letters or words?*, and the first study's verdict there.
+"""What is kept by place, in the words and the table of the page *Letters or words?*, with the first study's verdict.
 
 In: the frames of letters_or_words.py and `statistics.kept_by_place`. Nothing is measured or judged here.
 """

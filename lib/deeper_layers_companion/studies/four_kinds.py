@@ -59,6 +59,7 @@ NUMBER_TITLES = {
     "5. R of writing, affine map": "5. share of lost writing that an affine map returns (R)",
     "5. R of writing, low rank map": "5. share of lost writing that a low-rank map returns (R)",
 }
+ASKED = (study.LETTER, study.WORDS, study.UNASKED, study.WRITTEN)
 MAIN_FORMS = (study.LETTERS_CALIBRATED, study.WORDS_CALIBRATED, "written")
 
 
@@ -101,8 +102,8 @@ def tell_outliving(judged: pd.DataFrame) -> Sentences:
     return Sentences(
         [
             f"Asked new questions without its last {study.OUTLIVED_SIZE} layers, {model_title(told['model'].iloc[0])} "
-            f"keeps {letters:.0%} of choosing the right letter, once each letter's own bias is taken off. Of writing the "
-            f"answer it keeps {written:.0%}.",
+            f"keeps {letters:.0%} of choosing the right letter, once each letter's own bias is taken off. Of writing "
+            f"the answer it keeps {written:.0%}.",
             f"That letters outlive writing was predicted: {join_verdicts(rows.drop_duplicates('model'))}.",
         ],
         "answer",
@@ -144,7 +145,7 @@ def tabulate_items(scores: pd.DataFrame) -> pd.DataFrame:
 
 @returns("model files hours first")
 def sum_hours(scores: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict]:
-    """What the study took: files of results, hours of their runs (`results.runs`), and when the first was finished, UTC."""
+    """What the study took: files of results, hours of their runs (`results.runs`), and when the first was done."""
     elsewhere = drop_third_study(scores)["path"]
     of_study = scores.loc[~scores["path"].isin(elsewhere), "path"].unique()
     for model, rows in runs[runs["path"].isin(of_study)].groupby("model", sort=False):

@@ -35,6 +35,9 @@ FORMS = {
 }
 PAIRS = {"MMLU": ("mmlu", "mmlu_continuation"), "Capitals": ("lettered_capitals", "capitals")}  # letters, words
 LOSSES = ("c4", "gsm8k_solutions")
+# what the page of both studies asks
+ASKED = ("mmlu", "mmlu_continuation", "lettered_capitals", "capitals", "written_facts")
+ASKED += ("facts_by_letter", "facts_in_words", "facts_written")
 MIDDLE = "middle"
 LATE = "late"
 D = "D, letters less words"
