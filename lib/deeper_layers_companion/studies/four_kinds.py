@@ -190,7 +190,7 @@ def state_kinds(kinds: pd.DataFrame) -> str:
     """Where half of writing is gone in the first model without its last layers, by kind of answer, from
     `tabulate_kinds`."""
     rows = kinds[(kinds["place"] == PLACE_NAMES["reverse"]) & kinds["gone_at"].ne("")]
-    return _state_half_gone(rows, "kind", {kind: f"of {kind}s" for kind in rows["kind"].unique()})
+    return _state_half_gone(rows, "kind", {kind: f"on {kind}s" for kind in rows["kind"].unique()})
 
 
 def _state_half_gone(rows: pd.DataFrame, column: str, words: dict[str, str]) -> str:
@@ -318,7 +318,8 @@ def state_last_layer(rows: pd.DataFrame) -> str:
     parts = []
     for form, line in of_model.groupby("asked", sort=False):
         row = line.loc[line["value"].abs().idxmax()]
-        parts.append(f"{row['value']:+.2f} of {form} at {row['size']:.0f} layers")
+        words = FORM_WORDS.get(str(form), f"in {form}")
+        parts.append(f"{row['value']:+.2f} {words} at {row['size']:.0f} layers")
     return f"In {model} dropping the last layer too changes right answers by up to {join_words(parts)}."
 
 
