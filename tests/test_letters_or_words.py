@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deeper_layers_companion.report.estimates import AT_FLOOR, NOT_TESTED, SUPPORTED
-from deeper_layers_companion.studies import letters_or_words
+from deeper_layers_companion.studies import by_place, letters_or_words
 from deeper_layers_companion.studies.letters_or_words import (
     CONFIRMED,
     HOLDS,
@@ -25,7 +25,6 @@ from deeper_layers_companion.studies.letters_or_words import (
     judge_models,
     judge_now,
     keep_latest,
-    tell_written,
 )
 from tests.test_report import GEMMA, QWEN, SMOLLM, made, published
 
@@ -123,12 +122,12 @@ def test_what_each_place_leaves_of_written_facts_is_one_sentence():
     rows = [row | {"task": "written_facts"} for row in scan({("capitals", LATE): 0.4}) if row["task"] == "capitals"]
     table = made([row | {"chance": 0.0, "commonest": 0.0} for row in rows], LAYERS)
     late = (CHANCE + 0.4 * (WHOLE - CHANCE)) / WHOLE
-    told = str(tell_written(costs(table)))
+    told = str(by_place.tell_written(costs(table)))
     assert told == (
         f"Of written facts m keeps 100% without 4 middle layers and {late:.0%} without 4 late ones, the last layer "
         "kept."
     )
-    assert str(tell_written(costs(table[:0]))) == "Not measured."
+    assert str(by_place.tell_written(costs(table[:0]))) == "Not measured."
 
 
 def test_of_two_measurements_the_latest_counts_for_the_cliff():

@@ -7,7 +7,7 @@ import pytest
 from deeper_layers_companion.report import findings, statistics
 from deeper_layers_companion.report.estimates import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, SUPPORTED
 from deeper_layers_companion.report.names import task_title
-from deeper_layers_companion.studies import last_layers, letters_or_words
+from deeper_layers_companion.studies import by_place, last_layers, letters_or_words
 from deeper_layers_companion.studies.letters_or_words import CONFIRMED, LATE, MIDDLE, OPEN, C, D
 from tests.test_last_layers import answers
 from tests.test_report import GEMMA, QWEN, SMOLLM, published
@@ -50,14 +50,14 @@ def test_places_are_told_of_models_that_show_both_tasks_and_a_crossing_is_named(
     kept = join(
         tabulate_blocks, *(([(task, LAST, value, 0.05) for task, value in of], model) for model, of in last.items())
     )
-    told = letters_or_words.tell_places(costs, kept)
+    told = by_place.tell_places(costs, kept)
     assert told.sentences == [
         "Without 2 middle layers even keeps 50% of MMLU's letters and 50% of written facts; without the 2 at the very "
         "end, 40% and 30%.",
         "What is lost depends on where. Without 2 middle layers m keeps 20% of MMLU's letters and 70% of "
         "written facts; without the 2 at the very end, 90% and 10%.",
     ]
-    assert str(letters_or_words.tell_places(costs, kept[:0])) == "Not measured."
+    assert str(by_place.tell_places(costs, kept[:0])) == "Not measured."
 
 
 ENDS = [
@@ -80,26 +80,26 @@ BACK = "In m letters come back at the end, words and writing do not."
     ],
 )
 def test_the_last_block_is_told_beside_the_one_before_it(kept, is_back):
-    told = letters_or_words.state_ends(tabulate_blocks([*kept, ("boolq", LAST, 0.5, 0.1)]))
+    told = by_place.state_ends(tabulate_blocks([*kept, ("boolq", LAST, 0.5, 0.1)]))
     assert (BACK in told) == is_back
-    assert told.removeprefix(BACK).strip().startswith("Without 2 layers before the last one, and without the last 2, m")
-    shares = [f"90% and {kept[-2][2]:.0%} of {task_title('capitals')}"]
-    if len(kept) == 4:
-        shares.insert(0, f"30% and {kept[0][2]:.0%} of {task_title('mmlu')}")
-    assert told.endswith(f"m keeps {'; '.join(shares)}."), "of boolq no block before the last was measured"
-    assert letters_or_words.state_ends(tabulate_blocks([])) == ""
+    words, earlier = f"{kept[0][2]:.0%} of MMLU by letter", "30%"
+    if len(kept) == 2:
+        words, earlier = "20% of capitals in words", "90%"
+    said = f"Without the last 2 layers m keeps {words}; without the block one layer earlier, {earlier}."
+    assert told.removeprefix(BACK).strip() == said, "of boolq no block before the last was measured"
+    assert by_place.state_ends(tabulate_blocks([])) == ""
 
 
 @pytest.mark.quick
 def test_places_are_a_table_with_a_row_for_each_and_gaps_where_nothing_is_kept():
     costs = tabulate_costs([("mmlu", MIDDLE, 0.25), ("mmlu", LATE, 0.5), ("capitals", MIDDLE, 0.75)])
     kept = tabulate_blocks([("mmlu", LAST, 0.1, 0), ("mmlu", BEFORE, 0.9, 0), ("capitals", LAST, np.nan, 0)])
-    table = letters_or_words.tabulate_places(costs, kept)
+    table = by_place.tabulate_places(costs, kept)
     assert table["dropped"].tolist() == ["a middle block", "a late block, the last layer kept", "the last layers"]
-    assert set(table["model"]) == {"m"} and len(table.columns) == 2 + len(letters_or_words.SHOWN)
+    assert set(table["model"]) == {"m"} and len(table.columns) == 2 + len(by_place.SHOWN)
     assert table[task_title("mmlu")].tolist() == [0.25, 0.5, 0.1]
     assert table[task_title("capitals")].tolist() == pytest.approx([0.75, np.nan, np.nan], nan_ok=True)
-    assert letters_or_words.tabulate_places(costs[:0], kept[:0]).empty
+    assert by_place.tabulate_places(costs[:0], kept[:0]).empty
 
 
 def judge(model: str, number: str, value: float, verdict: str, about: str = "", place: str = "") -> dict:
@@ -191,15 +191,17 @@ def test_a_caption_names_the_least_and_the_most_of_the_first_model():
 def test_what_is_published_is_told_in_these_words():
     scores = published()[0]
     costs, kept = letters_or_words.costs(scores), statistics.kept_by_place(scores)
-    assert str(letters_or_words.tell_places(costs, kept)) == (
+    assert str(by_place.tell_places(costs, kept)) == (
         "What is lost depends on where. Without 4 middle layers Qwen2.5-Coder-1.5B keeps 21% of MMLU's "
         "letters and 97% of written facts; without the 4 at the very end, 106% and 28%."
     )
-    of_qwen, of_gemma = letters_or_words.state_ends(kept).split(" Without 4 layers before")[:2]
-    assert of_qwen == "In Qwen2.5-Coder-1.5B letters come back at the end, words and writing do not."
-    assert "73% and 106% of MMLU by letter" in of_gemma and of_gemma.endswith("11% and 28% of Written facts.")
-    table = letters_or_words.tabulate_places(costs, kept).set_index(["model", "dropped"])[task_title("written_facts")]
-    late = letters_or_words.PLACE_TITLES[LATE]
+    assert by_place.state_ends(kept).startswith(
+        "In Qwen2.5-Coder-1.5B letters come back at the end, words and writing do not. Without the last 4 layers "
+        "Qwen2.5-Coder-1.5B keeps 106% of MMLU by letter and 28% of written facts; without the block one layer "
+        "earlier, 73% and 11%."
+    )
+    table = by_place.tabulate_places(costs, kept).set_index(["model", "dropped"])[task_title("written_facts")]
+    late = by_place.PLACE_TITLES[LATE]
     assert table.xs(late, level="dropped").round(2).to_dict() == {
         "Qwen2.5-Coder-1.5B": 0.1,
         "Gemma-3-270m": 0.04,

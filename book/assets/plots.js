@@ -4,6 +4,7 @@
   "use strict";
   const { svg, html, scale, ticks, path, label_lines, width_of, SIZE } = window.Drawing;
   const NARROW = 480; // pixels of a panel, below which names stand above their rows
+  const WHITE = "#ffffff"; // of markers: they have an edge
   const INK = "#1a1a1a"; // of the picture: here the colour of the page's text
   const DASHES = { dash: "7 4", dot: "2 3", dashdot: "7 3 2 3" };
   const NEAR = 40; // pixels between the pointer and what it points at
@@ -16,7 +17,8 @@
 
   function draw_marker(parent, item, x = 0, y = 0) {
     const { marker, colour, size = 4, filled } = item;
-    const look = filled ? { fill: ink(colour), stroke: "var(--pst-color-background)", "stroke-width": 0.8 } : { fill: "none", stroke: ink(colour), "stroke-width": 1.6 };
+    const edge = colour === WHITE ? { stroke: INK, "stroke-width": 1.2 } : { stroke: "var(--pst-color-background)", "stroke-width": 0.8 };
+    const look = filled ? { fill: ink(colour), ...edge } : { fill: "none", stroke: ink(colour), "stroke-width": 1.6 };
     svg("path", { d: SHAPES[marker], transform: `translate(${x} ${y}) scale(${size / 4})`, ...look }, parent);
   }
 

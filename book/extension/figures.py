@@ -12,11 +12,13 @@ from pathlib import Path
 
 import nbformat
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.extension.running import EXECUTED, FILES, run_notebook
 from deeper_layers.files import write_file
+from deeper_layers_companion.report.names import MISSING
 
 FIGURE = re.compile(r'<figure class="measured" id="([\w-]+)">.*?</figure>', re.DOTALL)
 TABLE = re.compile(r'download="([\w-]+)\.csv" href="data:text/csv;charset=utf-8;base64,([^"]*)"')
@@ -53,14 +55,18 @@ def point_at(name: str, figure: str) -> str:
 
 
 class MeasuredFigure(SphinxDirective):
-    """A sentence or table of an executed notebook on another page, `NOTEBOOK#NAME`, or where its figure stands."""
+    """A sentence or table of an executed notebook on another page, `NOTEBOOK#NAME`, or where its figure stands. With
+    the option `if-measured` there is nothing in place of what was not measured."""
 
     required_arguments = 1
+    option_spec = {"if-measured": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(EXECUTED / f"{self.arguments[0].partition('#')[0]}.ipynb"))
         if (content := find_html(self.arguments[0])) is None:
             return [self.state.document.reporter.warning(f"no figure {self.arguments[0]}", line=self.lineno)]
+        if content.startswith(f'<p class="{MISSING}"') and "if-measured" in self.options:
+            return []
         if content.startswith("<figure"):
             content = point_at(self.arguments[0], content)
         return [nodes.raw("", content, format="html")]
@@ -99,11 +105,27 @@ def move_to_files(notebook: str, text: str, count: int) -> tuple[str, int]:
     return FIGURE.sub(move_figure, TABLE.sub(move_table, text)), count
 
 
+def drop_missing(cells: list[dict]) -> None:
+    """Take away what says that nothing was measured, from all cells of a notebook but the first: a page says it once.
+    Where a sentence names what is missing, it says it."""
+
+    def is_missing(cell: dict) -> bool:
+        texts = ["".join(output.get("data", {}).get("text/html", "")) for output in cell.get("outputs", [])]
+        return bool(texts) and all(text.startswith(f'<p class="{MISSING}"') for text in texts)
+
+    is_named = any('<p class="said" id="missing">' in json.dumps(cell).replace('\\"', '"') for cell in cells)
+    for cell in list(filter(is_missing, cells))[0 if is_named else 1 :]:
+        cell["outputs"] = []
+        cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key != "mystnb"}
+        cell["metadata"]["tags"] = [tag for tag in cell["metadata"].get("tags", []) if tag != "hide-output"]
+
+
 def move_outputs(app: Sphinx, docname: str, content: list[str]) -> None:
     """What a notebook holds as base64 becomes files, so that its page is light."""
     if not docname.startswith("executed/"):
         return
     notebook, count = json.loads(content[0]), 1
+    drop_missing(notebook["cells"])
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             data = output.get("data", {})

@@ -19,12 +19,21 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers_companion.report import estimates, pairing, paper, statistics
-from deeper_layers_companion.report.estimates import AT_FLOOR, INCONCLUSIVE, NOT_TESTED, Estimate, resample
+from deeper_layers_companion.report.estimates import (
+    AT_FLOOR,
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    SUPPORTED,
+    Estimate,
+    resample,
+)
 from deeper_layers_companion.report.names import (
     Sentences,
     as_html,
     as_table,
     format_number,
+    join_verdicts,
     model_title,
     rule_title,
     task_title,
@@ -346,6 +355,16 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict
         row = claim | {"model": name, "words": answer.words, "beside": answer.beside} | estimate.columns()
         row |= {"verdict": verdict, "reason": reason, "power": power if math.isfinite(power) else np.nan}
         yield row
+
+
+def tell_differing(claims: pd.DataFrame) -> Sentences:
+    """A sentence for each claim that some models support and others contradict, which names each model."""
+    sentences = []
+    for title, rows in claims.groupby("title", sort=False):
+        if {SUPPORTED, CONTRADICTED} <= {*rows["verdict"]}:
+            sentences.append(f"\u201c{title}\u201d is {join_verdicts(rows)}.")
+    beginning = ["Where models differ:"] if sentences else ["No two models contradict each other on a claim."]
+    return Sentences(beginning + sentences if len(claims) else [], "differing")
 
 
 def shown(claims: pd.DataFrame):

@@ -24,6 +24,7 @@ from deeper_layers_companion.results.frames import VECTORS
 
 INK = "#1a1a1a"  # plots.js gives it the colour of the page's text
 GREY = "#8a8a8a"
+WHITE = "#ffffff"  # its markers have an edge in ink, to be seen on a white page
 # Okabe and Ito's colours stay distinct under every common colour blindness; markers serve black and white.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK]
 MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
@@ -56,6 +57,8 @@ class Panel:
         """Draw points and the line through them, one of which may be None; `hover` has a text for each point."""
         look = {"linestyle": LINES.get(line, ""), "marker": MARKERS.get(marker, ""), "color": colour}
         look |= {"linewidth": width, "markersize": size, "markerfacecolor": colour if filled else "none"}
+        if colour == WHITE:
+            look["markeredgecolor"] = INK
         (artist,) = self.ax.plot(x, y, **look)
         if label is not None:
             self.legend.setdefault(label, artist)

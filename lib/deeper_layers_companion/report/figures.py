@@ -19,6 +19,7 @@ from deeper_layers_companion.report.drawing import (
     HEAT,
     INK,
     LINES,
+    WHITE,
     Figure,
     Panel,
     make_csv_link,
@@ -78,8 +79,8 @@ def curves(
     model. `y` is "value", "kept" or any column of numbers, with its interval in `interval_columns(y)`.
 
     The colour stands for `hue`, or the number `shade`, the stroke for `stroke`; `apart` separates lines that look
-    alike. `over` are further lines with columns `x`, `y` and label: in ink for the model of a panel, or thin ones
-    without a column model. At most `columns` panels stand beside each other. Not `joined` are dots without lines.
+    alike. `over` are dots in ink for the model of a panel, or thin lines without a column model: rows with `x`, `y` and
+    label. At most `columns` panels stand beside each other. Not `joined` are dots without lines.
     """
     all_rows = rows
     rows = rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
@@ -177,10 +178,10 @@ class _Lines(NamedTuple):
             panel.draw_line(line[self.x], line[self.y], **look, hover=hover, size=3)
 
     def draw_over(self, panel: Panel, overlay: pd.DataFrame) -> None:
-        """Draw further lines: in ink those of the panel's model, thin ones of others."""
+        """Draw what lies over the lines: dots in ink for the panel's model, thin lines of others."""
         look: dict = {"colour": GREY, "width": 0.8}
         if "model" in overlay:
-            look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
+            look = {"colour": INK, "line": None, "marker": "circle", "size": 4}
         for label, line in overlay.groupby("label", sort=False):
             hover = write_hover_texts(label, line, self.x, self.y)
             panel.draw_line(line[self.x], line[self.y], **look, label=label, hover=hover)
@@ -220,8 +221,8 @@ def _find_notes(part: pd.DataFrame, x: str, y: str, hue: str) -> list[tuple[pd.S
 def distance_curves(distances: pd.DataFrame):
     """Angular distance against first layer, one line a block size, l*(n) in ink (paper, figure 1c; equation 7)."""
     caption = (
-        "Angular distance between what enters and what leaves each block. The line in ink joins the most similar block "
-        "of each size among those that keep the last layer; the right end of each line is the block that holds it."
+        "A line is a block size: its dot in ink is the block that the rule drops, its right end the block that holds "
+        "the last layer."
     )
     rows = select_distances(distances)
     over = find_nearest(distances).assign(label=NEAREST)
@@ -248,9 +249,8 @@ def heat_maps(distances: pd.DataFrame):
     rows["shade"] = of_size.transform(lambda values: (values - values.min()) / (values.max() - values.min()))
     marks = {NEAREST: find_nearest(distances), "the authors' l*(n)": paper.authors_starts()}
     caption = (
-        f"{findings.state_last_block(rows)} Angular distance of every block, rescaled in each row from 0 (most "
-        "similar) to 1. A row's last block holds "
-        "the last layer and is never dropped."
+        f"{findings.state_last_block(rows)} Dark blocks turn the residual least; the right end of a row holds the last "
+        "layer and is never dropped."
     )
     title = "Distance, rescaled in each row"
     return _draw_map(rows, "corpus", marks, (PURPLE, YELLOW), title, "distance", "d = {:.3f}", "heat-maps", caption)
@@ -262,11 +262,9 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     way = rows["guessing"] - (rows["value"] - rows["cost"])
     rows = rows.assign(shade=(rows["cost"] / way).clip(0, 1))
     marks = {"best of its size": rows[rows["place"] == 1], NEAREST: nearest}
-    caption = f"{findings.state_agreement(rows, nearest)} Loss that each block adds; white where it was not measured."
+    caption = f"{findings.state_agreement(rows, nearest)} Bright blocks cost most; what is white was not measured."
     title = "Loss added, as a share of the way to guessing"
-    return _draw_map(
-        rows, "task", marks, ("#ffffff", PURPLE), title, "cost", "{:+.2f} nats a token", "block-map", caption
-    )
+    return _draw_map(rows, "task", marks, (WHITE, PURPLE), title, "cost", "{:+.2f} nats a token", "block-map", caption)
 
 
 def _draw_map(rows, text, marks, colours, title, field, form, name, caption):

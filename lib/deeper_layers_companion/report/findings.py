@@ -116,20 +116,20 @@ def state_kept(rows: pd.DataFrame, hue: str) -> str:
 
 
 def state_differences(rows: pd.DataFrame) -> str:
-    """The most that the similarity-informed rule surely keeps more, and less, than the simple heuristic in the most
-    capable model. `rows` are those of `statistics.rules_compared`."""
+    """The most by which the similarity-informed rule surely scores higher, and lower, than the simple heuristic in the
+    most capable model. `rows` are those of `statistics.rules_compared`."""
     if rows.empty:
         return ""
     model, of_model = select_first(rows)
     parts = []
-    for sure, word in ((of_model["low"] > 0, "more"), (of_model["high"] < 0, "less")):
+    for sure, word in ((of_model["low"] > 0, "higher"), (of_model["high"] < 0, "lower")):
         if sure.any():
             row = of_model.loc[of_model.loc[sure, "value"].abs().idxmax()]
             parts.append(
-                f"{abs(row['value']):.2f} {word} of {title_within(row['topic'])} (at {row['size']:.0f} layers)"
+                f"{abs(row['value']):.2f} {word} on {title_within(row['topic'])} (at {row['size']:.0f} layers)"
             )
-    told = f"up to {', and up to '.join(parts)}" if parts else "neither surely more nor surely less"
-    return f"In {model} the similarity-informed rule keeps {told}."
+    told = f"up to {' and up to '.join(parts)}" if parts else "neither surely higher nor surely lower"
+    return f"In {model} the similarity-informed rule scores {told}."
 
 
 def state_courses(rows: pd.DataFrame, x: str, y: str, hue: str) -> str:
@@ -181,9 +181,7 @@ def state_nearest(nearest: pd.DataFrame) -> str:
     for row in nearest[nearest["size"] == find_quarter(nearest["layers"])].to_dict("records"):
         block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
         parts.append(f"{block} in {escape_title(row['model'])}")
-    if parts:
-        return f"The most similar block of a quarter of the layers: {'; '.join(parts)}."
-    return ""
+    return f"Of a quarter of the layers the most similar are {join_words(parts)}." if parts else ""
 
 
 def state_depths(nearest: pd.DataFrame, of_paper: pd.DataFrame) -> str:
@@ -193,8 +191,8 @@ def state_depths(nearest: pd.DataFrame, of_paper: pd.DataFrame) -> str:
     here = [f"{depth:.2f} in {escape_title(model)}" for depth, model in zip(find_depth(rows), rows["model"])]
     if not here:
         return ""
-    text = f"Of a quarter of the layers the most similar block is centred at depth {', '.join(here)}"
-    return f"{text}; at {of_paper['depth'].min():.2f} to {of_paper['depth'].max():.2f} in the authors' models."
+    text = f"The most similar block of a quarter of the layers is centred at depth {join_words(here)}"
+    return f"{text}, at {of_paper['depth'].min():.2f} to {of_paper['depth'].max():.2f} in the authors' models."
 
 
 def state_last_block(rows: pd.DataFrame) -> str:
@@ -206,7 +204,7 @@ def state_last_block(rows: pd.DataFrame) -> str:
         unlike = (of_model["shade"] > HALF).sum()
         parts.append(f"{unlike} of {len(of_model)} sizes in {escape_title(model)}")
     if parts:
-        return f"Blocks with the last layer are among the less similar half at {'; '.join(parts)}."
+        return f"The block with the last layer lies in the upper half of its row's distances at {join_words(parts)}."
     return ""
 
 
@@ -218,9 +216,7 @@ def state_agreement(blocks: pd.DataFrame, nearest: pd.DataFrame) -> str:
     for model, rows in both.drop_duplicates(["model", "size"]).groupby("model", sort=False):
         alike = (rows["start"] == rows["start_nearest"]).sum()
         parts.append(f"{alike} of {len(rows)} sizes in {escape_title(model)}")
-    if parts:
-        return f"The most similar block is the one that costs least at {'; at '.join(parts)}."
-    return ""
+    return f"The most similar block is the one that costs least at {join_words(parts)}." if parts else ""
 
 
 def describe_shape(x: np.ndarray, y: np.ndarray) -> str:

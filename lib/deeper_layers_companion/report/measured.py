@@ -6,7 +6,7 @@ data centre. The watts are that work's defaults for an unknown processor in full
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 
 from deeper_layers_companion import results
 from deeper_layers_companion.report.estimates import differ, wilson_interval
-from deeper_layers_companion.report.names import put_in_order, task_title
+from deeper_layers_companion.report.names import Sentences, join_words, put_in_order, task_title, title_within
 from deeper_layers_companion.report.pairing import pick_rules, returns
 from deeper_layers_companion.results.frames import QUESTION
 from deeper_layers_companion.results.schema import KINDS
@@ -95,6 +95,15 @@ def models(folder: Path | None = None) -> pd.DataFrame:
     table = table.iloc[table["dtype"].map(-table["dtype"].value_counts()).argsort(kind="stable")]  # the usual first
     table = table.groupby("model")[names].first().reset_index()
     return table.assign(hash=table["hash"].str[:23], licence=table["model"].map(LICENCES).fillna(""))
+
+
+def tell_missing(scores: pd.DataFrame, tasks: Iterable[str]) -> Sentences | None:
+    """Which tasks of a page no model was asked; None where all were. The book then shows no other sentence about it."""
+    asked = {*scores["task"]}
+    missing = [title_within(task_title(task)) for task in tasks if task not in asked]
+    if not missing:
+        return None
+    return Sentences([f"Not measured: {join_words(missing)}. What they show joins this page once they are."], "missing")
 
 
 @returns("model task topic cut size shots items answers differ turned value low high")

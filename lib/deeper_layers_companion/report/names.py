@@ -18,6 +18,7 @@ from deeper_layers.markup import as_markdown as as_markdown
 from deeper_layers.markup import escape_invisible as escape_invisible
 from deeper_layers_companion.rules.table import DESCRIBED
 
+MISSING = "said missing"  # the class of a sentence that says that nothing was measured
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line on a wide screen
 MANY = 7  # a table of more columns is too wide for the column of the text
@@ -166,7 +167,27 @@ class Sentences:
         return " ".join(self.sentences) or "Not measured."
 
     def _repr_html_(self) -> str:
-        return f'<p class="said" id="{as_html(self.name)}">{as_html(str(self))}</p>'
+        kind = "said" if self.sentences else MISSING  # which the book shows once a page
+        return f'<p class="{kind}" id="{as_html(self.name)}">{as_html(str(self))}</p>'
+
+
+def said_together(sentence: str, part: str, rows: pd.DataFrame, *, name: str = "answer") -> Sentences:
+    """One sentence of all rows of a frame, with {parts} in it: `part`, with the columns of a row in it, for each. A
+    sentence with {model} in it is one of each model, with the columns of its first row.
+
+    Example:
+        >>> rows = pd.DataFrame({"model": ["a", "b"], "kept": [1, 2]})
+        >>> print(said_together("It keeps {parts}.", "{kept} in {model}", rows))
+        It keeps 1 in a and 2 in b.
+    """
+    groups = [rows] if len(rows) else []
+    if "{model}" in sentence:
+        groups = [of_model for _, of_model in rows.groupby("model", sort=False)]
+    sentences = []
+    for group in groups:
+        parts = join_words(said(part, group).sentences)
+        sentences += said(sentence, group.head(1).assign(parts=parts)).sentences
+    return Sentences(sentences, name)
 
 
 def said(sentence: str, rows: pd.DataFrame, *, name: str = "answer") -> Sentences:

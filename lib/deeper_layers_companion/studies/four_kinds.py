@@ -5,6 +5,7 @@ What results lack is NOT_MEASURED. Letters in shapes as in report/estimates.py.
 """
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,19 @@ from deeper_layers_companion.report.estimates import (
     resample,
     shares_kept,
 )
-from deeper_layers_companion.report.names import FIRST, Sentences, format_number, model_title, put_in_order, sort_models
+from deeper_layers_companion.report.findings import list_half_gone, select_first
+from deeper_layers_companion.report.names import (
+    FIRST,
+    Sentences,
+    format_number,
+    join_verdicts,
+    join_words,
+    model_title,
+    put_in_order,
+    sort_models,
+)
 from deeper_layers_companion.report.pairing import drop_third_study, returns
+from deeper_layers_companion.report.statistics import find_half_gone
 from deeper_layers_companion.studies import what_last_layers_hold as study
 
 NOT_MEASURED = "not measured"
@@ -33,6 +45,21 @@ PLACE_NAMES = {
 PROMPT_NAMES = {"question": "as a question", "stated": "as a statement"}
 LOSS_NAME = "loss on C4"
 TOKENS = Path(__file__).with_name("answer_tokens.csv")  # of " answer", by the tokenizer of each model
+FORM_WORDS = {
+    study.LETTERS_CALIBRATED: "by calibrated letter",
+    study.WORDS_CALIBRATED: "in calibrated words",
+    "written": "in writing",
+}
+NUMBER_TITLES = {
+    "1. calibrated letters kept": f"1. calibrated letters kept without the last {study.OUTLIVED_SIZE} layers",
+    "1. writing kept": f"1. writing kept without the last {study.OUTLIVED_SIZE} layers",
+    "2. T, the last layer by tasks": "2. right answers, last layer dropped less kept (T)",
+    "3. U, the last layer by loss": "3. loss on C4, last layer dropped less kept (U)",
+    "4. E, English less Spanish words": "4. writing kept, English words less Spanish ones (E)",
+    "5. R of writing, affine map": "5. share of lost writing that an affine map returns (R)",
+    "5. R of writing, low rank map": "5. share of lost writing that a low-rank map returns (R)",
+}
+ASKED = (study.LETTER, study.WORDS, study.UNASKED, study.WRITTEN)
 MAIN_FORMS = (study.LETTERS_CALIBRATED, study.WORDS_CALIBRATED, "written")
 
 
@@ -53,7 +80,7 @@ def tabulate_verdicts(judged: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (number, prompt), verdicts in lines.items():
         of_models = {model_title(model): verdicts.get(model, NOT_MEASURED) for model in models}
-        rows.append({"prediction": number, "prompt": PROMPT_NAMES[prompt]} | of_models)
+        rows.append({"prediction": NUMBER_TITLES[number], "prompt": PROMPT_NAMES[prompt]} | of_models)
     return pd.DataFrame(rows, columns=["prediction", "prompt", *map(model_title, models)])
 
 
@@ -64,14 +91,23 @@ def describe_verdict(row: dict) -> str:
     return AT_FLOOR if row["verdict"] == AT_FLOOR else NOT_MEASURED
 
 
-@returns("model prompt letters written verdict")
-def tell_outliving(judged: pd.DataFrame) -> Iterator[dict]:
-    """Prediction 1 in words, for each model and prompt that was measured: what is kept of letters, and of writing."""
-    rows = judged[judged["number"].str.startswith("1.") & (judged["verdict"] != NOT_TESTED)]
-    for (model, prompt), both in rows.groupby(["model", "prompt"], sort=False):
-        letters, written = both.to_dict("records")
-        kept = {"letters": _tell_kept(letters), "written": _tell_kept(written)}
-        yield {"model": model, "prompt": prompt, "verdict": letters["verdict"]} | kept
+def tell_outliving(judged: pd.DataFrame) -> Sentences:
+    """Prediction 1 in words: what the first model that can show it keeps, asked questions, and the verdict in each."""
+    rows = judged[judged["number"].str.startswith("1.") & (judged["prompt"] == "question")]
+    rows = rows[rows["verdict"] != NOT_TESTED]
+    told = put_in_order(rows[rows["verdict"] != AT_FLOOR]).head(2)
+    if told.empty:
+        return Sentences([], "answer")
+    letters, written = told["value"]
+    return Sentences(
+        [
+            f"Asked new questions without its last {study.OUTLIVED_SIZE} layers, {model_title(told['model'].iloc[0])} "
+            f"keeps {letters:.0%} of choosing the right letter, once each letter's own bias is taken off. Of writing "
+            f"the answer it keeps {written:.0%}.",
+            f"That letters outlive writing was predicted: {join_verdicts(rows.drop_duplicates('model'))}.",
+        ],
+        "answer",
+    )
 
 
 def tell_last_layer(judged: pd.DataFrame, compared: pd.DataFrame) -> Sentences:
@@ -137,12 +173,6 @@ def _tell_verdict(row: dict) -> str:
     return f"{row['value']:.2f} in {model_title(row['model'])} ({row['verdict']})"
 
 
-def _tell_kept(row: dict) -> str:
-    if pd.isna(row["value"]):
-        return "no share that could be seen (it only guesses)"
-    return format_number(row)
-
-
 # ---- what was asked -------------------------------------------------------------------------------------------------
 
 
@@ -168,18 +198,28 @@ def tabulate_items(scores: pd.DataFrame) -> pd.DataFrame:
 
 @returns("model files hours first")
 def sum_hours(scores: pd.DataFrame, runs: pd.DataFrame) -> Iterator[dict]:
-    """What the study took: files of results, hours of their runs (`results.runs`), and when the first was finished."""
+    """What the study took: files of results, hours of their runs (`results.runs`), and when the first was done."""
     elsewhere = drop_third_study(scores)["path"]
     of_study = scores.loc[~scores["path"].isin(elsewhere), "path"].unique()
     for model, rows in runs[runs["path"].isin(of_study)].groupby("model", sort=False):
         seconds = rows["seconds"].sum()
-        yield {"model": model, "files": len(rows), "hours": seconds / 3600, "first": rows["measured"].min()}
+        yield {
+            "model": model,
+            "files": len(rows),
+            "hours": seconds / 3600,
+            "first": describe_time(rows["measured"].min()),
+        }
+
+
+def describe_time(moment: str) -> str:
+    """A moment as results hold it, in words: "2 December 2026, 17:06 UTC"."""
+    return f"{datetime.fromisoformat(moment).astimezone(UTC):%-d %B %Y, %H:%M} UTC"
 
 
 # ---- what was kept --------------------------------------------------------------------------------------------------
 
 
-@returns("model layers place prompt asked size items value low high kept kept_low kept_high no_value_reason")
+@returns("model layers place prompt asked size items value low high kept kept_low kept_high no_value_reason gone_at")
 def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The accuracy (value) and the share kept (kept) of every form, cut and prompt."""
     for (model, rule, prompt), answers in study.collect_answers(scores).items():
@@ -187,11 +227,35 @@ def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
             continue
         place = {"model": model, "place": PLACE_NAMES[rule], "prompt": PROMPT_NAMES[prompt]}
         for form, outcomes in answers.forms.items():
-            cells = estimate_mean(outcomes).columns() | answers.kept(form).columns("kept")
+            kept = answers.kept(form)
+            gone = find_half_gone(kept, answers.cuts["size"], int(answers.cuts["layers"].iloc[0]))
+            cells = estimate_mean(outcomes).columns() | kept.columns("kept") | {"gone_at": gone["gone_at"]}
             yield answers.cuts.assign(**cells | place, asked=form)
 
 
-@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason")
+def state_forms(kept: pd.DataFrame) -> str:
+    """Where half of each form is gone in the first model without its last layers, from `tabulate_kept`."""
+    rows = kept[(kept["place"] == PLACE_NAMES["reverse"]) & kept["gone_at"].ne("")]
+    return _state_half_gone(rows, "asked", FORM_WORDS)
+
+
+def state_kinds(kinds: pd.DataFrame) -> str:
+    """Where half of writing is gone in the first model without its last layers, by kind of answer, from
+    `tabulate_kinds`."""
+    rows = kinds[(kinds["place"] == PLACE_NAMES["reverse"]) & kinds["gone_at"].ne("")]
+    return _state_half_gone(rows, "kind", {kind: f"on {kind}s" for kind in rows["kind"].unique()})
+
+
+def _state_half_gone(rows: pd.DataFrame, column: str, words: dict[str, str]) -> str:
+    if rows.empty:
+        return ""
+    model, of_model = select_first(rows)
+    lines = of_model.drop_duplicates(column).set_index(column).to_dict("index")
+    told = list_half_gone({words[label]: lines[label] for label in words if label in lines})
+    return f"In {model} without the last layers {told}."
+
+
+@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason gone_at")
 def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """What is kept of writing by kind of answer, asked as a question."""
     kinds = np.array([item["kind"] for item in embedded.answers()])
@@ -199,7 +263,7 @@ def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield from _split_written({"model": model, "place": place}, answers, kinds)
 
 
-@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason")
+@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason gone_at")
 def tabulate_lengths(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """What is kept of writing answers of one token, and of several, asked as a question: kind is like "name, one
     token". Tokens are those of each of the three models of the criterion; others have no rows."""
@@ -228,7 +292,9 @@ def _split_written(place: dict, answers: study.Answers, kinds: np.ndarray) -> It
     kinds = kinds[: written.shape[1]]
     for kind in dict.fromkeys(kinds):
         outcomes = written[:, kinds == kind]
-        cells = estimate_mean(outcomes).columns() | shares_kept(outcomes, 0.0).columns("kept")
+        kept = shares_kept(outcomes, 0.0)
+        gone = find_half_gone(kept, answers.cuts["size"], int(answers.cuts["layers"].iloc[0]))
+        cells = estimate_mean(outcomes).columns() | kept.columns("kept") | {"gone_at": gone["gone_at"]}
         yield answers.cuts.assign(**place | cells, kind=kind, items=outcomes.shape[1])
 
 
@@ -294,3 +360,32 @@ def _return_where_lost(form: str, rule: str, of_model: dict) -> Estimate:
     is_size = without.cuts["size"].isin(study.MAP_SIZES)
     lost = resample(without.forms[form][0] - without.forms[form][is_size].mean(axis=0))
     return estimate if Estimate.of(lost).low > 0 else Estimate(no_value_reason=NOT_TESTED)
+
+
+def state_last_layer(rows: pd.DataFrame) -> str:
+    """By how much each form is answered better or worse, at most, with the last layer dropped in the first model, from
+    `compare_last_layer`."""
+    if rows.empty:
+        return ""
+    model, of_model = select_first(rows)
+    parts = []
+    for form, line in of_model.groupby("asked", sort=False):
+        row = line.loc[line["value"].abs().idxmax()]
+        words = FORM_WORDS.get(str(form), f"in {form}")
+        parts.append(f"{row['value']:+.2f} {words} at {row['size']:.0f} layers")
+    return f"In {model} dropping the last layer too changes right answers by up to {join_words(parts)}."
+
+
+def state_returned(returned: pd.DataFrame) -> str:
+    """What each map returns of the loss and of writing in the first model, from `tabulate_returned`."""
+    rows = returned[returned["asked"].isin([LOSS_NAME, "written"]) & returned["value"].notna()]
+    if rows.empty:
+        return ""
+    model, of_model = select_first(rows)
+    parts = []
+    for kind, of_map in of_model.groupby("map", sort=False):
+        values = of_map.set_index("asked")["value"]
+        words = {LOSS_NAME: f"of the {LOSS_NAME}", "written": "of writing"}
+        told = join_words(f"{values[asked]:.0%} {text}" for asked, text in words.items() if asked in values)
+        parts.append(f"the {kind} map returns {told}")
+    return f"In {model} {join_words(parts)}."

@@ -32,6 +32,7 @@ from deeper_layers_companion.report.names import (
     model_title,
     put_in_order,
     rule_title,
+    said,
     sort_models,
 )
 from deeper_layers_companion.report.pairing import Measurement, find_measurements, returns, select_best
@@ -210,6 +211,20 @@ def list_halves(scores: pd.DataFrame) -> pd.DataFrame:
     """X and Y by the registered rule, then the halves of X as we would judge them now: judged says which."""
     rules = {"by the registered rule": judge_as_registered(scores), "as we would judge it now": judge_now(scores)}
     return pd.concat([rows.assign(judged=rule) for rule, rows in rules.items()])
+
+
+def tell_x(judged: pd.DataFrame, halves: pd.DataFrame) -> Sentences:
+    """What X is, its verdict in every model, and its two halves, from `judge_as_registered` and `split_x`."""
+    rows = judged[judged["number"] == "X"]
+    if rows["value"].isna().all():
+        return Sentences([], "prediction-writing")
+    sentences = [
+        "X decides: the writing kept without the most similar layers, less that without the last, plus the reverse for "
+        "letters.",
+        f"By the registered rule it is {join_verdicts(rows)}.",
+    ]
+    halves_told = said("In {model} it is {x}: {writing:.2f} from writing and {letters:.2f} from letters.", halves)
+    return Sentences(sentences + halves_told.sentences, "prediction-writing")
 
 
 @returns("model x value verdict writing writing_verdict letters letters_verdict")
