@@ -19,7 +19,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from deeper_layers_companion.report.names import as_csv, as_html, shorten
+from deeper_layers_companion.report.names import as_csv, as_html, escape_invisible, shorten
 from deeper_layers_companion.results.frames import VECTORS
 
 INK = "#1a1a1a"  # plots.js gives it the colour of the page's text
@@ -215,7 +215,8 @@ class Figure:
         """The HTML that a notebook shows: a picture that needs no script, and the live plot's data for plots.js."""
         # In JSON "<" occurs only inside strings. Escaped, no label can end the script. Browsers reject NaN.
         live = json.dumps(self.live, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        caption = re.sub(r"<(?!/?(?:em|strong|b|i|code|sub|sup|br)>)", "&lt;", self.caption)
+        visible = escape_invisible(" ".join(self.caption.split()))
+        caption = re.sub(r"<(?!/?(?:em|strong|b|i|code|sub|sup|br)>)", "&lt;", visible)
         return (
             f'<figure class="measured" id="{self.name}"><div class="plot"><img alt="{as_html(self.alt)}" '
             f'src="data:image/svg+xml;base64,{base64.b64encode(self.svg()).decode()}"></div>'

@@ -58,8 +58,9 @@ def _judge_high_rate(by_rate: dict[float, pd.DataFrame]) -> str:
 @returns("model rule size items value at_most whole verdict")
 def judge_stopping(scores: pd.DataFrame) -> Iterator[dict]:
     """GSM8K's answers by cut: value (share right), at_most (the same if all cut-off answers were right), whole (the
-    whole model's share right), verdict: stopping can explain a loss only where at_most reaches whole."""
-    for _, rows in lengths(scores.query("task == 'gsm8k'")).groupby("model", sort=False):
+    whole model's share right), verdict: stopping can explain a loss only where at_most reaches whole. The registered
+    cuts are those of rules; one that was named by hand is not judged."""
+    for _, rows in lengths(scores.query("task == 'gsm8k' and rule.notna()")).groupby("model", sort=False):
         whole = rows.loc[rows["cut"] == WHOLE, "value"]
         if whole.empty:
             continue
