@@ -28,17 +28,23 @@ TOKENS = 2**20  # of one sequence
 SHOTS = 1000  # examples in one prompt
 MANY = 10**9  # of items, steps, sequences: no run has more
 TEXT = 4096  # characters; a path can't be longer either
-ODD = re.compile("[\0\ud800-\udfff]")  # characters that no text has: null, and halves of surrogate pairs
+ODD = re.compile(
+    "[\0\ud800-\udfff]"
+)  # characters that no text has: null, and halves of surrogate pairs
 
 
-def check_whole_number(name: str, value: object, least: int, most: int, advice: str = "choose one of these") -> int:
+def check_whole_number(
+    name: str, value: object, least: int, most: int, advice: str = "choose one of these"
+) -> int:
     """The value as an integer from `least` to `most`; numpy's and torch's count too. Raises InputError otherwise."""
     try:
         number = operator.index(value)  # ty: ignore[invalid-argument-type]
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or not least <= number <= most:
-        raise InputError(f"{name} is {short_repr(value)}; expected a whole number from {least} to {most}; {advice}")
+        raise InputError(
+            f"{name} is {short_repr(value)}; expected a whole number from {least} to {most}; {advice}"
+        )
     return number
 
 
@@ -54,7 +60,9 @@ def check_text(name: str, value: object) -> str:
 
 def check_path(name: str, value: str | Path) -> Path:
     """The path of a file or folder, which need not exist. Raises InputError for what can be neither."""
-    with as_input_error(f"{name} is {short_repr(str(value))}", "expected a file or a folder, name one"):
+    with as_input_error(
+        f"{name} is {short_repr(str(value))}", "expected a file or a folder, name one"
+    ):
         path = Path(check_text(name, str(value))).expanduser()
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError("a pipe or a device")
@@ -67,7 +75,9 @@ def check_new_folder(name: str, value: str | Path, *, writable: bool = False) ->
     ancestor = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not ancestor.is_dir() or writable and not os.access(ancestor, os.W_OK | os.X_OK):
         kind = "folder to write in" if ancestor.is_dir() else "folder"
-        raise InputError(f"{name} is {short_repr(str(value))}, and {ancestor} is no {kind}: name another place")
+        raise InputError(
+            f"{name} is {short_repr(str(value))}, and {ancestor} is no {kind}: name another place"
+        )
     return path
 
 
@@ -79,16 +89,24 @@ def check_types(function: Function) -> Function:
     @functools.wraps(function)
     def checked(*args, **kwargs):
         for name, value in (*zip(parameters, args), *kwargs.items()):
-            kind = parameters[name].annotation if name in parameters else object  # else Python refuses the name
+            kind = (
+                parameters[name].annotation if name in parameters else object
+            )  # else Python refuses the name
             if not isinstance(value, kind):
-                kinds = [of.__name__.removesuffix("Type") for of in typing.get_args(kind) or (kind,)]
-                raise InputError(f"{name} is {short_repr(value)}, expected {' or '.join(kinds)}: give one")
+                kinds = [
+                    of.__name__.removesuffix("Type") for of in typing.get_args(kind) or (kind,)
+                ]
+                raise InputError(
+                    f"{name} is {short_repr(value)}, expected {' or '.join(kinds)}: give one"
+                )
         return function(*args, **kwargs)
 
     return checked  # ty: ignore[invalid-explicit-return]
 
 
-def explain_validation_error(error: "ValidationError", fields: "Mapping[str, FieldInfo]") -> InputError:
+def explain_validation_error(
+    error: "ValidationError", fields: "Mapping[str, FieldInfo]"
+) -> InputError:
     """The first error of pydantic in one line, or the error that a check of ours raised in it. A field's title says
     what is expected where its description, the help text, does not."""
     first = error.errors(include_url=False)[0]

@@ -44,13 +44,19 @@ class Cut:
     def __post_init__(self):
         for name in ("start", "size"):
             value = check_whole_number(
-                name, getattr(self, name), 0, LAYERS, "Cut(start=8, size=3) drops layers 8, 9 and 10"
+                name,
+                getattr(self, name),
+                0,
+                LAYERS,
+                "Cut(start=8, size=3) drops layers 8, 9 and 10",
             )
             object.__setattr__(self, name, value)
         if self.size == 0:
             object.__setattr__(self, "start", 0)
         if not (type(self.scattered) is type(self.attention) is type(self.mlp) is tuple):
-            raise InputError(f"{short_repr(self)} holds what is no tuple of layers: Cut.of(layers=[1, 9]) makes one")
+            raise InputError(
+                f"{short_repr(self)} holds what is no tuple of layers: Cut.of(layers=[1, 9]) makes one"
+            )
         if self.scattered or self.attention or self.mlp:
             self._check_lists()
 
@@ -63,15 +69,22 @@ class Cut:
                 f"{self!r} contradicts itself; expected sorted layers, none of them twice, and their number as size: "
                 "Cut.of(layers=[1, 9]) sorts and counts them"
             )
-        for name, value in zip(("start", "size", "scattered", "attention", "mlp"), expected):  # plain integers
+        # plain integers
+        for name, value in zip(("start", "size", "scattered", "attention", "mlp"), expected):
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        fields = [f"{name}={value}" for name, value in vars(self).items() if value or name in ("start", "size")]
+        fields = [
+            f"{name}={value}"
+            for name, value in vars(self).items()
+            if value or name in ("start", "size")
+        ]
         return f"Cut({', '.join(fields)})"
 
     @classmethod
-    def of(cls, layers: Iterable[int] = (), attention: Iterable[int] = (), mlp: Iterable[int] = ()) -> "Cut":
+    def of(
+        cls, layers: Iterable[int] = (), attention: Iterable[int] = (), mlp: Iterable[int] = ()
+    ) -> "Cut":
         """The cut that drops these layers, and the attention or the MLP of others, in any order.
 
         Raises InputError where an index is not that of a layer.
@@ -117,7 +130,11 @@ class Cut:
         """A name that no other cut has: "start,size" for a block, else a list of all that it drops."""
         if self.is_block:
             return f"{self.start},{self.size}"
-        return "; ".join(f"{part} {' '.join(map(str, indices))}" for part, indices in self.parts.items() if indices)
+        return "; ".join(
+            f"{part} {' '.join(map(str, indices))}"
+            for part, indices in self.parts.items()
+            if indices
+        )
 
     @property
     def parts(self) -> dict[str, tuple[int, ...]]:
@@ -170,7 +187,11 @@ class Cut:
         parts = []
         if self.size:
             parts.append(f"{describe_layers(self.dropped)} (0-based, {self.size} of {num_layers})")
-        parts += [f"the {name} of {describe_layers(indices)}" for name, indices in sublayers.items() if indices]
+        parts += [
+            f"the {name} of {describe_layers(indices)}"
+            for name, indices in sublayers.items()
+            if indices
+        ]
         dropped = " and ".join(parts) or f"no layers (0 of {num_layers})"
         return f"drops {dropped}, keeps {last}"
 
@@ -184,7 +205,9 @@ class Cut:
 
         Raises as `check` does, and InputError for a cut that drops sublayers, which mergekit can't.
         """
-        self.check_of_layers(num_layers, "mergekit's passthrough takes whole layers; drop whole layers")
+        self.check_of_layers(
+            num_layers, "mergekit's passthrough takes whole layers; drop whole layers"
+        )
         return mergekit_yaml(find_ranges(self.kept(num_layers)), model_name, revision)
 
 
@@ -204,8 +227,13 @@ def _find_fields(layers: Iterable[int], attention: Iterable[int], mlp: Iterable[
 def _check_indices(name: str, indices: Iterable[int]) -> set[int]:
     """Some indices of layers, each once. Raises InputError where one is not that of a layer."""
     if not isinstance(indices, Iterable):
-        raise InputError(f"{name} is {short_repr(indices)}; expected a list of layers; put one into a list")
-    return {check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
+        raise InputError(
+            f"{name} is {short_repr(indices)}; expected a list of layers; put one into a list"
+        )
+    return {
+        check_whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0")
+        for index in indices
+    }
 
 
 UNPRUNED = Cut(0, 0)  # drops nothing: the whole model
@@ -222,13 +250,18 @@ def find_ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
 
 def describe_layers(indices: Iterable[int]) -> str:
     """Name layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
-    parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in find_ranges(indices)]
+    parts = [
+        str(start) if stop - start == 1 else f"{start}..{stop - 1}"
+        for start, stop in find_ranges(indices)
+    ]
     if parts[0].isdigit() and len(parts) == 1:
         return f"layer {parts[0]}"
     return f"layers {', '.join(parts)}"
 
 
-def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: str | None = None) -> str:
+def mergekit_yaml(
+    ranges: Iterable[tuple[int, int]], model_name: str, revision: str | None = None
+) -> str:
     """A passthrough configuration for mergekit with the layers of some ranges, in their order."""
     # in a plain name mergekit reads an adapter after +, and a revision after @
     needs_mapping = revision is not None or set("+@") & set(model_name)
@@ -237,7 +270,11 @@ def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: 
     lines = ["slices:"]
     for start, stop in ranges:
         # JSON is YAML too, whatever characters the name holds
-        lines += ["  - sources:", f"      - model: {json.dumps(model)}", f"        layer_range: [{start}, {stop}]"]
+        lines += [
+            "  - sources:",
+            f"      - model: {json.dumps(model)}",
+            f"        layer_range: [{start}, {stop}]",
+        ]
     return "\n".join([*lines, "merge_method: passthrough", ""])
 
 
@@ -282,7 +319,9 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
         >>> similarity_cut(np.array([[0.3, 0.1, 0.2], [0.4, 0.2, nan], [0.5, nan, nan]]), size=1)
         Cut(start=1, size=1)
     """
-    with as_input_error(f"distances is {short_repr(distances)}", "pass what angular_distances returns"):
+    with as_input_error(
+        f"distances is {short_repr(distances)}", "pass what angular_distances returns"
+    ):
         matrix = np.asarray(distances, dtype=np.float64)
     layers = len(matrix) if matrix.ndim else 0
     if matrix.shape != (layers, layers):

@@ -6,13 +6,18 @@ import os
 import re
 from collections.abc import Iterator
 
-TRACEBACK_VARIABLE = "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks, as developers want
-SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")  # of the hub and others, which libraries may quote in errors
+TRACEBACK_VARIABLE = (
+    "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks, as developers want
+)
+SECRET = re.compile(
+    r"\b(hf_|gh[opsu]_|sk-)\w{8,}"
+)  # of the hub and others, which libraries may quote in errors
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_LENGTH = 2000  # characters of a message
 # what torch, its libraries and the system say when memory runs out, where the error's class does not tell
 OUT_OF_MEMORY = re.compile(
-    "allocate memory|out of memory|not enough memory|tried to allocate|alloc_failed|map segment", re.IGNORECASE
+    "allocate memory|out of memory|not enough memory|tried to allocate|alloc_failed|map segment",
+    re.IGNORECASE,
 )
 
 
@@ -51,7 +56,10 @@ class NotMeasuredError(InputError):
     """
 
 
-ERROR_NAMES = (InputError.__name__, NotMeasuredError.__name__)  # a notebook's error is known only by its name
+ERROR_NAMES = (
+    InputError.__name__,
+    NotMeasuredError.__name__,
+)  # a notebook's error is known only by its name
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -62,11 +70,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def disk_is_full(error: BaseException | str) -> bool:
     """Whether an error of any class says that a disk or a quota is full."""
-    return getattr(error, "errno", None) in DISK_FULL or any(os.strerror(number) in str(error) for number in DISK_FULL)
+    return getattr(error, "errno", None) in DISK_FULL or any(
+        os.strerror(number) in str(error) for number in DISK_FULL
+    )
 
 
 @contextlib.contextmanager
-def as_input_error(problem: str, advice: str = "fetch it again", kind: type[Exception] = Exception) -> Iterator[None]:
+def as_input_error(
+    problem: str, advice: str = "fetch it again", kind: type[Exception] = Exception
+) -> Iterator[None]:
     """Inside, errors of this kind become an InputError with the problem, its cause and advice, or a MemoryError where
     memory ran out. For libraries that read the files of strangers, and may raise anything. What may not be read is not
     known to be damaged: advice that is not for errors of the system alone gives way."""

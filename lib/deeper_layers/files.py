@@ -31,12 +31,18 @@ Check = Callable[[Path], None]
 def check_absent(path: Path) -> None:
     """Raise InputError where something has this name: a file, a folder, or a broken link."""
     if os.path.lexists(path):
-        raise InputError(f"{path} exists, and nothing is overwritten: give another name, or remove it first (rm -r)")
+        raise InputError(
+            f"{path} exists, and nothing is overwritten: give another name, or remove it first (rm -r)"
+        )
 
 
 @contextlib.contextmanager
 def atomic_dir(
-    path: Path, check: Check | None = check_absent, description: dict | None = None, *, is_folder: bool = True
+    path: Path,
+    check: Check | None = check_absent,
+    description: dict | None = None,
+    *,
+    is_folder: bool = True,
 ) -> Iterator[Path]:
     """Give a folder to fill, which gets its name when the block ends without an error; `atomic_file` gives a file.
 
@@ -70,7 +76,9 @@ atomic_file = functools.partial(atomic_dir, is_folder=False)
 def temporary_dir(path: Path) -> Iterator[Path]:
     """A folder beside `path` that is removed when the block ends, or after a kill by the next call."""
     remove_leftovers(path.parent)
-    with _locked_partial_dir(path.with_name(f"{path.name}-{secrets.token_hex(4)}"), check_absent) as folder:
+    with _locked_partial_dir(
+        path.with_name(f"{path.name}-{secrets.token_hex(4)}"), check_absent
+    ) as folder:
         (folder / DESCRIPTION).write_text("null", encoding="utf-8")
         (folder / MADE).mkdir()
         yield folder / MADE
@@ -99,7 +107,8 @@ def locked(path: Path, message: str | None = None) -> Iterator[None]:
             raise
         print(message, end="\n" if message else "", file=sys.stderr, flush=True)
         lock.acquire()
-    except OSError:  # a file system without locks: two processes may do the same work and write the same
+    except OSError:
+        # a file system without locks: two processes may do the same work and write the same
         pass
     try:
         yield
@@ -151,7 +160,9 @@ def _locked_partial_dir(path: Path, check: Check | None) -> Iterator[Path]:
         try:
             stack.enter_context(locked(folder, message=None if check else ""))
         except Timeout:
-            raise InputError(f"another process writes {path}: wait until it ends, or give another name") from None
+            raise InputError(
+                f"another process writes {path}: wait until it ends, or give another name"
+            ) from None
         _check_partial_dir(folder)
         folder.mkdir(exist_ok=True)
         try:

@@ -5,7 +5,9 @@ import re
 
 from deeper_layers.errors import escape_invisible
 
-MARKUP = re.compile(r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])")  # special in Markdown, within a line or at its beginning
+MARKUP = re.compile(
+    r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])"
+)  # special in Markdown, within a line or at its beginning
 
 
 def as_html(text: str) -> str:

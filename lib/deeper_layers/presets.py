@@ -25,7 +25,9 @@ class WarmUp(int):
     share: float
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+@dataclass(
+    frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+)
 class HealingConfig:
     """How to heal. Defaults are common to the paper's models. Raises InputError for an impossible setting."""
 
@@ -34,11 +36,17 @@ class HealingConfig:
     sequence_length: int = Field(2048, ge=2, le=TOKENS, description="tokens in a sequence")
     steps: int = Field(5000, ge=1, le=MAX_STEPS, description="updates of the adapters")
     warmup_steps: int = Field(
-        100, ge=0, description="of these, with a learning rate that rises from 0; then it falls as a cosine to 0"
+        100,
+        ge=0,
+        description="of these, with a learning rate that rises from 0; then it falls as a cosine to 0",
     )
     batch_sequences: int = Field(16, ge=1, le=MANY, description="sequences in a step")
-    at_once: int = Field(1, ge=1, le=MANY, description="sequences that run together; changes memory and speed only")
-    dropout: float = Field(0.05, ge=0, lt=1, description="share of an adapter's inputs dropped in training")
+    at_once: int = Field(
+        1, ge=1, le=MANY, description="sequences that run together; changes memory and speed only"
+    )
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="share of an adapter's inputs dropped in training"
+    )
     quantization: Literal["nf4", "int8"] | None = Field(
         "nf4", description='of the weights below the adapters: "nf4", "int8" or None'
     )
@@ -52,12 +60,19 @@ class HealingConfig:
         True, description="run layers again in the backward pass rather than keep what is in them"
     )
     save_every: int = Field(100, ge=1, le=MAX_STEPS, description="steps between checkpoints")
-    adapters: Literal["all", "above"] = Field("all", description='"all" layers (the paper), or those "above" the cut')
-    auxiliary: float = Field(0.0, ge=0, le=1e6, description="weight of the auxiliary loss at the cut")
-    objective: Literal["text", "distill"] = Field(
-        "text", description='"text": to predict the next token, or "distill": as the unpruned model does'
+    adapters: Literal["all", "above"] = Field(
+        "all", description='"all" layers (the paper), or those "above" the cut'
     )
-    temperature: float = Field(1.0, ge=0.01, le=100, description='of the logits, where the objective is "distill"')
+    auxiliary: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the auxiliary loss at the cut"
+    )
+    objective: Literal["text", "distill"] = Field(
+        "text",
+        description='"text": to predict the next token, or "distill": as the unpruned model does',
+    )
+    temperature: float = Field(
+        1.0, ge=0.01, le=100, description='of the logits, where the objective is "distill"'
+    )
 
     last_layers: int = Field(
         0,
@@ -70,15 +85,21 @@ class HealingConfig:
     @model_validator(mode="after")
     def _check_settings(self):
         if self.warmup_steps > self.steps:
-            raise InputError(f"warmup_steps is {self.warmup_steps}, expected some of the {self.steps} steps, or none")
+            raise InputError(
+                f"warmup_steps is {self.warmup_steps}, expected some of the {self.steps} steps, or none"
+            )
         if self.batch_sequences % self.at_once:
             raise InputError(
                 f"at_once is {self.at_once}, expected a divisor of batch_sequences, which is {self.batch_sequences}"
             )
         if self.temperature != 1 and self.objective != "distill":
-            raise InputError(f"temperature is {self.temperature}, which only the objective 'distill' has: leave it out")
+            raise InputError(
+                f"temperature is {self.temperature}, which only the objective 'distill' has: leave it out"
+            )
         if self.auxiliary and self.adapters == "above":
-            raise InputError("auxiliary needs adapters below the cut, and adapters is 'above': nothing there learns")
+            raise InputError(
+                "auxiliary needs adapters below the cut, and adapters is 'above': nothing there learns"
+            )
         self._check_what_learns()
         warm_up = WarmUp(self.warmup_steps)
         warm_up.share = self.warmup_steps / self.steps
@@ -89,9 +110,18 @@ class HealingConfig:
         """Raise InputError unless adapters are trained, or whole layers without all that only adapters have."""
         if not self.last_layers:
             if not self.rank:
-                raise InputError("rank is 0, expected 1 or more, or last_layers that are trained: nothing learns")
+                raise InputError(
+                    "rank is 0, expected 1 or more, or last_layers that are trained: nothing learns"
+                )
             return
-        needed = {"rank": 0, "dropout": 0, "quantization": None, "adapters": "all", "auxiliary": 0, "objective": "text"}
+        needed = {
+            "rank": 0,
+            "dropout": 0,
+            "quantization": None,
+            "adapters": "all",
+            "auxiliary": 0,
+            "objective": "text",
+        }
         for name, value in needed.items():
             given = getattr(self, name)
             if given != value:
@@ -113,7 +143,9 @@ class HealingConfig:
         if self.objective != "distill":
             unused |= {"objective", "temperature"}
         unused |= set() if self.last_layers else {"last_layers"}
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in unused
+        }
 
     @property
     def tokens(self) -> int:
@@ -141,7 +173,12 @@ def _raise_input_errors(init: Callable) -> Callable:
 HealingConfig.__init__ = _raise_input_errors(HealingConfig.__init__)  # ty: ignore[invalid-assignment]
 FIELDS = vars(HealingConfig)["__pydantic_fields__"]
 HealingConfig.__doc__ = "\n".join(
-    [f"{HealingConfig.__doc__}", "", "Attributes:", *(f"    {name}: {f.description}" for name, f in FIELDS.items())]
+    [
+        f"{HealingConfig.__doc__}",
+        "",
+        "Attributes:",
+        *(f"    {name}: {f.description}" for name, f in FIELDS.items()),
+    ]
 )
 # the paper's models by the names of its table (appendix A.1): rank, learning rate, tokens in a sequence
 PAPER = {
@@ -158,8 +195,16 @@ PRESETS = {
     for name, (rank, rate, length) in PAPER.items()
 }
 # our own presets: for a small model on a processor, by text or by distillation
-SHORT_RUN: dict[str, Any] = {"steps": 60, "warmup_steps": 6, "batch_sequences": 8, "at_once": 4, "save_every": 10}
-SMALL = HealingConfig(rank=8, learning_rate=5e-3, sequence_length=256, gradient_checkpointing=False, **SHORT_RUN)
+SHORT_RUN: dict[str, Any] = {
+    "steps": 60,
+    "warmup_steps": 6,
+    "batch_sequences": 8,
+    "at_once": 4,
+    "save_every": 10,
+}
+SMALL = HealingConfig(
+    rank=8, learning_rate=5e-3, sequence_length=256, gradient_checkpointing=False, **SHORT_RUN
+)
 PRESETS |= {"small": SMALL, "distill": dataclasses.replace(SMALL, objective="distill")}
 # Lu et al., arXiv 2411.15558 (ICLR 2026): without the last layers, tune the head and the last three that stay. Theirs
 # are 1,600 steps of 64 instructions at a rate of 1e-5; here a short run on text, as long as "small", at a rate that

@@ -13,7 +13,13 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut, check_cut
 from deeper_layers.errors import InputError, as_input_error
-from deeper_layers.models.decoder import decoder_layers, layers_path, num_layers, output_parameters, renumber_configs
+from deeper_layers.models.decoder import (
+    decoder_layers,
+    layers_path,
+    num_layers,
+    output_parameters,
+    renumber_configs,
+)
 
 UNSTATED = "no configuration states a layer without one of its sublayers"
 
@@ -56,7 +62,9 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     check_cut(cut)
     kept = cut.kept(num_layers(model))
     words = cut.describe(num_layers(model))
-    cut.check_of_layers(num_layers(model), f"{UNSTATED}; zero_sublayers gives the same numbers and saves no memory")
+    cut.check_of_layers(
+        num_layers(model), f"{UNSTATED}; zero_sublayers gives the same numbers and saves no memory"
+    )
     path = layers_path(model)
     pruned = _copy_sharing_tensors(model)
     renumber_configs(pruned, kept)
@@ -96,7 +104,11 @@ def zero_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     for part, indices in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for index in indices:
             for name, module in output_parameters(decoder_layers(silent)[kept.index(index)], part):
-                setattr(module, name, nn.Parameter(torch.zeros_like(getattr(module, name)), requires_grad=False))
+                setattr(
+                    module,
+                    name,
+                    nn.Parameter(torch.zeros_like(getattr(module, name)), requires_grad=False),
+                )
     return silent
 
 
@@ -136,7 +148,11 @@ def _list_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
 
 
 def _adopt_differences(
-    pruned: PreTrainedModel, before: PreTrainedModel, after: PreTrainedModel, path: str, kept: list[int]
+    pruned: PreTrainedModel,
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    path: str,
+    kept: list[int],
 ) -> str | None:
     """Set in `pruned` every plain attribute in which two empty models of equal depth differ; layers are at `path`.
 
@@ -159,7 +175,9 @@ def _adopt_differences(
             old_value = vars(old).get(attribute)
             if not isinstance(value, int | float | str | None) or old_value == value:
                 continue
-            if layer and (type(value) is not int or (old_value, value) != (kept[int(layer)], int(layer))):
+            if layer and (
+                type(value) is not int or (old_value, value) != (kept[int(layer)], int(layer))
+            ):
                 return f"{name}.{attribute}"
             setattr(pruned.get_submodule(name), attribute, value)
     return None

@@ -37,20 +37,28 @@ def batch_distances(residuals: Float[torch.Tensor, "L1 B D"]) -> Float[torch.Ten
     return torch.arccos((unit @ unit.mT).clamp(-1.0, 1.0)) / torch.pi
 
 
-def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Float[np.ndarray, "B L1 L1"]]:
+def distances_by_batch(
+    model: nn.Module, batches: Iterable[Batch]
+) -> Iterator[Float[np.ndarray, "B L1 L1"]]:
     """For each batch, the distances of all residuals of each sequence, [B, L+1, L+1] in units of pi.
 
     Entry [l, m] is between the residuals that enter layers l and m; index L is the one that leaves the last layer.
     """
     check_has_weights(model)
     if not isinstance(batches, Iterable) or isinstance(batches, Mapping):
-        raise InputError(f"batches is {short_repr(batches)}, expected a list of batches: put one into a list")
+        raise InputError(
+            f"batches is {short_repr(batches)}, expected a list of batches: put one into a list"
+        )
     checked = (_check_batch(model, batch) for batch in batches)
     for residuals in _stack_residuals(model, checked, _pick_last_tokens):
-        yield batch_distances(residuals.cpu()).numpy()  # the one copy of a batch: a card is waited for at each
+        yield batch_distances(
+            residuals.cpu()
+        ).numpy()  # the one copy of a batch: a card is waited for at each
 
 
-def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
+def mean_distances(
+    by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]],
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard error [n, l] of d(l, n) over sequences, and their number. Raises InputError without any."""
     batches = list(by_batch)
     if not batches:
@@ -63,7 +71,9 @@ def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np
     return _arrange_by_size(rows.mean(axis=0)), _arrange_by_size(error), len(rows)
 
 
-def measure_distances(model: nn.Module, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, int]:
+def measure_distances(
+    model: nn.Module, batches: Iterable[Batch]
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard error of d(l, n) over sequences, and their number: see `angular_distances`."""
     return mean_distances(distances_by_batch(model, batches))
 
@@ -107,7 +117,10 @@ def _check_batch(model: nn.Module, batch: object) -> Batch:
     tensors: list[Any] = [None]
     if isinstance(batch, Mapping):
         tensors = [batch.get(name) for name in names]
-    if not all(isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.numel() for tensor in tensors):
+    if not all(
+        isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.numel()
+        for tensor in tensors
+    ):
         raise InputError(
             f"a batch is {short_repr(batch)}; expected {' and '.join(names)}, [B, T] with a token at least, as "
             "tokenizers give them: leave empty ones out"
@@ -157,10 +170,15 @@ def _arrange_by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L 
     return matrix
 
 
-def iterate_residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
+def iterate_residuals(
+    model, sequences: Iterable[torch.Tensor]
+) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
     """For each sequence [T], what enters each layer and leaves the last, in float64: see `to_double`."""
     batches = ({"input_ids": sequence[None]} for sequence in sequences)
-    return (to_double(residuals) for residuals in _stack_residuals(model, batches, lambda states, _: states[0]))
+    return (
+        to_double(residuals)
+        for residuals in _stack_residuals(model, batches, lambda states, _: states[0])
+    )
 
 
 def show_progress(items: Sequence | None, description: str, unit: str = "sequence") -> tqdm:

@@ -14,7 +14,9 @@ def main() -> None:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:  # of help, which is printed before a subcommand begins
-        print(f"Error: can't print ({error.strerror}): let the output go elsewhere", file=sys.stderr)
+        print(
+            f"Error: can't print ({error.strerror}): let the output go elsewhere", file=sys.stderr
+        )
         sys.exit(1)
 
 

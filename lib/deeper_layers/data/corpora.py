@@ -20,7 +20,9 @@ from deeper_layers.package_index import Wheel
 
 VARIABLE = "DATASETS_MIRROR"
 DOCUMENTS = 20_000  # of a corpus, at most, by default
-SOLUTIONS = "gsm8k_solutions"  # the gold solutions: the loss is that of a solution after its problem
+SOLUTIONS = (
+    "gsm8k_solutions"  # the gold solutions: the loss is that of a solution after its problem
+)
 CORPORA = {
     "wikipedia": "Wikipedia passages",
     "c4": "C4 documents",
@@ -34,7 +36,11 @@ LEAST_CODE = 2000  # bytes of a file
 
 
 def texts(
-    corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = DOCUMENTS
+    corpus: str,
+    *,
+    split: str | None = None,
+    datasets: str | None = None,
+    documents: int = DOCUMENTS,
 ) -> list[str]:
     """The first `documents` documents of a corpus, in its own order.
 
@@ -45,9 +51,13 @@ def texts(
     Raises InputError for an unknown corpus or split, a number of documents below 1, and where text can't be read.
     """
     if not isinstance(corpus, str) or corpus not in CORPORA:
-        raise InputError(f"corpus is {checks.short_repr(corpus)}, expected one of {', '.join(map(repr, CORPORA))}")
+        raise InputError(
+            f"corpus is {checks.short_repr(corpus)}, expected one of {', '.join(map(repr, CORPORA))}"
+        )
     if split not in (None, *SPLITS):
-        raise InputError(f"split is {checks.short_repr(split)}, expected 'train' or 'validation', or None")
+        raise InputError(
+            f"split is {checks.short_repr(split)}, expected 'train' or 'validation', or None"
+        )
     checks.check_whole_number("documents", documents, 1, checks.MANY)
     if corpus == SOLUTIONS:
         items = solved_problems(split or "validation", datasets=datasets, documents=documents)
@@ -60,12 +70,26 @@ def texts(
             items = [text for index, text in enumerate(items) if index % 5]
         return items[:documents]
     streaming = find_mirror(datasets) is None
-    items = _read_rows("allenai/c4", "en", split or "validation", ["text"], datasets, documents, streaming=streaming)
+    items = _read_rows(
+        "allenai/c4",
+        "en",
+        split or "validation",
+        ["text"],
+        datasets,
+        documents,
+        streaming=streaming,
+    )
     return [text for (text,) in items]
 
 
 def _read_rows(
-    name: str, part: str, split: str, columns: list[str], datasets: str | None, documents: int, **options
+    name: str,
+    part: str,
+    split: str,
+    columns: list[str],
+    datasets: str | None,
+    documents: int,
+    **options,
 ) -> list:
     """Columns of text from the first rows of a data set, from the mirror or the hub."""
     import datasets as hub  # slow, and not needed for embedded text
@@ -104,11 +128,18 @@ def solved_problems(
     """
     part = "train" if split == "train" else "test"
     rows = _read_rows("openai/gsm8k", "main", part, ["question", "answer"], datasets, documents)
-    return [(f"Question: {question}\nAnswer:", f" {re.sub('<<.*?>>', '', solution)}") for question, solution in rows]
+    return [
+        (f"Question: {question}\nAnswer:", f" {re.sub('<<.*?>>', '', solution)}")
+        for question, solution in rows
+    ]
 
 
 def text_fingerprint(
-    corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = DOCUMENTS
+    corpus: str,
+    *,
+    split: str | None = None,
+    datasets: str | None = None,
+    documents: int = DOCUMENTS,
 ) -> str:
     """The fingerprint of a corpus: of embedded documents that of their wheel, of others that of their text."""
     wheel = IN_WHEELS.get(corpus)
@@ -131,7 +162,9 @@ def find_mirror(datasets: str | None) -> Path | None:
         return None
     folder = checks.check_path(name, value)
     if not folder.is_dir():
-        raise InputError(f"{name} is {value!r}, which is no folder: give one laid out as the hub is")
+        raise InputError(
+            f"{name} is {value!r}, which is no folder: give one laid out as the hub is"
+        )
     return folder
 
 
@@ -156,8 +189,13 @@ def reading_from_mirror(datasets: str | None, name: str) -> Iterator[None]:
             return load(path, *arguments, **options)
         local = folder / path
         # the cache of `datasets` knows a folder by its README alone, and would give old data for new
-        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(local.rglob("*"))]
-        stamp = hashlib.sha256(repr((local.resolve(), stats)).encode(errors="surrogateescape")).hexdigest()[:16]
+        stats = [
+            (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in sorted(local.rglob("*"))
+        ]
+        stamp = hashlib.sha256(
+            repr((local.resolve(), stats)).encode(errors="surrogateescape")
+        ).hexdigest()[:16]
         cache = f"{hub.config.HF_DATASETS_CACHE}/mirror-{stamp}"  # ty: ignore[possibly-missing-submodule]
         return load(str(local), *arguments, **{"cache_dir": cache} | options)
 
@@ -165,5 +203,8 @@ def reading_from_mirror(datasets: str | None, name: str) -> Iterator[None]:
         f"connect to the hub, or name a mirror that has them whole: {VARIABLE}, or datasets, is its folder. No hub is "
         "needed for capitals, written_facts, embedded_mmlu and what else `deeper-layers tasks` lists"
     )
-    with mock.patch.object(hub, "load_dataset", load_dataset), as_input_error(f"can't read the data of {name}", advice):
+    with (
+        mock.patch.object(hub, "load_dataset", load_dataset),
+        as_input_error(f"can't read the data of {name}", advice),
+    ):
         yield

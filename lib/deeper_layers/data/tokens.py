@@ -18,7 +18,9 @@ def check_tokenizer(tokenizer) -> None:
     """Raise InputError for what is no tokenizer, and where every word is unknown: a folder without tokenizer files
     opens as an empty tokenizer."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError(f"tokenizer is {checks.short_repr(tokenizer)}, expected the model's: load_model gives both")
+        raise InputError(
+            f"tokenizer is {checks.short_repr(tokenizer)}, expected the model's: load_model gives both"
+        )
     if not set(tokenizer(SENTENCE)["input_ids"]) - set(tokenizer.all_special_ids):
         raise InputError(
             f"the tokenizer ({type(tokenizer).__name__}) knows no words: its files, like tokenizer.json, are "
@@ -27,7 +29,13 @@ def check_tokenizer(tokenizer) -> None:
 
 
 def text_batches(
-    tokenizer, documents: list[str], *, samples: int, length: int, seed: int = 0, batch_tokens: int = 4096
+    tokenizer,
+    documents: list[str],
+    *,
+    samples: int,
+    length: int,
+    seed: int = 0,
+    batch_tokens: int = 4096,
 ) -> list[dict[str, torch.Tensor]]:
     """Draw `samples` documents without replacement, cut each after `length` tokens, and pad them in batches.
 
@@ -36,9 +44,13 @@ def text_batches(
     Raises InputError where there are too few documents, and what `token_sequences` raises.
     """
     checks.check_whole_number("samples", samples, 1, checks.MANY)
-    remaining = token_sequences(tokenizer, documents, length=length, tokens=samples * length, seed=seed, packed=False)
+    remaining = token_sequences(
+        tokenizer, documents, length=length, tokens=samples * length, seed=seed, packed=False
+    )
     if len(remaining) < samples:
-        raise InputError(f"samples is {samples}, but the corpus has {len(remaining)} usable documents: ask for fewer")
+        raise InputError(
+            f"samples is {samples}, but the corpus has {len(remaining)} usable documents: ask for fewer"
+        )
     remaining.sort(key=len, reverse=True)
     batches = []
     while remaining:
@@ -52,7 +64,13 @@ def text_batches(
 
 
 def token_sequences(
-    tokenizer, documents: list[str], *, length: int, tokens: int | None = None, seed: int = 0, packed: bool = True
+    tokenizer,
+    documents: list[str],
+    *,
+    length: int,
+    tokens: int | None = None,
+    seed: int = 0,
+    packed: bool = True,
 ) -> list[torch.Tensor]:
     """Turn documents into sequences of tokens, each [T] of whole numbers, in an order that the seed draws.
 
@@ -62,8 +80,12 @@ def token_sequences(
     or all. Raises InputError for an impossible length or seed, documents that are no list of texts, and where the
     tokenizer knows no words.
     """
-    if not isinstance(documents, list | tuple) or not all(isinstance(text, str) for text in documents):
-        raise InputError(f"documents is {checks.short_repr(documents)}, expected a list of texts: give each as one")
+    if not isinstance(documents, list | tuple) or not all(
+        isinstance(text, str) for text in documents
+    ):
+        raise InputError(
+            f"documents is {checks.short_repr(documents)}, expected a list of texts: give each as one"
+        )
     checks.check_whole_number("length", length, 2, checks.TOKENS)
     checks.check_whole_number("seed", seed, 0, checks.SEED)
     check_tokenizer(tokenizer)
@@ -75,12 +97,16 @@ def token_sequences(
     for document in random.Random(seed).sample(documents, len(documents)):
         if limit is not None and len(sequences) >= limit:
             break
-        ids = tokenizer(document, truncation=not packed, max_length=None if packed else length)["input_ids"]
+        ids = tokenizer(document, truncation=not packed, max_length=None if packed else length)[
+            "input_ids"
+        ]
         if packed:
             pending += ids + end
         elif len(ids) > 1:
             sequences.append(torch.tensor(ids, dtype=torch.int32))
-        beginning = os.path.commonprefix([start_tokens, ids])[: length - 1]  # without tokens that follow a text
+        beginning = os.path.commonprefix([start_tokens, ids])[
+            : length - 1
+        ]  # without tokens that follow a text
         while len(pending) >= length:
             if pending[: len(beginning)] != beginning:
                 pending = beginning + pending

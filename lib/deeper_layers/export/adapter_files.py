@@ -19,7 +19,15 @@ from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.files import write_file
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.package_index import file_hash
-from deeper_layers.schema import Count, CutName, ModelKey, Number, Settings, StrictModel, describe_error
+from deeper_layers.schema import (
+    Count,
+    CutName,
+    ModelKey,
+    Number,
+    Settings,
+    StrictModel,
+    describe_error,
+)
 
 if TYPE_CHECKING:  # slow
     from torch import Tensor
@@ -47,7 +55,9 @@ class LoraSettings(StrictModel):
     use_rslora: bool = False
     fan_in_fan_out: bool = False
     bias: Literal["none"] = "none"
-    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True  # others change the weights below the adapters
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = (
+        True  # others change the weights below the adapters
+    )
     # peft's word for no adapters stands beside modules that were trained with all their weights
     target_modules: list[str] | Literal["dummy-target-modules"]
     modules_to_save: list[str] = []
@@ -80,9 +90,13 @@ class Adapter:
 
     folder: Path
     settings: dict  # peft's
-    factors: "dict[str, tuple[Tensor, Tensor]]"  # by module: A [rank, in] and B [out, rank], in float32
+    factors: (
+        "dict[str, tuple[Tensor, Tensor]]"  # by module: A [rank, in] and B [out, rank], in float32
+    )
     weights: "dict[str, Tensor]"  # in place of adapters, by name: all weights of modules that were trained
-    base: dict | None = None  # `Source.key` of the model that was pruned and healed; None where peft wrote the folder
+    base: dict | None = (
+        None  # `Source.key` of the model that was pruned and healed; None where peft wrote the folder
+    )
     cut: Cut | None = None  # what was dropped before; None where peft wrote the folder
     healing: dict | None = None  # settings, text and course of the healing, where they are recorded
 
@@ -126,12 +140,18 @@ def read_adapter(folder: str | Path) -> Adapter:
     """
     folder = Path(folder)
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder} lacks {WEIGHTS}: give a folder that save_adapters or peft's save_pretrained wrote")
+        raise InputError(
+            f"{folder} lacks {WEIGHTS}: give a folder that save_adapters or peft's save_pretrained wrote"
+        )
     settings = _read_checked(folder / SETTINGS, LoraSettings)
     recorded: dict = {}
     if (folder / IDENTITY).exists():
         identity = _read_checked(folder / IDENTITY, Identity)
-        recorded = {"base": identity["base"], "cut": Cut.named(identity["cut"]), "healing": identity.get("healing")}
+        recorded = {
+            "base": identity["base"],
+            "cut": Cut.named(identity["cut"]),
+            "healing": identity.get("healing"),
+        }
     with as_input_error(f"{folder / WEIGHTS} is no whole file of low-rank adapters", "heal anew"):
         return Adapter(folder, settings, *_read_tensors(folder / WEIGHTS, settings), **recorded)
 
@@ -140,7 +160,9 @@ def _read_checked(path: Path, schema: type[StrictModel]) -> dict:
     """The content of a JSON file. Raises InputError where a setting that is not off or ignored violates the schema."""
     content = read_json(path)
     try:
-        schema.model_validate({name: value for name, value in content.items() if value and name not in IGNORED})
+        schema.model_validate(
+            {name: value for name, value in content.items() if value and name not in IGNORED}
+        )
     except ValidationError as error:
         why = f"{path.name}: {describe_error(error)}"
         advice = "merge others by peft's merge_and_unload"
@@ -148,7 +170,9 @@ def _read_checked(path: Path, schema: type[StrictModel]) -> dict:
     return content
 
 
-def _read_tensors(path: Path, settings: dict) -> "tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]":
+def _read_tensors(
+    path: Path, settings: dict
+) -> "tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]":
     """A and B of each module, or all weights of each. Raises ValueError for tensors that the settings deny."""
     from safetensors.torch import load_file  # slow to import
 
@@ -173,7 +197,9 @@ def _check_weights(tensors: "dict[str, Tensor]", settings: dict) -> "dict[str, T
     return weights
 
 
-def _check_factors(tensors: "dict[str, Tensor]", settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
+def _check_factors(
+    tensors: "dict[str, Tensor]", settings: dict
+) -> "dict[str, tuple[Tensor, Tensor]]":
     """A and B of each module. Raises ValueError for other tensors, and for ranks or modules that the settings deny."""
     import torch  # slow
 
@@ -185,7 +211,9 @@ def _check_factors(tensors: "dict[str, Tensor]", settings: dict) -> "dict[str, t
         b = tensors.get(f"{PREFIX}{module}.lora_B.weight", missing).float()
         is_pair = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and len(a) in ranks
         if not is_pair or not (a.isfinite().all() and b.isfinite().all()):
-            raise ValueError(f"{module} has no A and B, matrices of finite numbers that fit, of a rank in {ranks}")
+            raise ValueError(
+                f"{module} has no A and B, matrices of finite numbers that fit, of a rank in {ranks}"
+            )
         factors[module] = a, b
     for end in settings["target_modules"]:
         if not any(f".{module}".endswith(f".{end}") for module in factors):

@@ -40,7 +40,9 @@ DROPPED = object()  # stands for entries that belong to dropped layers only
 
 def cut_config(layout: Layout, cut: Cut) -> dict:
     """config.json after a cut. Raises InputError where the cut does not fit, or config.json can't express it."""
-    cut.check_of_layers(layout.layers, f"{UNSTATED}; silence=True (--silence) writes zeros where these end")
+    cut.check_of_layers(
+        layout.layers, f"{UNSTATED}; silence=True (--silence) writes zeros where these end"
+    )
     config = cut_entries(layout.config, cut.kept(layout.layers), layout.layers)
     path = layout.folder / "config.json"
     if layout.model is not None:
@@ -58,7 +60,9 @@ def cut_config(layout: Layout, cut: Cut) -> dict:
         numbers = layout.new_numbers(cut)
         names = [tensor.name for tensor in layout.tensors]
         prefixes = (layout.prefix, layout.module)
-        config["quantization_config"] = cut_quantization(quantization, numbers, names, prefixes, path)
+        config["quantization_config"] = cut_quantization(
+            quantization, numbers, names, prefixes, path
+        )
     return config
 
 
@@ -92,7 +96,11 @@ def _fit_to_model(config: dict, pruned: PreTrainedConfig, path: Path) -> dict:
             entries = _list_entries(type(pruned).from_dict(copy.deepcopy(config)))
         except Exception:  # the configuration classes raise many kinds
             return None
-        return {keys: value for keys, value in expected.items() if keys not in entries or entries[keys] != value}
+        return {
+            keys: value
+            for keys, value in expected.items()
+            if keys not in entries or entries[keys] != value
+        }
 
     for keys, value in (find_misread(config) or {}).items():
         # transformers computed it from the depth, and the source does not state it
@@ -161,7 +169,11 @@ def set_dtype(config: dict, dtype: str) -> None:
 
 
 def cut_quantization(
-    quantization: dict, new_numbers: dict[int, int], tensors: list[str], prefixes: tuple[str, ...], path: Path
+    quantization: dict,
+    new_numbers: dict[int, int],
+    tensors: list[str],
+    prefixes: tuple[str, ...],
+    path: Path,
 ) -> dict:
     """The quantization_config of a checkpoint after a cut: module names get new layer numbers, or are left out.
 

@@ -67,11 +67,15 @@ class Misreading(NamedTuple):
 
 
 _, *LINES = csv.reader(Path(__file__).with_suffix(".csv").read_text(encoding="utf-8").splitlines())
-TABLE = tuple(CountingRule(engine, family, int(every), *rest) for engine, family, every, *rest in LINES)
+TABLE = tuple(
+    CountingRule(engine, family, int(every), *rest) for engine, family, every, *rest in LINES
+)
 ENGINES = tuple(dict.fromkeys(line.engine for line in TABLE))
 
 
-def find_misreadings(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> list[Misreading]:
+def find_misreadings(
+    config: dict, cut: Cut, engines: Collection[str] = ENGINES
+) -> list[Misreading]:
     """The engines that would misread a checkpoint after a cut, with an entry for each line of engines.csv that applies.
 
     `config` is the whole model's config.json. Raises InputError for an unknown engine, or a cut that does not fit.
@@ -82,7 +86,9 @@ def find_misreadings(config: dict, cut: Cut, engines: Collection[str] = ENGINES)
     family = str(text.get("model_type", config.get("model_type")))
     unknown = [name for name in engines if name not in ENGINES]
     if unknown:
-        raise InputError(f"the engine (--for) is {unknown[0]!r:.40}, expected one of {', '.join(ENGINES)}")
+        raise InputError(
+            f"the engine (--for) is {unknown[0]!r:.40}, expected one of {', '.join(ENGINES)}"
+        )
     if not cut.size or type(layers) is not int:
         return []
     for rule in TABLE:
@@ -98,7 +104,9 @@ def find_misreadings(config: dict, cut: Cut, engines: Collection[str] = ENGINES)
     return misreadings
 
 
-def select_safe_cuts(config: dict, cuts: Iterable[Cut], engines: Collection[str] = ENGINES) -> list[Cut]:
+def select_safe_cuts(
+    config: dict, cuts: Iterable[Cut], engines: Collection[str] = ENGINES
+) -> list[Cut]:
     """The cuts that these engines read correctly."""
     return [cut for cut in cuts if not find_misreadings(config, cut, engines)]
 

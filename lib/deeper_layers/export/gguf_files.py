@@ -59,7 +59,9 @@ class FilePlan(NamedTuple):
 def find_gguf_file(source: Source) -> Path:
     """The path of a model's GGUF file. Raises InputError for a model that is none."""
     if not source.is_gguf:
-        raise InputError(f"{source.name} is no GGUF file: write a folder, and convert that with llama.cpp")
+        raise InputError(
+            f"{source.name} is no GGUF file: write a folder, and convert that with llama.cpp"
+        )
     return source.gguf or PACKAGED[source.folder].file()
 
 
@@ -95,7 +97,11 @@ def slice_gguf(
     with as_input_error(f"can't write {out}", advice, OSError), atomic_file(out) as partial:
         if type in ROUNDED_TYPES:
             with temporary_dir(cache_folder() / "rounded") as folder:
-                quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), partial, type.upper())
+                quantize(
+                    slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter),
+                    partial,
+                    type.upper(),
+                )
         else:
             header = read_gguf(path)
             plan = plan_gguf(source, header, cut, type, adapter)
@@ -128,7 +134,12 @@ class HeaderWriter(gguf.GGUFWriter):
 
 
 def plan_gguf(
-    source: Source, header: Header, cut: Cut, type: str | None, adapter: str | Path | None = None, healed: bool = False
+    source: Source,
+    header: Header,
+    cut: Cut,
+    type: str | None,
+    adapter: str | Path | None = None,
+    healed: bool = False,
 ) -> FilePlan:
     """The plan of what `slice_gguf` writes from a file with this header; `healed`: adapters will be added later."""
     if type not in (None, *TYPES):
@@ -137,10 +148,14 @@ def plan_gguf(
     cut.check_of_layers(source.num_layers, unstated)
     if header.architecture not in KNOWN_ARCHITECTURES:
         problem = f"{source.name} has the architecture {header.architecture}, whose layers may differ by their number"
-        raise InputError(f"{problem}: slice its safetensors, or one of {', '.join(KNOWN_ARCHITECTURES)}")
+        raise InputError(
+            f"{problem}: slice its safetensors, or one of {', '.join(KNOWN_ARCHITECTURES)}"
+        )
     misreadings = find_misreadings(header.config, cut, ["llama.cpp"])
     if misreadings:
-        raise InputError(f"{source.name} would be another model: {misreadings[0].why}; drop other layers")
+        raise InputError(
+            f"{source.name} would be another model: {misreadings[0].why}; drop other layers"
+        )
     if adapter is None:
         updates = {}
     else:
@@ -184,21 +199,31 @@ def count_tensor_bytes(source: Source, cut: Cut) -> int:
     return sum(tensor.n_bytes for tensor in kept.values())
 
 
-def _encode_tensor(tensor: ReaderTensor, new_type: GGMLQuantizationType, update: Callable | None) -> np.ndarray:
+def _encode_tensor(
+    tensor: ReaderTensor, new_type: GGMLQuantizationType, update: Callable | None
+) -> np.ndarray:
     """A tensor as it is written: its own bytes, or its numbers plus an adapter's update, in a new type."""
     if update is None and new_type == tensor.tensor_type:
         return tensor.data
-    with as_input_error(f"{tensor.name} is {tensor.tensor_type.name}", "leave its type as it is", NotImplementedError):
+    with as_input_error(
+        f"{tensor.name} is {tensor.tensor_type.name}",
+        "leave its type as it is",
+        NotImplementedError,
+    ):
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if update:
         added = update().numpy()
         if added.shape != values.shape:
-            raise InputError(f"{tensor.name} has the shape {values.shape}, its adapter {added.shape}")
+            raise InputError(
+                f"{tensor.name} has the shape {values.shape}, its adapter {added.shape}"
+            )
         values = values + added
     largest = np.abs(values).max()
     most = np.finfo(np.float32).max if new_type == TYPES["f32"] else LARGEST_FLOAT16
     if not largest <= most:
-        raise InputError(f"{tensor.name} would hold {largest}, too large for {new_type.name}: give the type f32")
+        raise InputError(
+            f"{tensor.name} would hold {largest}, too large for {new_type.name}: give the type f32"
+        )
     return gguf.quants.quantize(values.astype(np.float32), new_type)
 
 
@@ -214,13 +239,17 @@ def _select_tensors(header: Header, kept: list[int]) -> dict[str, ReaderTensor]:
     return tensors
 
 
-def _cut_metadata(header: Header, source: Source, kept: list[int], type: str | None) -> dict[str, GGUFValue]:
+def _cut_metadata(
+    header: Header, source: Source, kept: list[int], type: str | None
+) -> dict[str, GGUFValue]:
     """The metadata of the new file: entries with a value for each layer are cut, and the record of the cut is added."""
     layers = source.num_layers
     architecture = header.architecture
     old_numbers = header.get(KEPT_LAYERS, [*range(layers)])
     if not isinstance(old_numbers, list) or len(old_numbers) != layers:
-        raise InputError(f"{source.name} has the {KEPT_LAYERS} {old_numbers!r}: expected {layers} numbers of layers")
+        raise InputError(
+            f"{source.name} has the {KEPT_LAYERS} {old_numbers!r}: expected {layers} numbers of layers"
+        )
     entries = {}
     for key, entry in header.entries.items():
         value = entry.value
@@ -228,23 +257,36 @@ def _cut_metadata(header: Header, source: Source, kept: list[int], type: str | N
             value = len(kept)
         elif key == "general.file_type" and type:
             value = FILE_TYPES.get(type.upper(), 0)  # 0: f32
-        elif isinstance(value, list) and len(value) == layers and key.startswith(f"{architecture}."):
+        elif (
+            isinstance(value, list) and len(value) == layers and key.startswith(f"{architecture}.")
+        ):
             value = [value[index] for index in kept]
         # the writer adds the architecture itself and can't write empty lists; the size label is no longer true
         if key not in (OLD_MARK, "general.architecture", "general.size_label") and value != []:
             entries[key] = dataclasses.replace(entry, value=value)
-    entries[KEPT_LAYERS] = GGUFValue([old_numbers[index] for index in kept], GGUFValueType.ARRAY, GGUFValueType.UINT32)
-    entries.setdefault(ORIGIN, GGUFValue(source.weights.removeprefix("sha256:"), GGUFValueType.STRING))
+    entries[KEPT_LAYERS] = GGUFValue(
+        [old_numbers[index] for index in kept], GGUFValueType.ARRAY, GGUFValueType.UINT32
+    )
+    entries.setdefault(
+        ORIGIN, GGUFValue(source.weights.removeprefix("sha256:"), GGUFValueType.STRING)
+    )
     return entries
 
 
-def _find_updates(adapter: Adapter, source: Source, cut: Cut, header: Header) -> dict[str, Callable]:
+def _find_updates(
+    adapter: Adapter, source: Source, cut: Cut, header: Header
+) -> dict[str, Callable]:
     """The update of each adapted tensor, by its new name in a GGUF file."""
-    if adapter.base:  # only weights are compared: one model can have two names, its own and the file's
+    # only weights are compared: one model can have two names, its own and the file's
+    if adapter.base:
         adapter.check(adapter.base | {"weights": source.weights}, cut)
     if adapter.weights:
-        raise InputError(f"{adapter.folder} holds whole modules, expected adapters: write a folder, and convert that")
-    names = gguf.get_tensor_name_map(ARCHITECTURES[header.architecture], source.num_layers - cut.size)
+        raise InputError(
+            f"{adapter.folder} holds whole modules, expected adapters: write a folder, and convert that"
+        )
+    names = gguf.get_tensor_name_map(
+        ARCHITECTURES[header.architecture], source.num_layers - cut.size
+    )
     updates = {}
     for module in adapter.factors:
         tensor = names.get_name(module)

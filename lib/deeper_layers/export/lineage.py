@@ -26,7 +26,9 @@ class Step(StrictModel):
     """One cut: the model, its dropped layers, and the changes to the layers that stay."""
 
     model: Name
-    weights: Annotated[str, Field(pattern=r"^(sha256|hub):[\w.-]+$", max_length=200)] | None  # None: not hashed
+    weights: (
+        Annotated[str, Field(pattern=r"^(sha256|hub):[\w.-]+$", max_length=200)] | None
+    )  # None: not hashed
     layers: Count  # of the model
     dropped: list[Count]  # layers that were dropped
     attention: list[Count] = []  # layers whose attention was silenced: it adds nothing
@@ -71,9 +73,13 @@ class Lineage(StrictModel):
 
 def extend_lineage(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
     """The lineage with one more step, or a first one. Raises InputError for a step from another number of layers."""
-    lineage = before or Lineage.model_construct(base_model=hub, steps=[], kept=[*range(step.layers)])
+    lineage = before or Lineage.model_construct(
+        base_model=hub, steps=[], kept=[*range(step.layers)]
+    )
     if step.layers != len(lineage.kept):
-        raise InputError(f"{LINEAGE} is of {len(lineage.kept)} layers, expected {step.layers}: remove that file")
+        raise InputError(
+            f"{LINEAGE} is of {len(lineage.kept)} layers, expected {step.layers}: remove that file"
+        )
     kept = [lineage.kept[index] for index in step.cut.kept(step.layers)]
     return Lineage(base_model=lineage.base_model, steps=[*lineage.steps, step], kept=kept)
 
@@ -93,7 +99,9 @@ def read_cut_like(folder: Path, layers: int) -> Cut:
     """
     lineage = read_lineage(folder)
     if lineage is None:
-        raise InputError(f"{folder} has no {LINEAGE} of ours: give a folder that `deeper-layers prune` wrote")
+        raise InputError(
+            f"{folder} has no {LINEAGE} of ours: give a folder that `deeper-layers prune` wrote"
+        )
     if lineage.steps[0].layers != layers:
         raise InputError(
             f"{folder} was cut from a model of {lineage.steps[0].layers} layers, and this one has {layers}: give a "
@@ -115,7 +123,9 @@ def check_no_overlap(out: Path, model: Path, adapter: str | Path | None) -> None
     target = Path(os.path.realpath(out))
     for source in map(Path, map(os.path.realpath, read)):
         if target.is_relative_to(source) or source.is_relative_to(target):
-            raise InputError(f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere")
+            raise InputError(
+                f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere"
+            )
 
 
 def check_disk_space(needed: int, folder: Path, out: Path) -> None:
@@ -129,4 +139,6 @@ def check_disk_space(needed: int, folder: Path, out: Path) -> None:
 
 def show_bytes_written(needed: int) -> tqdm:
     """A progress bar of the bytes written, on stderr."""
-    return tqdm(total=needed, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)
+    return tqdm(
+        total=needed, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr
+    )

@@ -9,8 +9,14 @@ from deeper_layers import checks, files
 from deeper_layers.errors import InputError, as_input_error
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
-FILE_TYPES = dict(F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K_M=12, Q4_K_M=15, Q5_K_M=17, Q6_K=18)
-EXACT_TYPES = ("f32", "f16", "q8_0")  # types of matrices that are written here; llama.cpp's quantizer writes the others
+FILE_TYPES = dict(
+    F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K_M=12, Q4_K_M=15, Q5_K_M=17, Q6_K=18
+)
+EXACT_TYPES = (
+    "f32",
+    "f16",
+    "q8_0",
+)  # types of matrices that are written here; llama.cpp's quantizer writes the others
 ROUNDED_TYPES = tuple(name.lower() for name in FILE_TYPES if name.lower() not in EXACT_TYPES)
 ADVICE = "give a whole GGUF file"
 # llama.cpp's numbers for a tensor type (ggml_type), and for no flash attention
@@ -70,7 +76,9 @@ class LlamaCpp:
         generated = []
         batch = prompt
         while len(generated) < tokens:
-            context.decode(self.library.llama_batch_get_one(batch, len(prompt) + len(generated) - len(batch)))
+            context.decode(
+                self.library.llama_batch_get_one(batch, len(prompt) + len(generated) - len(batch))
+            )
             batch = [sampler.sample(context, -1)]
             generated += batch
         return generated
@@ -91,6 +99,9 @@ def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     options.ftype = FILE_TYPES[type]
     options.nthread = 1
     options.allow_requantize = True
-    with files.atomic_file(out) as partial, as_input_error(f"llama.cpp can't quantize {source}", ADVICE, RuntimeError):
+    with (
+        files.atomic_file(out) as partial,
+        as_input_error(f"llama.cpp can't quantize {source}", ADVICE, RuntimeError),
+    ):
         library.model_quantize(str(source), str(partial), options)
     return out

@@ -32,7 +32,9 @@ FILTERS = {
     "visible": escape_invisible,
     "one_line": lambda text: " ".join(text.split()),
     "last_name": lambda module: module.rpartition(".")[2],
-    "python": lambda name: json.dumps(name) if name.isascii() else repr(name),  # JSON writes other text as surrogates
+    "python": lambda name: (
+        json.dumps(name) if name.isascii() else repr(name)
+    ),  # JSON writes other text as surrogates
     "shell": lambda name: shlex.quote(escape_invisible(name)),
 }
 
@@ -51,14 +53,23 @@ def read_facts(source: str, folder: Path) -> SourceFacts:
     task = {"pipeline_tag": "text-generation"}
     packaged = PACKAGED.get(source)
     if packaged:
-        return SourceFacts({"license": packaged.license} | task, packaged.hub, quantized=packaged.quantized)
+        return SourceFacts(
+            {"license": packaged.license} | task, packaged.hub, quantized=packaged.quantized
+        )
     if is_gguf(path):
         header = read_gguf(path)
-        entries = {"license": header.get("general.license"), "language": header.get("general.languages")}
+        entries = {
+            "license": header.get("general.license"),
+            "language": header.get("general.languages"),
+        }
         return SourceFacts(task | _select_passed_on(entries), quantized=header.quantized)
     head = {}
-    with contextlib.suppress(Exception):  # YAML of others raises many kinds, and the card is not needed
-        card = ModelCard(read_plain_file(folder / "README.md", LONGEST_CARD).decode(), ignore_metadata_errors=True)
+    # YAML of others raises many kinds, and the card is not needed
+    with contextlib.suppress(Exception):
+        card = ModelCard(
+            read_plain_file(folder / "README.md", LONGEST_CARD).decode(),
+            ignore_metadata_errors=True,
+        )
         head = card.data.to_dict()
     if "vision_config" in read_json(folder / "config.json"):
         task = {"pipeline_tag": "image-text-to-text"}
@@ -88,7 +99,9 @@ def render_model_card(
     kept = find_ranges(lineage.kept)  # of the first model
     # the hub has relations for adapters, merges, quantized and fine-tuned models: a healed model is fine-tuned
     entries: dict = facts.entries | ({"base_model_relation": "finetune"} if hub and adapter else {})
-    data = ModelCardData(library_name="transformers", tags=["layer-pruning"], base_model=hub, **entries)
+    data = ModelCardData(
+        library_name="transformers", tags=["layer-pruning"], base_model=hub, **entries
+    )
     if hub:
         yaml = mergekit_yaml(kept, hub, revision)
         where = ", of its weights before they were quantized" if facts.quantized else ""
@@ -96,10 +109,19 @@ def render_model_card(
         folder = f"./{step.model}"
         yaml = mergekit_yaml(find_ranges(step.cut.kept(step.layers)), folder)
         where = f", run beside a folder {as_code(folder)} with the source"
-    if not all(each.cut.is_of_layers for each in lineage.steps):  # mergekit copies layers as they are
+    # mergekit copies layers as they are
+    if not all(each.cut.is_of_layers for each in lineage.steps):
         yaml = ""
-    context |= {"lineage": lineage, "facts": facts, "revision": revision, "adapter": adapter, "kept": kept}
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
+    context |= {
+        "lineage": lineage,
+        "facts": facts,
+        "revision": revision,
+        "adapter": adapter,
+        "kept": kept,
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= FILTERS
     card = environment.get_template("model_card.md.jinja").render(
         context, head=data.to_yaml(), hub=hub, yaml=yaml, where=where

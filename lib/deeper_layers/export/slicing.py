@@ -27,7 +27,9 @@ from deeper_layers.models.configuration import text_part
 from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-MOST_HASHED = 2**31  # bytes of weights in a folder up to which they are hashed: for more it would double the time
+MOST_HASHED = (
+    2**31
+)  # bytes of weights in a folder up to which they are hashed: for more it would double the time
 # other files of a checkpoint: generation settings, tokenizer, processors, chat template, scales, licence
 NEEDED_FILES = re.compile(
     r"generation_config\.json|(tokenizer|vocab|merges|added_tokens|special_tokens_map|tekken)[\w.-]*\.(json|txt|bpe)|"
@@ -36,9 +38,18 @@ NEEDED_FILES = re.compile(
     re.IGNORECASE,
 )
 # files that are written anew, or that only belong to a download
-WRITTEN = re.compile(r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\.(safetensors|index\.json)")
+WRITTEN = re.compile(
+    r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\.(safetensors|index\.json)"
+)
 # entries of a configuration that may hold a path
-PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
+PATH_KEYS = (
+    "_name_or_path",
+    "name_or_path",
+    "tokenizer_file",
+    "vocab_file",
+    "merges_file",
+    "special_tokens_map_file",
+)
 
 
 @checks.check_types
@@ -126,7 +137,9 @@ def slice_checkpoint(
     )
     history = lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub)
     files = tensors.group_files(entries)
-    commit = folder.name if folder.parent.name == "snapshots" else revision  # a folder in the hub's cache
+    commit = (
+        folder.name if folder.parent.name == "snapshots" else revision
+    )  # a folder in the hub's cache
     context = {"name": name or out.name, "config": config, "scores": card}
     context["predicting"] = _describe_mtp(layout.mtp, mtp)
     texts = tensors.format_index(files) | _fix_tokenizer(folder)
@@ -138,7 +151,9 @@ def slice_checkpoint(
         _write_others(partial, other_files, texts)
         (partial / lineage.LINEAGE).write_text(lineage.format_lineage(history), encoding="utf-8")
         if _file_stamps(layout) != stamps:
-            raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
+            raise InputError(
+                f"{folder} changed while it was copied: run this again once it stays as it is"
+            )
     return out
 
 
@@ -146,7 +161,10 @@ def slice_checkpoint(
 def _writing(out: Path, key: dict | None) -> Iterator[Path]:
     """The folder that becomes `out`; an interrupted one of the same key is continued. See `atomic_dir`."""
     advice = "fix this and run it again, it goes on from there"
-    with as_input_error(f"can't write {out}", advice, OSError), atomic_dir(out, description=key) as partial:
+    with (
+        as_input_error(f"can't write {out}", advice, OSError),
+        atomic_dir(out, description=key) as partial,
+    ):
         yield partial
 
 
@@ -158,7 +176,9 @@ def _write_others(folder: Path, copied: dict[str, Path], texts: dict[str, str]) 
         (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
-def _select_tensors(layout: Layout, cut: Cut, silence: bool, changed: Changed | None) -> tensors.Entries:
+def _select_tensors(
+    layout: Layout, cut: Cut, silence: bool, changed: Changed | None
+) -> tensors.Entries:
     """The tensors of the layers that stay; with `silence` all layers stay, and what the cut drops alone is zero."""
     if silence:
         entries = layout.entries(Cut.of(cut.dropped))
@@ -170,7 +190,9 @@ def _select_tensors(layout: Layout, cut: Cut, silence: bool, changed: Changed | 
     return entries
 
 
-def _apply_adapters(entries: tensors.Entries, layout: Layout, adapters: Adapter, config: dict) -> None:
+def _apply_adapters(
+    entries: tensors.Entries, layout: Layout, adapters: Adapter, config: dict
+) -> None:
     """Add what adapters learned to the weights; `config` says so where the head gets weights of its own."""
     tensors.add_adapter(entries, layout, adapters)
     if tensors.replace_weights(entries, layout, adapters):
@@ -178,7 +200,9 @@ def _apply_adapters(entries: tensors.Entries, layout: Layout, adapters: Adapter,
             part["tie_word_embeddings"] = False
 
 
-def _cast_tensors(entries: tensors.Entries, layout: Layout, config: dict, dtype: str, dequantized: bool) -> str | None:
+def _cast_tensors(
+    entries: tensors.Entries, layout: Layout, config: dict, dtype: str, dequantized: bool
+) -> str | None:
     """Cast tensors to a data type, and let `config` say so; None where they stay as they are."""
     cast = tensors.cast_entries(entries, layout, dtype, dequantized)
     if cast:
@@ -200,7 +224,9 @@ def _hash_weights(source: str, folder: Path, stamps: dict[str, list[int]]) -> st
     return model_key(source, folder)["weights"]
 
 
-def build_size_function(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -> Callable[[Cut], tuple[int, str]]:
+def build_size_function(
+    folder: Path, dtype: str, *, dequantized: bool, mtp: bool
+) -> Callable[[Cut], tuple[int, str]]:
     """A function from a cut to the bytes that `slice_checkpoint` would write, and their type. See `cast_entries`."""
     layout = read_layout(folder, mtp=mtp)
     cast = tensors.cast_entries(layout.entries(UNPRUNED), layout, dtype, dequantized)
@@ -208,7 +234,11 @@ def build_size_function(folder: Path, dtype: str, *, dequantized: bool, mtp: boo
     def count_bytes(cut: Cut) -> tuple[int, str]:
         entries = layout.entries(Cut.of(cut.dropped))
         tensors.cast_entries(entries, layout, cast or "auto", False)
-        types = "+".join(sorted({tensors.TORCH_NAMES.get(entry.dtype, entry.dtype) for entry in entries.values()}))
+        types = "+".join(
+            sorted(
+                {tensors.TORCH_NAMES.get(entry.dtype, entry.dtype) for entry in entries.values()}
+            )
+        )
         return sum(map(tensors.count_file_bytes, tensors.group_files(entries).values())), types
 
     return count_bytes
@@ -219,8 +249,14 @@ def _select_other_files(folder: Path, trust_remote_code: bool) -> dict[str, Path
     warning names all other files in the folder, which may not belong to the model."""
     code = ".py" if trust_remote_code else ()
     files = {path.name: path for path in list_plain_files(folder)}
-    needed = {name: path for name, path in files.items() if NEEDED_FILES.fullmatch(name) or name.endswith(code)}
-    rest = sorted({path.name for path in folder.iterdir() if not WRITTEN.fullmatch(path.name)} - needed.keys())
+    needed = {
+        name: path
+        for name, path in files.items()
+        if NEEDED_FILES.fullmatch(name) or name.endswith(code)
+    }
+    rest = sorted(
+        {path.name for path in folder.iterdir() if not WRITTEN.fullmatch(path.name)} - needed.keys()
+    )
     if rest:
         text = f"left in {folder}, as no part of a checkpoint (--trust-remote-code takes code along): {', '.join(rest)}"
         warnings.warn(text, stacklevel=3)

@@ -28,9 +28,19 @@ from deeper_layers.models.decoder import is_output_parameter, layers_path
 from deeper_layers.models.sources import DTYPES
 
 # names in configurations for the number of layers for multi-token prediction; their tensors follow the last layer's
-MTP_ENTRIES = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
+MTP_ENTRIES = (
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "mtp_num_hidden_layers",
+    "mtp_num_layers",
+)
 MTP_PREFIX = "mtp."  # of these tensors' names where they are not numbered like layers
-TORCH_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # all types of real numbers
+TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+}  # all types of real numbers
 
 
 @dataclass
@@ -76,11 +86,15 @@ class Layout:
     folder: Path
     config: dict  # the content of config.json
     tensors: list[Tensor]  # of all files
-    model: PreTrainedModel | None  # without weights; None where the checkpoint comes with its own code
+    model: (
+        PreTrainedModel | None
+    )  # without weights; None where the checkpoint comes with its own code
     layers: int  # L
     prefix: str  # of tensor names, before the number of a layer: "model.layers."
     module: str  # the same prefix in names of modules, which can be longer
-    mtp: int | None  # number of layers for multi-token prediction, mostly numbered after the others; None: left out
+    mtp: (
+        int | None
+    )  # number of layers for multi-token prediction, mostly numbered after the others; None: left out
 
     def new_numbers(self, cut: Cut) -> dict[int, int]:
         """The new number of each layer that stays, layers for multi-token prediction included, by its old number."""
@@ -101,7 +115,9 @@ class Layout:
             name = tensor.name
             number = _find_layer(tensor.name, self.prefix)
             if number in new_numbers:
-                name = name.replace(f"{self.prefix}{number}.", f"{self.prefix}{new_numbers[number]}.", 1)
+                name = name.replace(
+                    f"{self.prefix}{number}.", f"{self.prefix}{new_numbers[number]}.", 1
+                )
             elif number is not None or self.mtp is None and name.startswith(MTP_PREFIX):
                 continue
             entries[name] = Entry(tensor, tensor.dtype)
@@ -112,7 +128,9 @@ class Layout:
 class Changed:
     """The tensors that a rule changed in the layers that stay."""
 
-    tensors: Mapping[str, torch.Tensor]  # by "NUMBER.NAME": the layer in the pruned model, the tensor in that layer
+    tensors: Mapping[
+        str, torch.Tensor
+    ]  # by "NUMBER.NAME": the layer in the pruned model, the tensor in that layer
     words: str  # which rule changed them, and how
 
 
@@ -135,9 +153,14 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
         model = configuration.build_empty_model(parsed, folder)
         configuration.check_tensors(model, folder, shapes)
         module = f"{layers_path(model)}."
-    fitting = [prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))]
+    fitting = [
+        prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))
+    ]
     if model is not None and len(fitting) > 1:  # a model that sees images has layers for these, too
-        unread = {prefix: configuration.find_weights_filled_by(model, shapes, prefix) for prefix in fitting}
+        unread = {
+            prefix: configuration.find_weights_filled_by(model, shapes, prefix)
+            for prefix in fitting
+        }
         fitting = [prefix for prefix, names in unread.items() if _are_all_in(module, names)]
     if len(fitting) != 1:
         raise InputError(
@@ -146,15 +169,26 @@ def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
         )
     prefix = fitting[0]
     end = layers + max(read_mtp_counts(config).values(), default=0)
-    stray = [name for name in shapes if name.startswith(prefix) and _find_layer(name, prefix) not in range(end)]
-    if model is None:  # else transformers knows the other numbered tensors, and a cut does not change them
-        stray += [name for name in shapes if NUMBERED.match(name) and not name.startswith((prefix, MTP_PREFIX))]
+    stray = [
+        name
+        for name in shapes
+        if name.startswith(prefix) and _find_layer(name, prefix) not in range(end)
+    ]
+    # else transformers knows the other numbered tensors, and a cut does not change them
+    if model is None:
+        stray += [
+            name
+            for name in shapes
+            if NUMBERED.match(name) and not name.startswith((prefix, MTP_PREFIX))
+        ]
     if stray:
         raise InputError(
             f"{folder} holds {len(stray)} tensors that may belong to layers beside its {layers} ({min(stray)}, ...): "
             "what becomes of them after a cut is not guessed; leave them out"
         )
-    mtp_layers = {number for number in groups[prefix] if number >= layers} or groups.get(f"{MTP_PREFIX}layers.", ())
+    mtp_layers = {number for number in groups[prefix] if number >= layers} or groups.get(
+        f"{MTP_PREFIX}layers.", ()
+    )
     mtp_count = len(mtp_layers) if mtp else None
     return Layout(folder, config, tensors, model, layers, prefix, module or prefix, mtp_count)
 
@@ -186,7 +220,11 @@ def zero_sublayers(entries: Entries, layout: Layout, cut: Cut) -> None:
     for part, layers in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for layer in layers:
             prefix = f"{layout.prefix}{new_numbers[layer]}."
-            outputs = [n for n in entries if n.startswith(prefix) and is_output_parameter(n.removeprefix(prefix), part)]
+            outputs = [
+                n
+                for n in entries
+                if n.startswith(prefix) and is_output_parameter(n.removeprefix(prefix), part)
+            ]
             if not outputs:
                 problem = f"no tensor of a known name that ends the {part} of its layer {layer}"
                 raise InputError(f"{layout.folder} has {problem}: drop whole layers")
@@ -208,7 +246,13 @@ def add_adapter(entries: Entries, layout: Layout, adapter: Adapter) -> None:
         def add(old, module=module):
             return (old.float() + adapter.compute_update(module)).to(old.dtype)
 
-        _add_edit(entries, f"{layout.tensor_name(module)}.weight", shape, f"the adapters in {adapter.folder}", add)
+        _add_edit(
+            entries,
+            f"{layout.tensor_name(module)}.weight",
+            shape,
+            f"the adapters in {adapter.folder}",
+            add,
+        )
 
 
 def replace_weights(entries: Entries, layout: Layout, adapter: Adapter) -> bool:
@@ -223,13 +267,22 @@ def replace_weights(entries: Entries, layout: Layout, adapter: Adapter) -> bool:
                 entries[name] = dataclasses.replace(entries[shared], edits=[])
                 is_untied = True
         shape = list(weights.shape)
-        _add_edit(entries, name, shape, f"what was trained in {adapter.folder}", lambda _, weights=weights: weights)
+        _add_edit(
+            entries,
+            name,
+            shape,
+            f"what was trained in {adapter.folder}",
+            lambda _, weights=weights: weights,
+        )
     return is_untied
 
 
 def _find_embedding(layout: Layout, head: str) -> str | None:
     """The name of the embedding's weights, where the head's weights, of this name, are the same."""
-    if layout.model is None or not layout.model.config.get_text_config(decoder=True).tie_word_embeddings:
+    if (
+        layout.model is None
+        or not layout.model.config.get_text_config(decoder=True).tie_word_embeddings
+    ):
         return None
     inputs = layout.model.get_input_embeddings()
     outputs = layout.model.get_output_embeddings()
@@ -256,7 +309,9 @@ def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool
     """Have real numbers written in a data type, see `slice_checkpoint`. Returns that type; None where types stay.
     `dequantized`: the checkpoint was made of a GGUF file."""
     if dtype not in ("auto", *DTYPES):
-        raise InputError(f"dtype is {dtype!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
+        raise InputError(
+            f"dtype is {dtype!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}"
+        )
     if dtype == "auto" and not dequantized:
         return None
     _check_plain(entries, layout, "cast: leave dtype out, and they are copied")
@@ -264,7 +319,9 @@ def cast_entries(entries: Entries, layout: Layout, dtype: str, dequantized: bool
         dtype = find_smallest_dtype(entries)
     for entry in entries.values():
         if entry.dtype in TORCH_NAMES:
-            entry.dtype = next(name for name, torch_name in TORCH_NAMES.items() if torch_name == dtype)
+            entry.dtype = next(
+                name for name, torch_name in TORCH_NAMES.items() if torch_name == dtype
+            )
     return dtype
 
 
@@ -282,7 +339,11 @@ def find_smallest_dtype(entries: Entries) -> str:
 def _check_plain(entries: Entries, layout: Layout, what: str) -> None:
     """Raise InputError for a quantized checkpoint, whose numbers have no meaning without their scales."""
     types = {entry.dtype[:2] for entry in entries.values()}
-    if "quantization_config" in layout.config | configuration.text_part(layout.config) or types & {"F8", "F6", "F4"}:
+    if "quantization_config" in layout.config | configuration.text_part(layout.config) or types & {
+        "F8",
+        "F6",
+        "F4",
+    }:
         raise InputError(f"{layout.folder} holds quantized weights, which can't be {what}")
 
 
@@ -296,7 +357,10 @@ def group_files(entries: Entries) -> dict[str, Entries]:
         groups.setdefault(entry.tensor.path, {})[name] = entry
     if len(groups) == 1:
         return {SINGLE: entries}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups.values(), 1)}
+    return {
+        f"model-{i:05d}-of-{len(groups):05d}.safetensors": group
+        for i, group in enumerate(groups.values(), 1)
+    }
 
 
 def format_index(files: dict[str, Entries]) -> dict[str, str]:
@@ -341,7 +405,11 @@ def _format_header(entries: Entries) -> bytes:
     header: dict = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     for name, entry in entries.items():
         end = offset + entry.size
-        header[name] = {"dtype": entry.dtype, "shape": entry.tensor.shape, "data_offsets": [offset, end]}
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": entry.tensor.shape,
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes

@@ -46,8 +46,12 @@ def find_ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     full_names = []
     prefix = layers_path(model)
     for number, layer in list(enumerate(layers))[first_layer:]:
-        modules = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-        names = [f"{prefix}.{number}.{name}" for name in modules if not _is_outside_ffn(layer, name)]
+        modules = [
+            name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)
+        ]
+        names = [
+            f"{prefix}.{number}.{name}" for name in modules if not _is_outside_ffn(layer, name)
+        ]
         if not names:
             raise InputError(
                 f"layer {number} of {type(model).__name__} has no feed-forward modules that an adapter can be put on; "
@@ -61,11 +65,19 @@ def _is_outside_ffn(layer: nn.Module, name: str) -> bool:
     """Whether a linear module of a layer belongs to attention or a Mamba block, or chooses among experts."""
     paths = [*itertools.accumulate(name.split("."), "{}.{}".format)]
     words = " ".join(f"{path} {type(layer.get_submodule(path)).__name__}" for path in paths).lower()
-    return bool(re.search("attn|attention|mamba", words) or re.search(r"(^|[_.])(gate|router)$", name))
+    return bool(
+        re.search("attn|attention|mamba", words) or re.search(r"(^|[_.])(gate|router)$", name)
+    )
 
 
 def add_adapters(
-    model: PreTrainedModel, *, rank: int, alpha: int | float, dropout: int | float, first_layer: int = 0, seed: int = 0
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: int | float,
+    dropout: int | float,
+    first_layer: int = 0,
+    seed: int = 0,
 ) -> PeftModel:
     """A copy of the model with new LoRA adapters on its feed-forward modules. Only the adapters' parameters will train.
 
@@ -98,7 +110,9 @@ def release_last_layers(model: PreTrainedModel, layers: int) -> PeftModel:
     where it shares them with the embedding, which stays as it is. Raises InputError where there are fewer layers.
     """
     if layers > num_layers(model):
-        raise InputError(f"last_layers is {layers}, and {num_layers(model)} are left: train these, or drop fewer")
+        raise InputError(
+            f"last_layers is {layers}, and {num_layers(model)} are left: train these, or drop fewer"
+        )
     copied = _copy_frozen(model, torch.float32)
     names = [_untie_head(copied)]
     prefix = layers_path(copied)
@@ -118,7 +132,11 @@ def _list_owners(module: nn.Module, name: str) -> list[str]:
     if module._parameters:
         return [name]
     children = module.named_children()
-    return list(itertools.chain.from_iterable(_list_owners(child, f"{name}.{part}") for part, child in children))
+    return list(
+        itertools.chain.from_iterable(
+            _list_owners(child, f"{name}.{part}") for part, child in children
+        )
+    )
 
 
 def _untie_head(copied: PreTrainedModel) -> str:
@@ -152,17 +170,22 @@ def _copy_frozen(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Pr
 
 def _own_parameters(copied: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
     """Give a copy frozen parameters of its own, in a data type. Quantized ones, which no one trains, stay shared."""
-    own: dict[int, nn.Parameter] = {}  # by the parameter that was shared: those that are tied stay so
+    own: dict[
+        int, nn.Parameter
+    ] = {}  # by the parameter that was shared: those that are tied stay so
     for module in copied.modules():
         for name, parameter in module._parameters.items():
             is_real = isinstance(parameter, nn.Parameter) and parameter.is_floating_point()
-            if is_real and not hasattr(parameter, "quant_state"):  # bitsandbytes may pack four bits into real numbers
+            # bitsandbytes may pack four bits into real numbers
+            if is_real and not hasattr(parameter, "quant_state"):
                 if id(parameter) not in own:
                     own[id(parameter)] = _freeze(parameter.to(dtype or parameter.dtype))
                 module._parameters[name] = own[id(parameter)]
 
 
-def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
+def save_adapters(
+    healed: PeftModel, folder: Path, base: dict, cut: Cut, healing: dict | None = None
+) -> None:
     """Write the adapters, and beside them their base (the key of a `Source`), their cut, and how they were healed."""
     healed.save_pretrained(folder)
     write_identity(Path(folder), base, cut, healing)
@@ -246,15 +269,22 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
             merged.set_submodule(name, module.modules_to_save["default"])
     for name, module in list(merged.named_modules()):
         layer = module.get_base_layer() if isinstance(module, LoraLayer) else module
-        is_rounded = isinstance(layer, Float32Matmul) or type(layer).__module__.startswith("bitsandbytes.")
+        is_rounded = isinstance(layer, Float32Matmul) or type(layer).__module__.startswith(
+            "bitsandbytes."
+        )
         if ".base_layer" in name or layer is module and not is_rounded:
             continue
-        if isinstance(module, ParamWrapper):  # experts are parameters of one module: wrappers around wrappers
+        # experts are parameters of one module: wrappers around wrappers
+        if isinstance(module, ParamWrapper):
             while isinstance(module, ParamWrapper):
-                layer._parameters[module.parameter_name] = _merge_weight(module, module.get_param(), name, dtype)
+                layer._parameters[module.parameter_name] = _merge_weight(
+                    module, module.get_param(), name, dtype
+                )
                 module = module.base_layer
         else:
-            layer = _build_linear(layer, _merge_weight(module, dequantize_module_weight(layer), name, dtype))
+            layer = _build_linear(
+                layer, _merge_weight(module, dequantize_module_weight(layer), name, dtype)
+            )
         merged.set_submodule(name, layer)
     _own_parameters(merged, dtype)
     merged.config.dtype = dtype
@@ -273,7 +303,9 @@ def _check_in_use(healed: PeftModel) -> None:
     config = healed.active_peft_config
     problem = None
     if status.enabled is not True:
-        problem = "are switched off, at least in some layers: enable_adapter_layers() switches them on"
+        problem = (
+            "are switched off, at least in some layers: enable_adapter_layers() switches them on"
+        )
     elif status.merged_adapters:
         problem = "are merged into the weights already: unmerge_adapter() takes them out, merge_and_unload() is peft's"
     elif status.active_adapters != ["default"]:
@@ -284,7 +316,9 @@ def _check_in_use(healed: PeftModel) -> None:
         raise InputError(f"healed is a {type(healed).__name__} whose adapters {problem}")
 
 
-def _merge_weight(module: nn.Module, weight: torch.Tensor, name: str, dtype: torch.dtype) -> nn.Parameter:
+def _merge_weight(
+    module: nn.Module, weight: torch.Tensor, name: str, dtype: torch.dtype
+) -> nn.Parameter:
     """The sum, in float32, of a weight and its module's adapters, then rounded. Raises InputError for an overflow."""
     merged = weight.float()
     if isinstance(module, LoraLayer):

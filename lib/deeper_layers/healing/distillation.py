@@ -36,16 +36,27 @@ def draw_sequences(tokenizer, texts: list[str], config: HealingConfig) -> list[t
     Teacher and student get the same. Raises InputError where the texts fill no step.
     """
     if not isinstance(config, HealingConfig):
-        raise InputError(f"config is {short_repr(config)}, expected a HealingConfig: PRESETS['small'] is one")
+        raise InputError(
+            f"config is {short_repr(config)}, expected a HealingConfig: PRESETS['small'] is one"
+        )
     is_list = isinstance(texts, Sequence) and not isinstance(texts, str | bytes)
     if not is_list or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"texts is {short_repr(texts)}, expected a list of documents: put them into one")
+        raise InputError(
+            f"texts is {short_repr(texts)}, expected a list of documents: put them into one"
+        )
     if not callable(tokenizer):
-        raise InputError(f"tokenizer is {short_repr(tokenizer)}, expected that of the model: load_model gives both")
+        raise InputError(
+            f"tokenizer is {short_repr(tokenizer)}, expected that of the model: load_model gives both"
+        )
     length = config.sequence_length
     batch = config.batch_sequences
     drawn = token_sequences(
-        tokenizer, texts, length=length, seed=config.seed, packed=config.packed, tokens=config.tokens
+        tokenizer,
+        texts,
+        length=length,
+        seed=config.seed,
+        packed=config.packed,
+        tokens=config.tokens,
     )
     if len(drawn) < batch:
         raise InputError(
@@ -55,7 +66,9 @@ def draw_sequences(tokenizer, texts: list[str], config: HealingConfig) -> list[t
     return drawn[: len(drawn) // batch * batch]
 
 
-def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def divergence(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
     """T^2 KL(teacher || student), in nats, of logits [N, V] divided by the temperature T, summed over positions."""
     predicted = functional.log_softmax(student.float() / temperature, dim=-1)
     target = functional.log_softmax(teacher.float() / temperature, dim=-1)
@@ -69,11 +82,15 @@ class Teacher:
     cut it must have more layers than the student.
     """
 
-    def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
+    def __init__(
+        self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None
+    ):
         self.whole = whole
         self.temperature = config.temperature
         check_final_states(model)
-        is_alike = isinstance(whole, PreTrainedModel) and describe_head(whole) == describe_head(model)
+        is_alike = isinstance(whole, PreTrainedModel) and describe_head(whole) == describe_head(
+            model
+        )
         dropped = num_layers(whole) - num_layers(model) if is_alike else 0
         if dropped != cut.size if cut else dropped < 1:
             raise InputError(
@@ -87,7 +104,9 @@ class Teacher:
         target = self.states(inputs).to(states)
         # a position predicts the token after it
         scored = inputs["labels"][:, 1:] != IGNORED
-        total = _sum_divergence(states[:, :-1][scored], target[:, :-1][scored], logits, self.temperature)
+        total = _sum_divergence(
+            states[:, :-1][scored], target[:, :-1][scored], logits, self.temperature
+        )
         return total / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
 
     @torch.no_grad()
@@ -100,13 +119,19 @@ class Teacher:
 def compute_final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
     """The states [B, T, D] that enter the head, and the model's own function from states [N, D] to logits [N, V]."""
     layers = decoder_layers(model)
-    body = next(module for module in model.modules() if layers in module.children())  # the model without its head
-    output = body(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False)
+    body = next(
+        module for module in model.modules() if layers in module.children()
+    )  # the model without its head
+    output = body(
+        input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
+    )
 
     def logits(states: torch.Tensor) -> torch.Tensor:
         replacement = dataclasses.replace(output, last_hidden_state=states[None])
         with replacing(body, "forward", lambda *_, **__: replacement):
-            return model(input_ids=inputs["input_ids"].new_zeros(1, len(states)), use_cache=False).logits[0]
+            return model(
+                input_ids=inputs["input_ids"].new_zeros(1, len(states)), use_cache=False
+            ).logits[0]
 
     return output.last_hidden_state, logits
 
@@ -123,7 +148,9 @@ def check_final_states(model: PreTrainedModel) -> None:
             raise ValueError("its head gives others")
 
 
-def _sum_divergence(states: torch.Tensor, target: torch.Tensor, logits: Callable, temperature: float) -> torch.Tensor:
+def _sum_divergence(
+    states: torch.Tensor, target: torch.Tensor, logits: Callable, temperature: float
+) -> torch.Tensor:
     """The `divergence` of two models' states [N, D], with the logits of at most `PIECE` bytes in memory at once."""
     size = max(1, PIECE // (4 * logits(target[:1]).shape[-1]))
     total = torch.zeros((), device=states.device)
@@ -133,7 +160,9 @@ def _sum_divergence(states: torch.Tensor, target: torch.Tensor, logits: Callable
             teacher_logits = logits(teacher)
         loss = divergence(logits(piece), teacher_logits, temperature)
         (gradient,) = torch.autograd.grad(loss, piece)
-        carrier = (student.float() * gradient).sum()  # passes this gradient on; its value is subtracted below
+        carrier = (
+            student.float() * gradient
+        ).sum()  # passes this gradient on; its value is subtracted below
         total = total + loss.detach() + carrier - carrier.detach()
     return total
 

@@ -24,9 +24,13 @@ UNIMPORTANT = ("_name_or_path", "transformers_version", "use_cache")
 def check_model(model: PreTrainedModel, sequences: list[torch.Tensor]) -> None:
     """Raise InputError where the model, or torch, is in a state in which nothing can learn from these sequences."""
     if not torch.is_grad_enabled():
-        raise InputError("gradients are switched off (torch.no_grad or inference_mode): heal outside of that")
+        raise InputError(
+            "gradients are switched off (torch.no_grad or inference_mode): heal outside of that"
+        )
     layers = num_layers(model)
-    if any(isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in model.modules()):
+    if any(
+        isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) for module in model.modules()
+    ):
         raise InputError(
             f"the model is a {type(model).__name__} with adapters, expected none: heal what merge_adapters makes of it"
         )
@@ -39,16 +43,22 @@ def check_model(model: PreTrainedModel, sequences: list[torch.Tensor]) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     most = max(int(tokens.max()) for tokens in sequences)
     if most >= rows:
-        raise InputError(f"the tokenizer gives token {most}, and the model has {rows}: give the model's own tokenizer")
+        raise InputError(
+            f"the tokenizer gives token {most}, and the model has {rows}: give the model's own tokenizer"
+        )
     problem = f"{type(model).__name__} can't run on {len(longest)} tokens of the texts"
     advice = "give a language model with its head, in one data type, or a lower sequence_length"
     with as_input_error(problem, advice), torch.no_grad():
-        model(input_ids=longest[None].long().to(model.device), use_cache=False).logits.float().sum().item()
+        model(
+            input_ids=longest[None].long().to(model.device), use_cache=False
+        ).logits.float().sum().item()
 
 
 def hash_model(model: nn.Module) -> str:
     """A hash of a model's configuration and all its weights, those too that accelerate keeps on disk."""
-    config = {name: value for name, value in model.config.to_dict().items() if name not in UNIMPORTANT}
+    config = {
+        name: value for name, value in model.config.to_dict().items() if name not in UNIMPORTANT
+    }
     digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True, default=str).encode())
     for path, module in model.named_modules():
         children = tuple(f"{name}." for name, _ in module.named_children())
@@ -56,7 +66,15 @@ def hash_model(model: nn.Module) -> str:
             for name, tensor in module.state_dict().items():  # with the scales of quantized weights
                 if not children or not name.startswith(children):
                     digest.update(f"{path}.{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                    digest.update(
+                        tensor.detach()
+                        .cpu()
+                        .contiguous()
+                        .reshape(-1)
+                        .view(torch.uint8)
+                        .numpy()
+                        .data
+                    )
     return digest.hexdigest()
 
 

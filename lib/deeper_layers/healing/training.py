@@ -28,7 +28,14 @@ from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from deeper_layers.checks import check_path, short_repr
 from deeper_layers.cuts import Cut, check_cut
@@ -49,7 +56,9 @@ STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trai
 class Record:
     """The course of a healing."""
 
-    losses: list[float]  # of each step: mean cross-entropy or divergence, nats a token, plus the auxiliary loss
+    losses: list[
+        float
+    ]  # of each step: mean cross-entropy or divergence, nats a token, plus the auxiliary loss
     tokens: int  # trained on, without padding
     distinct_tokens: int  # of the texts
     trained_parameters: int
@@ -57,7 +66,9 @@ class Record:
     tuned: str = ""  # in words, what was trained with all its weights; "" where adapters were
 
 
-def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options) -> PeftModel:
+def heal(
+    model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options
+) -> PeftModel:
     """Heal a pruned model by a short fine-tune of low-rank adapters on text (QLoRA).
 
     Under torchrun or `accelerate launch` the processes share the sequences of each step, and all return the same
@@ -127,7 +138,9 @@ def train(
         if folder is None:
             output = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            output = check_path("folder", folder) / _name_healing(healed, config, cut, sequences, whole)
+            output = check_path("folder", folder) / _name_healing(
+                healed, config, cut, sequences, whole
+            )
             check_writable(output)
         progress = _Progress(config)
         trainer = Trainer(
@@ -139,7 +152,9 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         # the loss is computed in the forward pass, which the Trainer wraps to average gradients over processes
-        stack.enter_context(replacing(healed, "forward", _build_forward(healed, config, cut, whole, teacher)))
+        stack.enter_context(
+            replacing(healed, "forward", _build_forward(healed, config, cut, whole, teacher))
+        )
         state = _train_from_last_checkpoint(trainer, output, progress)
     steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(
@@ -180,12 +195,17 @@ def _describe_tuned(model: PreTrainedModel, config: HealingConfig) -> str:
     return f"{prefix}.{last - config.last_layers + 1} to {prefix}.{last}, and {words}"
 
 
-def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Progress") -> TrainerState:
+def _train_from_last_checkpoint(
+    trainer: Trainer, output: Path, progress: "_Progress"
+) -> TrainerState:
     """Train from the last whole checkpoint, or from the beginning. A healing that is complete is only loaded."""
     last = None
     state = TrainerState()
-    for path in sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # a process was killed while writing it
+    for path in sorted(
+        output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
+    ):
+        # a process was killed while writing it
+        with contextlib.suppress(OSError, ValueError, TypeError):
             state = TrainerState.load_from_json(str(path / STATE_FILE))
             last = str(path)
     try:
@@ -202,7 +222,9 @@ def _train_from_last_checkpoint(trainer: Trainer, output: Path, progress: "_Prog
     return trainer.state
 
 
-def _name_healing(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
+def _name_healing(
+    healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole
+) -> str:
     """The name of a healing's folder: a hash of all that determines it: settings, cut, text, and all weights of the
     models."""
     teacher = None if whole is None else hash_model(whole)
@@ -217,15 +239,23 @@ def _check_variant(model: PreTrainedModel, config: HealingConfig, cut: Cut | Non
     if cut is not None:
         check_cut(cut)
     if config.last_layers and getattr(model, "is_quantized", False):
-        raise InputError("last_layers are trained as they are, and the weights are quantized: open the model without")
+        raise InputError(
+            "last_layers are trained as they are, and the weights are quantized: open the model without"
+        )
     if config.adapters == "above" and cut is None:
         raise InputError("adapters 'above' need cut=: pass what was dropped")
     if whole is not None and not isinstance(whole, PreTrainedModel):
-        raise InputError(f"whole is {short_repr(whole)}, expected the unpruned model: load_model gives it")
+        raise InputError(
+            f"whole is {short_repr(whole)}, expected the unpruned model: load_model gives it"
+        )
     if config.auxiliary and not (cut and whole):
-        raise InputError("the auxiliary loss needs cut= and whole=, the unpruned model itself: pass them")
+        raise InputError(
+            "the auxiliary loss needs cut= and whole=, the unpruned model itself: pass them"
+        )
     if config.auxiliary and cut and (not cut.is_block or cut.start >= num_layers(model)):
-        raise InputError(f"the auxiliary loss is of a block below the last layer, the cut is {cut}: leave it out")
+        raise InputError(
+            f"the auxiliary loss is of a block below the last layer, the cut is {cut}: leave it out"
+        )
 
 
 def _build_forward(
@@ -243,7 +273,8 @@ def _build_forward(
     def forward(num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
         """The loss of a batch, `input_ids`, `labels` and `attention_mask` [B, T]."""
         mask = inputs["attention_mask"]
-        if mask.all():  # without a mask models take their fastest attention, and here nothing is padding
+        # without a mask models take their fastest attention, and here nothing is padding
+        if mask.all():
             del inputs["attention_mask"]
         count = {}
         if num_items_in_batch is not None:
@@ -253,7 +284,9 @@ def _build_forward(
         with _recorded_residuals(base, cut.start) as residuals:
             loss = compute(inputs, **count)
         with torch.no_grad(), _recorded_residuals(whole, cut.stop) as targets:
-            whole_inputs = {name: tensor.to(whole.device) for name, tensor in inputs.items() if name != "labels"}
+            whole_inputs = {
+                name: tensor.to(whole.device) for name, tensor in inputs.items() if name != "labels"
+            }
             whole.base_model(**whole_inputs, use_cache=False)
         # |x - y|^2 / |y|^2: x is the residual at the cut, y the unpruned model's residual after the dropped layers
         x = residuals[-1].float() * mask[:, :, None]
@@ -287,9 +320,18 @@ class _Progress(TrainerCallback):
         self.started = time.monotonic()  # before the first step, so that its preparation counts too
 
     def on_train_begin(self, args, state, control, **_):
-        self.started -= next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
-        options = {"total": state.max_steps, "initial": state.global_step, "unit": "step", "mininterval": 5}
-        self.bar = tqdm(desc="healing", file=sys.stderr, disable=not state.is_world_process_zero, **options)
+        self.started -= next(
+            (entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0
+        )
+        options = {
+            "total": state.max_steps,
+            "initial": state.global_step,
+            "unit": "step",
+            "mininterval": 5,
+        }
+        self.bar = tqdm(
+            desc="healing", file=sys.stderr, disable=not state.is_world_process_zero, **options
+        )
 
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in (logs or {}):  # the summary at the end
@@ -308,7 +350,9 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
-def _arguments(config: HealingConfig, output: Path, device: torch.device, *, checkpoints: bool) -> TrainingArguments:
+def _arguments(
+    config: HealingConfig, output: Path, device: torch.device, *, checkpoints: bool
+) -> TrainingArguments:
     """The Trainer's arguments, with the batches of a step shared among the processes of one launch."""
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise InputError(
@@ -355,7 +399,11 @@ def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
     padded = functools.partial(pad_sequence, batch_first=True)
     ids = [example["input_ids"].long() for example in examples]
     labels = padded(ids, padding_value=IGNORED)
-    return {"input_ids": padded(ids), "labels": labels, "attention_mask": (labels != IGNORED).long()}
+    return {
+        "input_ids": padded(ids),
+        "labels": labels,
+        "attention_mask": (labels != IGNORED).long(),
+    }
 
 
 def keep_freed_memory() -> None:

@@ -19,8 +19,12 @@ from deeper_layers.errors import InputError, as_input_error
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTERS = "adapter_config.json"  # transformers then takes the folder for adapters, and opens their model
-MAX_HEADER_BYTES = 100_000_000  # bytes of a header, by the format; no other JSON of a checkpoint is larger
+ADAPTERS = (
+    "adapter_config.json"  # transformers then takes the folder for adapters, and opens their model
+)
+MAX_HEADER_BYTES = (
+    100_000_000  # bytes of a header, by the format; no other JSON of a checkpoint is larger
+)
 NUMBERED = re.compile(r"^(?P<prefix>(?:[^.\d]\w*\.)+)(?P<number>0|[1-9][0-9]{0,8})\.(?P<rest>.+)$")
 ADVICE = "give a checkpoint saved by save_pretrained"
 # files beside a model that can't change its numbers, and why not: all others count in its key
@@ -78,7 +82,9 @@ def list_plain_files(folder: Path) -> list[Path]:
     with as_input_error(f"{folder} is no folder of plain files", ADVICE):
         paths = [path for path in sorted(folder.iterdir()) if not path.is_dir()]
         for path in paths:
-            if not path.is_file() or not any(Path(os.path.realpath(path)).is_relative_to(place) for place in allowed):
+            if not path.is_file() or not any(
+                Path(os.path.realpath(path)).is_relative_to(place) for place in allowed
+            ):
                 raise ValueError(f"{path.name} is no regular file, or leads out of it")
         return paths
 
@@ -105,7 +111,9 @@ def list_tensors(folder: Path) -> list[Tensor]:
     by_name = {path.name: path for path in list_plain_files(folder)}
     weight_map = {}
     if ADAPTERS in by_name:
-        raise InputError(f"{folder} holds {ADAPTERS}, adapters of another model: merge them into it, and give that")
+        raise InputError(
+            f"{folder} holds {ADAPTERS}, adapters of another model: merge them into it, and give that"
+        )
     if SINGLE not in by_name:
         if INDEX not in by_name:
             raise InputError(
@@ -115,19 +123,34 @@ def list_tensors(folder: Path) -> list[Tensor]:
         index = read_json(by_name[INDEX])
         weight_map = index.get("weight_map")
         # transformers opens none without metadata
-        if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
-            raise InputError(f"{by_name[INDEX]} has no weight_map from tensors to files beside its metadata: {ADVICE}")
-        unknown = [name for name in weight_map.values() if not isinstance(name, str) or name not in by_name]
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not isinstance(index.get("metadata"), dict)
+        ):
+            raise InputError(
+                f"{by_name[INDEX]} has no weight_map from tensors to files beside its metadata: {ADVICE}"
+            )
+        unknown = [
+            name for name in weight_map.values() if not isinstance(name, str) or name not in by_name
+        ]
         if unknown:
-            raise InputError(f"{by_name[INDEX]} names {unknown[0]!r:.60}, which is no file beside it: {ADVICE}")
+            raise InputError(
+                f"{by_name[INDEX]} names {unknown[0]!r:.60}, which is no file beside it: {ADVICE}"
+            )
     names = dict.fromkeys(weight_map.values() or [SINGLE])
     tensors = []
     for name in names:
         tensors += _read_header(by_name[name])
     counts = Counter(tensor.name for tensor in tensors)
-    faulty = [*sorted(set(weight_map) - set(counts)), *(name for name, times in counts.items() if times > 1)]
+    faulty = [
+        *sorted(set(weight_map) - set(counts)),
+        *(name for name, times in counts.items() if times > 1),
+    ]
     if faulty:
-        raise InputError(f"{folder} holds {faulty[0]} in {counts[faulty[0]]} files, expected one: fetch it again")
+        raise InputError(
+            f"{folder} holds {faulty[0]} in {counts[faulty[0]]} files, expected one: fetch it again"
+        )
     return tensors
 
 
@@ -142,7 +165,10 @@ def _read_header(path: Path) -> list[Tensor]:
     ):
         slices = {name: file.get_slice(name) for name in file.offset_keys()}
         origin = path, file.metadata()
-        return [Tensor(name, tensor.get_dtype(), tensor.get_shape(), *origin) for name, tensor in slices.items()]
+        return [
+            Tensor(name, tensor.get_dtype(), tensor.get_shape(), *origin)
+            for name, tensor in slices.items()
+        ]
 
 
 def find_numbered_prefixes(names: Iterable[str]) -> dict[str, set[int]]:

@@ -17,15 +17,27 @@ from deeper_layers.models.checkpoint_files import read_json
 if TYPE_CHECKING:  # slow: much of a folder can be refused without it
     from transformers import PreTrainedConfig, PreTrainedModel
 
-DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # what configurations call the number of layers
-POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")  # the most tokens of a sequence, as lm-eval reads them
+DEPTHS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+)  # what configurations call the number of layers
+POSITIONS = (
+    "n_positions",
+    "max_position_embeddings",
+    "n_ctx",
+)  # the most tokens of a sequence, as lm-eval reads them
 TOGETHER = "give a model whose configuration and weights belong together"
 Shapes = dict[str, tuple[int, ...]]  # of tensors, by their names
 
 
 def text_part(config: dict) -> dict:
     """The part of a config.json that describes the decoder."""
-    return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
+    return next(
+        (config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)),
+        config,
+    )
 
 
 def count_stated_layers(config: dict) -> int | None:
@@ -39,14 +51,20 @@ def check_configuration(config: dict, where: Path) -> None:
     depths = []
     for part in (config, text_part(config)):
         depths += [part[name] for name in DEPTHS if part.get(name) is not None]
-    faults = [f"{depth!r:.40} layers" for depth in depths if type(depth) is not int or not 0 < depth <= LAYERS]
+    faults = [
+        f"{depth!r:.40} layers"
+        for depth in depths
+        if type(depth) is not int or not 0 < depth <= LAYERS
+    ]
     if config.get("transformers_weights") is not None:
         faults.append("other names of weights (transformers_weights)")
     quantized = config.get("quantization_config")
     if quantized is not None and not (isinstance(quantized, dict) and quantized):
         faults.append("a quantization_config of no known method")
     if faults:
-        raise InputError(f"the configuration of {where} states {faults[0]}, which no model has: repair its config.json")
+        raise InputError(
+            f"the configuration of {where} states {faults[0]}, which no model has: repair its config.json"
+        )
 
 
 def read_config(place: Path, *, trust_remote_code: bool = False) -> "PreTrainedConfig":
@@ -62,7 +80,9 @@ def read_config(place: Path, *, trust_remote_code: bool = False) -> "PreTrainedC
 def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
     """The part of a model's configuration that describes its decoder, not a copy: often the configuration itself."""
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{config.model_type} is an encoder-decoder model: choose a decoder-only language model")
+        raise InputError(
+            f"{config.model_type} is an encoder-decoder model: choose a decoder-only language model"
+        )
     return config.get_text_config(decoder=True)
 
 
@@ -93,7 +113,9 @@ def count_positions(config: "PreTrainedConfig") -> int | None:
 def check_docstrings() -> None:
     """Raise InputError where Python runs without docstrings: transformers reads them when it defines a model."""
     if sys.flags.optimize > 1:
-        raise InputError("PYTHONOPTIMIZE is 2 (python -OO), without docstrings, which transformers reads: leave it out")
+        raise InputError(
+            "PYTHONOPTIMIZE is 2 (python -OO), without docstrings, which transformers reads: leave it out"
+        )
 
 
 def choose_auto_class(config: "PreTrainedConfig"):
@@ -102,7 +124,9 @@ def choose_auto_class(config: "PreTrainedConfig"):
 
     image_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
     is_stated = getattr(image_class, "__name__", None) in (config.architectures or [])
-    if image_class is not None and (is_stated or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING):
+    if image_class is not None and (
+        is_stated or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    ):
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 
@@ -114,7 +138,10 @@ def build_empty_model(
     import torch
 
     check_docstrings()
-    with as_input_error(f"can't build an empty model from {place}", "repair its configuration"), torch.device("meta"):
+    with (
+        as_input_error(f"can't build an empty model from {place}", "repair its configuration"),
+        torch.device("meta"),
+    ):
         return choose_auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
@@ -126,18 +153,24 @@ def check_tensors(model: "PreTrainedModel", folder: Path, shapes: Shapes) -> Non
         if any(name.startswith(prefix) for name in shapes):
             prefix = ""  # else the model without its head was saved
         # weights that transformers joins raise where they do not fit
-        with as_input_error(f"the weights in {folder} are not what its config.json asks for", TOGETHER):
+        with as_input_error(
+            f"the weights in {folder} are not what its config.json asks for", TOGETHER
+        ):
             check_loading_report(_load_shapes(model, shapes, shapes), folder, prefix)
 
 
 def check_loading_report(report: dict, place: Path | str, prefix: str = "") -> None:
     """Raise InputError for weights of other shapes, and for missing ones with this prefix, which would be random."""
-    faults = [f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(prefix)]
+    faults = [
+        f"it lacks {name}" for name in sorted(report["missing_keys"]) if name.startswith(prefix)
+    ]
     for name, actual, expected in report["mismatched_keys"]:
         faults.append(f"{name} has the shape {list(actual)}, expected {list(expected)}")
     if faults:
         message = f"{faults[0]}, {len(faults)} in all" if len(faults) > 1 else faults[0]
-        raise InputError(f"the weights in {place} are not what its configuration asks for ({message}): {TOGETHER}")
+        raise InputError(
+            f"the weights in {place} are not what its configuration asks for ({message}): {TOGETHER}"
+        )
 
 
 def find_weights_filled_by(model: "PreTrainedModel", shapes: Shapes, prefix: str) -> set[str]:
@@ -162,7 +195,11 @@ def _load_shapes(model: "PreTrainedModel", shapes: Shapes, names: Iterable[str])
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):
         tensors = {name: torch.empty(shapes[name]) for name in names}
-    options: dict = {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    options: dict = {
+        "device_map": {"": "meta"},
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -22,9 +22,16 @@ SUBLAYER_NAMES = {
     MLP: ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
 }
 # the matrix that ends a sublayer and writes into the residual
-OUTPUT_MATRICES = tuple("o_proj out_proj c_proj dense dense_4h_to_h down_proj fc_out fc2 w2 linear_v wo".split())
+OUTPUT_MATRICES = tuple(
+    "o_proj out_proj c_proj dense dense_4h_to_h down_proj fc_out fc2 w2 linear_v wo".split()
+)
 # configuration entries that are a boundary between layers: all layers below it are of one kind
-BOUNDARIES = ("max_window_layers", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+BOUNDARIES = (
+    "max_window_layers",
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "moe_layer_start_index",
+)
 
 
 def num_layers(model: nn.Module) -> int:
@@ -59,10 +66,17 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     length = num_layers(model)
     lists = []
     for owner in model.modules():
-        lists += [(owner, child) for child in owner.children() if isinstance(child, nn.ModuleList) and len(child)]
+        lists += [
+            (owner, child)
+            for child in owner.children()
+            if isinstance(child, nn.ModuleList) and len(child)
+        ]
 
     def attends(layers: nn.ModuleList) -> bool:
-        return any("attention" in f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())
+        return any(
+            "attention" in f"{name} {type(module).__name__}".lower()
+            for name, module in layers.named_modules()
+        )
 
     def related(layers: nn.ModuleList) -> bool:
         classes = [set(type(layer).__mro__) for layer in layers]
@@ -70,10 +84,14 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
     # state-space models have no attention, and a cut may leave a hybrid without it
     lists = [(owner, layers) for owner, layers in lists if attends(layers)] or lists
-    candidates = [(owner, layers) for owner, layers in lists if len(layers) == length and related(layers)]
+    candidates = [
+        (owner, layers) for owner, layers in lists if len(layers) == length and related(layers)
+    ]
     if len(candidates) > 1:
         kind = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
-        candidates = [entry for entry in candidates if type(getattr(entry[0], "config", None)) is kind]
+        candidates = [
+            entry for entry in candidates if type(getattr(entry[0], "config", None)) is kind
+        ]
     if len(candidates) != 1:
         raise InputError(
             f"{type(model).__name__} has {len(candidates)} lists that can be its {length} decoder layers, expected "
@@ -104,16 +122,24 @@ def find_sublayer(layer: nn.Module, part: str) -> nn.Module:
     modules = [child for name, child in layer.named_children() if name in SUBLAYER_NAMES[part]]
     if len(modules) != 1:
         names = ", ".join(SUBLAYER_NAMES[part])
-        raise InputError(f"{type(layer).__name__} has no {part} of a known name ({names}): drop whole layers")
+        raise InputError(
+            f"{type(layer).__name__} has no {part} of a known name ({names}): drop whole layers"
+        )
     return modules[0]
 
 
 def output_parameters(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
     """The parameters (name and owning module) that make a sublayer add nothing when they are zero."""
     find_sublayer(layer, part)
-    split_names = [name.rpartition(".") for name, _ in layer.named_parameters() if is_output_parameter(name, part)]
+    split_names = [
+        name.rpartition(".")
+        for name, _ in layer.named_parameters()
+        if is_output_parameter(name, part)
+    ]
     if not split_names:
-        raise InputError(f"the {part} of {type(layer).__name__} ends with no matrix of a known name: drop whole layers")
+        raise InputError(
+            f"the {part} of {type(layer).__name__} ends with no matrix of a known name: drop whole layers"
+        )
     return [(name, layer.get_submodule(path)) for path, _, name in split_names]
 
 
@@ -167,7 +193,11 @@ def renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
     config_class = type(text_config(pruned.config))
     # usually one object that all modules hold, but a module may hold a copy of its own
     configs = [vars(module).get("config") for module in pruned.modules()]
-    decoders = [config.get_text_config(decoder=True) for config in configs if isinstance(config, PreTrainedConfig)]
+    decoders = [
+        config.get_text_config(decoder=True)
+        for config in configs
+        if isinstance(config, PreTrainedConfig)
+    ]
     for config in {id(text): text for text in decoders if type(text) is config_class}.values():
         # settings of single layers, which transformers keeps apart from the other entries
         overrides = config.to_dict().get("per_layer_config")
@@ -186,7 +216,8 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
     # special tokens and class names can be as many by chance, and "mtp" entries describe other layers
     if name.endswith("token_id") or name == "architectures" or name.startswith("mtp"):
         return value
-    if name == "attention_types" and isinstance(value, list):  # GPT-Neo: kinds, and how often they repeat
+    # GPT-Neo: kinds, and how often they repeat
+    if name == "attention_types" and isinstance(value, list):
         kinds = GPTNeoConfig.expand_attention_types_params(value)
         return [[[kinds[index] for index in kept], 1]] if len(kinds) == layers else value
     if name in BOUNDARIES and type(value) is int:
@@ -200,15 +231,23 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
     if not isinstance(value, dict | list | tuple) or not _are_indices(value, name, layers):
         return type(value)(picked) if isinstance(value, list | tuple) else value
     if isinstance(value, dict):
-        return {type(key)(new_index[int(key)]): entry for key, entry in value.items() if int(key) in new_index}
+        return {
+            type(key)(new_index[int(key)]): entry
+            for key, entry in value.items()
+            if int(key) in new_index
+        }
     return type(value)(new_index[index] for index in value if index in new_index)
 
 
 def _are_indices(values: Collection, name: str, layers: int) -> bool:
     """Whether an entry holds indices of layers: its name says so, and its values rise and stay below `layers`."""
-    if not ("layer" in name or "idx" in name) or not all(re.fullmatch(r"\d+", str(value)) for value in values):
+    if not ("layer" in name or "idx" in name) or not all(
+        re.fullmatch(r"\d+", str(value)) for value in values
+    ):
         return False
     numbers = [int(value) for value in values]
     # for two layers [0, 1] is a flag for each, and not two indices
     flags = layers == 2 and numbers == [0, 1]
-    return not flags and numbers == sorted(set(numbers)) and all(number < layers for number in numbers)
+    return (
+        not flags and numbers == sorted(set(numbers)) and all(number < layers for number in numbers)
+    )

@@ -54,7 +54,9 @@ class Header(gguf.GGUFReader):
     @property
     def quantized(self) -> str:
         """The types in which its matrices are stored."""
-        return "+".join(sorted({tensor.tensor_type.name for tensor in self.tensors if len(tensor.shape) > 1}))
+        return "+".join(
+            sorted({tensor.tensor_type.name for tensor in self.tensors if len(tensor.shape) > 1})
+        )
 
     @property
     def config(self) -> dict:
@@ -64,7 +66,11 @@ class Header(gguf.GGUFReader):
         kind = self.architecture.replace("-", "_")
         if kind == "olmo2" and key in self.entries:  # files of OLMo 3 say olmo2 too
             kind = "olmo3"
-        return {"model_type": kind, "num_hidden_layers": self.num_layers, pattern: self.get(f"{key}_pattern")}
+        return {
+            "model_type": kind,
+            "num_hidden_layers": self.num_layers,
+            pattern: self.get(f"{key}_pattern"),
+        }
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key of the metadata."""
@@ -136,7 +142,11 @@ def _check_model(header: Header) -> None:
     if len(header.data) > end:
         raise ValueError("it has bytes after the last tensor")
     outside = {name.rpartition(".")[0]: shape for name, shape in layers.pop(None).items()}
-    if type(num_layers) is not int or num_layers != len(layers) or layers.keys() != {*range(num_layers)}:
+    if (
+        type(num_layers) is not int
+        or num_layers != len(layers)
+        or layers.keys() != {*range(num_layers)}
+    ):
         message = f"its {arch}.block_count is {num_layers!r:.40}, and it has tensors of {len(layers)} layers"
         raise ValueError(f"{message}: join the parts of a model with llama-gguf-split --merge")
     width = header.get(f"{arch}.embedding_length")
@@ -150,7 +160,9 @@ def _check_model(header: Header) -> None:
     if different:
         raise ValueError(f"its layers 0 and {different[0]} have unlike tensors")
     names = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[ARCHITECTURES[arch]]}
-    unexpected = sorted(outside.keys() - names | {"token_embd", "output_norm"} & names - outside.keys())
+    unexpected = sorted(
+        outside.keys() - names | {"token_embd", "output_norm"} & names - outside.keys()
+    )
     if unexpected:
         raise ValueError(f"its tensor {unexpected[0]!r} is missing, or none of {arch}")
 
@@ -173,7 +185,9 @@ def conversion_folder(weights: str) -> Path:
 
 def convert_gguf(path: Path, sha256: str) -> Path:
     """Convert a GGUF file of this hash to float32 safetensors, once, and return the folder in the cache."""
-    return _make_once(conversion_folder(sha256), path, sha256, "converting {} to safetensors", _convert)
+    return _make_once(
+        conversion_folder(sha256), path, sha256, "converting {} to safetensors", _convert
+    )
 
 
 def extract_header(path: Path, sha256: str) -> Path:
@@ -186,7 +200,9 @@ def extract_header(path: Path, sha256: str) -> Path:
     return _make_once(converted.with_name("header"), path, sha256, action, _extract_header)
 
 
-def _make_once(target: Path, path: Path, sha256: str, action: str, make: Callable[[Path, Path], None]) -> Path:
+def _make_once(
+    target: Path, path: Path, sha256: str, action: str, make: Callable[[Path, Path], None]
+) -> Path:
     """The folder `target` in the cache, which `make` fills from a GGUF file; `action` says on stderr what is done."""
     if not target.is_dir():
         message = f"waiting for another process, which reads {path.name}"
@@ -195,7 +211,9 @@ def _make_once(target: Path, path: Path, sha256: str, action: str, make: Callabl
                 print(f"{action.format(path.name)}, once", file=sys.stderr, flush=True)
                 with atomic_dir(target, None) as folder:
                     make(path, folder)
-                    check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
+                    check_hash(
+                        path, sha256, "the model"
+                    )  # afterwards: it may have been changed meanwhile
     return target
 
 

@@ -22,15 +22,25 @@ def multiplies_sixteen_bits() -> bool:
 
 def widen(network: torch.nn.Module) -> None:
     """Make a network multiply in float32, in place: its linear layers (4-bit ones too), and attention in training."""
-    AttentionInterface.register("sdpa", attend)  # which serves all networks: elsewhere it is what it was
+    AttentionInterface.register(
+        "sdpa", attend
+    )  # which serves all networks: elsewhere it is what it was
     for module in network.modules():
-        if type(module) is torch.nn.Linear or hasattr(getattr(module, "weight", None), "quant_state"):
+        if type(module) is torch.nn.Linear or hasattr(
+            getattr(module, "weight", None), "quant_state"
+        ):
             module.__class__ = _widened_class(type(module))
 
 
-def measure_product_speed(dtype: str, width: int = 1024, inner: int = 1024, device: str = "cpu") -> float:
+def measure_product_speed(
+    dtype: str, width: int = 1024, inner: int = 1024, device: str = "cpu"
+) -> float:
     """Operations a second of products [ROWS_TRIED, width] x [width, inner]: the median in a tenth of a second."""
-    layer = torch.nn.Linear(width, inner, bias=False).requires_grad_(False).to(device, getattr(torch, dtype))
+    layer = (
+        torch.nn.Linear(width, inner, bias=False)
+        .requires_grad_(False)
+        .to(device, getattr(torch, dtype))
+    )
     if device == "cpu" and not multiplies_sixteen_bits():
         widen(layer)
     variables = {"layer": layer, "rows": torch.rand(ROWS_TRIED, width).to(layer.weight)}

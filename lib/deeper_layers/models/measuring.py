@@ -45,9 +45,13 @@ def measuring(
         kind = type(model).__name__
         head = model.get_output_embeddings()  # ty: ignore[not-callable]
         if head is None:
-            raise InputError(f"the model is a {kind}, which has no head, expected one that predicts: use load_model")
+            raise InputError(
+                f"the model is a {kind}, which has no head, expected one that predicts: use load_model"
+            )
         if not getattr(model.config, "return_dict", True):
-            raise InputError("the model's config.return_dict is False, expected True: set it, or use load_model")
+            raise InputError(
+                "the model's config.return_dict is False, expected True: set it, or use load_model"
+            )
         with evaluating(model):
             return function(model, *others, **named)
 
@@ -59,7 +63,9 @@ def check_has_weights(model: nn.Module) -> None:
     num_layers(model)
     embedding: torch.Tensor = model.get_input_embeddings().weight  # ty: ignore[not-callable]
     if embedding.is_meta:
-        raise InputError(f"the {type(model).__name__} has shapes and no weights, on device meta: use load_model")
+        raise InputError(
+            f"the {type(model).__name__} has shapes and no weights, on device meta: use load_model"
+        )
 
 
 def check_tokens(model: nn.Module, least: int, most: int) -> None:

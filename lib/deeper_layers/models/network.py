@@ -84,9 +84,12 @@ class Network:
     def token_cache_bytes(self) -> float:
         """Bytes of keys and values for a token and layer. A recurrent state counts as the cache of 8 tokens."""
         config = text_config(self.model.config)
-        if is_streamed(self.model) and self.device.type != "meta":  # of a model without weights all layers run
+        # of a model without weights all layers run
+        if is_streamed(self.model) and self.device.type != "meta":
             # computed for usual attention, as running the model would read all layers
-            entries = config.to_dict()  # the attribute raises where layers differ; this has the value of most layers
+            entries = (
+                config.to_dict()
+            )  # the attribute raises where layers differ; this has the value of most layers
             heads = entries.get("num_key_value_heads") or config.num_attention_heads
             width = entries.get("head_dim") or config.hidden_size // config.num_attention_heads
             return 2.0 * heads * width * self.dtype.itemsize
@@ -95,7 +98,9 @@ class Network:
     def measure_caches(self, tokens: int, sequences: int = 1) -> list[int]:
         """Bytes that each layer keeps of so many tokens in each of so many sequences: keys and values, those within its
         window, or a state that recurs. The model runs once, which costs nothing where it has no weights."""
-        cache = DynamicCache(config=text_config(self.model.config))  # the configuration says which layers recur
+        cache = DynamicCache(
+            config=text_config(self.model.config)
+        )  # the configuration says which layers recur
         with torch.inference_mode():
             ids = torch.zeros(sequences, tokens, dtype=torch.long, device=self.device)
             self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
@@ -124,7 +129,9 @@ class Network:
             with holding_weights(self.layers[number]):
                 yield number
 
-    def residuals(self, batches: Iterable[Batch], keep: Callable[[Residuals], Kept]) -> Iterator[list[Kept]]:
+    def residuals(
+        self, batches: Iterable[Batch], keep: Callable[[Residuals], Kept]
+    ) -> Iterator[list[Kept]]:
         """For each batch, what `keep` returns for the residuals around each layer: L values in the layers' order.
 
         The last entry of `hidden_states` in transformers lies after the final norm, so residuals are measured here.
@@ -148,7 +155,10 @@ class Network:
 
         for group in group_by_cost(batches, count_bytes, MEMORY if is_streamed(self.model) else 0):
             # not around the yield
-            with evaluating(self.model), as_input_error(problem, "give all weights one data type", RuntimeError):
+            with (
+                evaluating(self.model),
+                as_input_error(problem, "give all weights one data type", RuntimeError),
+            ):
                 kept = self._residuals(group, keep)
             yield from kept
 
@@ -172,7 +182,9 @@ class Network:
                 call = layer_inputs[index].calls[number]
                 entering = states[index]
                 states[index] = call(layer, entering)
-                kept[index].append(keep(Residuals(batch, number, layer, call, entering, states[index])))
+                kept[index].append(
+                    keep(Residuals(batch, number, layer, call, entering, states[index]))
+                )
         return kept
 
     def _move(self, batch: Batch) -> Batch:
@@ -191,7 +203,9 @@ class Network:
             "whose layers run one by one, or what needs whole layers alone"
         )
 
-    def _record_calls(self, ids: torch.Tensor, options: dict) -> tuple[list[torch.Tensor], list[Call]]:
+    def _record_calls(
+        self, ids: torch.Tensor, options: dict
+    ) -> tuple[list[torch.Tensor], list[Call]]:
         """Residual and arguments of each layer while no layer does anything, up to the first with another residual."""
         entered: list[torch.Tensor] = []
         calls: list[Call] = []
@@ -255,7 +269,10 @@ def check_length(model: torch.nn.Module, tokens: int) -> None:
 def cache_argument(module) -> str:
     """The name of a forward's argument for keys and values, which transformers 5.24 began to rename."""
     names = inspect.signature(inspect.unwrap(type(module).forward)).parameters
-    return next((name for name in ("cache", "past_key_values", "layer_past") if name in names), "past_key_values")
+    return next(
+        (name for name in ("cache", "past_key_values", "layer_past") if name in names),
+        "past_key_values",
+    )
 
 
 # ---- layers whose weights stay on disk until their turn comes --------------------------------------------------------
@@ -266,7 +283,9 @@ def cache_argument(module) -> str:
 def build_device_map(empty: torch.nn.Module, device: str) -> dict[str, str]:
     """The device map of an empty model that leaves its layers on disk and puts everything else on `device`."""
     layers = layers_path(empty)
-    others = [path for path, module in empty.named_modules() if module._parameters or module._buffers]
+    others = [
+        path for path, module in empty.named_modules() if module._parameters or module._buffers
+    ]
     return {path: device for path in others if not path.startswith(f"{layers}.")} | {layers: "disk"}
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.checks import check_text, short_repr
@@ -31,7 +37,10 @@ from deeper_layers.models.sources import CONFIG_ONLY, Source, checkpoint_folder,
 from deeper_layers.package_index import cache_folder
 
 ADVICE = "fix this, or give a whole model with its tokenizer, as save_pretrained writes them"
-QUANTIZED = {"nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "int8": {"load_in_8bit": True}}
+QUANTIZED = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "int8": {"load_in_8bit": True},
+}
 MEMORY_SHARE = 0.7  # of the free memory, which weights may take
 
 
@@ -92,7 +101,10 @@ def load_model(
     if stream == "auto":
         stream = quantization is None and is_large
     config = read_config(folder, **trust)
-    with contextlib.ExitStack() as stack, as_input_error(f"can't open the model {source.name!r}", ADVICE):
+    with (
+        contextlib.ExitStack() as stack,
+        as_input_error(f"can't open the model {source.name!r}", ADVICE),
+    ):
         if stream:
             empty = build_empty_model(config, folder, **trust)
             options["device_map"] = build_device_map(empty, place)
@@ -128,7 +140,9 @@ def _check_options(quantization: str | None, stream: bool | str) -> None:
         raise InputError(f"stream is {short_repr(stream)}, expected 'auto', True or False")
     if quantization not in (None, *QUANTIZED) or stream is True and quantization is not None:
         addition = " with stream, where layers are read as stored" * (stream is True)
-        raise InputError(f"quantization is {quantization!r}{addition}, expected None, 'nf4' or 'int8'")
+        raise InputError(
+            f"quantization is {quantization!r}{addition}, expected None, 'nf4' or 'int8'"
+        )
 
 
 def load_empty_model(source: Source, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -191,5 +205,7 @@ def free_memory(device: str) -> int:
                 limit = "memory.limit_in_bytes"
             for group in (path, ""):  # a container sees its own group as the root
                 with contextlib.suppress(OSError, ValueError):  # none is there, or it says "max"
-                    free = min(free, int(Path(f"/sys/fs/cgroup/{root}/{group}/{limit}").read_text()))
+                    free = min(
+                        free, int(Path(f"/sys/fs/cgroup/{root}/{group}/{limit}").read_text())
+                    )
     return free

@@ -26,7 +26,13 @@ from deeper_layers.models.packaged import PACKAGED, PackagedModel
 from deeper_layers.package_index import check_hash, hash_once
 
 # the files of a folder that are hashed first, in this order
-FIRST = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "*.safetensors")
+FIRST = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "*.safetensors",
+)
 # files to fetch from the hub, which may hold the same weights in another form: what says how to read them, and weights
 CONFIG_PATTERNS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja")
 WEIGHT_PATTERNS = ("*.safetensors", "LICENSE*")
@@ -43,7 +49,9 @@ class Facts(NamedTuple):
 class Origin:
     """The place of a model. A fingerprint may need its checkpoint: see `models.checkpoint_folder`."""
 
-    is_hashed: ClassVar[bool] = False  # whether its fingerprint takes long, as all its weights are read
+    is_hashed: ClassVar[bool] = (
+        False  # whether its fingerprint takes long, as all its weights are read
+    )
 
     def __init__(self, name: str, place: str, gguf: Path | None = None):
         self.name = name  # in figures and results
@@ -101,7 +109,8 @@ class GgufFile(Origin):
 
     def __init__(self, path: Path, revision: str | None):
         super().__init__(path.stem, str(path), path)
-        self.path, self.revision = path, revision
+        self.path = path
+        self.revision = revision
 
     @cached_property
     def header(self):
@@ -159,7 +168,9 @@ class Folder(Origin):
         for path in paths:
             if path not in first:
                 parts.append(f"{hash_once(path)} {path.relative_to(self.path).as_posix()}\n")
-        return f"sha256:{hashlib.sha256(''.join(parts).encode(errors='surrogateescape')).hexdigest()}"
+        return (
+            f"sha256:{hashlib.sha256(''.join(parts).encode(errors='surrogateescape')).hexdigest()}"
+        )
 
     def checkpoint(self) -> Path:
         return self.path
@@ -174,7 +185,9 @@ class HubModel(Origin):
     def __init__(self, name: str, revision: str | None):
         super().__init__(name, name)
         self.revision = revision
-        self.folder: Path | None = None  # of the commit, in the hub's cache, once something was fetched
+        self.folder: Path | None = (
+            None  # of the commit, in the hub's cache, once something was fetched
+        )
 
     def _fetch(self, *patterns: str) -> Path:
         """The folder of the commit, with the files that match."""
@@ -183,7 +196,10 @@ class HubModel(Origin):
         others = ["*/*", "consolidated*"]  # subfolders, and another format of the same weights
         with as_input_error(f"can't fetch {self.name!r}", "check the name and the connection"):
             folder = snapshot_download(
-                self.name, revision=self.revision, allow_patterns=[*patterns], ignore_patterns=others
+                self.name,
+                revision=self.revision,
+                allow_patterns=[*patterns],
+                ignore_patterns=others,
             )
         self.folder = Path(folder)
         return self.folder
@@ -230,7 +246,11 @@ def find_origin(model: str | Path, revision: str | None = None) -> Origin:
 def _read_facts(folder: Path, trust_remote_code: bool) -> Facts:
     config = read_config(folder, trust_remote_code=trust_remote_code)
     quantization = getattr(config, "quantization_config", None) or {}
-    return Facts(count_layers(config), quantization.get("quant_method", "unquantized"), getattr(config, "dtype", None))
+    return Facts(
+        count_layers(config),
+        quantization.get("quant_method", "unquantized"),
+        getattr(config, "dtype", None),
+    )
 
 
 def _convert(file: Path, sha256: str) -> Path:

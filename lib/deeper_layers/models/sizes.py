@@ -39,7 +39,11 @@ def find_sizes(source: Source, *, trust_remote_code: bool = False) -> Sizes:
         numbers = range(source.num_layers)
         layers = tuple(parameters[number] for number in numbers)
         file_bytes = tuple(stored[number] for number in numbers)
-        return Sizes(layers, parameters[None], Sizes(file_bytes, source.gguf.stat().st_size - sum(file_bytes)))
+        return Sizes(
+            layers,
+            parameters[None],
+            Sizes(file_bytes, source.gguf.stat().st_size - sum(file_bytes)),
+        )
     from deeper_layers.models.decoder import decoder_layers  # slow, as is the next
     from deeper_layers.models.opening import load_empty_model
 

@@ -68,7 +68,16 @@ def find_model(
         weights = origin.fingerprint()
     commit = weights.removeprefix(OF_HUB) if weights.startswith(OF_HUB) else None
     dtype = _choose_dtype(dtype, facts.dtype)
-    return Source(origin.name, weights, facts.num_layers, dtype, facts.quantized, origin.place, origin.gguf, commit)
+    return Source(
+        origin.name,
+        weights,
+        facts.num_layers,
+        dtype,
+        facts.quantized,
+        origin.place,
+        origin.gguf,
+        commit,
+    )
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:
@@ -95,7 +104,9 @@ def _choose_dtype(requested: str, own_dtype: object) -> str:
     if requested == "auto":
         dtype = str(own_dtype or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r:.40}, expected one of {', '.join(map(repr, ('auto', *DTYPES)))}")
+        raise InputError(
+            f"dtype is {dtype!r:.40}, expected one of {', '.join(map(repr, ('auto', *DTYPES)))}"
+        )
     return dtype
 
 

@@ -48,7 +48,9 @@ class Part(NamedTuple):
 def describe_whole(logits: Float[torch.Tensor, "P V"]) -> Whole:
     """What comparing needs of the whole model's logits, computed once for all cuts."""
     probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
-    return Whole(probabilities, -torch.special.entr(probabilities).sum(dim=-1), logits.argmax(dim=-1))
+    return Whole(
+        probabilities, -torch.special.entr(probabilities).sum(dim=-1), logits.argmax(dim=-1)
+    )
 
 
 def compare_with_whole(
@@ -56,7 +58,9 @@ def compare_with_whole(
 ) -> tuple[torch.Tensor, ...]:
     """Agreement, overlap and kl at each position, [P] each, from a cut's logits and their log-probabilities, which are
     overwritten."""
-    agreement = are_most_likely(logits, torch.arange(len(logits), device=logits.device), whole.choices)
+    agreement = are_most_likely(
+        logits, torch.arange(len(logits), device=logits.device), whole.choices
+    )
     cross = torch.linalg.vecdot(whole.probabilities, logprobs)
     # a token that both rule out adds 0, and not 0 times infinity; to ask whether there is one would wait for a card
     if logits.device.type != "cpu" or not cross.isfinite().all():
@@ -91,7 +95,9 @@ def compare_alone(run_alone: Callable[[Cut], torch.Tensor], cuts: list[Cut]) -> 
             yield Part(number, first, logits[first : first + FEW_ROWS], described)
 
 
-def score_beside_whole(batch: Batch, cuts: int, parts: Iterable[Part], dtype: np.dtype) -> np.ndarray:
+def score_beside_whole(
+    batch: Batch, cuts: int, parts: Iterable[Part], dtype: np.dtype
+) -> np.ndarray:
     """Answers [C, R] to the requests of a batch: summed log-probabilities, and the summed measures of their tokens."""
     rows, tokens, starts = batch.scored_tokens
     by_row = rows.argsort(kind="stable")
@@ -100,13 +106,20 @@ def score_beside_whole(batch: Batch, cuts: int, parts: Iterable[Part], dtype: np
     found: list[torch.Tensor] = []  # [M, K] of each part, M measures
     for number, first, logits, whole in parts:
         here = by_row[slice(*np.searchsorted(rows, (first, first + len(logits)), sorter=by_row))]
-        row, token = (torch.from_numpy(of).to(logits.device) for of in (rows[here] - first, tokens[here]))
+        row, token = (
+            torch.from_numpy(of).to(logits.device) for of in (rows[here] - first, tokens[here])
+        )
         logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        scores = [logprobs[row, token], are_most_likely(logits, row, token)]  # before logprobs are overwritten
+        scores = [
+            logprobs[row, token],
+            are_most_likely(logits, row, token),
+        ]  # before logprobs are overwritten
         scores += [values[row] for values in compare_with_whole(whole, logits, logprobs)]
         places.append((number, here))
         found.append(torch.stack([values.float() for values in scores]))
-    measured = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a batch: a card is waited for at each
+    measured = (
+        torch.cat(found, dim=1).cpu().numpy()
+    )  # the one copy of a batch: a card is waited for at each
     first = 0
     for number, here in places:
         of_part = measured[:, first : first + len(here)]

@@ -40,9 +40,15 @@ class Questions:
     Raises InputError as `sweep` does.
     """
 
-    def __init__(self, model, tokenizer, task: str, cuts: list[Cut], *, memory: int = MEMORY, **prompts):
+    def __init__(
+        self, model, tokenizer, task: str, cuts: list[Cut], *, memory: int = MEMORY, **prompts
+    ):
         check_cuts(model, cuts)
-        self.model, self.tokenizer, self.task, self.cuts, self.memory = model, tokenizer, task, cuts, memory
+        self.model = model
+        self.tokenizer = tokenizer
+        self.task = task
+        self.cuts = cuts
+        self.memory = memory
         self.loaded = harness.load_tasks([task], **prompts)["tasks"]
         self.counts: dict[str, int] = {}
         self.levels: dict[str, dict[str, float]] = {}
@@ -76,11 +82,19 @@ def _ask(model, questions: Questions, items: Sequence[Item], shards: Shards | No
         numbers[task].append(number)
     for name in numbers:
         vars(questions.loaded[name]).pop("build_all_requests", None)  # score_answers turns it off
-    loaded = {"tasks": {name: questions.loaded[name] for name in numbers}, "groups": {}, "group_map": {}}
+    loaded = {
+        "tasks": {name: questions.loaded[name] for name in numbers},
+        "groups": {},
+        "group_map": {},
+    }
     tasks = harness.collect_requests(loaded, model, questions.tokenizer, items=dict(numbers))
-    answers = np.full((len(questions.cuts), len(tasks.requests.pairs)), np.array((np.nan, False), ANSWER))
+    answers = np.full(
+        (len(questions.cuts), len(tasks.requests.pairs)), np.array((np.nan, False), ANSWER)
+    )
     options = {"memory": questions.memory, "shards": shards, "what": questions.task}
-    loglikelihoods(questions.family, tasks.requests, batch_tokens=BATCH_TOKENS, out=answers, **options)
+    loglikelihoods(
+        questions.family, tasks.requests, batch_tokens=BATCH_TOKENS, out=answers, **options
+    )
     written = generate(questions.family, questions.tokenizer, tasks.generations, **options)
     table = tabulate_answers(tasks, questions.cuts, answers, written)
     table.attrs["levels"] = questions.levels
@@ -89,5 +103,7 @@ def _ask(model, questions: Questions, items: Sequence[Item], shards: Shards | No
 
 def _build_prompt(task, build: Callable, document: dict, **settings) -> str:
     """The prompt of an item, for which lm-eval draws the same examples whatever was asked before."""
-    task.set_fewshot_seed(f"{harness.FEWSHOT_SEED} {json.dumps(document, sort_keys=True, default=str)}")
+    task.set_fewshot_seed(
+        f"{harness.FEWSHOT_SEED} {json.dumps(document, sort_keys=True, default=str)}"
+    )
     return build(document, **settings)

@@ -14,7 +14,11 @@ from deeper_layers.models.decoder import BOUNDARIES
 from deeper_layers.models.network import Call, Network, StopForward, cache_argument, replacing
 
 MASKABLE = ("sdpa", "eager")  # implementations of attention that take a given mask
-POSITIONAL = ("attention_mask", "position_ids", "position_embeddings")  # arguments with an entry for each position
+POSITIONAL = (
+    "attention_mask",
+    "position_ids",
+    "position_embeddings",
+)  # arguments with an entry for each position
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
@@ -25,13 +29,21 @@ def attention_masks(network: Network, positions, key_positions, visible):
         positions, key_positions: [B, T] and [B, K], places in the sequence, for sliding windows.
         visible: [B, T, K], whether a token may see a key at all.
     """
-    config, dtype = text_config(network.model.config), network.dtype
+    config = text_config(network.model.config)
+    dtype = network.dtype
 
     def mask(window: int | None) -> torch.Tensor:
-        allowed = visible & (positions[:, :, None] - key_positions[:, None, :] < window) if window else visible
-        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+        allowed = (
+            visible & (positions[:, :, None] - key_positions[:, None, :] < window)
+            if window
+            else visible
+        )
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[
+            :, None
+        ]
 
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
     windows = {"full_attention": None, "sliding_attention": window}
     return {kind: mask(windows[kind]) for kind in set(kinds)} if kinds else mask(window)
 
@@ -40,9 +52,18 @@ def takes_masks(config) -> bool:
     """Whether attention takes a given mask, and has no window except those that `attention_masks` draws. The
     configuration is asked, as a trial on a few tokens would not show a window."""
     config = text_config(config)
-    understood = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
-    windows = [value for name, value in vars(config).items() if "window" in name and name not in understood]
-    return config._attn_implementation in MASKABLE and not any(type(value) is int and value > 0 for value in windows)
+    understood = (
+        "sliding_window",
+        "sliding_window_pattern",
+        "_sliding_window_pattern",
+        *BOUNDARIES,
+    )
+    windows = [
+        value for name, value in vars(config).items() if "window" in name and name not in understood
+    ]
+    return config._attn_implementation in MASKABLE and not any(
+        type(value) is int and value > 0 for value in windows
+    )
 
 
 class PrefixCache(DynamicCache):
@@ -56,7 +77,9 @@ class PrefixCache(DynamicCache):
 
     def __init__(self, prefix: "PrefixCache | None" = None, tokens: int = 0, keeps: bool = False):
         super().__init__()
-        self.prefix, self.tokens, self.keeps = prefix, tokens, keeps
+        self.prefix = prefix
+        self.tokens = tokens
+        self.keeps = keeps
         self.kept: dict[int, Pair] = {}
         self.node = 0
 
@@ -78,7 +101,9 @@ class PrefixCache(DynamicCache):
 def append_states(prefix: Pair, suffix: Pair) -> Pair:
     """Append keys and values of sequences [B, heads, T, head width] to those of a prefix [1, heads, P, head width]."""
     pairs = zip(prefix, suffix, strict=True)
-    keys, values = (torch.cat([shared.expand(len(added), -1, -1, -1), added], dim=2) for shared, added in pairs)
+    keys, values = (
+        torch.cat([shared.expand(len(added), -1, -1, -1), added], dim=2) for shared, added in pairs
+    )
     return keys, values
 
 
@@ -89,12 +114,18 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
     its keys and values, and then once more on the scored positions.
     """
     arguments = inspect.signature(inspect.unwrap(type(layer).forward)).parameters
-    named = dict(zip(list(arguments)[2:], call.arguments)) | call.named  # after itself and the residual
+    named = (
+        dict(zip(list(arguments)[2:], call.arguments)) | call.named
+    )  # after itself and the residual
     if any(
-        isinstance(value, torch.Tensor) and value.ndim > 1 and name not in POSITIONAL for name, value in named.items()
+        isinstance(value, torch.Tensor) and value.ndim > 1 and name not in POSITIONAL
+        for name, value in named.items()
     ):
-        raise NotImplementedError("the last layer is handed more that may go by positions, as biases of attention do")
-    cache, states = named[cache_argument(layer)], []
+        raise NotImplementedError(
+            "the last layer is handed more that may go by positions, as biases of attention do"
+        )
+    cache = named[cache_argument(layer)]
+    states = []
 
     def collect(*added, **options):
         states.extend(PrefixCache.update(cache, *added, **options))
@@ -107,12 +138,15 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
 
     def take(tensor: torch.Tensor) -> torch.Tensor:
         """[B, S, ...] at `places` of a tensor [B, T, ...] or [1, T, ...], on the tensor's device."""
-        rows, columns = torch.arange(len(places))[:, None].to(tensor.device), places.to(tensor.device)
+        rows = torch.arange(len(places))[:, None].to(tensor.device)
+        columns = places.to(tensor.device)
         return tensor.expand(len(places), *tensor.shape[1:])[rows, columns]
 
     if (mask := named.get("attention_mask")) is None:
         keys = torch.arange(states[0].shape[-2], device=places.device)
-        named["attention_mask"] = (keys <= places[:, :, None] + len(keys) - residual.shape[1])[:, None]
+        named["attention_mask"] = (keys <= places[:, :, None] + len(keys) - residual.shape[1])[
+            :, None
+        ]
     else:
         named["attention_mask"] = take(mask[:, 0])[:, None]
     if (positions := named.get("position_ids")) is not None:

@@ -34,7 +34,8 @@ class PaddedBatch:
             tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
             return pad_sequence(tensors, batch_first=True).to(device)
 
-        sequences, prefix = batch.sequences, len(batch.prefix)
+        sequences = batch.sequences
+        prefix = len(batch.prefix)
         self.ids = padded([s.tokens[prefix:] for s in sequences])
         self.places = (padded([s.scored for s in sequences]) - prefix).clamp(min=0)
         slots = [torch.arange(len(s.scored)) for s in sequences]
@@ -43,7 +44,8 @@ class PaddedBatch:
         self.branches = None
         if any(s.is_branched for s in sequences):
             depths, numbers = padded([s.depths[prefix:] for s in sequences]).unbind(dim=2)
-            query, key = numbers[:, :, None], numbers[:, None, :]
+            query = numbers[:, :, None]
+            key = numbers[:, None, :]
             visible = torch.ones_like(query == key).tril() & ((key == 0) | (key == query))
             prefix_places = torch.arange(prefix, device=device).expand(len(depths), -1)
             visible = torch.nn.functional.pad(visible, (prefix, 0), value=True)
@@ -68,41 +70,59 @@ class Forward:
         scored_only: bool = False,
         keeps: bool = False,
     ):
-        self.network, self.tree, self.tokens, self.scored_only = network, tree, batch.tokens, scored_only
+        self.network = network
+        self.tree = tree
+        self.tokens = batch.tokens
+        self.scored_only = scored_only
         self.batch = PaddedBatch(batch, network.device)
         self.cache = PrefixCache(prefix, len(batch.prefix) + batch.width, keeps)
         needs_cache = prefix is not None or keeps or scored_only
-        options: dict = {"use_cache": True, network.cache_argument: self.cache} if needs_cache else {}
+        options: dict = (
+            {"use_cache": True, network.cache_argument: self.cache} if needs_cache else {}
+        )
         if self.batch.branches:
             masks = attention_masks(network, *self.batch.branches)
             options |= {"position_ids": self.batch.branches[0], "attention_mask": masks}
         inputs = network.layer_inputs(self.batch.ids, **options)
-        self.calls, self.residuals = inputs.calls, {0: inputs.residual}
+        self.calls = inputs.calls
+        self.residuals = {0: inputs.residual}
         *streams, _, _, width = inputs.residual.shape  # some families hand on several residuals
         self.states = inputs.residual.new_empty(*streams, len(tree.cuts), batch.scored, width)
 
     def step(self, layer: int) -> None:
         """Run all nodes of a layer."""
-        batch, call, module = self.batch, self.calls[layer], self.network.layers[layer]
+        batch = self.batch
+        call = self.calls[layer]
+        module = self.network.layers[layer]
         device = self.network.layer_devices[layer]
-        rows, slots, places = (tensor.to(device) for tensor in (batch.rows, batch.slots, batch.places))
+        rows, slots, places = (
+            tensor.to(device) for tensor in (batch.rows, batch.slots, batch.places)
+        )
         for node in self.tree.levels[layer]:
-            self.cache.node, residual = node.leaves, self.residuals[node.enters].to(device)
+            self.cache.node = node.leaves
+            residual = self.residuals[node.enters].to(device)
             with running_only(module, node.part):
                 if self.scored_only and node.ends and node.part == WHOLE:
-                    output, columns = run_scored(module, call, residual, places), slots
+                    output = run_scored(module, call, residual, places)
+                    columns = slots
                 else:
-                    output, columns = call(module, residual), places[rows, slots]
+                    output = call(module, residual)
+                    columns = places[rows, slots]
             for number in node.last_of:
-                self.states[..., number, :, :] = output[..., rows, columns, :].to(self.states.device)
+                self.states[..., number, :, :] = output[..., rows, columns, :].to(
+                    self.states.device
+                )
             if not node.ends:
                 self.residuals[node.leaves] = output
         self.residuals = {number: self.residuals[number] for number in self.tree.needed[layer]}
 
 
-def run_layers(forwards: list[Forward], progress: Callable[[float], object] = lambda steps: None) -> None:
+def run_layers(
+    forwards: list[Forward], progress: Callable[[float], object] = lambda steps: None
+) -> None:
     """Take batches through the layers of their tree, layer after layer; calls `progress` with layer-steps done."""
-    network, levels = forwards[0].network, forwards[0].tree.levels
+    network = forwards[0].network
+    levels = forwards[0].tree.levels
     for layer in network.load_in_turn([layer for layer, level in enumerate(levels) if level]):
         for forward in forwards:
             forward.step(layer)
@@ -111,11 +131,15 @@ def run_layers(forwards: list[Forward], progress: Callable[[float], object] = la
 
 def logits_in_parts(network: Network, states: torch.Tensor) -> Iterator[torch.Tensor]:
     """Logits of states [..., N, D] that leave last layers, in parts of at most HEAD_ELEMENTS numbers."""
-    return map(network.logits, states.split(max(1, HEAD_ELEMENTS // network.head.weight.shape[0]), dim=-2))
+    return map(
+        network.logits, states.split(max(1, HEAD_ELEMENTS // network.head.weight.shape[0]), dim=-2)
+    )
 
 
 def are_most_likely(
-    logits: Float[torch.Tensor, "P V"], rows: Int[torch.Tensor, " K"], tokens: Int[torch.Tensor, " K"]
+    logits: Float[torch.Tensor, "P V"],
+    rows: Int[torch.Tensor, " K"],
+    tokens: Int[torch.Tensor, " K"],
 ) -> Bool[torch.Tensor, " K"]:
     """Whether each token is the most likely one of its row, of equal ones the first.
 

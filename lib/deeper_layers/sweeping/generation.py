@@ -43,7 +43,8 @@ FOLLOWED = set(
 )
 # a part is lost when a run is killed. On a processor it has at most so many operations, a few minutes on two cores, but
 # no fewer answers than for which reading the weights pays
-PART_OPERATIONS, LEAST_ANSWERS = 2e13, 32
+PART_OPERATIONS = 2e13
+LEAST_ANSWERS = 32
 AreFinished = Callable[[list[list[int]]], list[bool]]  # which answers are finished
 
 
@@ -72,16 +73,22 @@ def generate(
     check_tokens(network, min(tokens, default=0), max(tokens, default=0))
     is_greedy = all(prompt.greedy for prompt in prompts) and not find_unusual_settings(network)
     if model.sharing < Sharing.MASKS or not is_greedy:
-        return generate_one_by_one(network, tokenizer, model.cuts, instances, shards=shards, what=what)
+        return generate_one_by_one(
+            network, tokenizer, model.cuts, instances, shards=shards, what=what
+        )
     written = np.empty((len(model.cuts), len(prompts)), dtype=object)
     with ResumableProgress(shards, what, written.size, "answer", FIRST_WRITTEN) as parts:
         for settings in dict.fromkeys(prompt[:2] for prompt in prompts):
             group = [n for n, prompt in enumerate(prompts) if prompt[:2] == settings]
             group.sort(key=lambda n: -len(prompts[n].tokens))
-            tokens, are_over = [prompts[n].tokens for n in group], _make_end_check(network, tokenizer, settings[1])
+            tokens = [prompts[n].tokens for n in group]
+            are_over = _make_end_check(network, tokenizer, settings[1])
             written[:, group] = _write_answers(model, tokens, settings[0], are_over, memory, parts)
     return [
-        [Answer(recorder.text(prompt, tokens), len(tokens), ended) for prompt, (tokens, ended) in zip(instances, row)]
+        [
+            Answer(recorder.text(prompt, tokens), len(tokens), ended)
+            for prompt, (tokens, ended) in zip(instances, row)
+        ]
         for row in written
     ]
 
@@ -89,10 +96,14 @@ def generate(
 def find_unusual_settings(model) -> list[str]:
     """The entries of a model's generation configuration that ask for more than greedy decoding."""
     if model.generation_config is None:
-        raise InputError("the model's generation_config is None, expected one: give it a GenerationConfig()")
+        raise InputError(
+            "the model's generation_config is None, expected one: give it a GenerationConfig()"
+        )
     # 0 asks for something, as of guidance_scale
     entries = model.generation_config.to_diff_dict().items()
-    return sorted(name for name, value in entries if not (value is None or value is False or name in FOLLOWED))
+    return sorted(
+        name for name, value in entries if not (value is None or value is False or name in FOLLOWED)
+    )
 
 
 def _write_answers(
@@ -109,7 +120,9 @@ def _write_answers(
     def fits(rows: list[list[int]], cuts: list[Cut]) -> bool:
         if len(rows) * len(cuts) > most_answers:
             return False
-        needed = model.estimate.writing_bytes(Tree(cuts, model.tree.layers), len(rows), max(map(len, rows)), max_tokens)
+        needed = model.estimate.writing_bytes(
+            Tree(cuts, model.tree.layers), len(rows), max(map(len, rows)), max_tokens
+        )
         return len(rows) <= ROWS and needed <= memory
 
     def progress(answers: int, token: int) -> None:
@@ -119,8 +132,12 @@ def _write_answers(
 
     def write(rows: list[list[int]], cuts: list[Cut]) -> np.ndarray:
         run = lambda: Decoding(model.for_cuts(cuts), rows, max_tokens).write(are_over, progress)  # noqa: E731
-        token_lists = list(itertools.chain(*parts.read_or_run((cuts, rows), len(cuts) * len(rows), run)))
-        return np.fromiter(zip(token_lists, are_over(token_lists)), dtype=object).reshape(len(cuts), -1)
+        token_lists = list(
+            itertools.chain(*parts.read_or_run((cuts, rows), len(cuts) * len(rows), run))
+        )
+        return np.fromiter(zip(token_lists, are_over(token_lists)), dtype=object).reshape(
+            len(cuts), -1
+        )
 
     return run_in_halves(write, prompts, model.cuts, fits)
 
@@ -139,11 +156,16 @@ def _make_end_check(model, tokenizer, stop: tuple[str, ...]) -> AreFinished:
     end_tokens = end_tokens if isinstance(end_tokens, list) else [end_tokens]
     stop = tuple(filter(None, stop))
     # HFLM looks back two tokens more than a stop string takes, since a string has several tokenizations
-    lookback = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in stop), default=0)
+    lookback = 2 + max(
+        (len(tokenizer.encode(s, add_special_tokens=False)) for s in stop), default=0
+    )
 
     def are_over(rows: list[list[int]]) -> list[bool]:
         texts = tokenizer.batch_decode([row[-lookback:] for row in rows])
-        return [row[-1] in end_tokens or any(s in text for s in stop) for row, text in zip(rows, texts, strict=True)]
+        return [
+            row[-1] in end_tokens or any(s in text for s in stop)
+            for row, text in zip(rows, texts, strict=True)
+        ]
 
     return are_over
 
@@ -179,7 +201,9 @@ def generate_one_by_one(
     order = _sort_as_hflm(instances, tokenizer)
     size = LEAST_ROWS if unusual else ROWS
     answers = [[Answer("")] * len(instances) for _ in cuts]
-    with ResumableProgress(shards, what, len(cuts) * len(instances), "answer", FIRST_WRITTEN) as parts:
+    with ResumableProgress(
+        shards, what, len(cuts) * len(instances), "answer", FIRST_WRITTEN
+    ) as parts:
         for row, cut in zip(answers, cuts, strict=True):
             for first in range(0, len(order), size):
                 numbers = order[first : first + size]
@@ -240,10 +264,15 @@ class Decoding:
 
     @torch.inference_mode()
     def __init__(self, model: TreeModel, prompts: list[list[int]], max_tokens: int):
-        self.network, self.prompts, self.max_tokens = model.network, prompts, max_tokens
-        self.prompt_room = max(1, max(map(len, prompts)) - 1)  # places in a buffer before the first written token
+        self.network = model.network
+        self.prompts = prompts
+        self.max_tokens = max_tokens
+        self.prompt_room = max(
+            1, max(map(len, prompts)) - 1
+        )  # places in a buffer before the first written token
         self.all_models = tuple(range(len(model.cuts)))
-        cache, self.layer_runs = self._read_prompts(model), []
+        cache = self._read_prompts(model)
+        self.layer_runs = []
         for layer, level in enumerate(model.tree.levels):
             for part in dict.fromkeys(node.part for node in level):
                 leaves = {}
@@ -251,37 +280,49 @@ class Decoding:
                     if node.part == part:
                         leaves |= dict.fromkeys(node.cuts, node.leaves)
                 pairs = zip(*(cache.kept[residual] for residual in leaves.values()), strict=True)
-                buffers = [functional.pad(torch.cat(tensors), (0, 0, 0, max_tokens)) for tensors in pairs]
+                buffers = [
+                    functional.pad(torch.cat(tensors), (0, 0, 0, max_tokens)) for tensors in pairs
+                ]
                 self.layer_runs.append(LayerRun(layer, part, tuple(leaves), buffers))
-        lanes = torch.arange(len(model.cuts) * len(prompts), device=self.network.device).view(-1, len(prompts))
+        lanes = torch.arange(len(model.cuts) * len(prompts), device=self.network.device).view(
+            -1, len(prompts)
+        )
         groups = {self.all_models, *(run.models for run in self.layer_runs)}
-        self.rows = {models: lanes[list(models)].flatten() for models in groups}  # numbers of the unfinished lanes
+        self.rows = {
+            models: lanes[list(models)].flatten() for models in groups
+        }  # numbers of the unfinished lanes
 
     def _read_prompts(self, model: TreeModel) -> PrefixCache:
         """Keys and values of the prompts; a prefix that they share runs once."""
         rows = [tuple(prompt[:-1]) or (0,) for prompt in self.prompts]
         prefix = os.path.commonprefix(rows)[: min(map(len, rows)) - 1]
         is_shared = len(prefix) >= SHARED_TOKENS and len(rows) > 1
-        (forward,) = model.run([Batch(prefix if is_shared else (), tuple(map(Sequence, rows)))], keeps=True)
+        (forward,) = model.run(
+            [Batch(prefix if is_shared else (), tuple(map(Sequence, rows)))], keeps=True
+        )
         return forward.cache
 
     @torch.inference_mode()
     def write(
-        self, are_over: AreFinished, progress: Callable[[int, int], object] = lambda answers, token: None
+        self,
+        are_over: AreFinished,
+        progress: Callable[[int, int], object] = lambda answers, token: None,
     ) -> list:
         """The new tokens [C][B] of each prompt under each cut.
 
         `are_over` tells which answers are finished, from their new tokens. `progress` is called with the number of
         answers that just finished, and of tokens written in each lane.
         """
-        device, cuts = self.network.device, len(self.all_models)
+        device = self.network.device
+        cuts = len(self.all_models)
         new_tokens: list[list[int]] = [[] for _ in self.prompts * cuts]
         tokens = torch.tensor([prompt[-1] for prompt in self.prompts] * cuts, device=device)
         lengths = torch.tensor([[len(prompt) - 1] for prompt in self.prompts] * cuts, device=device)
         answers = new_tokens  # those that are unfinished
         for written in range(self.max_tokens):
             tokens = self._next_tokens(written, tokens, lengths)
-            for answer, token in zip(answers, tokens.tolist(), strict=True):  # the one wait for a card, a token
+            # the one wait for a card, a token
+            for answer, token in zip(answers, tokens.tolist(), strict=True):
                 answer.append(token)
             finished = are_over(answers)
             progress(sum(finished), written + 1)
@@ -290,37 +331,63 @@ class Decoding:
             if any(finished):
                 unfinished = ~torch.tensor(finished, device=device)
                 self._keep_lanes(unfinished)
-                tokens, lengths = tokens[unfinished], lengths[unfinished]
-                answers = [answer for answer, is_finished in zip(answers, finished) if not is_finished]
+                tokens = tokens[unfinished]
+                lengths = lengths[unfinished]
+                answers = [
+                    answer for answer, is_finished in zip(answers, finished) if not is_finished
+                ]
         else:
             progress(len(answers), self.max_tokens)
-        return [new_tokens[first : first + len(self.prompts)] for first in range(0, len(new_tokens), len(self.prompts))]
+        return [
+            new_tokens[first : first + len(self.prompts)]
+            for first in range(0, len(new_tokens), len(self.prompts))
+        ]
 
-    def _next_tokens(self, written: int, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _next_tokens(
+        self, written: int, tokens: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
         """[lanes] the next token of each lane, after its last token and `written` tokens before."""
-        network, cache, device = self.network, BufferCache(self.prompt_room + written), tokens.device
+        network = self.network
+        cache = BufferCache(self.prompt_room + written)
+        device = tokens.device
         held_places = torch.arange(self.prompt_room, device=device).expand(len(tokens), -1)
         places = torch.cat([held_places, lengths + torch.arange(written + 1, device=device)], dim=1)
         is_real = torch.cat(
-            [held_places < lengths, torch.ones_like(places[:, self.prompt_room :], dtype=torch.bool)], dim=1
+            [
+                held_places < lengths,
+                torch.ones_like(places[:, self.prompt_room :], dtype=torch.bool),
+            ],
+            dim=1,
         )
 
         def find_inputs(rows: torch.Tensor) -> LayerInputs:
             """The layers' arguments for some lanes."""
             positions = places[rows, -1:]
             masks = attention_masks(network, positions, places[rows], is_real[rows, None])
-            options = {"position_ids": positions, "attention_mask": masks, network.cache_argument: cache}
+            options = {
+                "position_ids": positions,
+                "attention_mask": masks,
+                network.cache_argument: cache,
+            }
             return network.layer_inputs(tokens[rows, None], use_cache=True, **options)
 
         inputs = {models: find_inputs(rows) for models, rows in self.rows.items() if len(rows)}
         residuals = inputs[self.all_models].residual.clone()  # [lanes, 1, D]
-        for layer, run in zip(network.load_in_turn([run.layer for run in self.layer_runs]), self.layer_runs):
+        for layer, run in zip(
+            network.load_in_turn([run.layer for run in self.layer_runs]), self.layer_runs
+        ):
             if run.models in inputs:
-                cache.buffers, rows, module = run.buffers, self.rows[run.models], network.layers[layer]
+                cache.buffers = run.buffers
+                rows = self.rows[run.models]
+                module = network.layers[layer]
                 with running_only(module, run.part):
-                    output = inputs[run.models].calls[layer](module, residuals[rows].to(network.layer_devices[layer]))
+                    output = inputs[run.models].calls[layer](
+                        module, residuals[rows].to(network.layer_devices[layer])
+                    )
                 residuals[rows] = output.to(residuals.device)
-        return torch.cat([logits.argmax(dim=-1) for logits in logits_in_parts(network, residuals[..., 0, :])])
+        return torch.cat(
+            [logits.argmax(dim=-1) for logits in logits_in_parts(network, residuals[..., 0, :])]
+        )
 
     def _keep_lanes(self, kept: torch.Tensor) -> None:
         """Drop finished lanes: only those where `kept` [lanes] is true go on."""

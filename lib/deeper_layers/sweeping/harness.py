@@ -50,7 +50,9 @@ class Tasks:
     requests: Requests  # ... in tokens
     generations: list[Instance]  # those that are answered with text
     limit: int | None
-    items: dict[str, list[int]] | None = None  # by task the numbers of its items, rising, in place of a limit
+    items: dict[str, list[int]] | None = (
+        None  # by task the numbers of its items, rising, in place of a limit
+    )
 
 
 class Answer(NamedTuple):
@@ -58,7 +60,9 @@ class Answer(NamedTuple):
 
     text: str
     tokens: int | None = None  # number of tokens, with the one that ended it
-    ended: bool | None = None  # True: it ended by itself; False: it was cut off at the task's limit of tokens
+    ended: bool | None = (
+        None  # True: it ended by itself; False: it was cut off at the task's limit of tokens
+    )
 
 
 class Prompt(NamedTuple):
@@ -92,7 +96,11 @@ class RequestRecorder(HFLM):
         return [(list(context), list(continuation)) for _, context, continuation in requests]
 
     def _model_generate(self, context, max_length, stop, **options):
-        greedy = not options.get("do_sample") and not set(options) - {"do_sample", "temperature", "attention_mask"}
+        greedy = not options.get("do_sample") and not set(options) - {
+            "do_sample",
+            "temperature",
+            "attention_mask",
+        }
         tokens = context[0][options["attention_mask"][0].bool()].tolist()
         self.last_prompt = Prompt(max_length - context.shape[1], tuple(stop), tokens, greedy)
         return torch.cat([context, context.new_tensor([self.answer])], dim=1)
@@ -139,7 +147,11 @@ def _load_task_manager() -> TaskManager:
 
 
 def load_tasks(
-    names: list[str], *, num_fewshot: int | None = None, fewshot_order: int = 0, datasets: str | None = None
+    names: list[str],
+    *,
+    num_fewshot: int | None = None,
+    fewshot_order: int = 0,
+    datasets: str | None = None,
 ) -> dict:
     """Load tasks, groups and tags of lm-eval by name, ours among them, as `lm_eval.evaluate` takes them.
 
@@ -156,9 +168,12 @@ def load_tasks(
     for name, task in loaded["tasks"].items():
         _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
         own_fewshot = task.get_config("num_fewshot")
-        if num_fewshot and own_fewshot == 0:  # lm-eval would ask without examples, and only log that
+        # lm-eval would ask without examples, and only log that
+        if num_fewshot and own_fewshot == 0:
             raise InputError(embedded.no_examples_message(name, num_fewshot))
-        task.set_config(key="num_fewshot", value=(own_fewshot or 0) if num_fewshot is None else num_fewshot)
+        task.set_config(
+            key="num_fewshot", value=(own_fewshot or 0) if num_fewshot is None else num_fewshot
+        )
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
         if fewshot_order and (sampler := getattr(task, "sampler", None)) is not None:
             sampler.sample = functools.partial(_sample_shuffled, sampler.sample, fewshot_order)
@@ -175,8 +190,14 @@ def _sample_shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
 def check_names(names: list[str]) -> TaskManager:
     """lm-eval's register of tasks, ours among them. Raises InputError for an unknown name or a kind not scored here.
     Reading lm-eval's own tasks takes seconds, so they are read only where a name is not one of ours. Reads no data."""
-    if isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"tasks is {checks.short_repr(names)}, expected a list of names like ['capitals']: give some")
+    if (
+        isinstance(names, str)
+        or not names
+        or not all(isinstance(name, str) and name for name in names)
+    ):
+        raise InputError(
+            f"tasks is {checks.short_repr(names)}, expected a list of names like ['capitals']: give some"
+        )
     if set(names) <= set(embedded.embedded_tasks()):
         return TaskManager(include_path=str(embedded.TASKS), include_defaults=False)
     manager = _load_task_manager()
@@ -184,26 +205,39 @@ def check_names(names: list[str]) -> TaskManager:
         similar = difflib.get_close_matches(unknown[0], manager.all_tasks)
         raise InputError(
             f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
-            f"{', '.join(embedded.embedded_tasks())}" + (f" (did you mean {', '.join(similar)}?)" if similar else "")
+            f"{', '.join(embedded.embedded_tasks())}"
+            + (f" (did you mean {', '.join(similar)}?)" if similar else "")
         )
-    for name in names:  # tasks of a group, and those written in Python, are checked when they are loaded
+    # tasks of a group, and those written in Python, are checked when they are loaded
+    for name in names:
         entry = manager.task_index[name]
         if entry.kind.name == "TASK":
-            _check_kind(name, entry.cfg.get("output_type", GENERATED), entry.cfg.get("unsafe_code", False))
+            _check_kind(
+                name, entry.cfg.get("output_type", GENERATED), entry.cfg.get("unsafe_code", False)
+            )
     return manager
 
 
 def _check_kind(name: str, kind: str | None, unsafe_code: bool) -> None:
     """Raise InputError for a task that can't be scored here."""
     if unsafe_code:
-        raise InputError(f"task {name!r} runs code that the model writes, which is never done here: choose another")
+        raise InputError(
+            f"task {name!r} runs code that the model writes, which is never done here: choose another"
+        )
     if kind not in (*SCORED, GENERATED):
         expected = f"{', '.join(SCORED)} or {GENERATED}"
-        raise InputError(f"task {name!r} is of type {kind}, expected {expected}: choose another task")
+        raise InputError(
+            f"task {name!r} is of type {kind}, expected {expected}: choose another task"
+        )
 
 
 def collect_requests(
-    loaded: dict, model, tokenizer, *, limit: int | None = None, items: dict[str, list[int]] | None = None
+    loaded: dict,
+    model,
+    tokenizer,
+    *,
+    limit: int | None = None,
+    items: dict[str, list[int]] | None = None,
 ) -> Tasks:
     """Collect every request of the tasks, tokenized as lm-eval's HFLM does it. `limit` is the number of documents a
     task, from its beginning; None takes all. `items` are those of each task instead: at least one, by rising numbers.
@@ -214,7 +248,14 @@ def collect_requests(
             samples = None if items is None else items[name]
             task.build_all_requests(limit=limit, samples=samples, rank=0, world_size=1)
             kinds[task.OUTPUT_TYPE == GENERATED] += task.instances
-    return Tasks(loaded, kinds[False], encode_requests(kinds[False], model, tokenizer), kinds[True], limit, items)
+    return Tasks(
+        loaded,
+        kinds[False],
+        encode_requests(kinds[False], model, tokenizer),
+        kinds[True],
+        limit,
+        items,
+    )
 
 
 def encode_requests(instances: list[Instance], model, tokenizer) -> Requests:
@@ -222,7 +263,8 @@ def encode_requests(instances: list[Instance], model, tokenizer) -> Requests:
     for a continuation that is longer than the model reads."""
     recorder = RequestRecorder(model, tokenizer)
     with quiet():
-        pairs, max_length = recorder.loglikelihood(instances), recorder.max_length
+        pairs = recorder.loglikelihood(instances)
+        max_length = recorder.max_length
     for instance, (context, scored) in zip(instances, pairs, strict=True):
         if not context or not 1 <= len(scored) <= max_length:
             raise InputError(
@@ -242,7 +284,9 @@ def data_fingerprint(task: str, datasets: str | None = None) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def score_answers(tasks: Tasks, answers: list[tuple[float, bool]], written: list[Answer]) -> tuple[list[dict], dict]:
+def score_answers(
+    tasks: Tasks, answers: list[tuple[float, bool]], written: list[Answer]
+) -> tuple[list[dict], dict]:
     """One model's answers, scored by lm-eval.
 
     `answers` are, for each request, the log-probability of its continuation in nats, and whether greedy decoding gives
@@ -252,22 +296,33 @@ def score_answers(tasks: Tasks, answers: list[tuple[float, bool]], written: list
     outcomes by item: each metric that is 0 or 1, the choice made, the log-probability of every choice, and the right
     one; for written answers their number of tokens, and whether they ended.
     """
-    for instance, answer in zip(tasks.instances + tasks.generations, [*answers, *written], strict=True):
+    for instance, answer in zip(
+        tasks.instances + tasks.generations, [*answers, *written], strict=True
+    ):
         vars(instance).update(resps=[], filtered_resps={}, answer=answer)
     # lm-eval would build the requests again for every set of answers
     for task in tasks.loaded["tasks"].values():
         task.build_all_requests = lambda **_: None
     with quiet():
         which = {"limit": tasks.limit, "samples": tasks.items}
-        result = evaluate(_AnsweredModel(), tasks.loaded, **which, bootstrap_iters=1000, log_samples=True)
-    rows, outcomes = [], {}
+        result = evaluate(
+            _AnsweredModel(), tasks.loaded, **which, bootstrap_iters=1000, log_samples=True
+        )
+    rows = []
+    outcomes = {}
     for task, metrics in result["results"].items():
         samples = result["samples"].get(task, [])
         items = len({s["doc_id"] for s in samples}) or metrics.get("sample_len")
         rows += [{"task": task, **row, "items": items} for row in _read_metrics(metrics)]
         if samples:
-            by_item = {i.doc_id: answer for i, answer in zip(tasks.generations, written) if i.task_name == task}
-            outcomes[task] = _pack_outcomes(samples) | _pack_lengths([by_item[item] for item in sorted(by_item)])
+            by_item = {
+                i.doc_id: answer
+                for i, answer in zip(tasks.generations, written)
+                if i.task_name == task
+            }
+            outcomes[task] = _pack_outcomes(samples) | _pack_lengths(
+                [by_item[item] for item in sorted(by_item)]
+            )
     return rows, outcomes
 
 
@@ -275,10 +330,14 @@ def mean_accuracy(tasks: Tasks, names: Container[str], answers: list[tuple[float
     """The mean accuracy of some tasks, from one model's answers as `score_answers` takes them."""
     accuracies = collections.defaultdict(list)
     pairs = zip(tasks.instances, answers, strict=True)
-    for (name, _), item_pairs in itertools.groupby(pairs, key=lambda pair: (pair[0].task_name, pair[0].doc_id)):
+    for (name, _), item_pairs in itertools.groupby(
+        pairs, key=lambda pair: (pair[0].task_name, pair[0].doc_id)
+    ):
         if name in names:
             instances, item_answers = zip(*item_pairs, strict=True)
-            accuracies[name].append(tasks.loaded["tasks"][name].process_results(instances[0].doc, item_answers)["acc"])
+            accuracies[name].append(
+                tasks.loaded["tasks"][name].process_results(instances[0].doc, item_answers)["acc"]
+            )
     return statistics.fmean(map(statistics.fmean, accuracies.values()))
 
 
@@ -300,7 +359,9 @@ def _metric_name(metric: str, rule: str) -> str:
 def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
     packed = {}
     for rule in dict.fromkeys(s["filter"] for s in samples):
-        rule_samples = sorted((s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"])
+        rule_samples = sorted(
+            (s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"]
+        )
         for metric in rule_samples[0]["metrics"]:
             values = [s[metric] for s in rule_samples]
             if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
@@ -308,9 +369,14 @@ def _pack_outcomes(samples: list[dict]) -> dict[str, str]:
         if all(len(s["resps"]) > 1 for s in rule_samples):
             # a column for each choice: items with fewer choices have missing values
             logprobs = _pad_rows([_list_logprobs(sample) for sample in rule_samples])
-            packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), "logprobs": pack_halves(logprobs)}
+            packed |= {
+                "chosen": pack(np.nanargmax(logprobs, axis=1)),
+                "logprobs": pack_halves(logprobs),
+            }
             targets = [s["target"] for s in rule_samples]
-            if all(isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets):
+            if all(
+                isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets
+            ):
                 packed["target"] = pack(np.array(targets))
     return packed
 
@@ -330,7 +396,10 @@ def _pack_lengths(written: list[Answer]) -> dict[str, str]:
     if not written or any(answer.tokens is None for answer in written):
         return {}
     _, tokens, ended = zip(*written, strict=True)
-    return {"written": pack_halves(np.array(tokens)[:, None]), "ended": pack(np.array(ended, dtype=int))}
+    return {
+        "written": pack_halves(np.array(tokens)[:, None]),
+        "ended": pack(np.array(ended, dtype=int)),
+    }
 
 
 def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:

@@ -18,7 +18,9 @@ from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree import Tree
 
-FIRST_WRITTEN = 500_000  # shards of log-likelihoods are numbered from 0, those of written answers from here
+FIRST_WRITTEN = (
+    500_000  # shards of log-likelihoods are numbered from 0, those of written answers from here
+)
 LEAST_ROWS = 8  # rows that run together: before there are fewer, fewer models run together, though models share work
 
 
@@ -33,8 +35,11 @@ class MemoryEstimate:
     def __init__(self, network: Network):
         config = text_config(network.model.config)
         heads = getattr(config, "num_attention_heads", None) or 1
-        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size  # or a list with one a layer
-        self.network, self.vocabulary = network, network.head.weight.shape[0]
+        inner = (
+            getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        )  # or a list with one a layer
+        self.network = network
+        self.vocabulary = network.head.weight.shape[0]
         self.key_copies = 2 + heads // (getattr(config, "num_key_value_heads", None) or heads)
         self.score_bytes = 8 * (1 if config._attn_implementation == "sdpa" else heads)
         self.residual_bytes = config.hidden_size * network.dtype.itemsize
@@ -43,17 +48,24 @@ class MemoryEstimate:
     def scoring_bytes(self, tree: Tree, batches: list[Batch]) -> int:
         """Bytes for batches that go through the layers of a tree together."""
         prefixes = {batch.prefix for batch in batches if batch.prefix}
-        waiting, running = sum(map(len, prefixes)) * tree.nodes * self.network.token_cache_bytes, 0
+        waiting = sum(map(len, prefixes)) * tree.nodes * self.network.token_cache_bytes
+        running = 0
         prefix_batches = [Batch((), (planning.Sequence(prefix),)) for prefix in prefixes]
         for batch in prefix_batches + batches:
-            rows, width, states = len(batch.sequences), batch.width, batch.scored * len(tree.cuts)
+            rows = len(batch.sequences)
+            width = batch.width
+            states = batch.scored * len(tree.cuts)
             waiting += (tree.alive * rows * width + states) * self.residual_bytes
-            running = max(running, self._running_bytes(rows, width, len(batch.prefix) + width, states))
+            running = max(
+                running, self._running_bytes(rows, width, len(batch.prefix) + width, states)
+            )
         return int(waiting + running)
 
     def writing_bytes(self, tree: Tree, rows: int, longest: int, max_tokens: int) -> int:
         """Bytes for `rows` prompts of at most `longest` tokens, and `max_tokens` new tokens of each pruned model."""
-        lanes, room, cache_bytes = rows * len(tree.cuts), longest + max_tokens, self.network.token_cache_bytes
+        lanes = rows * len(tree.cuts)
+        room = longest + max_tokens
+        cache_bytes = self.network.token_cache_bytes
         nodes = itertools.chain.from_iterable(tree.levels)
         buffers = rows * room * sum(len(node.cuts) for node in nodes) * cache_bytes
         prompts = rows * longest * (tree.nodes * cache_bytes + tree.alive * self.residual_bytes)
@@ -97,7 +109,10 @@ def run_in_halves(
         fewer_cuts = len(cuts) > 1 and len(rows) <= min_rows
     items = cuts if fewer_cuts else rows
     halves = items[: len(items) // 2], items[len(items) // 2 :]
-    results = [run_in_halves(run, *((rows, half) if fewer_cuts else (half, cuts)), fits, min_rows) for half in halves]
+    results = [
+        run_in_halves(run, *((rows, half) if fewer_cuts else (half, cuts)), fits, min_rows)
+        for half in halves
+    ]
     return np.concatenate(results, axis=0 if fewer_cuts else 1)
 
 
@@ -105,9 +120,18 @@ class ResumableProgress(tqdm):
     """A progress bar of a measurement in parts. A part that ran out of memory is run again, and counted once."""
 
     def __init__(self, shards: Shards | None, what: str, total: int, unit: str, first: int = 0):
-        self.shards, self.numbers = shards, itertools.count(first)
-        options = {"unit": unit, "unit_scale": total > 10**5, "mininterval": 5, "miniters": 0, "file": sys.stderr}
-        options["leave"] = None  # it stays when finished, but not below other lines that tqdm redraws
+        self.shards = shards
+        self.numbers = itertools.count(first)
+        options = {
+            "unit": unit,
+            "unit_scale": total > 10**5,
+            "mininterval": 5,
+            "miniters": 0,
+            "file": sys.stderr,
+        }
+        options["leave"] = (
+            None  # it stays when finished, but not below other lines that tqdm redraws
+        )
         super().__init__(desc=what, total=total, **options)
 
     def update(self, n: float | int | None = 1):
@@ -118,12 +142,15 @@ class ResumableProgress(tqdm):
         else computed and stored. A part that is read moves the bar by `steps`; `run` moves the bar itself."""
         if self.shards is None:
             return run()
-        number, identity = next(self.numbers), {"asked": np.array(hashlib.sha256(repr(request).encode()).hexdigest())}
+        number = next(self.numbers)
+        identity = {"asked": np.array(hashlib.sha256(repr(request).encode()).hexdigest())}
         stored = self.shards.get(number, identity)
         if stored is not None:
             self.initial += steps  # so that the bar predicts the time of the remaining work
             self.update(steps)
             return json.loads(stored["found"].tobytes())
         result = run()
-        self.shards.put(number, identity | {"found": np.frombuffer(json.dumps(result).encode(), dtype=np.uint8)})
+        self.shards.put(
+            number, identity | {"found": np.frombuffer(json.dumps(result).encode(), dtype=np.uint8)}
+        )
         return result

@@ -15,7 +15,9 @@ from deeper_layers.cuts import Cut
 
 BATCH_TOKENS = 4096
 PADDING = 0.05  # of a batch's tokens, at most
-SHARED_TOKENS = 48  # a prefix shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
+SHARED_TOKENS = (
+    48  # a prefix shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
+)
 SHARED_BY = 8
 JOINED = 512  # most tokens after a context, or as many as it has: each attends across all of them
 ROWS = 32  # answers that are written together, where memory holds them
@@ -57,14 +59,17 @@ class Sequence:
     @classmethod
     def join(cls, context, continuations) -> "Sequence":
         """The sequence of several requests (number, continuation) after one context."""
-        tokens, requests = tuple(context), []
+        tokens = tuple(context)
+        requests = []
         starts: dict[tuple[int, ...], int] = {(): len(context)}
         for number, continuation in continuations:
             continuation = tuple(continuation)
             start = starts.setdefault(tail := continuation[:-1], len(tokens))
             tokens += tail if start == len(tokens) else ()
             # the first token is predicted by the last of the context, the others by the continuation itself
-            requests.append((number, (len(context) - 1, *range(start, start + len(tail))), continuation))
+            requests.append(
+                (number, (len(context) - 1, *range(start, start + len(tail))), continuation)
+            )
         return cls(tokens, tuple(requests), tuple(len(tail) for tail in starts if tail))
 
     @property
@@ -139,7 +144,9 @@ class Batch:
 
 def count_tokens(batches: list[Batch]) -> int:
     """Number of distinct tokens of batches, each prefix counted once."""
-    return sum(batch.tokens for batch in batches) + sum(map(len, {batch.prefix for batch in batches}))
+    return sum(batch.tokens for batch in batches) + sum(
+        map(len, {batch.prefix for batch in batches})
+    )
 
 
 @dataclass(frozen=True)
@@ -150,14 +157,18 @@ class Plan:
     """
 
     cuts: list[Cut]
-    parts: list[list[Batch]]  # batches that go through the layers together, and are stored when finished
+    parts: list[
+        list[Batch]
+    ]  # batches that go through the layers together, and are stored when finished
     layers: int  # of the whole model
     tokens: int  # distinct ones of the requests
     layer_steps: int
     bytes: int  # most that are needed beside the weights
     requests: int
     reads: int = 0  # bytes of weights to be read from disk, where layers stay there
-    seconds: float | None = None  # predicted on this machine, from one small batch; None where nothing runs
+    seconds: float | None = (
+        None  # predicted on this machine, from one small batch; None where nothing runs
+    )
     generated: int = 0  # requests that are answered with text, not counted in the layer-steps
 
     def __str__(self) -> str:
@@ -166,25 +177,42 @@ class Plan:
             f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens",
             f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of the whole model)",
             f"{self.bytes / 2**20:,.0f} MiB needed",
-            f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds" if self.reads else "",
+            f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds"
+            if self.reads
+            else "",
             f"about {self.seconds / 60:,.1f} min" if self.seconds else "",
-            f"{self.generated:,} answers to generate for each pruned model" if self.generated else "",
+            f"{self.generated:,} answers to generate for each pruned model"
+            if self.generated
+            else "",
         )
         return "; ".join(filter(None, phrases))
 
 
-def plan_batches(wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS) -> list[Batch]:
+def plan_batches(
+    wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS
+) -> list[Batch]:
     """Arrange requests in sequences and batches, by what `sharing` allows; batches of a prefix follow each other."""
     by_context: dict[tuple[int, ...], list] = defaultdict(list)
     for number, (context, continuation) in enumerate(wanted.pairs):
         tokens = tuple((context + continuation)[-(wanted.max_length + 1) :][:-1])
-        by_context[tokens[: len(tokens) - len(continuation) + 1]].append((number, tuple(continuation)))
-    by_beginning, by_prefix, tail = defaultdict(list), defaultdict(list), lambda request: request[1][:-1]
+        by_context[tokens[: len(tokens) - len(continuation) + 1]].append(
+            (number, tuple(continuation))
+        )
+    by_beginning = defaultdict(list)
+    by_prefix = defaultdict(list)
+
+    def get_all_but_last(request: tuple) -> tuple:
+        return request[1][:-1]
+
     for context, requests in sorted(by_context.items()):
         joined = [Sequence.join(context, requests)]
-        is_small = sum(joined[0].branches) <= max(JOINED, len(context)) and len(joined[0].tokens) <= batch_tokens
-        if not is_small or sharing < Sharing.MASKS:  # requests that differ in their last token alone share a sequence
-            groups = itertools.groupby(sorted(requests, key=tail), tail)
+        is_small = (
+            sum(joined[0].branches) <= max(JOINED, len(context))
+            and len(joined[0].tokens) <= batch_tokens
+        )
+        # requests that differ in their last token alone share a sequence
+        if not is_small or sharing < Sharing.MASKS:
+            groups = itertools.groupby(sorted(requests, key=get_all_but_last), get_all_but_last)
             joined = [Sequence.join(context, group) for _, group in groups]
         for s in joined:  # a scored position has to run, and can't be in a prefix
             by_beginning[s.tokens[:SHARED_TOKENS] if s.scored[0] >= SHARED_TOKENS else ()].append(s)
@@ -194,18 +222,30 @@ def plan_batches(wanted: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sh
         length = min(len(common), first_scored)
         is_shared = sharing >= Sharing.PREFIXES and beginning and len(group) >= SHARED_BY
         by_prefix[group[0].tokens[:length] if is_shared else ()] += group
-    return [batch for prefix, group in by_prefix.items() for batch in _fill_batches(prefix, group, batch_tokens)]
+    return [
+        batch
+        for prefix, group in by_prefix.items()
+        for batch in _fill_batches(prefix, group, batch_tokens)
+    ]
 
 
-def _fill_batches(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Batch]:
+def _fill_batches(
+    prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int
+) -> list[Batch]:
     """Fill batches with sequences, longest first, so that memory runs out early or never. Sequences with branches need
     a mask, and are not in a batch with others."""
     batches: list[Batch] = []
     for s in sorted(sequences, key=lambda s: (s.is_branched, -len(s.tokens), s.tokens)):
         last = batches.pop() if batches else Batch(prefix, ())
         extended = Batch(prefix, (*last.sequences, s))
-        padded, is_alike = len(extended.sequences) * extended.width, extended.sequences[0].is_branched == s.is_branched
-        if not last.sequences or is_alike and padded <= batch_tokens and extended.tokens >= (1 - PADDING) * padded:
+        padded = len(extended.sequences) * extended.width
+        is_alike = extended.sequences[0].is_branched == s.is_branched
+        if (
+            not last.sequences
+            or is_alike
+            and padded <= batch_tokens
+            and extended.tokens >= (1 - PADDING) * padded
+        ):
             batches.append(extended)
         else:
             batches += [last, Batch(prefix, (s,))]

@@ -19,7 +19,10 @@ class Shards:
     """
 
     def __init__(self, folder: Path, durations: list[float] | None = None):
-        self.folder, self._durations = folder, [] if durations is None else durations  # seconds of each shard read
+        self.folder, self._durations = (
+            folder,
+            [] if durations is None else durations,
+        )  # seconds of each shard read
         self._started = time.monotonic()
 
     def part(self, name: str) -> "Shards":
@@ -31,20 +34,31 @@ class Shards:
         """The seconds that the shards took which an earlier run left."""
         return sum(self._durations, 0.0)
 
-    def get(self, number: int, same: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
+    def get(
+        self, number: int, same: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray] | None:
         """The arrays of shard `number`; None if it is missing or, with a warning, unreadable. `same` are arrays that
         the shard must hold; None, without a warning, if they differ."""
         path = self.folder / f"{number:06d}.npz"
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # zip files have checksums
+            # zip files have checksums
+            with (
+                open(path, "rb") as file,
+                np.load(file, allow_pickle=False) as content,
+            ):
                 arrays = dict(content)
             seconds = float(arrays.pop("seconds"))
         except FileNotFoundError:
             return None
         except Exception as error:  # numpy and zipfile raise many types for a damaged file
-            warnings.warn(f"{path} is not a readable shard ({error}): it is measured again", stacklevel=2)
+            warnings.warn(
+                f"{path} is not a readable shard ({error}): it is measured again", stacklevel=2
+            )
             return None
-        if not all(name in arrays and np.array_equal(arrays[name], value) for name, value in (same or {}).items()):
+        if not all(
+            name in arrays and np.array_equal(arrays[name], value)
+            for name, value in (same or {}).items()
+        ):
             return None
         self._durations.append(seconds)
         self._started = time.monotonic()
@@ -52,7 +66,8 @@ class Shards:
 
     def put(self, number: int, arrays: dict[str, np.ndarray]) -> None:
         """Write shard `number` in one step. Raises InputError if it can't be written."""
-        buffer, now = io.BytesIO(), time.monotonic()
+        buffer = io.BytesIO()
+        now = time.monotonic()
         np.savez(buffer, seconds=np.array(now - self._started), **arrays)
         self._started = now
         write_file(self.folder / f"{number:06d}.npz", buffer.getvalue())

@@ -29,7 +29,15 @@ from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.agreement import MEASURES
 from deeper_layers.sweeping.generation import generate
 from deeper_layers.sweeping.parts import ResumableProgress
-from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Batch, Plan, Requests, count_tokens, plan_batches
+from deeper_layers.sweeping.planning import (
+    BATCH_TOKENS,
+    MEMORY,
+    Batch,
+    Plan,
+    Requests,
+    count_tokens,
+    plan_batches,
+)
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.tree_model import ANSWER, TreeModel
 
@@ -89,13 +97,25 @@ def sweep(
     """
     prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order, "datasets": datasets}
     lm_tasks = _load_tasks(model, tokenizer, tasks, cuts, limit, batch_tokens, memory, **prompts)
-    distinct_cuts, options = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
+    distinct_cuts = list(dict.fromkeys(cuts))
+    options = {"shards": shards, "what": " ".join(tasks)}
     if family is not None and (family.network.model is not model or family.cuts != distinct_cuts):
-        raise InputError("family is of another model or other cuts, expected TreeModel(model, cuts): leave it out")
-    answers = np.full((len(distinct_cuts), len(lm_tasks.requests.pairs)), np.array((np.nan, False), ANSWER))
+        raise InputError(
+            "family is of another model or other cuts, expected TreeModel(model, cuts): leave it out"
+        )
+    answers = np.full(
+        (len(distinct_cuts), len(lm_tasks.requests.pairs)), np.array((np.nan, False), ANSWER)
+    )
     family = family or TreeModel(model, distinct_cuts)
     try:
-        loglikelihoods(family, lm_tasks.requests, batch_tokens=batch_tokens, memory=memory, out=answers, **options)
+        loglikelihoods(
+            family,
+            lm_tasks.requests,
+            batch_tokens=batch_tokens,
+            memory=memory,
+            out=answers,
+            **options,
+        )
     except KeyboardInterrupt:
         _print_finished_tasks(lm_tasks, distinct_cuts, answers, options["what"])
         raise
@@ -109,25 +129,39 @@ def tabulate_answers(
     tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, written: list[list[harness.Answer]]
 ) -> pd.DataFrame:
     """The table of `sweep`, with the outcomes in its `attrs`, from all answers: [C, R] and by cut those written."""
-    rows, outcomes = [], {}
+    rows = []
+    outcomes = {}
     for cut, *cut_answers in zip(cuts, answers.tolist(), written, strict=True):
         cut_rows, outcomes[cut.name] = harness.score_answers(tasks, *cut_answers)
         rows += [row | {"start": cut.start, "size": cut.size, "cut": cut.name} for row in cut_rows]
     cut_column = [] if all(cut.is_block for cut in cuts) else ["cut"]
-    table = pd.DataFrame(rows, columns=["task", "metric", "start", "size", *cut_column, "value", "stderr", "items"])
+    table = pd.DataFrame(
+        rows, columns=["task", "metric", "start", "size", *cut_column, "value", "stderr", "items"]
+    )
     table.attrs = {"outcomes": outcomes}
     return table
 
 
-def _print_finished_tasks(tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, title: str) -> None:
+def _print_finished_tasks(
+    tasks: harness.Tasks, cuts: list[Cut], answers: np.ndarray, title: str
+) -> None:
     """Print the mean accuracy of each cut on the finished tasks of an interrupted group."""
-    names = {name for name, task in tasks.loaded["tasks"].items() if task.OUTPUT_TYPE == "multiple_choice"}
+    names = {
+        name
+        for name, task in tasks.loaded["tasks"].items()
+        if task.OUTPUT_TYPE == "multiple_choice"
+    }
     missing = np.isnan(answers["logprob"]).any(axis=0)
-    done = names - {instance.task_name for instance, is_missing in zip(tasks.instances, missing) if is_missing}
+    done = names - {
+        instance.task_name for instance, is_missing in zip(tasks.instances, missing) if is_missing
+    }
     if done:
         print(f"\n{title}: {len(done)} of {len(names)} tasks, mean accuracy", file=sys.stderr)
         for cut, row in zip(cuts, answers.tolist()):
-            print(f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(tasks, done, row):.3f}", file=sys.stderr)
+            print(
+                f"  n = {cut.size}, l = {cut.start}: {harness.mean_accuracy(tasks, done, row):.3f}",
+                file=sys.stderr,
+            )
 
 
 @measuring
@@ -171,23 +205,36 @@ def plan(
 
 
 def _load_tasks(
-    model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, batch_tokens: int, memory: int, **prompts
+    model,
+    tokenizer,
+    tasks: list[str],
+    cuts: list[Cut],
+    limit: int | None,
+    batch_tokens: int,
+    memory: int,
+    **prompts,
 ) -> harness.Tasks:
     """The requests of the tasks, after checking all that a sweep is given: cuts fit the model, numbers are numbers."""
     check_cuts(model, cuts)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError(f"tokenizer is {short_repr(tokenizer)}, expected the model's: load_model gives both")
+        raise InputError(
+            f"tokenizer is {short_repr(tokenizer)}, expected the model's: load_model gives both"
+        )
     if limit is not None:
         check_whole_number("limit", limit, 1, MANY, "None is all items")
     check_whole_number("batch_tokens", batch_tokens, 1, MANY, "leave it out")
     check_whole_number("memory", memory, 1, sys.maxsize, "bytes beside the weights: leave it out")
-    return harness.collect_requests(harness.load_tasks(tasks, **prompts), model, tokenizer, limit=limit)
+    return harness.collect_requests(
+        harness.load_tasks(tasks, **prompts), model, tokenizer, limit=limit
+    )
 
 
 def check_cuts(model, cuts: list[Cut]) -> None:
     """Raise InputError where there is no cut, or one that does not fit the model."""
     if not isinstance(cuts, list | tuple) or not cuts:
-        raise InputError(f"cuts is {short_repr(cuts)}, expected a list of some: [Cut(0, 0)] is the whole model")
+        raise InputError(
+            f"cuts is {short_repr(cuts)}, expected a list of some: [Cut(0, 0)] is the whole model"
+        )
     for cut in cuts:
         check_cut(cut)
         cut.check(num_layers(model))
@@ -209,7 +256,11 @@ def loglikelihoods(
     `plan_requests`. `out`, [C, R] of the tree's `answer_dtype`, is filled as answers come. Minus infinity means that
     the model rules a token out. Raises InputError for a log-probability that is not a number.
     """
-    answers = np.empty((len(family.cuts), len(requests.pairs)), family.answer_dtype) if out is None else out
+    answers = (
+        np.empty((len(family.cuts), len(requests.pairs)), family.answer_dtype)
+        if out is None
+        else out
+    )
     if not requests.pairs:
         return answers["logprob"], answers["greedy"]
     family.forget()
@@ -221,12 +272,19 @@ def loglikelihoods(
 
             def run(batches=batches) -> list:
                 results = family.answer(batches, parts.update, memory)
-                if (is_nan := np.isnan(results["logprob"]).any(axis=1)).any():  # before it is stored or scored
-                    raise overflow_error("a log-probability", family.network.model, family.cuts[is_nan.argmax()])
+                # before it is stored or scored
+                if (is_nan := np.isnan(results["logprob"]).any(axis=1)).any():
+                    raise overflow_error(
+                        "a log-probability", family.network.model, family.cuts[is_nan.argmax()]
+                    )
                 return [results[name].tolist() for name in names]
 
             steps = family.layer_steps * sum(batch.tokens for batch in batches)
-            identity = family.cuts, [batch.sequences for batch in batches], *names[len(ANSWER.names) :]
+            identity = (
+                family.cuts,
+                [batch.sequences for batch in batches],
+                *names[len(ANSWER.names) :],
+            )
             results = parts.read_or_run(identity, steps, run)
             numbers = list(itertools.chain.from_iterable(batch.requests for batch in batches))
             for name, values in zip(names, results, strict=True):
@@ -258,8 +316,12 @@ def plan_requests(
         layer_steps=steps,
         bytes=min(memory, max(map(family.bytes_needed, parts), default=0)),
         requests=len(requests.pairs),
-        reads=len(parts) * sum(p.nbytes for p in family.network.layers.parameters()) if family.is_streamed else 0,
-        seconds=None if family.is_streamed or not steps else _predict_seconds(family, batches, steps),
+        reads=len(parts) * sum(p.nbytes for p in family.network.layers.parameters())
+        if family.is_streamed
+        else 0,
+        seconds=None
+        if family.is_streamed or not steps
+        else _predict_seconds(family, batches, steps),
     )
 
 
@@ -273,7 +335,9 @@ def overflow_error(what: str, model, cut: Cut) -> InputError:
 
 def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> float:
     """Predict seconds on this machine from a batch of at most 256 tokens. The head counts by its parameters."""
-    model, layers, start = family.network.model, family.tree.layers, 0.0
+    model = family.network.model
+    layers = family.tree.layers
+    start = 0.0
     ids = torch.ones(4, min(64, 1 + steps // 4), dtype=torch.long, device=family.network.device)
     with torch.inference_mode():
         for batch_ids in (ids[:, :8], ids):  # the first pass of a process is slow
@@ -284,7 +348,9 @@ def _predict_seconds(family: TreeModel, batches: list[Batch], steps: int) -> flo
     seconds = (time.perf_counter() - start) / ids.numel() / layers
     scored = sum(batch.scored for batch in batches) * len(family.cuts)
     head = model.get_output_embeddings().weight.numel() * layers
-    return seconds * (steps + scored * head / model.base_model.num_parameters(exclude_embeddings=True))
+    return seconds * (
+        steps + scored * head / model.base_model.num_parameters(exclude_embeddings=True)
+    )
 
 
 # ---- losses on text --------------------------------------------------------------------------------------------
@@ -294,10 +360,18 @@ def text_requests(sequences: list[torch.Tensor]) -> Requests:
     """Requests for sequences of tokens, each [T], that predict all tokens but the first of each. Raises InputError
     where there is no sequence, one of a single token, or what is no sequence of tokens."""
     for sequence in sequences or ():
-        if not isinstance(sequence, torch.Tensor) or sequence.ndim != 1 or sequence.is_floating_point():
-            raise InputError(f"a sequence is {short_repr(sequence)}, expected whole numbers [T]: use token_sequences")
+        if (
+            not isinstance(sequence, torch.Tensor)
+            or sequence.ndim != 1
+            or sequence.is_floating_point()
+        ):
+            raise InputError(
+                f"a sequence is {short_repr(sequence)}, expected whole numbers [T]: use token_sequences"
+            )
     if not sequences or min(map(len, sequences)) < 2:
-        raise InputError("there is no sequence to measure the loss on: give more text, or sequences from two tokens")
+        raise InputError(
+            "there is no sequence to measure the loss on: give more text, or sequences from two tokens"
+        )
     tokens = [sequence.tolist() for sequence in sequences]
     return Requests([(ids[:1], ids[1:]) for ids in tokens], max(map(len, tokens)))
 
@@ -343,21 +417,37 @@ def request_loss(
     """
     check_cuts(model, cuts)
     if compares and UNPRUNED not in cuts:
-        raise InputError("compares is True, and the whole model is not among the cuts, expected it: add Cut(0, 0)")
+        raise InputError(
+            "compares is True, and the whole model is not among the cuts, expected it: add Cut(0, 0)"
+        )
     check_length(model, requests.max_length - 1)  # the last token is predicted alone
-    family, options = TreeModel(model, cuts, compares=compares), {"shards": shards, "what": "loss on text"}
+    family = TreeModel(model, cuts, compares=compares)
+    options = {"shards": shards, "what": "loss on text"}
     answers = np.empty((len(family.cuts), len(requests.pairs)), family.answer_dtype)
-    loglikelihoods(family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, out=answers, **options)
-    by_cut, lengths = dict(zip(family.cuts, answers, strict=True)), np.array([len(ids) for _, ids in requests.pairs])
-    rows, sequence_losses, compared = [], {}, {}
+    loglikelihoods(
+        family, requests, batch_tokens=batch_tokens or BATCH_TOKENS, out=answers, **options
+    )
+    by_cut = dict(zip(family.cuts, answers, strict=True))
+    lengths = np.array([len(ids) for _, ids in requests.pairs])
+    rows = []
+    sequence_losses = {}
+    compared = {}
     for cut in cuts:
         sums = by_cut[cut]
         if not all(np.isfinite(sums[name]).all() for name in sums.dtype.names):
             raise overflow_error("a loss", model, cut)
         losses = -sums["logprob"] / lengths
         error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
-        mean = -sums["logprob"].sum() / lengths.sum()  # a token counts once, however long its sequence
-        row = {"metric": "loss", "start": cut.start, "size": cut.size, "value": mean, "stderr": error}
+        mean = (
+            -sums["logprob"].sum() / lengths.sum()
+        )  # a token counts once, however long its sequence
+        row = {
+            "metric": "loss",
+            "start": cut.start,
+            "size": cut.size,
+            "value": mean,
+            "stderr": error,
+        }
         rows.append(row | {"items": len(losses)})
         sequence_losses[cut.name] = losses.round(5).tolist()
         if compares:

@@ -58,7 +58,10 @@ class Tree:
     """
 
     def __init__(self, cuts: list[Cut], layers: int):
-        self.cuts, self.layers, self.nodes, self.alive = list(cuts), layers, 0, 1
+        self.cuts = list(cuts)
+        self.layers = layers
+        self.nodes = 0
+        self.alive = 1
         self.levels: list[list[Node]] = []
         self.needed: list[set[int]] = []
         final = [max(cut.kept(layers)) for cut in cuts]
@@ -72,7 +75,9 @@ class Tree:
             for (enters, part), numbers in runs.items():
                 self.nodes += 1
                 last_of = tuple(number for number in numbers if final[number] == layer)
-                self.levels[layer].append(Node(layer, part, enters, self.nodes, tuple(numbers), last_of))
+                self.levels[layer].append(
+                    Node(layer, part, enters, self.nodes, tuple(numbers), last_of)
+                )
                 for number in numbers:
                     current[number] = self.nodes
             self.needed.append({residual for residual, last in zip(current, final) if last > layer})

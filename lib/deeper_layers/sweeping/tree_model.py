@@ -30,7 +30,13 @@ from deeper_layers.models.network import Network, holding_weights, is_streamed
 from deeper_layers.pruning import drop_layers, zero_sublayers
 from deeper_layers.sweeping import agreement
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
-from deeper_layers.sweeping.forward import Forward, PaddedBatch, are_most_likely, logits_in_parts, run_layers
+from deeper_layers.sweeping.forward import (
+    Forward,
+    PaddedBatch,
+    are_most_likely,
+    logits_in_parts,
+    run_layers,
+)
 from deeper_layers.sweeping.parts import LEAST_ROWS, MemoryEstimate, run_in_halves
 from deeper_layers.sweeping.planning import FEW_ROWS, MEMORY, Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
@@ -53,10 +59,14 @@ class TreeModel:
         compares: whether answers say, too, how much each model predicts what the whole one does (agreement.py).
     """
 
-    def __init__(self, model, cuts: list[Cut], sharing: Sharing | None = None, *, compares: bool = False):
-        self.network, self.is_streamed = Network(model), is_streamed(model)
+    def __init__(
+        self, model, cuts: list[Cut], sharing: Sharing | None = None, *, compares: bool = False
+    ):
+        self.network = Network(model)
+        self.is_streamed = is_streamed(model)
         self.sharing = try_sharing(model, cuts) if sharing is None else sharing
-        self.estimate, self.compares = MemoryEstimate(self.network), compares
+        self.estimate = MemoryEstimate(self.network)
+        self.compares = compares
         self.cuts = list(dict.fromkeys(cuts))
         self.tree = Tree(self.cuts, len(self.network.layers))
         self._prefixes: dict[tuple[int, ...], PrefixCache] = {}
@@ -68,12 +78,15 @@ class TreeModel:
             return self
         if cuts != self._selection.cuts:
             self._selection = copy.copy(self)
-            vars(self._selection).update(cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={}, _selection=self)
+            vars(self._selection).update(
+                cuts=cuts, tree=Tree(cuts, self.tree.layers), _prefixes={}, _selection=self
+            )
         return self._selection
 
     def forget(self) -> None:
         """Forget the prefixes that were run: the model may have changed since."""
-        self._prefixes, self._selection = {}, self
+        self._prefixes = {}
+        self._selection = self
 
     @property
     def answer_dtype(self) -> np.dtype:
@@ -82,7 +95,11 @@ class TreeModel:
     @property
     def layer_steps(self) -> int:
         """Layers that one token passes: the nodes of the tree, or without sharing all layers of each model."""
-        return self.tree.nodes if self.sharing else sum(self.tree.layers - cut.size for cut in self.cuts)
+        return (
+            self.tree.nodes
+            if self.sharing
+            else sum(self.tree.layers - cut.size for cut in self.cuts)
+        )
 
     def bytes_needed(self, batches: list[Batch]) -> int:
         """Most bytes beside the weights when batches go through the layers, all together where layers are on disk."""
@@ -91,7 +108,10 @@ class TreeModel:
         return max((self.estimate.scoring_bytes(tree, group) for group in groups), default=0)
 
     def answer(
-        self, batches: list[Batch], progress: Callable[[float], object] = lambda steps: None, memory: int = MEMORY
+        self,
+        batches: list[Batch],
+        progress: Callable[[float], object] = lambda steps: None,
+        memory: int = MEMORY,
     ) -> np.ndarray:
         """Answers [C, R] of dtype `answer_dtype` to the requests of batches that go through each layer together.
 
@@ -111,8 +131,13 @@ class TreeModel:
                 batches.append(Batch(batch.prefix, tuple(s for _, s in pairs)))
             return batches
 
-        def select(cuts: list[Cut]) -> TreeModel:  # a half of the cuts has the whole model beside it, too
-            return self.for_cuts([UNPRUNED, *cuts] if self.compares and UNPRUNED not in cuts else cuts)
+        # a half of the cuts has the whole model beside it, too
+        def select(
+            cuts: list[Cut],
+        ) -> TreeModel:
+            return self.for_cuts(
+                [UNPRUNED, *cuts] if self.compares and UNPRUNED not in cuts else cuts
+            )
 
         def run(sequences, cuts: list[Cut]) -> np.ndarray:
             return select(cuts)._answer_at_once(grouped(sequences), progress)[-len(cuts) :]
@@ -128,7 +153,8 @@ class TreeModel:
 
     @torch.inference_mode()
     def _answer_at_once(self, batches: list[Batch], progress: Callable) -> np.ndarray:
-        forwards, answers = self.run(batches, progress) if self.sharing else [], []
+        forwards = self.run(batches, progress) if self.sharing else []
+        answers = []
         for forward, batch in itertools.zip_longest(forwards, batches):
             if forward is None:
                 progress(self.layer_steps * batch.tokens)
@@ -147,17 +173,30 @@ class TreeModel:
     def _score_beside_whole(self, batch: Batch, forward: Forward | None) -> np.ndarray:
         """The same of dtype COMPARED."""
         if forward is not None:
-            parts = agreement.compare_states(self.network, forward.states, self.cuts.index(UNPRUNED))
+            parts = agreement.compare_states(
+                self.network, forward.states, self.cuts.index(UNPRUNED)
+            )
         else:
-            parts = agreement.compare_alone(lambda cut: run_alone(self.network.model, cut, batch), self.cuts)
+            parts = agreement.compare_alone(
+                lambda cut: run_alone(self.network.model, cut, batch), self.cuts
+            )
         return agreement.score_beside_whole(batch, len(self.cuts), parts, COMPARED)
 
-    def run(self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False) -> list[Forward]:
+    def run(
+        self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False
+    ) -> list[Forward]:
         """Take batches through the tree together, after their prefixes, which later batches may share."""
-        start = functools.partial(Forward, self.network, self.tree, scored_only=self.sharing == Sharing.MASKS)
+        start = functools.partial(
+            Forward, self.network, self.tree, scored_only=self.sharing == Sharing.MASKS
+        )
         prefixes = {batch.prefix for batch in batches if batch.prefix}
-        new_prefixes = {p: start(Batch((), (Sequence(p),)), keeps=True) for p in prefixes - self._prefixes.keys()}
-        caches = {p: new_prefixes[p].cache if p in new_prefixes else self._prefixes[p] for p in prefixes}
+        new_prefixes = {
+            p: start(Batch((), (Sequence(p),)), keeps=True)
+            for p in prefixes - self._prefixes.keys()
+        }
+        caches = {
+            p: new_prefixes[p].cache if p in new_prefixes else self._prefixes[p] for p in prefixes
+        }
         forwards = [start(batch, caches.get(batch.prefix), keeps=keeps) for batch in batches]
         run_layers([*new_prefixes.values(), *forwards], progress)
         self._prefixes = caches
@@ -171,7 +210,10 @@ def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
     padded = PaddedBatch(batch, pruned.get_input_embeddings().weight.device)
 
     def keep_scored(_, arguments):
-        return (arguments[0][padded.rows, padded.places[padded.rows, padded.slots]].unsqueeze(0), *arguments[1:])
+        return (
+            arguments[0][padded.rows, padded.places[padded.rows, padded.slots]].unsqueeze(0),
+            *arguments[1:],
+        )
 
     with pruned.get_output_embeddings().register_forward_pre_hook(keep_scored):
         return pruned(input_ids=padded.ids, use_cache=False).logits[0]
@@ -182,8 +224,10 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
     token_rows, token_ids, starts = batch.scored_tokens
     rows = (np.arange(cuts)[:, None] * batch.scored + token_rows).ravel()  # [C * K]
     by_row = rows.argsort()
-    sorted_rows, sorted_tokens = rows[by_row], np.tile(token_ids, cuts)[by_row]
-    found, first = [], 0
+    sorted_rows = rows[by_row]
+    sorted_tokens = np.tile(token_ids, cuts)[by_row]
+    found = []
+    first = 0
     for part in itertools.chain.from_iterable(map(_split_for_cache, logits)):
         here = slice(*np.searchsorted(sorted_rows, (first, first + len(part))))
         indices = torch.from_numpy(np.stack([sorted_rows[here] - first, sorted_tokens[here]]))
@@ -192,8 +236,11 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
         found.append(torch.stack([logprobs, are_most_likely(part, row, token).float()]))
         first += len(part)
     token_answers = np.empty((cuts, len(token_rows)), ANSWER)
-    logprobs, is_greedy = torch.cat(found, dim=1).cpu().numpy()  # the one copy of a batch: a card is waited for at each
-    token_answers["logprob"].flat[by_row], token_answers["greedy"].flat[by_row] = logprobs, is_greedy
+    logprobs, is_greedy = (
+        torch.cat(found, dim=1).cpu().numpy()
+    )  # the one copy of a batch: a card is waited for at each
+    token_answers["logprob"].flat[by_row] = logprobs
+    token_answers["greedy"].flat[by_row] = is_greedy
     answers = np.empty((cuts, len(starts)), ANSWER)
     answers["logprob"] = np.add.reduceat(token_answers["logprob"], starts, axis=1)
     answers["greedy"] = np.logical_and.reduceat(token_answers["greedy"], starts, axis=1)
@@ -225,7 +272,9 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
         """Log-probabilities [C, ways, requests]: one sequence a request, and where masks are given as branches too."""
         prefix = tuple(tokens[:8]) if sharing >= Sharing.PREFIXES else ()
         ways = [apart, branched] if sharing == Sharing.MASKS else [apart]
-        results = TreeModel(trial_model, trial_cuts, sharing).answer([Batch(prefix, tuple(way)) for way in ways])
+        results = TreeModel(trial_model, trial_cuts, sharing).answer(
+            [Batch(prefix, tuple(way)) for way in ways]
+        )
         return results["logprob"].reshape(len(trial_cuts), -1, 6)
 
     with contextlib.ExitStack() as stack:
@@ -237,7 +286,8 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
         # rounding changes them a little; a wrong mask or position as much as they differ from each other
         allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
         for sharing in sorted(Sharing, reverse=True)[:-1]:
-            with contextlib.suppress(Exception):  # whatever a family's code raises: the plain way remains
+            # whatever a family's code raises: the plain way remains
+            with contextlib.suppress(Exception):
                 is_equal = np.sqrt(np.square(answers(sharing) - plain).mean(axis=(1, 2))) <= allowed
                 if is_equal.all() and (sharing < Sharing.MASKS or takes_masks(trial_model.config)):
                     return sharing
@@ -250,12 +300,15 @@ def _shrink_for_trial(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut
     count = num_layers(model)
     kept_layers = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
     dropped = set(range(count)) - kept_layers - {*first_layer_of_each_kind(model)}
-    with contextlib.suppress(InputError):  # a configuration may state the cut of the model, but none of the small model
+    # a configuration may state the cut of the model, but none of the small model
+    with contextlib.suppress(InputError):
         small_model = drop_layers(model, Cut.of(dropped)) if dropped else model
         trial_cuts = [Cut(1, 1), Cut.of([0, num_layers(small_model) - 1])]
         for cut in trial_cuts:
             drop_layers(small_model, cut)
         return small_model, trial_cuts
-    whole_layers = [Cut.of(cut.dropped) for cut in cuts]  # sublayers are not tried: their output is zero in either way
+    whole_layers = [
+        Cut.of(cut.dropped) for cut in cuts
+    ]  # sublayers are not tried: their output is zero in either way
     by_start = sorted(whole_layers, key=lambda cut: cut.start)
     return model, list(dict.fromkeys([by_start[0], by_start[-1]]))

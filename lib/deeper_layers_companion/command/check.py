@@ -21,9 +21,15 @@ FIELDS = Parameters.model_fields
 @click.option("--device", default="auto", show_default=True, help=FIELDS["device"].description)
 @click.option("--revision", help=FIELDS["revision"].description)
 @click.option("--trust-remote-code", is_flag=True, help=FIELDS["trust_remote_code"].description)
-@click.option("--report", type=click.Path(path_type=Path), help="write a report there, a file that can be sent")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="write a report there, a file that can be sent",
+)
 @print_answer
-def check(model: str, device: str, revision: str | None, trust_remote_code: bool, report: Path | None) -> Answer:
+def check(
+    model: str, device: str, revision: str | None, trust_remote_code: bool, report: Path | None
+) -> Answer:
     """Run each thing that is done with a model, on little, on the processor in float32 and on the device in each data
     type that it has, and compare the numbers with those of a plain loop. Without a device it is the processor in
     bfloat16.

@@ -27,7 +27,9 @@ class Subcommands(click.Group):
 
     def invoke(self, context: click.Context):
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: click.echo(f"warning: {errors.one_line(str(message))}", err=True)
+            warnings.showwarning = lambda message, *_: click.echo(
+                f"warning: {errors.one_line(str(message))}", err=True
+            )
             try:
                 check_working_folder()
                 return super().invoke(context)
@@ -52,7 +54,9 @@ class Subcommands(click.Group):
 
 def check_working_folder() -> None:
     """Raise InputError where the folder is gone in which the command was typed: no path means anything there."""
-    with errors.as_input_error("the folder in which this was typed is gone", "go to one that is there", OSError):
+    with errors.as_input_error(
+        "the folder in which this was typed is gone", "go to one that is there", OSError
+    ):
         os.getcwd()
 
 
@@ -66,9 +70,13 @@ def _explain_error(error: Exception) -> str | None:
         return f"can't use {error.filename} ({error.strerror}): fix this, or name another place"
     reason = errors.first_line(error)
     if errors.disk_is_full(error):
-        return f"can't write any more ({reason}): make room, the same command goes on where it stopped"
+        return (
+            f"can't write any more ({reason}): make room, the same command goes on where it stopped"
+        )
     if errors.is_out_of_memory(error):
-        advice = "use a machine with more, a smaller model, shorter sequences, or --quantization nf4"
+        advice = (
+            "use a machine with more, a smaller model, shorter sequences, or --quantization nf4"
+        )
         return f"out of memory ({reason}): {advice}; the same command goes on where it stopped"
     return None
 

@@ -3,7 +3,13 @@
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers_companion import results
-from deeper_layers_companion.command.options import Answer, as_dicts, cut_options, read_cut, subcommand
+from deeper_layers_companion.command.options import (
+    Answer,
+    as_dicts,
+    cut_options,
+    read_cut,
+    subcommand,
+)
 from deeper_layers_companion.jobs.healings import find_adapters
 from deeper_layers_companion.jobs.job import healed_job
 from deeper_layers_companion.jobs.options import HealingParameters
@@ -32,12 +38,24 @@ RECOVERY_COLUMNS = [
     "no_value_reason",
 ]
 RUN_DETAILS = ("tokens", "distinct_tokens", "trained_parameters", "seconds")
-LAYER_RULES = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # healing needs whole layers dropped
+LAYER_RULES = [
+    rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers
+]  # healing needs whole layers dropped
 
 
-@subcommand(HealingParameters, "Fine-tune a pruned model, keep the adapters, score it.", but=("sizes", "rules"))
+@subcommand(
+    HealingParameters,
+    "Fine-tune a pruned model, keep the adapters, score it.",
+    but=("sizes", "rules"),
+)
 @cut_options(LAYER_RULES, ("layers",))
-def heal(parameters: HealingParameters, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
+def heal(
+    parameters: HealingParameters,
+    drop: int | None,
+    start: int | None,
+    rule: str,
+    layers: str | None,
+) -> Answer:
     """Drop layers, fine-tune the rest with low-rank adapters, and score the result. The preset head-and-last-3 trains
     the head and the last three layers in place of adapters.
 
@@ -88,9 +106,16 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
     recovery = find_recovery(scored.place, results.scores(parameters.folder, name))
     recovery_rows = as_dicts(recovery.rename(columns={"value": "recovered"})[RECOVERY_COLUMNS])
     if not recovery_rows:
-        recovery_rows = UNKNOWN_BEFORE if cut.size else "nothing was dropped, so there is nothing to recover"
+        recovery_rows = (
+            UNKNOWN_BEFORE if cut.size else "nothing was dropped, so there is nothing to recover"
+        )
     note = AT_MOST if (recovery["no_value_reason"] == "at most").any() else None
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {"model": name, "layers": depth, "cut": cut_as_json(cut), "adapters": adapters}
-    content |= {"unit": str(scored.path), "healing": record, "rows": rows, "recovery": as_dicts(recovery)}
+    content |= {
+        "unit": str(scored.path),
+        "healing": record,
+        "rows": rows,
+        "recovery": as_dicts(recovery),
+    }
     return Answer(content, [head, scores, recovery_rows, note, f"{scored.path}\n{end}"])

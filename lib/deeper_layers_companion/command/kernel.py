@@ -23,4 +23,8 @@ def interrupt_only_cells() -> dict:
     def note_end(cell, cell_index: int, execute_reply) -> None:
         running.discard(cell_index)
 
-    return {"kernel_manager_class": KernelManager, "on_cell_execute": note_start, "on_cell_executed": note_end}
+    return {
+        "kernel_manager_class": KernelManager,
+        "on_cell_execute": note_start,
+        "on_cell_executed": note_end,
+    }

@@ -45,7 +45,8 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     session = Session(parameters)
     job = distances_job(session.source, parameters, by_sequence=by_sequence)
     result = session.get(job, "the distances")
-    matrix, source = distance_matrix(result.rows), session.source
+    matrix = distance_matrix(result.rows)
+    source = session.source
     best = [similarity_cut(matrix, size) for size in range(1, source.num_layers)]
     rows = [
         {"n": cut.size, "l*": cut.start, "distance": matrix[cut.size - 1, cut.start]}
@@ -53,13 +54,28 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
         for cut in best
     ]
     if by_sequence:
-        from deeper_layers_companion.report.statistics import nearest  # slow to import, as is the next
+        from deeper_layers_companion.report.statistics import (
+            nearest,
+        )  # slow to import, as is the next
         from deeper_layers_companion.results.frames import tabulate_distances
 
-        for row, pick in zip(rows, nearest(tabulate_distances([result])).itertuples(), strict=False):
-            row |= {"resamples": f"{pick.agrees:.0%}", "l* of 95%": f"{pick.low:.0f} to {pick.high:.0f}"}
-    content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "unit": str(result.path)}
-    content |= {"most_similar": [{"start": cut.start, "size": cut.size} for cut in best], "rows": as_dicts(result.rows)}
+        for row, pick in zip(
+            rows, nearest(tabulate_distances([result])).itertuples(), strict=False
+        ):
+            row |= {
+                "resamples": f"{pick.agrees:.0%}",
+                "l* of 95%": f"{pick.low:.0f} to {pick.high:.0f}",
+            }
+    content = {
+        "model": source.name,
+        "layers": source.num_layers,
+        "dtype": source.dtype,
+        "unit": str(result.path),
+    }
+    content |= {
+        "most_similar": [{"start": cut.start, "size": cut.size} for cut in best],
+        "rows": as_dicts(result.rows),
+    }
     head = (
         f"{source.describe(None)}: the most similar block of n layers begins at layer l*, counted from 0; distances "
         f"in units of pi, mean of {int(result.rows['samples'].max())} sequences of {result.name}"
@@ -94,7 +110,10 @@ def sweep(parameters: SweepParameters, keep: float | None) -> Answer:
     """
     exclude_rules()
     exclude(
-        "keep", "precision", "within", why=", as a share is judged on all items up to --limit, by intervals of one look"
+        "keep",
+        "precision",
+        "within",
+        why=", as a share is judged on all items up to --limit, by intervals of one look",
     )
     session = Session(parameters)
     return _score([*list_sweep(session)], session, by_rule=True, keep=keep)
@@ -119,7 +138,9 @@ def scan(parameters: EarlyScanParameters, dry_run: bool) -> Answer:
     """
     for name in ("starts",) if parameters.blocks is None else ("rules", "sizes"):
         if is_typed(name):
-            raise click.UsageError(f"--{name} and --blocks {parameters.blocks or 'none'} exclude each other: leave it")
+            raise click.UsageError(
+                f"--{name} and --blocks {parameters.blocks or 'none'} exclude each other: leave it"
+            )
     session = Session(parameters)
     jobs = [*list_sweep(session)]
     if dry_run:
@@ -129,7 +150,8 @@ def scan(parameters: EarlyScanParameters, dry_run: bool) -> Answer:
 
 def _try_jobs(jobs: list[Job], session: Session) -> Answer:
     """What each job would cost, less those that results hold."""
-    units, lines = [], []
+    units = []
+    lines = []
     for job in jobs:
         (name,) = job.key["tasks"]
         if session.find(job):
@@ -137,18 +159,27 @@ def _try_jobs(jobs: list[Job], session: Session) -> Answer:
             continue
         plan = try_job(job, session)
         lines.append(f"{name}: {plan}")
-        unit = {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
+        unit = {
+            "name": name,
+            "seconds": plan.seconds,
+            "layer_steps": plan.layer_steps,
+            "to_generate": plan.generated,
+        }
         units.append(unit)
     return Answer({"units": units}, lines)
 
 
-def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: float | None = None) -> Answer:
+def _score(
+    jobs: list[Job], session: Session, *, by_rule: bool = False, keep: float | None = None
+) -> Answer:
     """Get each job: the answer has a table for each task or text, and for JSON its rows; `by_rule` repeats those of a
     cut for each rule that chose it; `keep` asks how many layers leave such a share of every task. Raises
     NotMeasuredError if there is nothing to show."""
-    source, quantization = session.source, session.options.quantization
+    source = session.source
+    quantization = session.options.quantization
     results = [session.get(job) for job in jobs]
-    missing, absent = [], []
+    missing = []
+    absent = []
     for job, result in zip(jobs, results):
         if result is None:
             missing += job.key["tasks"]
@@ -157,8 +188,12 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     measured = [result for result in results if result]
     if not measured:
         nearest = session.describe_nearest(jobs[0])
-        raise NotMeasuredError(f"not measured: {', '.join(missing)}{nearest}; leave out --no-measure to measure it")
-    paths, tables, rows = [str(result.path) for result in measured], [], []
+        raise NotMeasuredError(
+            f"not measured: {', '.join(missing)}{nearest}; leave out --no-measure to measure it"
+        )
+    paths = [str(result.path) for result in measured]
+    tables = []
+    rows = []
     stopped: list[dict] = []
     for job, result in zip(jobs, results):
         if result is None:
@@ -170,7 +205,10 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
         parts = [result.rows]
         if by_rule:
             chosen_by_rule = job.key["cuts"].items()
-            parts = [result.rows[result.rows["cut"].isin(names)].assign(rule=rule) for rule, names in chosen_by_rule]
+            parts = [
+                result.rows[result.rows["cut"].isin(names)].assign(rule=rule)
+                for rule, names in chosen_by_rule
+            ]
         for part in parts:
             rows += as_dicts(part)
     half_gone, half_gone_text = _find_half_gone(
@@ -178,27 +216,44 @@ def _score(jobs: list[Job], session: Session, *, by_rule: bool = False, keep: fl
     )
     for one in stopped:
         half_gone += one.pop("half_gone")
-    content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype, "half_gone": half_gone}
+    content = {
+        "model": source.name,
+        "layers": source.num_layers,
+        "dtype": source.dtype,
+        "half_gone": half_gone,
+    }
     content |= {"quantization": quantization, "not_measured": missing, "units": paths, "rows": rows}
     content |= {"stopping": stopped} if stopped else {}
     kept_text = ""
     if keep is not None:
         content["keep"], kept_text = _find_most_dropped(measured, keep, session.options.model)
-    texts = [source.describe(quantization), *tables, half_gone_text, kept_text, *absent, "\n".join(paths)]
+    texts = [
+        source.describe(quantization),
+        *tables,
+        half_gone_text,
+        kept_text,
+        *absent,
+        "\n".join(paths),
+    ]
     return Answer(content, [text for text in texts if text])
 
 
 def _make_looks(job: Job, result: Result, stopped: list[dict]) -> Iterator[str]:
     """Yield the tables of a task whose asking may have stopped early, and why it did; add that to `stopped`, for JSON,
     with its half gone."""
-    from deeper_layers_companion.jobs.looks import look_at_result, narrow  # slow to import, as is the next
+    from deeper_layers_companion.jobs.looks import (
+        look_at_result,
+        narrow,
+    )  # slow to import, as is the next
     from deeper_layers_companion.report import looking
 
     stopping = result.details["stopping"]
     (task,) = job.key["tasks"]
     seen = look_at_result(narrow(job, result))
     total = sum(stopping["counts"].values())
-    stopped.append({"task": task, "of": total} | stopping | {"half_gone": looking.tabulate_half_gone(seen)})
+    stopped.append(
+        {"task": task, "of": total} | stopping | {"half_gone": looking.tabulate_half_gone(seen)}
+    )
     yield from looking.write_tables(seen)
     yield (
         f"{task}: {stopping['items']:,} of {total:,} items asked ({stopping['reason']}); 95% intervals hold at all "
@@ -208,7 +263,9 @@ def _make_looks(job: Job, result: Result, stopped: list[dict]) -> Iterator[str]:
 
 def _find_most_dropped(measured: list[Result], share: float, model: str) -> tuple[list[dict], str]:
     """For each rule how many layers leave a share of every task, for JSON; and in words, with the command to type."""
-    from deeper_layers_companion.report.keeping import find_most_dropped  # slow to import, as is the next
+    from deeper_layers_companion.report.keeping import (
+        find_most_dropped,
+    )  # slow to import, as is the next
     from deeper_layers_companion.results.frames import tabulate_scores
 
     found = as_dicts(find_most_dropped(tabulate_scores(measured), share))
@@ -239,7 +296,9 @@ def _describe_most_dropped(row: dict, share: float, model: str) -> str:
 def _find_half_gone(measured: list[Result]) -> tuple[list[dict], str]:
     """For each task and rule the number of layers without which half of the score above guessing is gone, with its
     interval, for JSON (null: more than the largest that was measured); and a table in words, "" without rows."""
-    from deeper_layers_companion.report.statistics import half_gone_table  # slow to import, as is the next
+    from deeper_layers_companion.report.statistics import (
+        half_gone_table,
+    )  # slow to import, as is the next
     from deeper_layers_companion.results.frames import tabulate_scores
 
     rows = half_gone_table(tabulate_scores(measured)).query("no_value_reason == ''")
@@ -248,7 +307,10 @@ def _find_half_gone(measured: list[Result]) -> tuple[list[dict], str]:
     if rows.empty:
         return content, ""
     table = format_table(as_dicts(rows[["task", "rule"]].assign(layers=rows["words"])))
-    return content, f"Half of what the whole model scores above guessing is gone without so many layers:\n{table}"
+    return (
+        content,
+        f"Half of what the whole model scores above guessing is gone without so many layers:\n{table}",
+    )
 
 
 def _make_tables(result: Result, cuts_by_rule: dict[str, list[str]]) -> Iterator[str]:
@@ -259,7 +321,11 @@ def _make_tables(result: Result, cuts_by_rule: dict[str, list[str]]) -> Iterator
     from deeper_layers_companion.report.names import format_number
     from deeper_layers_companion.results.frames import tabulate_scores
 
-    rows = tabulate_scores([result]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
+    rows = (
+        tabulate_scores([result])
+        .dropna(subset="outcome")
+        .drop_duplicates(["task", "subject", "metric", "cut"])
+    )
     chosen = set()
     for rule, names in cuts_by_rule.items():
         chosen.update((name, rule if read_cut(name).size else "") for name in names)
@@ -267,9 +333,16 @@ def _make_tables(result: Result, cuts_by_rule: dict[str, list[str]]) -> Iterator
     for task, task_rows in pairing.pick_metric(rows).groupby("task", sort=False):
         table, outcomes = pairing.pair_outcomes(task_rows)
         head = f"{task}, {task_rows['metric'].iloc[0]}: {outcomes.shape[1]} items"
-        table["score"] = [format_number(estimate, digits=3) for estimate in estimates.estimate_mean(outcomes)]
-        changes = estimates.Estimate.of(estimates.resample(outcomes - outcomes[0]))  # the whole model is the first
-        table["change"] = ["", *(format_number(estimate, digits=3) for estimate in list(changes)[1:])]
+        table["score"] = [
+            format_number(estimate, digits=3) for estimate in estimates.estimate_mean(outcomes)
+        ]
+        changes = estimates.Estimate.of(
+            estimates.resample(outcomes - outcomes[0])
+        )  # the whole model is the first
+        table["change"] = [
+            "",
+            *(format_number(estimate, digits=3) for estimate in list(changes)[1:]),
+        ]
         if estimates.are_shares(outcomes):
             guessing = pairing.score_guessing(task_rows)
             head += f", guessing {guessing:.2f}"

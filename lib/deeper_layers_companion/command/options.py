@@ -58,7 +58,9 @@ def print_answer(function: Callable[..., Answer]) -> Callable:
             _print(json.dumps(answer.content, indent=1, allow_nan=False))
         else:
             parts = filter(None, answer.parts)
-            _print("\n\n".join(part if isinstance(part, str) else format_table(part) for part in parts))
+            _print(
+                "\n\n".join(part if isinstance(part, str) else format_table(part) for part in parts)
+            )
         click.get_current_context().exit(answer.status)
 
     return run
@@ -101,7 +103,12 @@ def as_dicts(rows: "pd.DataFrame") -> list[dict]:
 
 
 def subcommand(
-    kind: type[Parameters], short: str, *, but: Iterable[str] = (), defaults: bool = True, needed: bool = True
+    kind: type[Parameters],
+    short: str,
+    *,
+    but: Iterable[str] = (),
+    defaults: bool = True,
+    needed: bool = True,
 ) -> Callable[[Callable[..., Answer]], click.Command]:
     """Make a command of a function. It takes MODEL, and as options all fields of `kind` `but` some.
 
@@ -109,7 +116,9 @@ def subcommand(
     click's decorators declared before. `short` is the command's line in the list of commands, the docstring its help;
     `defaults` says whether the defaults of `kind` are shown, and `needed` whether MODEL is required.
     """
-    fields = {name: field for name, field in kind.model_fields.items() if name not in {"model", *but}}
+    fields = {
+        name: field for name, field in kind.model_fields.items() if name not in {"model", *but}
+    }
 
     def decorate(function: Callable[..., Answer]) -> click.Command:
         @print_answer
@@ -121,8 +130,13 @@ def subcommand(
             except InputError as error:
                 raise InputError(_name_options(str(error))) from error
 
-        run.__click_params__ += [_make_option(name, fields[name], defaults) for name in reversed(fields)]  # last first
-        run.__click_params__ += [*vars(function).get("__click_params__", []), click.Argument(["model"], needed)]
+        run.__click_params__ += [
+            _make_option(name, fields[name], defaults) for name in reversed(fields)
+        ]  # last first
+        run.__click_params__ += [
+            *vars(function).get("__click_params__", []),
+            click.Argument(["model"], needed),
+        ]
         help_text = f"{inspect.getdoc(function)}\n\n{MODEL}"
         return click.command(function.__name__, short_help=short, help=help_text)(run)
 
@@ -140,7 +154,9 @@ def exclude(name: str, *others: str, why: str = "") -> None:
         return
     flags = _find_flags()
     for other in filter(is_typed, others):
-        raise click.UsageError(f"{flags[name]} and {flags[other]} exclude each other: give one of them{why}")
+        raise click.UsageError(
+            f"{flags[name]} and {flags[other]} exclude each other: give one of them{why}"
+        )
 
 
 def _find_flags() -> dict[str, str]:
@@ -155,7 +171,9 @@ def _name_options(message: str) -> str:
     if message.startswith(OF_LAYER) and typed:
         return message.replace(OF_LAYER, f"{typed} is of layer", 1)
     name, _, rest = message.partition(" ")
-    flags = _find_flags() | {"size": next((f"--{of}" for of in ("drop", "sizes") if is_typed(of)), "size")}
+    flags = _find_flags() | {
+        "size": next((f"--{of}" for of in ("drop", "sizes") if is_typed(of)), "size")
+    }
     if name not in flags or not rest.startswith(("is ", "has ")):
         return message
     return f"{flags[name]} {rest.replace('None', 'none', 1)}"
@@ -202,14 +220,29 @@ def cut_options(rules: Iterable[str], lists: Iterable[str], more: str = "") -> C
     fields = SweepParameters.model_fields
     rule_help = "; ".join(f"{name}: {REGISTERED[name].words}" for name in rules)
     rule_help += ". What it needs is from results, or measured now"
-    list_help = {name: str(fields[name].description).replace("rules and sizes", "--drop") for name in lists}
+    list_help = {
+        name: str(fields[name].description).replace("rules and sizes", "--drop") for name in lists
+    }
     options = [
         click.option("--drop", type=int, help=f"number of layers to drop{more}"),
-        click.option("--start", type=int, help="the first of them, counted from 0, instead of a rule"),
-        click.option("--rule", type=click.Choice(rules), default="similarity", show_default=True, help=rule_help),
-        *(click.option(f"--{name}", metavar="LIST", help=list_words) for name, list_words in list_help.items()),
+        click.option(
+            "--start", type=int, help="the first of them, counted from 0, instead of a rule"
+        ),
+        click.option(
+            "--rule",
+            type=click.Choice(rules),
+            default="similarity",
+            show_default=True,
+            help=rule_help,
+        ),
+        *(
+            click.option(f"--{name}", metavar="LIST", help=list_words)
+            for name, list_words in list_help.items()
+        ),
     ]
-    return lambda function: functools.reduce(lambda decorated, option: option(decorated), reversed(options), function)
+    return lambda function: functools.reduce(
+        lambda decorated, option: option(decorated), reversed(options), function
+    )
 
 
 def exclude_rules() -> None:
@@ -218,7 +251,9 @@ def exclude_rules() -> None:
         exclude(name, "rules", "sizes")
 
 
-def read_cut(drop: int | None, start: int | None, instead: object = None, **lists: str | None) -> Cut | None:
+def read_cut(
+    drop: int | None, start: int | None, instead: object = None, **lists: str | None
+) -> Cut | None:
     """The cut that was typed, by its place or in lists; None if a rule chooses `drop` layers, or if the value `instead`
     determines the cut. Refuses what is wrong for every model."""
     exclude("start", "rule")

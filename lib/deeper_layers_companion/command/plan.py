@@ -8,7 +8,14 @@ import click
 
 from deeper_layers import models
 from deeper_layers.presets import PRESETS
-from deeper_layers_companion.command.options import LISTS, Answer, exclude, exclude_rules, is_typed, subcommand
+from deeper_layers_companion.command.options import (
+    LISTS,
+    Answer,
+    exclude,
+    exclude_rules,
+    is_typed,
+    subcommand,
+)
 from deeper_layers_companion.jobs import price
 from deeper_layers_companion.jobs.options import SweepParameters
 from deeper_layers_companion.jobs.plan import describe_jobs, plan_sweep
@@ -19,26 +26,48 @@ COLUMNS = "task items requests tokens tokens_at_most layer_steps layer_steps_at_
 COLUMNS = [*COLUMNS.split(), "seconds", "device", "unknown"]
 
 
-@subcommand(SweepParameters, "What a run will cost; nothing is loaded.", but=("measure",), needed=False)
+@subcommand(
+    SweepParameters, "What a run will cost; nothing is loaded.", but=("measure",), needed=False
+)
 @click.option(
     "--model-config",
     type=click.Path(path_type=Path),
     help="in place of MODEL: its config.json, which is all that is known of it",
 )
-@click.option("--machine", help='also seconds and memory there: "this", or a device and how many, like h100x8')
 @click.option(
-    "--heal", type=click.Choice(list(PRESETS)), default="small", show_default=True, help="with --machine, of a healing"
+    "--machine", help='also seconds and memory there: "this", or a device and how many, like h100x8'
 )
 @click.option(
-    "--drop", type=click.IntRange(min=1), help="number of layers to drop: the same as --sizes with one number"
+    "--heal",
+    type=click.Choice(list(PRESETS)),
+    default="small",
+    show_default=True,
+    help="with --machine, of a healing",
 )
 @click.option(
-    "--tokens", type=click.IntRange(min=1), default=4096, show_default=True, help="in each sequence of the KV cache"
+    "--drop",
+    type=click.IntRange(min=1),
+    help="number of layers to drop: the same as --sizes with one number",
 )
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="sequences at once, for the KV cache"
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="in each sequence of the KV cache",
 )
-@click.option("--jobs", is_flag=True, help="print each job as a line of JSON, with what it needs, for a scheduler")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="sequences at once, for the KV cache",
+)
+@click.option(
+    "--jobs",
+    is_flag=True,
+    help="print each job as a line of JSON, with what it needs, for a scheduler",
+)
 def plan(
     parameters: SweepParameters,
     model_config: Path | None,
@@ -105,7 +134,11 @@ def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
         for cost in predicted["costs"]:
             about = cost.get("unknown") or price.duration(cost["seconds"])
             row = {f"on {machine['name']}": cost["what"], "about": about}
-            row |= {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights") if name in cost}
+            row |= {
+                f"{name}, 10^9": cost[name] / 1e9
+                for name in ("operations", "memory", "weights")
+                if name in cost
+            }
             rows.append(row | {"devices": cost.get("devices")})
         yield rows
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."

@@ -32,13 +32,31 @@ from deeper_layers_companion.command.options import (
 from deeper_layers_companion.jobs import pruned_checkpoint
 from deeper_layers_companion.jobs.healings import find_adapters
 from deeper_layers_companion.jobs.job import healing_job
-from deeper_layers_companion.jobs.options import Corpus, Dtype, HealingParameters, Parameters, one_of, split_list
-from deeper_layers_companion.jobs.pruned_checkpoint import Output, PruningDescription, is_gguf_model, layer_options
-from deeper_layers_companion.jobs.select_cuts import select_cut_and_changes, select_cuts, select_safe_cut
+from deeper_layers_companion.jobs.options import (
+    Corpus,
+    Dtype,
+    HealingParameters,
+    Parameters,
+    one_of,
+    split_list,
+)
+from deeper_layers_companion.jobs.pruned_checkpoint import (
+    Output,
+    PruningDescription,
+    is_gguf_model,
+    layer_options,
+)
+from deeper_layers_companion.jobs.select_cuts import (
+    select_cut_and_changes,
+    select_cuts,
+    select_safe_cut,
+)
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules.table import REGISTERED, Rule
 
-NOT_SURELY = "results do not say that it surely ruins any of these: where items are few, they can not"
+NOT_SURELY = (
+    "results do not say that it surely ruins any of these: where items are few, they can not"
+)
 
 
 class PruneParameters(Parameters):
@@ -54,7 +72,8 @@ class PruneParameters(Parameters):
         description=f"let the rule choose among the cuts that these read rightly: some of {', '.join(export.ENGINES)}",
     )
     like: Path | None = Field(
-        None, description="a folder that was pruned before: make the same cut, of another model of as many layers"
+        None,
+        description="a folder that was pruned before: make the same cut, of another model of as many layers",
     )
     dry_run: bool = Field(
         False,
@@ -76,20 +95,26 @@ class PruneParameters(Parameters):
         description="instead of --drop, as few layers as it takes: for weights of at most so many bytes (400MB) or "
         "numbers (300M)",
     )
-    without_mtp: bool = Field(False, description="leave out layers for multi-token prediction, which else stay")
+    without_mtp: bool = Field(
+        False, description="leave out layers for multi-token prediction, which else stay"
+    )
     adapter: Path | None = Field(
         None, description="folder of adapters trained after this cut: they are added to the weights"
     )
     heal: Annotated[str | None, one_of(PRESETS)] = Field(
         None, description=f"train such adapters first, and keep them: {', '.join(PRESETS)}"
     )
-    steps: int | None = Field(None, description="of --heal: updates of the adapters; None: the preset's own")
+    steps: int | None = Field(
+        None, description="of --heal: updates of the adapters; None: the preset's own"
+    )
     text: Corpus = HealingParameters.model_fields["text"]
 
     def make_opening_parameters(self, rounded: bool) -> Parameters:
         """The parameters for opening, and with --heal healing, the model; `rounded` weights are not quantized again."""
         if self.heal and rounded and PRESETS[self.heal].last_layers:
-            raise InputError(f"--heal is {self.heal}, and OUT a GGUF file, to which adapters are added: give a folder")
+            raise InputError(
+                f"--heal is {self.heal}, and OUT a GGUF file, to which adapters are added: give a folder"
+            )
         cls = HealingParameters if self.heal else Parameters
         values = self.model_dump(exclude_unset=True, include={*cls.model_fields} - {"dtype"})
         values["measure"] = self.measure and not self.dry_run
@@ -104,7 +129,12 @@ class PruneParameters(Parameters):
 @cut_options(REGISTERED, LISTS, more="; with --adapter by default its own")
 @click.argument("out", type=click.Path(path_type=Path))
 def prune(
-    options: PruneParameters, out: Path, drop: int | None, start: int | None, rule: str, **lists: str | None
+    options: PruneParameters,
+    out: Path,
+    drop: int | None,
+    start: int | None,
+    rule: str,
+    **lists: str | None,
 ) -> Answer:
     """Write a checkpoint without some of its layers to OUT. Weights are copied, unless the rule changes some.
 
@@ -132,7 +162,9 @@ def prune(
     model = options.model
     out = checks.check_path("OUT", out)
     healed = bool(options.heal or options.adapter)
-    output = Output(out, options.dtype, options.type, not options.without_mtp, options.silence, healed)
+    output = Output(
+        out, options.dtype, options.type, not options.without_mtp, options.silence, healed
+    )
     output.check(model, changes=bool(chosen.changes))
     if options.adapter and drop is None and cut is None:
         cut = export.read_adapter(options.adapter).cut
@@ -148,12 +180,16 @@ def prune(
         output.check_sublayers(f"this cut {cut.describe(depth)}")
     elif not cut and chosen.drops_sublayers and size:
         output.check_sublayers(f"the rule {rule} drops attention or MLP apart")
-    request = _Request(options, output, config, depth, Session(options.make_opening_parameters(output.is_gguf)))
+    request = _Request(
+        options, output, config, depth, Session(options.make_opening_parameters(output.is_gguf))
+    )
     changed = None
     if chosen.changes:
         cut, changed = select_cut_and_changes(rule, size, request.session)
     elif options.to_size is not None:
-        cut = output.fit_cut(request.find_source(), options.to_size, functools.partial(request.choose_cut, rule))
+        cut = output.fit_cut(
+            request.find_source(), options.to_size, functools.partial(request.choose_cut, rule)
+        )
     elif cut is None:
         cut = request.choose_cut(rule, size)
     opening = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
@@ -220,9 +256,15 @@ class _Request(NamedTuple):
     def check_engines(self, described: PruningDescription) -> None:
         """Raise InputError where an engine of --for would misread the result."""
         if self.options.for_ and not self.select_safe([described.cut]):
-            wrong = [item for item in described.engines if item.engine in split_list(self.options.for_)]
-            reasons = "; ".join(f"{item.engine} would read it wrongly: {item.why}" for item in wrong)
-            raise InputError(f"--for is {self.options.for_}, and {reasons}: give another cut, or leave it out")
+            wrong = [
+                item for item in described.engines if item.engine in split_list(self.options.for_)
+            ]
+            reasons = "; ".join(
+                f"{item.engine} would read it wrongly: {item.why}" for item in wrong
+            )
+            raise InputError(
+                f"--for is {self.options.for_}, and {reasons}: give another cut, or leave it out"
+            )
 
     def find_adapters(self, cut: Cut) -> Path | None:
         """The adapters that are added: those that were given, or with --heal trained ones."""
@@ -230,7 +272,9 @@ class _Request(NamedTuple):
         if not isinstance(parameters, HealingParameters):
             return self.options.adapter
         config = parameters.make_config()
-        healing = healing_job(self.session.source, cut, config, parameters.text, parameters.quantization)
+        healing = healing_job(
+            self.session.source, cut, config, parameters.text, parameters.quantization
+        )
         return find_adapters(healing, self.session)
 
     def say_what_would_be(self, described: PruningDescription) -> Answer:
@@ -242,17 +286,28 @@ class _Request(NamedTuple):
         lines = [f"{described.model}: {cut.describe(self.depth)}"]
         if isinstance(parameters, HealingParameters):
             tokens = parameters.make_config().tokens
-            lines.append(f"would be healed first: {options.heal}, {tokens:,} tokens of {options.text}")
-        lines.append(f"would be written: {self.output.path}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
+            lines.append(
+                f"would be healed first: {options.heal}, {tokens:,} tokens of {options.text}"
+            )
+        lines.append(
+            f"would be written: {self.output.path}, {bytes / 1e6:,.0f} MB of weights in {dtype}"
+        )
         lines += described.engine_warnings() or ["no engine that counts layers would misread it"]
         typed = layer_options(cut)
         if options.results:
             typed = ["--results", options.results, *typed]
         measure = shlex.join(["deeper-layers", "sweep", options.model, *typed, "--tasks"])
-        quality = [f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"]
+        quality = [
+            f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"
+        ]
         if described.scores:
             quality = [described.card(), described.ruin_warning() or NOT_SURELY]
-        content = described.content() | {"out": str(self.output.path), "bytes": bytes, "dtype": dtype, "dry_run": True}
+        content = described.content() | {
+            "out": str(self.output.path),
+            "bytes": bytes,
+            "dtype": dtype,
+            "dry_run": True,
+        }
         return Answer(content, ["\n".join(lines), *quality])
 
     def say_what_was_written(self, described: PruningDescription, adapter: Path | None) -> Answer:
@@ -264,5 +319,9 @@ class _Request(NamedTuple):
         if adapter:
             lines.append(f"adapters: {adapter}")
         lines.append(f"{out}: {bytes / 1e6:,.0f} MB")
-        content = described.content() | {"out": str(out), "adapters": str(adapter) if adapter else None, "bytes": bytes}
+        content = described.content() | {
+            "out": str(out),
+            "adapters": str(adapter) if adapter else None,
+            "bytes": bytes,
+        }
         return Answer(content, ["\n".join(lines)])

@@ -22,13 +22,25 @@ from deeper_layers_companion.jobs.price import duration
 from deeper_layers_companion.results.places import VARIABLE
 
 # hours, not minutes
-ONLY_IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words", "11-what-do-the-last-layers-hold")
-CLASSES = {cls.notebook: cls for cls in vars(notebook_options).values() if getattr(cls, "notebook", "")}
+ONLY_IF_NAMED = (
+    "04-healing",
+    "05-which-layers",
+    "06-letters-or-words",
+    "11-what-do-the-last-layers-hold",
+)
+CLASSES = {
+    cls.notebook: cls for cls in vars(notebook_options).values() if getattr(cls, "notebook", "")
+}
 KILLED = "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
 MARK = "report.json"  # file in a folder of reports with the hashes of all notebooks that were written there
 
 
-@subcommand(HealingParameters, "Run the notebooks of one model, then build the site.", but=("measure",), defaults=False)
+@subcommand(
+    HealingParameters,
+    "Run the notebooks of one model, then build the site.",
+    but=("measure",),
+    defaults=False,
+)
 @click.option(
     "--notebooks",
     default="all",
@@ -47,7 +59,11 @@ MARK = "report.json"  # file in a folder of reports with the hashes of all noteb
 )
 @click.option("--no-site", is_flag=True, help="leave out the site")
 def report(
-    parameters: HealingParameters, notebooks: str, out: Path | None, cluster: str | None, no_site: bool
+    parameters: HealingParameters,
+    notebooks: str,
+    out: Path | None,
+    cluster: str | None,
+    no_site: bool,
 ) -> Answer:
     """Run the notebooks on MODEL, and build the site with its pages. First comes what they will measure, and its price.
 
@@ -73,11 +89,16 @@ def report(
     elsewhere = parameters.folder.resolve() != (root / "results").resolve()
     if cluster:
         return _run_as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
-    out = checks.check_new_folder("out", out or Path("report") / results.slugify(name), writable=True)
+    out = checks.check_new_folder(
+        "out", out or Path("report") / results.slugify(name), writable=True
+    )
     files.remove_leftovers(out)
     for notebook in classes:
         check_unchanged(out / f"{notebook}.ipynb")
-    typed = {of: parameters.model_dump(exclude_unset=True, include={*cls.model_fields}) for of, cls in classes.items()}
+    typed = {
+        of: parameters.model_dump(exclude_unset=True, include={*cls.model_fields})
+        for of, cls in classes.items()
+    }
     print(_describe_price(typed), flush=True)
     written = {}
     failed = {}
@@ -94,7 +115,9 @@ def report(
         site = str(_build_site(root, parameters.folder if elsewhere else None, out))
     if failed:
         errors = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
-        raise InputError(f"{len(failed)} of {len(classes)} notebooks were not made: {errors}; fix this, run it again")
+        raise InputError(
+            f"{len(failed)} of {len(classes)} notebooks were not made: {errors}; fix this, run it again"
+        )
     lines = list(written.values())
     if site:
         lines.append(f"site: {site}")
@@ -103,13 +126,17 @@ def report(
 
 def _describe_price(typed: dict[str, dict]) -> str:
     """What notebooks with these parameters will measure, and how long it takes, as a table."""
-    rows = plan_notebooks({notebook: CLASSES[notebook](**values) for notebook, values in typed.items()})
+    rows = plan_notebooks(
+        {notebook: CLASSES[notebook](**values) for notebook, values in typed.items()}
+    )
     if not rows:
         return "nothing to measure: results hold all of it"
     total = duration(sum(row["seconds"] or 0 for row in rows))
     for row in rows:
         row["seconds"] = "not known" if row["unknown"] else duration(row["seconds"])
-    return f"{format_table(rows)}\ntogether about {total} on this machine as it is now, by arithmetic"
+    return (
+        f"{format_table(rows)}\ntogether about {total} on this machine as it is now, by arithmetic"
+    )
 
 
 def _make_notebook(source: Path, path: Path, parameters: dict) -> str | None:
@@ -123,7 +150,9 @@ def _make_notebook(source: Path, path: Path, parameters: dict) -> str | None:
         try:
             execute_notebook(source, run, parameters, Path.cwd())
         except PapermillExecutionError as error:
-            problem = error.evalue if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
+            problem = (
+                error.evalue if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
+            )
         except DeadKernelError:
             problem = KILLED
         if run.exists():
@@ -141,7 +170,9 @@ def _build_site(root: Path, folder: Path | None, out: Path) -> Path:
         place = (out / "site").absolute()
         environment = {VARIABLE: str(folder.absolute())}
         more = ["--path-output", place]
-    _run_in(root, Path(sys.executable).with_name("jupyter-book"), "build", "book/", *more, **environment)
+    _run_in(
+        root, Path(sys.executable).with_name("jupyter-book"), "build", "book/", *more, **environment
+    )
     return place / "_build" / "html" / "index.html"
 
 
@@ -151,7 +182,9 @@ def choose_notebooks(notebooks: str) -> list[str]:
     names = [name for name in sorted(CLASSES) if {name, name[:2]} & {*wanted}]
     if not len(names) == len(wanted) > 0:
         expected = ", ".join(sorted(CLASSES))
-        raise InputError(f"notebooks is {notebooks!r}, expected 'all' or some of {expected}, like '01, 02'")
+        raise InputError(
+            f"notebooks is {notebooks!r}, expected 'all' or some of {expected}, like '01, 02'"
+        )
     return names
 
 
@@ -166,22 +199,38 @@ def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: P
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     # tqdm warns that IProgress is missing; its bars are lines of text in notebooks
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
-    with tempfile.TemporaryDirectory() as sockets:  # sockets of our own, as two kernels can race for a port
-        config = Config({"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}})
-        options = {"kernel_name": "python3", "cwd": folder, "progress_bar": False, "stderr_file": sys.stderr}
+    # sockets of our own, as two kernels can race for a port
+    with tempfile.TemporaryDirectory() as sockets:
+        config = Config(
+            {"KernelManager": {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}}
+        )
+        options = {
+            "kernel_name": "python3",
+            "cwd": folder,
+            "progress_bar": False,
+            "stderr_file": sys.stderr,
+        }
         options |= interrupt_only_cells()
-        return papermill.execute_notebook(source, out, parameters=parameters, config=config, **options)
+        return papermill.execute_notebook(
+            source, out, parameters=parameters, config=config, **options
+        )
 
 
 def check_unchanged(path: Path) -> list[str]:
     """The hashes of all notebooks that were written into the folder of a notebook. Raises InputError if the folder
     holds other files, or the notebook was changed after it was written."""
     try:
-        hashes = files.read_json(path.with_name(MARK))["written"] if any(path.parent.glob("*")) else []
+        hashes = (
+            files.read_json(path.with_name(MARK))["written"] if any(path.parent.glob("*")) else []
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path.parent} holds files and no {MARK} of an earlier report: name another --out") from error
+        raise InputError(
+            f"{path.parent} holds files and no {MARK} of an earlier report: name another --out"
+        ) from error
     if path.is_symlink() or (path.exists() and file_hash(path) not in hashes):
-        raise InputError(f"{path} was changed since report wrote it: move it away, or name another --out")
+        raise InputError(
+            f"{path} was changed since report wrote it: move it away, or name another --out"
+        )
     return hashes
 
 
@@ -196,10 +245,14 @@ def write_notebook(path: Path, content: bytes) -> None:
 def _run_in(root: Path, *command: str | Path, **environment: str) -> None:
     words = list(map(str, command))
     if subprocess.run(words, cwd=root, stdout=sys.stderr, env=os.environ | environment).returncode:
-        raise InputError(f"{' '.join(words)} in {root} failed and says why: the same command does what is left")
+        raise InputError(
+            f"{' '.join(words)} in {root} failed and says why: the same command does what is left"
+        )
 
 
-def _run_as_jobs(root: Path, parameters: HealingParameters, notebooks: str, profile: str, no_site: bool) -> Answer:
+def _run_as_jobs(
+    root: Path, parameters: HealingParameters, notebooks: str, profile: str, no_site: bool
+) -> Answer:
     """Run the Snakefile with a configuration for one model. The configuration is kept, so that it can be run again."""
     name = models.model_name(parameters.model)
     answers = root / "jobs" / results.slugify(name)
@@ -209,10 +262,14 @@ def _run_as_jobs(root: Path, parameters: HealingParameters, notebooks: str, prof
     snakemake = (sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}")
     _run_in(root, *snakemake, "--configfile", file)
     made = sorted(map(str, answers.glob("*/report/*.ipynb")))
-    return Answer({"model": name, "config": str(file), "notebooks": made}, ["\n".join([str(file), *made])])
+    return Answer(
+        {"model": name, "config": str(file), "notebooks": made}, ["\n".join([str(file), *made])]
+    )
 
 
-def make_workflow_config(parameters: HealingParameters, notebooks: str, answers: Path, no_site: bool) -> dict:
+def make_workflow_config(
+    parameters: HealingParameters, notebooks: str, answers: Path, no_site: bool
+) -> dict:
     """The configuration of workflow/Snakefile for one model, with absolute paths."""
     options = parameters.model_dump(exclude_unset=True)
     for name in ("model", "results", "datasets"):

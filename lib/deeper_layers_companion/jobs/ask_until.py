@@ -28,8 +28,11 @@ from deeper_layers_companion.results.schema import ACCURACY
 from deeper_layers_companion.results.store import Result
 
 # under a clock items are asked in parts: a few first, which tell the pace, then more, so that time is kept
-FEW_ITEMS, PART_ITEMS = 4, 30
-BELOW_TABLE = 3  # lines of a terminal for what stands below the table: the bar, its overflow and the cursor
+FEW_ITEMS = 4
+PART_ITEMS = 30
+BELOW_TABLE = (
+    3  # lines of a terminal for what stands below the table: the bar, its overflow and the cursor
+)
 
 
 def measure_until(job: Job, subject: Subject, shards: Shards) -> Measured:
@@ -55,7 +58,9 @@ def measure_until(job: Job, subject: Subject, shards: Shards) -> Measured:
 def _check_cuts(job: Job, until: Until) -> None:
     """Raise InputError where what decides has no meaning for the cuts."""
     if not all(cut.is_of_layers for cut in job.cuts):
-        raise InputError("precision is given, and a cut of sublayers has no number of layers: leave precision out")
+        raise InputError(
+            "precision is given, and a cut of sublayers has no number of layers: leave precision out"
+        )
     for rule, names in job.key["cuts"].items():
         sizes = [cut.size for cut in job.cuts if cut.name in names]
         if until.decides != ACCURACY and len(set(sizes)) < len(sizes):
@@ -69,7 +74,10 @@ class Asking:
 
     def __init__(self, job: Job, until: Until, subject: Subject, shards: Shards):
         ((self.task, settings),) = job.key["tasks"].items()
-        self.job, self.until, self.shards, self.layers = job, until, shards, subject.source.num_layers
+        self.job = job
+        self.until = until
+        self.shards = shards
+        self.layers = subject.source.num_layers
         self.weights = subject.source.quantized
         how = sweep_options(settings, subject.options)
         del how["limit"]
@@ -119,7 +127,9 @@ class Asking:
     def ask(self) -> bool:
         """Ask the items up to the next look, or under a clock the next part of them; whether a look was made."""
         items = self.answers.items
-        next_look = min([look for look in self.rule.looks if items < look <= self.limit], default=self.limit)
+        next_look = min(
+            [look for look in self.rule.looks if items < look <= self.limit], default=self.limit
+        )
         stop = min(next_look, items + max(FEW_ITEMS, self._count_affordable()))
         asked = self.order[items:stop]
         table = self.questions.ask(asked, self.shards.part(f"{items}-{stop}"))
@@ -154,10 +164,18 @@ class Asking:
 
     def make_details(self, reason: str) -> dict:
         counts = self.questions.counts
-        stopping: dict = {"items": self.answers.items, "counts": counts, "rule": self.rule.as_settings()}
+        stopping: dict = {
+            "items": self.answers.items,
+            "counts": counts,
+            "rule": self.rule.as_settings(),
+        }
         stopping |= {"looks": self.looks, "reason": reason}
         groups = {} if list(counts) == [self.task] else {self.task: sorted(counts)}
-        levels = {"levels": self.questions.levels, "groups": groups, "targets": self.answers.write_targets()}
+        levels = {
+            "levels": self.questions.levels,
+            "groups": groups,
+            "targets": self.answers.write_targets(),
+        }
         return levels | {"stopping": stopping}
 
     def describe(self) -> str:
@@ -192,7 +210,9 @@ class Display:
         if len(texts) > room:
             texts = [*texts[: room - 1], "..."]
         for place in range(len(self.lines), len(texts)):
-            self.lines.append(tqdm(bar_format="{desc}", position=place, leave=False, file=sys.stderr))
+            self.lines.append(
+                tqdm(bar_format="{desc}", position=place, leave=False, file=sys.stderr)
+            )
         for place, bar in enumerate(self.lines):
             bar.set_description_str(texts[place] if place < len(texts) else "")
 

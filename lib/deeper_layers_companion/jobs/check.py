@@ -36,13 +36,17 @@ def check_model(model: str, device: str = "auto", **opening) -> CheckReport:
     """
     place = choose_device(device)
     found = functools.partial(models.find_model, model, **opening)
-    source, places = found(dtype="float32"), [("cpu", "float32")]
+    source = found(dtype="float32")
+    places = [("cpu", "float32")]
     if place == "cpu":
         places.append(("cpu", "bfloat16"))
     else:
         places += [(place, dtype) for dtype in DTYPES if has_dtype(place, dtype)]
     provenance = results.provenance(device_name())
-    with results.clock() as duration, tempfile.TemporaryDirectory(prefix="deeper-layers-check-") as folder:
+    with (
+        results.clock() as duration,
+        tempfile.TemporaryDirectory(prefix="deeper-layers-check-") as folder,
+    ):
         asked = _ask(model, source, opening, Path(folder) / "slice")
         trials: list[Trial] = []
         for where, dtype in tqdm(places, desc="check", unit="place", file=sys.stderr, disable=None):
@@ -67,7 +71,8 @@ def _ask(model: str, source: Source, opening: dict, folder: Path) -> Asked:
     width = max(map(len, rows))
     ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
     for number, row in enumerate(rows):
-        ids[number, : len(row)], mask[number, : len(row)] = torch.tensor(row), 1
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
     tasks = harness.collect_requests(harness.load_tasks(["capitals"]), *reference, limit=ITEMS)
     batch = {"input_ids": ids, "attention_mask": mask}
     sliced = Cut(LEFT // 2, layers - LEFT) if layers > LEFT else cuts[1]
@@ -92,7 +97,8 @@ def _run_trials(asked: Asked, place: str, source: Source, before: list[Trial]) -
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        opened, untried = None, dict.fromkeys(KINDS, f"the weights do not fit ({first_line(error)})")
+        opened = None
+        untried = dict.fromkeys(KINDS, f"the weights do not fit ({first_line(error)})")
     if opened and is_streamed(opened.model):
         untried["training"] = "layers that stay on disk are not trained"
     rows = []
@@ -119,7 +125,10 @@ def _run_trial(name: str, opened: Opened, asked: Asked, place: str, is_reference
             return {"untried": first_line(error)}
         return {"failed": f"{type(error).__name__}: {first_line(error)}"}
     difference = float(np.abs(found.numbers - expected).max())
-    measured = {"seconds": round(time.perf_counter() - started, 2), "pace": round(found.tokens / found.seconds)}
+    measured = {
+        "seconds": round(time.perf_counter() - started, 2),
+        "pace": round(found.tokens / found.seconds),
+    }
     measured["memory_bytes"] = _find_most_bytes(place)
     if not np.isfinite(difference):
         return measured | {"failed": "numbers are not finite"}

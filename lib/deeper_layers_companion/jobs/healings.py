@@ -23,11 +23,17 @@ from deeper_layers_companion.results.store import Result, hash_key
 VERSION = 2  # raise it when training gives other adapters than those in the cache
 
 
-def measure_healing(job: Job, _needs: list[Result], subject: Subject, _shards: Shards) -> tuple[list[dict], dict]:
+def measure_healing(
+    job: Job, _needs: list[Result], subject: Subject, _shards: Shards
+) -> tuple[list[dict], dict]:
     """The training loss by step, and what is known of the run."""
     record = dataclasses.asdict(_load_or_train(job, subject)[1])
-    record = {name: value for name, value in record.items() if value != ""}  # nothing was tuned but adapters
-    return [{"step": step, "loss": loss} for step, loss in enumerate(record.pop("losses"), start=1)], record
+    record = {
+        name: value for name, value in record.items() if value != ""
+    }  # nothing was tuned but adapters
+    return [
+        {"step": step, "loss": loss} for step, loss in enumerate(record.pop("losses"), start=1)
+    ], record
 
 
 def find_adapters(job: Job, subject: Subject) -> Path:
@@ -49,7 +55,8 @@ def load_scored_model(job: Job, subject: Subject):
 
 def _find_folder(job: Job, subject: Subject) -> Path:
     (text,) = job.reads
-    cut, fingerprint = Cut.named(job.key["cut"]), text.fingerprint(subject.options.datasets)
+    cut = Cut.named(job.key["cut"])
+    fingerprint = text.fingerprint(subject.options.datasets)
     key = job.key | {"version": VERSION, "cut": cut.key, "data": fingerprint}
     return cache_folder() / "healed" / hash_key(key) / "adapter"
 
@@ -58,7 +65,9 @@ def _read_record(folder: Path) -> "healing.Record | None":
     """The record of the training, which is written last; None if it is not in the cache."""
     with contextlib.suppress(InputError, TypeError):
         recorded = export.read_adapter(folder).healing or {}
-        names = [field.name for field in dataclasses.fields(healing.Record) if field.name in recorded]
+        names = [
+            field.name for field in dataclasses.fields(healing.Record) if field.name in recorded
+        ]
         return healing.Record(**{name: recorded[name] for name in names})
     return None
 
@@ -70,16 +79,24 @@ def _load_or_train(job: Job, subject: Subject):
 
     check_single_process()
     (text,) = job.reads
-    cut, corpus, datasets = Cut.named(job.key["cut"]), text.name, subject.options.datasets
+    cut = Cut.named(job.key["cut"])
+    corpus = text.name
+    datasets = subject.options.datasets
     # how often it is saved determines no number
-    config = HealingConfig(**job.key["healing"], save_every=PRESETS[subject.options.preset].save_every)
+    config = HealingConfig(
+        **job.key["healing"], save_every=PRESETS[subject.options.preset].save_every
+    )
     whole, tokenizer = subject.open(job.key)
     texts = data.texts(corpus, datasets=datasets, **text.part)
     validation_texts = data.texts(corpus, split="validation", datasets=datasets)
     if shared := set(texts) & set(validation_texts):
-        raise InputError(f"{len(shared)} documents of {corpus} heal and give the loss, choose another")
-    folder, source = _find_folder(job, subject), subject.source
-    pruned, checkpoints = drop_layers(whole, cut), folder.with_name("checkpoints")
+        raise InputError(
+            f"{len(shared)} documents of {corpus} heal and give the loss, choose another"
+        )
+    folder = _find_folder(job, subject)
+    source = subject.source
+    pruned = drop_layers(whole, cut)
+    checkpoints = folder.with_name("checkpoints")
     if record := _read_record(folder):
         healed = healing.load_adapters(pruned, folder, source.key, cut)
     else:
@@ -87,7 +104,9 @@ def _load_or_train(job: Job, subject: Subject):
         price = describe_healing(job, subject)
         print(f"healing {what}{price and f': {price}'}", file=sys.stderr)
         teacher = whole if config.auxiliary or config.objective == "distill" else None
-        healed, record = healing.train(pruned, tokenizer, texts, config, folder=checkpoints, cut=cut, whole=teacher)
+        healed, record = healing.train(
+            pruned, tokenizer, texts, config, folder=checkpoints, cut=cut, whole=teacher
+        )
         settings = {"config": config.settings, "text": corpus} | dataclasses.asdict(record)
         healing.save_adapters(healed, folder, source.key, cut, settings)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -26,12 +26,25 @@ from deeper_layers_companion.jobs.until import Until
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.table import DESCRIBED
 
-CALIBRATION: dict = {"split": "train"}  # compared rules are calibrated on this split, and losses are of another
-SEQUENCES = ("corpus", "samples", "sequence_length", "seed")  # what determines the sequences of the distances
+CALIBRATION: dict = {
+    "split": "train"
+}  # compared rules are calibrated on this split, and losses are of another
+SEQUENCES = (
+    "corpus",
+    "samples",
+    "sequence_length",
+    "seed",
+)  # what determines the sequences of the distances
 USUAL_LENGTH = 256  # tokens of a sequence on which a loss is measured
-TOKENS_OF_A_DOCUMENT = 200  # the least average; it says how many documents are read for a number of tokens
+TOKENS_OF_A_DOCUMENT = (
+    200  # the least average; it says how many documents are read for a number of tokens
+)
 ORDER_SEED = 0  # of the random order in which items are asked where asking may stop early
-PROMPTS = ("The capital of France is", "Once upon a time there was a", "Water is made of")  # to files for llama.cpp
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a",
+    "Water is made of",
+)  # to files for llama.cpp
 ANSWER_TOKENS = 24  # of each answer to them
 
 
@@ -45,7 +58,8 @@ class Data(NamedTuple):
         """A text that changes when the data change."""
         if self.name in data.CORPORA:
             return data.text_fingerprint(self.name, datasets=datasets, **self.part)
-        if self.name in data.embedded_tasks():  # lm-eval is slow to import, and not needed for these
+        # lm-eval is slow to import, and not needed for these
+        if self.name in data.embedded_tasks():
             return data.embedded_fingerprint(self.name)
         from deeper_layers import sweeping
 
@@ -137,7 +151,9 @@ def _make(
     return Job(kind, key, tuple(reads), tuple(needs))
 
 
-def _describe_tasks(names: Iterable[str], options: TaskParameters, prompt: dict | None = None) -> dict[str, dict]:
+def _describe_tasks(
+    names: Iterable[str], options: TaskParameters, prompt: dict | None = None
+) -> dict[str, dict]:
     """The settings of each text, its "limit" of sequences and their "length"; and of each task, its "shots" and the
     "limit" of items, under the prompt if one is given."""
     settings: dict[str, dict] = {}
@@ -153,7 +169,10 @@ def _describe_tasks(names: Iterable[str], options: TaskParameters, prompt: dict 
 def list_data(tasks: dict[str, dict]) -> list[Data]:
     """The data that are read for these settings of a key: texts first, then tasks by name."""
     texts = [
-        Data(name, {"split": "validation"} if settings["length"] else {"documents": settings["limit"]})
+        Data(
+            name,
+            {"split": "validation"} if settings["length"] else {"documents": settings["limit"]},
+        )
         for name, settings in tasks.items()
         if "length" in settings
     ]
@@ -162,8 +181,11 @@ def list_data(tasks: dict[str, dict]) -> list[Data]:
 
 def describe_calibration(options: Parameters) -> dict:
     """The settings that determine the text on which rules are calibrated, and bridges are fitted."""
-    settings = options.model_dump(include={*SEQUENCES, "calibration_sequences", "bridge_sequences", "loss_length"})
-    if settings["loss_length"] == USUAL_LENGTH:  # keys in results without a length are of the usual one
+    settings = options.model_dump(
+        include={*SEQUENCES, "calibration_sequences", "bridge_sequences", "loss_length"}
+    )
+    # keys in results without a length are of the usual one
+    if settings["loss_length"] == USUAL_LENGTH:
         del settings["loss_length"]
     return settings
 
@@ -173,13 +195,17 @@ def describe_calibration(options: Parameters) -> dict:
 
 def distances_job(source: Source, options: Parameters, *, by_sequence: bool = False) -> Job:
     """The distances of a model, averaged over sequences; `by_sequence` also keeps the distances of every sequence."""
-    settings = options.model_dump(include={"quantization", *SEQUENCES}) | ({"by_sequence": True} if by_sequence else {})
+    settings = options.model_dump(include={"quantization", *SEQUENCES}) | (
+        {"by_sequence": True} if by_sequence else {}
+    )
     return _make("distances", source, settings, [Data(options.corpus)])
 
 
 def geometry_job(source: Source, options: Parameters) -> Job:
     """The geometry of a model's residuals, on the sequences of its distances."""
-    settings = options.model_dump(include={"quantization", *SEQUENCES, "tokens", "neighbours", "skip_sequences"})
+    settings = options.model_dump(
+        include={"quantization", *SEQUENCES, "tokens", "neighbours", "skip_sequences"}
+    )
     return _make("geometry", source, settings, [Data(options.corpus)])
 
 
@@ -219,11 +245,14 @@ def choice_job(source: Source, options: TaskParameters, rule: str, sizes: Sequen
     return _make("scores", source, settings, reads, needs)
 
 
-def chosen_job(source: Source, options: TaskParameters, task: str, cuts: list[Cut], choice: Job) -> Job:
+def chosen_job(
+    source: Source, options: TaskParameters, task: str, cuts: list[Cut], choice: Job
+) -> Job:
     """A task under the cuts that a `choice_job` chose. Where the rule changes weights, so does its calibration."""
     rule = choice.key["choice"]["rule"]
     job = scores_job(source, options, [task], {rule: cuts})
-    key, reads = job.key, job.reads
+    key = job.key
+    reads = job.reads
     if DESCRIBED[rule].changes:
         key = key | {"calibration": describe_calibration(options)}
         reads = (Data(options.corpus, CALIBRATION), *reads)
@@ -231,22 +260,42 @@ def chosen_job(source: Source, options: TaskParameters, task: str, cuts: list[Cu
 
 
 def mapped_job(
-    source: Source, options: TaskParameters, task: str, rule: str, cuts: list[Cut], fitting: dict[str, int | str]
+    source: Source,
+    options: TaskParameters,
+    task: str,
+    rule: str,
+    cuts: list[Cut],
+    fitting: dict[str, int | str],
 ) -> Job:
     """A task with a map in the place of the last layers. `rule` says how the map is fitted, `fitting` on what text."""
     job = scores_job(source, options, [task], {rule: cuts})
-    return Job("scores", job.key | {"map": fitting}, (Data(options.corpus, CALIBRATION), *job.reads))
+    return Job(
+        "scores", job.key | {"map": fitting}, (Data(options.corpus, CALIBRATION), *job.reads)
+    )
 
 
-def healing_job(source: Source, cut: Cut, config: HealingConfig, text: str, quantization: str | None) -> Job:
+def healing_job(
+    source: Source, cut: Cut, config: HealingConfig, text: str, quantization: str | None
+) -> Job:
     """The training of a pruned model; `quantization` is that of the opened model."""
-    settings = {"quantization": quantization, "healing": config.settings, "text": text, "cut": cut.name}
+    settings = {
+        "quantization": quantization,
+        "healing": config.settings,
+        "text": text,
+        "cut": cut.name,
+    }
     documents = max(1000, config.tokens // TOKENS_OF_A_DOCUMENT)
-    return _make("healing", source, settings, [Data(text, {"split": "train", "documents": documents})])
+    return _make(
+        "healing", source, settings, [Data(text, {"split": "train", "documents": documents})]
+    )
 
 
 def healed_job(
-    source: Source, options: HealingParameters, cut: Cut, config: HealingConfig, rules: Sequence[str] = (GIVEN,)
+    source: Source,
+    options: HealingParameters,
+    cut: Cut,
+    config: HealingConfig,
+    rules: Sequence[str] = (GIVEN,),
 ) -> Job:
     """The scores and losses of a healed model; `rules` are those that choose the cut."""
     healing = healing_job(source, cut, config, options.text, options.quantization)
@@ -257,7 +306,9 @@ def healed_job(
     return _make("scores", source, settings, [*healing.reads, *list_data(tasks)], [healing], cuts)
 
 
-def rounded_job(source: Source, options: TaskParameters, bits: str, cuts_by_rule: CutsByRule) -> Job:
+def rounded_job(
+    source: Source, options: TaskParameters, bits: str, cuts_by_rule: CutsByRule
+) -> Job:
     """The scores and bytes of pruned models in one type of weights.
 
     `bits` is a data type ("bfloat16"), a quantization of bitsandbytes ("int8", "nf4"), which computes in bfloat16, or
@@ -266,11 +317,20 @@ def rounded_job(source: Source, options: TaskParameters, bits: str, cuts_by_rule
     dtype = "bfloat16" if bits in BITSANDBYTES else "float32"
     source = dataclasses.replace(source, dtype=bits if bits in DTYPES else dtype)
     tasks = _describe_tasks(options.task_list, options)
-    return _make("scores", source, {"tasks": tasks, "bits": bits}, list_data(tasks), cuts=cuts_by_rule)
+    return _make(
+        "scores", source, {"tasks": tasks, "bits": bits}, list_data(tasks), cuts=cuts_by_rule
+    )
 
 
 def file_job(
-    source: Source, options: TaskParameters, rule: str, cut: Cut, *, config: HealingConfig, text: str, bits: str
+    source: Source,
+    options: TaskParameters,
+    rule: str,
+    cut: Cut,
+    *,
+    config: HealingConfig,
+    text: str,
+    bits: str,
 ) -> Job:
     """One GGUF file on its way to llama.cpp: sliced, healed on a text in bfloat16, and rounded; see take_away.py."""
     source = dataclasses.replace(source, dtype="bfloat16")

@@ -13,7 +13,11 @@ from deeper_layers.errors import InputError
 from deeper_layers_companion.jobs import job as jobs
 from deeper_layers_companion.jobs.job import Job, list_unknown_cuts
 from deeper_layers_companion.jobs.options import parse_numbers
-from deeper_layers_companion.jobs.select_cuts import list_blocks, select_cuts_by_rule, select_cuts_by_task
+from deeper_layers_companion.jobs.select_cuts import (
+    list_blocks,
+    select_cuts_by_rule,
+    select_cuts_by_task,
+)
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.rules.table import REGISTERED, RULES
 
@@ -40,7 +44,8 @@ def _list_distances(session: Session) -> Iterator[Job]:
 
 
 def _list_question_answering(session: Session) -> Iterator[Job]:
-    source, options = session.source, session.options
+    source = session.source
+    options = session.options
     for task, cuts_by_rule in select_cuts_by_task(session).items():
         yield jobs.scores_job(source, options, [task], cuts_by_rule)
         shots = options.parsed_tasks[task]["shots"]
@@ -54,14 +59,18 @@ def _list_question_answering(session: Session) -> Iterator[Job]:
 
 def _list_healings(session: Session) -> Iterator[Job]:
     """Before healing, then each cut healed under the rules that chose it, in each way."""
-    source, options = session.source, session.options
+    source = session.source
+    options = session.options
     cuts_by_rule = select_cuts_by_rule(options.list_sizes(source.num_layers), session)
     cuts: list[Cut] = []
     for name in [*options.texts, *options.task_list]:
         swept = jobs.scores_job(source, options, [name], cuts_by_rule)
         cuts = swept.cuts
         yield swept
-    configs = [options.make_config(), *(options.make_config(rank=rank) for rank in parse_numbers(options.ranks))]
+    configs = [
+        options.make_config(),
+        *(options.make_config(rank=rank) for rank in parse_numbers(options.ranks)),
+    ]
     configs += [options.make_config(seed=seed) for seed in parse_numbers(options.seeds)]
     for config in dict.fromkeys(configs):
         for cut in cuts:
@@ -72,7 +81,8 @@ def _list_healings(session: Session) -> Iterator[Job]:
 
 
 def _list_which_layers(session: Session) -> Iterator[Job]:
-    source, options = session.source, session.options
+    source = session.source
+    options = session.options
     yield jobs.distances_job(source, options, by_sequence=True)
     blocks = list_blocks(options.list_sizes(source.num_layers), source.num_layers)
     yield jobs.scores_job(source, options, options.texts, blocks)
@@ -83,7 +93,8 @@ def _list_which_layers(session: Session) -> Iterator[Job]:
 def list_comparison(session: Session) -> Iterator[Job]:
     """For each rule its choice, then the scores of the models that it leaves. A rule that changes no weights shares its
     scores with sweeps. A rule that does not fit the model is skipped, with a message on stderr."""
-    source, options = session.source, session.options
+    source = session.source
+    options = session.options
     sizes = options.list_share_sizes(source.num_layers)
     for rule in options.rule_list:
         choice = jobs.choice_job(source, options, rule, sizes)
@@ -96,12 +107,15 @@ def list_comparison(session: Session) -> Iterator[Job]:
         if chosen:
             cuts = [Cut.named(name) for name in chosen.details["cuts"][rule]]
         for task in options.task_list:
-            yield jobs.chosen_job(source, options, task, [UNPRUNED] * (rule in RULES) + cuts, choice)
+            yield jobs.chosen_job(
+                source, options, task, [UNPRUNED] * (rule in RULES) + cuts, choice
+            )
 
 
 def _list_last_layers(session: Session) -> Iterator[Job]:
     """Each task under each rule in a job of its own, each text under all rules, then maps in the layers' place."""
-    source, options = session.source, session.options
+    source = session.source
+    options = session.options
     cuts_by_rule = select_cuts_by_rule(options.list_sizes(source.num_layers), session)
     for task in options.task_list:
         for rule, cuts in cuts_by_rule.items():
@@ -111,11 +125,14 @@ def _list_last_layers(session: Session) -> Iterator[Job]:
     last_layers = REGISTERED["reverse"].choose(options.map_size_list, source.num_layers)
     for rule in options.map_list:
         for task in options.mapped_tasks:
-            yield jobs.mapped_job(source, options, task, rule, last_layers, options.describe_map(rule))
+            yield jobs.mapped_job(
+                source, options, task, rule, last_layers, options.describe_map(rule)
+            )
 
 
 def _list_take_away(session: Session) -> Iterator[Job]:
-    source, options = session.source, session.options
+    source = session.source
+    options = session.options
     rule = options.rule_list[0]
     if source.is_gguf:
         (cut,) = select_cuts_by_rule([options.drop], session, [rule])[rule]

@@ -30,11 +30,15 @@ Needs = list[Result]  # of the jobs that a job needs, in their order
 # ---- distances and geometry --------------------------------------------------------------------------------------
 
 
-def draw_batches(tokenizer, settings: dict, datasets: str | None, samples: int | None = None) -> list:
+def draw_batches(
+    tokenizer, settings: dict, datasets: str | None, samples: int | None = None
+) -> list:
     """The sequences of the distances in batches, for the settings of a key; with `samples`, the first so many."""
     corpus, usual, length, seed = (settings[name] for name in SEQUENCES)
     documents = data.texts(corpus, datasets=datasets)
-    return data.text_batches(tokenizer, documents, samples=samples or usual, length=length, seed=seed)
+    return data.text_batches(
+        tokenizer, documents, samples=samples or usual, length=length, seed=seed
+    )
 
 
 def draw_sequences(tokenizer, settings: dict, subject: Subject) -> list:
@@ -44,7 +48,9 @@ def draw_sequences(tokenizer, settings: dict, subject: Subject) -> list:
         batches = draw_batches(tokenizer, settings, subject.options.datasets)
         drawn = []
         for batch in batches:
-            drawn += [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+            drawn += [
+                ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"])
+            ]
         subject.drawn[asked] = drawn
     return subject.drawn[asked]
 
@@ -56,7 +62,10 @@ def _measure_distances(job: Job, needs: Needs, subject: Subject, shards: Shards)
     batches = draw_batches(tokenizer, job.key, subject.options.datasets)
 
     def run(some_batches):
-        return ({"distances": distances} for distances in similarity.distances_by_batch(model, some_batches))
+        return (
+            {"distances": distances}
+            for distances in similarity.distances_by_batch(model, some_batches)
+        )
 
     distances = [of["distances"] for of in _run_in_batches(shards, 0, batches, run, "distances")]
     table = distance_table(*similarity.mean_distances(distances))
@@ -73,17 +82,25 @@ def _measure_geometry(job: Job, needs: Needs, subject: Subject, shards: Shards) 
     model, tokenizer = subject.open(job.key)
     # both come from one draw, so the sequences that are run without each layer are among the others
     batches = draw_batches(tokenizer, job.key, subject.options.datasets)
-    skip_batches = draw_batches(tokenizer, job.key, subject.options.datasets, job.key["skip_sequences"])
+    skip_batches = draw_batches(
+        tokenizer, job.key, subject.options.datasets, job.key["skip_sequences"]
+    )
     record = functools.partial(geometry.record_passes, model, tokens=job.key["tokens"])
     leave_out = functools.partial(geometry.skip_each_layer, model, tokens=job.key["tokens"])
     passes = list(_run_in_batches(shards, 0, batches, record, "one pass"))
-    skips = list(_run_in_batches(shards, len(batches), skip_batches, leave_out, "without each layer"))
-    layers, states, pairs = geometry.combine_batches(passes, skips, neighbours=job.key["neighbours"])
+    skips = list(
+        _run_in_batches(shards, len(batches), skip_batches, leave_out, "without each layer")
+    )
+    layers, states, pairs = geometry.combine_batches(
+        passes, skips, neighbours=job.key["neighbours"]
+    )
     rows = []
     for values_by_metric, size in ((layers, 1), (states, 0)):
         for name, values in values_by_metric.items():
             for index, value in enumerate(values.tolist()):
-                rows.append({"metric": name, "start": index, "size": size, "value": float(f"{value:.6g}")})
+                rows.append(
+                    {"metric": name, "start": index, "size": size, "value": float(f"{value:.6g}")}
+                )
     points = sum(batch["residuals"].shape[1] for batch in passes)
     triangles = {name: _round_triangle(table.tolist()) for name, table in pairs.items()}
     return rows, {"tokens": _count_tokens(batches), "points": points, "pairs": triangles}
@@ -101,7 +118,9 @@ def _count_tokens(batches: list) -> int:
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
-def _run_in_batches(shards: Shards, first: int, batches: list[dict], run: Callable, description: str) -> Iterator[dict]:
+def _run_in_batches(
+    shards: Shards, first: int, batches: list[dict], run: Callable, description: str
+) -> Iterator[dict]:
     """Yield the arrays of each batch, in order: read from its shard, or computed now and written to its shard.
 
     `run` takes an iterator over the batches without a shard, and yields the arrays of each. `description` stands beside
@@ -111,7 +130,14 @@ def _run_in_batches(shards: Shards, first: int, batches: list[dict], run: Callab
     stored = [shards.get(number, mark) for number, mark in enumerate(marks, first)]
     computed = run(batch for batch, arrays in zip(batches, stored) if arrays is None)
     done = len(stored) - stored.count(None)
-    with tqdm(desc=description, unit="batch", total=len(stored), initial=done, mininterval=5, file=sys.stderr) as bar:
+    with tqdm(
+        desc=description,
+        unit="batch",
+        total=len(stored),
+        initial=done,
+        mininterval=5,
+        file=sys.stderr,
+    ) as bar:
         for number, (arrays, mark) in enumerate(zip(stored, marks), first):
             if arrays is None:
                 arrays = next(computed)
@@ -158,12 +184,15 @@ def _measure_mapped(job: Job, needs: Needs, subject: Subject, shards: Shards) ->
 def _make_end_mapper(job: Job, rule: str, subject: Subject) -> Callable[[Cut], Any]:
     """A function from a cut of the last layers to the model with a map in their place. All maps are fitted on the
     residuals of one pass, and models are cached, as several tasks need the same one."""
-    settings, largest = job.key["map"], max(cut.size for cut in job.cuts)
+    settings = job.key["map"]
+    largest = max(cut.size for cut in job.cuts)
 
     @functools.cache
     def record_residuals():
         model, tokenizer = subject.open(job.key)
-        corpus, sequences, length = settings["corpus"], settings["sequences"], settings["length"]
+        corpus = settings["corpus"]
+        sequences = settings["sequences"]
+        length = settings["length"]
         text = read_training_text(tokenizer, corpus, sequences, length, subject.options.datasets)
         return rules.EndResiduals(model, text, largest)
 
@@ -192,7 +221,12 @@ def _measure_search(job: Job, needs: Needs, subject: Subject, shards: Shards) ->
     """One step of a search: the losses of its candidates on the sequences of the distances."""
     model, tokenizer = subject.open(job.key)
     ((corpus, asked),) = job.key["tasks"].items()
-    drawn = {"corpus": corpus, "samples": asked["limit"], "sequence_length": asked["length"], "seed": job.key["seed"]}
+    drawn = {
+        "corpus": corpus,
+        "samples": asked["limit"],
+        "sequence_length": asked["length"],
+        "seed": job.key["seed"],
+    }
     sequences = draw_sequences(tokenizer, drawn, subject)
     table, _ = sweeping.text_loss(model, job.cuts, sequences, shards=shards)
     rows = table[[*SCORE]].to_dict("records")
@@ -203,9 +237,12 @@ def _measure_search(job: Job, needs: Needs, subject: Subject, shards: Shards) ->
 def _measure_choice(job: Job, needs: Needs, subject: Subject, shards: Shards) -> Measured:
     """The cuts of a rule, and the losses that they leave. Details hold the cuts, the sizes of cuts of sublayers, and
     the merged layers. Raises InputError if the rule does not fit the model or a size."""
-    choice, layers = job.key["choice"], subject.source.num_layers
-    rule, sizes = REGISTERED[choice["rule"]], choice["sizes"]
-    opened, merged = subject.open(job.key), {}
+    choice = job.key["choice"]
+    layers = subject.source.num_layers
+    rule = REGISTERED[choice["rule"]]
+    sizes = choice["sizes"]
+    opened = subject.open(job.key)
+    merged = {}
     if needs:
         inputs: Any = distance_matrix(needs[0].rows)
     else:
@@ -220,12 +257,16 @@ def _measure_choice(job: Job, needs: Needs, subject: Subject, shards: Shards) ->
     else:
         rows, details = score_models(job, opened, cuts, subject.options, shards)
     # how many layers a cut of sublayers counts as
-    counted = {cut.name: size for size, cut in zip(sizes, cuts, strict=True) if not cut.is_of_layers}
+    counted = {
+        cut.name: size for size, cut in zip(sizes, cuts, strict=True) if not cut.is_of_layers
+    }
     names = {rule.name: [cut.name for cut in cuts]}
     return rows, details | {"cuts": names, "merged": merged, "sizes": counted}
 
 
-def _make_model_changer(choice: Job, merged: dict[str, list], subject: Subject) -> Callable[[Cut], Any]:
+def _make_model_changer(
+    choice: Job, merged: dict[str, list], subject: Subject
+) -> Callable[[Cut], Any]:
     """A function from a cut to the changed model of a rule. Models are cached, as several tasks need the same one.
     `merged` maps a size to the layers that are left, for a rule that merges layers."""
 
@@ -239,7 +280,9 @@ def _make_model_changer(choice: Job, merged: dict[str, list], subject: Subject) 
     return changed
 
 
-def read_training_text(tokenizer, corpus: str, sequences: int, length: int, datasets: str | None) -> list:
+def read_training_text(
+    tokenizer, corpus: str, sequences: int, length: int, datasets: str | None
+) -> list:
     """The token ids of the first `sequences` sequences of the training split of a corpus, each [T]: on these compared
     rules are calibrated, and bridges fitted."""
     documents = data.texts(corpus, datasets=datasets, **CALIBRATION)
@@ -250,7 +293,9 @@ def _read_calibration_text(choice: Job, tokenizer, which: str, subject: Subject)
     """The text of a choice for its "calibration_sequences" or "bridge_sequences"."""
     settings = choice.key["choice"]["calibration"]
     length = settings.get("loss_length", USUAL_LENGTH)
-    return read_training_text(tokenizer, settings["corpus"], settings[which], length, subject.options.datasets)
+    return read_training_text(
+        tokenizer, settings["corpus"], settings[which], length, subject.options.datasets
+    )
 
 
 def measure_needs(rule: str, subject: Subject) -> Any:
@@ -264,7 +309,9 @@ def measure_needs(rule: str, subject: Subject) -> Any:
 
 def draw_options_sequences(subject: Subject, tokenizer) -> list:
     """The sequences of the distances that the options of a session ask for, each [T]."""
-    return draw_sequences(tokenizer, {name: getattr(subject.options, name) for name in SEQUENCES}, subject)
+    return draw_sequences(
+        tokenizer, {name: getattr(subject.options, name) for name in SEQUENCES}, subject
+    )
 
 
 FORMS: dict[str, Callable[[Job, Needs, Subject, Shards], Measured]] = {

@@ -54,10 +54,13 @@ class SimilarityParameters(MeasuringParameters):
 class QuestionAnsweringParameters(kinds.EarlyParameters, MeasuringParameters):
     notebook: ClassVar[str] = "02-question-answering"
     numbers: Numbers = Field(
-        "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
+        "none",
+        description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"',
     )
     # from 1: order 0, the task's own, is always compared
-    orders: Numbers = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
+    orders: Numbers = Field(
+        "none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"'
+    )
 
 
 class ReasoningParameters(kinds.TaskParameters, MeasuringParameters):
@@ -69,7 +72,9 @@ class ComparedHealingsParameters(kinds.HealingParameters, MeasuringParameters):
     """A healing, and other ranks and seeds to compare it with."""
 
     notebook: ClassVar[str] = "04-healing"
-    ranks: Numbers = Field("none", description='of the adapters to compare: "none", or like "2, 8, 64"')
+    ranks: Numbers = Field(
+        "none", description='of the adapters to compare: "none", or like "2, 8, 64"'
+    )
     seeds: Numbers = Field("none", description='of healing to compare: "none", or like "0, 1, 2"')
 
 
@@ -81,12 +86,15 @@ class WhichLayersParameters(kinds.TaskParameters, MeasuringParameters):
         "all", description='rules to compare: "all", or like "similarity, block-influence"'
     )
     sizes: kinds.Sizes = Field(
-        "all", description='block sizes whose every block is tried: "all" (0 to L-2), or like "0-8, 12"'
+        "all",
+        description='block sizes whose every block is tried: "all" (0 to L-2), or like "0-8, 12"',
     )
     percent: Annotated[str, list_of(NUMBER)] = Field(
         "10, 20, 25, 33", description="of the layers, to be dropped by every rule"
     )
-    text: kinds.Corpus = Field("c4", description='on whose validation split losses are measured: "c4" or "wikipedia"')
+    text: kinds.Corpus = Field(
+        "c4", description='on whose validation split losses are measured: "c4" or "wikipedia"'
+    )
     loss_sequences: int = Field(32, ge=2, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(USUAL_LENGTH, ge=2, le=checks.TOKENS, description="tokens in each")
     calibration_sequences: int = Field(
@@ -96,22 +104,37 @@ class WhichLayersParameters(kinds.TaskParameters, MeasuringParameters):
         description="calibration sequences of loss_length tokens, of the corpus's training split",
     )
     bridge_sequences: int = Field(
-        64, ge=1, le=checks.MANY, description="of them too, on which a bridge over dropped layers is fitted"
+        64,
+        ge=1,
+        le=checks.MANY,
+        description="of them too, on which a bridge over dropped layers is fitted",
     )
     tokens: int = Field(
-        8, ge=1, le=POINTS, description="for the geometry, kept of each sequence, evenly spaced up to the last"
+        8,
+        ge=1,
+        le=POINTS,
+        description="for the geometry, kept of each sequence, evenly spaced up to the last",
     )
-    neighbours: int = Field(10, ge=1, le=POINTS, description="of each token, which two layers may have in common")
+    neighbours: int = Field(
+        10, ge=1, le=POINTS, description="of each token, which two layers may have in common"
+    )
     skip_sequences: int = Field(
-        32, ge=1, le=data.DOCUMENTS, description="of the sequences, those run again without each layer in turn"
+        32,
+        ge=1,
+        le=data.DOCUMENTS,
+        description="of the sequences, those run again without each layer in turn",
     )
 
     def check(self) -> None:
         super().check()
         points = self.samples * self.tokens
-        checks.check_whole_number("samples times tokens", points, 1, POINTS, "each token is compared with each")
+        checks.check_whole_number(
+            "samples times tokens", points, 1, POINTS, "each token is compared with each"
+        )
         checks.check_whole_number("neighbours", self.neighbours, 1, points - 1, "ask for fewer")
-        checks.check_whole_number("skip_sequences", self.skip_sequences, 1, self.samples, "ask for fewer")
+        checks.check_whole_number(
+            "skip_sequences", self.skip_sequences, 1, self.samples, "ask for fewer"
+        )
 
     @property
     def texts(self) -> dict[str, dict]:
@@ -126,13 +149,17 @@ class WhichLayersParameters(kinds.TaskParameters, MeasuringParameters):
 class TextTaskParameters(kinds.TaskParameters, MeasuringParameters):
     """Parameters whose tasks may be texts too, on which losses are measured."""
 
-    loss_length: int = Field(USUAL_LENGTH, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
+    loss_length: int = Field(
+        USUAL_LENGTH, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus"
+    )
 
     def check(self) -> None:
         super().check()
         for text in self.texts:
             if self.parsed_tasks[text]["limit"] is None:
-                raise InputError(f"limit is None, expected how many sequences of {text} to score: write {text}@32")
+                raise InputError(
+                    f"limit is None, expected how many sequences of {text} to score: write {text}@32"
+                )
 
     @property
     def task_list(self) -> list[str]:
@@ -141,21 +168,36 @@ class TextTaskParameters(kinds.TaskParameters, MeasuringParameters):
 
     @property
     def texts(self) -> dict[str, dict]:
-        lengths = dict.fromkeys(data.CORPORA, self.loss_length) | {data.SOLUTIONS: 0}  # solutions are never cut
-        texts = {name: task["limit"] for name, task in self.parsed_tasks.items() if name in data.CORPORA}
+        lengths = dict.fromkeys(data.CORPORA, self.loss_length) | {
+            data.SOLUTIONS: 0
+        }  # solutions are never cut
+        texts = {
+            name: task["limit"] for name, task in self.parsed_tasks.items() if name in data.CORPORA
+        }
         return {text: {"limit": limit, "length": lengths[text]} for text, limit in texts.items()}
 
 
 class ScanParameters(TextTaskParameters):
     notebook: ClassVar[str] = "06-letters-or-words"
-    tasks: kinds.TasksOfSizes = Field("capitals, lettered_capitals, sums_two_digits", description=TASKS_AND_TEXTS)
-    blocks: int | None = Field(
-        4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
+    tasks: kinds.TasksOfSizes = Field(
+        "capitals, lettered_capitals, sums_two_digits", description=TASKS_AND_TEXTS
     )
-    starts: kinds.Sizes = Field("all", description='first layers of the blocks: "all", or like "10-24"')
+    blocks: int | None = Field(
+        4,
+        ge=1,
+        le=checks.LAYERS,
+        description="layers in a block; None: the cuts of rules and sizes",
+    )
+    starts: kinds.Sizes = Field(
+        "all", description='first layers of the blocks: "all", or like "10-24"'
+    )
 
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
-        return None if self.blocks is None else list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
+        return (
+            None
+            if self.blocks is None
+            else list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
+        )
 
 
 class EarlyScanParameters(ScanParameters, kinds.EarlyParameters):
@@ -170,7 +212,9 @@ class LastLayersParameters(TextTaskParameters):
 
     notebook: ClassVar[str] = "11-what-do-the-last-layers-hold"
     shows_third_study: ClassVar[bool] = True
-    corpus: kinds.Corpus = Field("c4", description="text for the distances, and on which maps are fitted")
+    corpus: kinds.Corpus = Field(
+        "c4", description="text for the distances, and on which maps are fitted"
+    )
     tasks: kinds.Tasks = Field(
         "answers_written, answers_by_letter, answers_in_words, answers_in_words_unasked, answers_written_stated, "
         "answers_by_letter_stated, answers_in_words_stated, c4@128",
@@ -180,13 +224,19 @@ class LastLayersParameters(TextTaskParameters):
         "reverse, simple, similarity",
         description='who chooses what is dropped; "reverse": the last layers',
     )
-    sizes: kinds.Sizes = Field("0-8", description='layers dropped: "all" (0 to L-2), or like "0-8, 12"')
-    limit: int | None = Field(None, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
+    sizes: kinds.Sizes = Field(
+        "0-8", description='layers dropped: "all" (0 to L-2), or like "0-8, 12"'
+    )
+    limit: int | None = Field(
+        None, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all"
+    )
     maps: Annotated[str, list_of(END_MAPS, "none")] = Field(
         "reverse-affine, reverse-low-rank",
         description='in the place of the last layers; or "none"',
     )
-    map_sizes: Annotated[str, list_of(NUMBER)] = Field("1-6", description="layers that a map replaces")
+    map_sizes: Annotated[str, list_of(NUMBER)] = Field(
+        "1-6", description="layers that a map replaces"
+    )
     map_sequences: int = Field(
         256,
         ge=1,
@@ -208,7 +258,11 @@ class LastLayersParameters(TextTaskParameters):
 
     def describe_map(self, rule: str) -> dict:
         """The settings that determine a map, as they stand in the key of a result."""
-        return {"corpus": self.corpus, "sequences": self.map_sequences, "length": self.loss_length} | END_MAPS[rule]
+        return {
+            "corpus": self.corpus,
+            "sequences": self.map_sequences,
+            "length": self.loss_length,
+        } | END_MAPS[rule]
 
 
 class TakeAwayParameters(kinds.TaskParameters, MeasuringParameters):
@@ -222,11 +276,15 @@ class TakeAwayParameters(kinds.TaskParameters, MeasuringParameters):
         "auto",
         description='kinds of weights to score: "auto", or like "bfloat16, nf4, Q8_0"; the last for a GGUF file',
     )
-    drop: int = Field(8, ge=1, le=checks.LAYERS, description="layers that the file to take away lacks")
-    gguf_type: Annotated[str, one_of(FILE_TYPES, "type of llama.cpp's quantizer to which it is rounded in the end")] = (
-        "Q4_1"
+    drop: int = Field(
+        8, ge=1, le=checks.LAYERS, description="layers that the file to take away lacks"
     )
-    text: kinds.Corpus = Field("wikipedia", description='what heals it: "wikipedia" (embedded) or "c4"')
+    gguf_type: Annotated[
+        str, one_of(FILE_TYPES, "type of llama.cpp's quantizer to which it is rounded in the end")
+    ] = "Q4_1"
+    text: kinds.Corpus = Field(
+        "wikipedia", description='what heals it: "wikipedia" (embedded) or "c4"'
+    )
     preset: kinds.Preset = "small"
     steps: int | None = healing_setting("steps", "; None: the preset's own")
 
@@ -253,13 +311,17 @@ class ClaimsParameters(kinds.BaseParameters):
 
 class CostParameters(kinds.BaseParameters):
     notebook: ClassVar[str] = "09-cost"
-    benchmarks: str = Field("benchmarks/measured", description="folder of measurements, in the repository")
+    benchmarks: str = Field(
+        "benchmarks/measured", description="folder of measurements, in the repository"
+    )
 
     def check(self) -> None:
         super().check()
         folder = (results.repository() or Path()) / checks.check_path("benchmarks", self.benchmarks)
         if not any(folder.glob("sweep-*.json")):
-            raise InputError(f"benchmarks is {self.benchmarks!r}, and {folder} holds no sweep-*.json: leave it out")
+            raise InputError(
+                f"benchmarks is {self.benchmarks!r}, and {folder} holds no sweep-*.json: leave it out"
+            )
 
 
 class ReproductionParameters(kinds.TaskParameters):

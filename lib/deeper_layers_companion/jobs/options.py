@@ -57,7 +57,8 @@ def parse_numbers(text: str) -> list[int]:
 EXPECTED = {
     NUMBER: 'numbers like "0-8, 12"',
     TASK: 'tasks like "mmlu:5@20": 5 examples in the prompt, 20 items, of which there is at least 1',
-    TASK + OWN_SIZES: 'tasks like "mmlu:5@20/0-8": 5 examples in the prompt, 20 items, of which there is at least 1, '
+    TASK
+    + OWN_SIZES: 'tasks like "mmlu:5@20/0-8": 5 examples in the prompt, 20 items, of which there is at least 1, '
     "block sizes 0 to 8",
 }
 
@@ -75,12 +76,16 @@ def list_of(item: str | Iterable[str], *words: str, description: str | None = No
         expected = EXPECTED[item]
     else:
         names = list(item)
-        item, expected = "|".join(map(re.escape, names)), f"some of {', '.join(names)}"
+        item = "|".join(map(re.escape, names))
+        expected = f"some of {', '.join(names)}"
     pattern = f"^({'|'.join([*words, LIST.format(item)])})$"
     return Field(pattern=pattern, description=description, title=", or ".join([expected, *words]))
 
 
-Dtype = Annotated[str, one_of(["auto", *DTYPES], '"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')]
+Dtype = Annotated[
+    str,
+    one_of(["auto", *DTYPES], '"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"'),
+]
 Quantization = Annotated[str | None, one_of(BITSANDBYTES, 'None, "nf4" or "int8" (bitsandbytes)')]
 Corpus = Annotated[str, one_of(data.CORPORA)]
 Preset = Annotated[
@@ -90,12 +95,24 @@ Preset = Annotated[
         'the paper\'s for one of its models ("Llama-2 7B", ...), "small", "distill", or "head-and-last-3"',
     ),
 ]
-Rules = Annotated[str, list_of(RULES, description='who chooses the dropped block: "similarity", "simple", or both')]
-AnyRules = Annotated[str, list_of(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")]
-Sizes = Annotated[str, list_of(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
+Rules = Annotated[
+    str,
+    list_of(RULES, description='who chooses the dropped block: "similarity", "simple", or both'),
+]
+AnyRules = Annotated[
+    str, list_of(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")
+]
+Sizes = Annotated[
+    str, list_of(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
+]
 Tasks = Annotated[str, list_of(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
-TasksOfSizes = Annotated[str, list_of(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
-Decides = Annotated[str, one_of((HALF_GONE, ACCURACY), 'what has to be so precise: "half gone", or every "accuracy"')]
+TasksOfSizes = Annotated[
+    str, list_of(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')
+]
+Decides = Annotated[
+    str,
+    one_of((HALF_GONE, ACCURACY), 'what has to be so precise: "half gone", or every "accuracy"'),
+]
 Layers = Annotated[str | None, list_of(NUMBER)]
 # parameters that replace a setting of the preset, if they are given
 SETTINGS = {"rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature"}
@@ -127,7 +144,9 @@ class BaseParameters(BaseModel):
     def __init__(self, **values):
         fields = type(self).model_fields
         if unknown := [name for name in values if name not in fields]:
-            raise InputError(f"unknown parameter {unknown[0]!r}: expected some of {', '.join(fields)}")
+            raise InputError(
+                f"unknown parameter {unknown[0]!r}: expected some of {', '.join(fields)}"
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -137,14 +156,22 @@ class BaseParameters(BaseModel):
     @classmethod
     def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
         """The parameters from a notebook's global names. Other plain values are passed on, to be refused by name."""
-        plain = (name for name, value in names.items() if isinstance(value, str | int | float) and name[0] != "_")
+        plain = (
+            name
+            for name, value in names.items()
+            if isinstance(value, str | int | float) and name[0] != "_"
+        )
         return cls(**{name: names[name] for name in [*cls.model_fields, *plain] if name in names})
 
     @field_validator("*", mode="before")
     @classmethod
     def _convert_text(cls, value: object, info) -> object:
         # papermill turns a list with one number in it into a number
-        if type(value) is int and abs(value) <= checks.SEED and cls.model_fields[info.field_name].annotation is str:
+        if (
+            type(value) is int
+            and abs(value) <= checks.SEED
+            and cls.model_fields[info.field_name].annotation is str
+        ):
             value = str(value)
         return checks.check_text(info.field_name, value) if isinstance(value, str) else value
 
@@ -190,7 +217,9 @@ class BaseParameters(BaseModel):
 class Parameters(BaseParameters):
     """Further parameters of a notebook that measures: how the model is opened, and the text for the distances."""
 
-    revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")
+    revision: str | None = Field(
+        None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256"
+    )
     dtype: Dtype = "auto"
     device: str = Field(
         "auto",
@@ -204,10 +233,13 @@ class Parameters(BaseParameters):
         None, description="folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub"
     )
     corpus: Corpus = Field(
-        "wikipedia", description='text for the distances: "wikipedia" (embedded), "c4", "code" or "gsm8k_solutions"'
+        "wikipedia",
+        description='text for the distances: "wikipedia" (embedded), "c4", "code" or "gsm8k_solutions"',
     )
     samples: int = Field(256, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
-    sequence_length: int = Field(512, ge=2, le=checks.TOKENS, description="each cut after so many tokens")
+    sequence_length: int = Field(
+        512, ge=2, le=checks.TOKENS, description="each cut after so many tokens"
+    )
     seed: int = Field(0, ge=0, le=checks.SEED, description="of the draw of sequences")
 
     def check(self) -> None:
@@ -219,7 +251,9 @@ class Parameters(BaseParameters):
         wanted = {"samples": self.samples, "length": self.sequence_length, "seed": self.seed}
         rows = super().distances()
         others = rows["model"] != models.model_name(self.model)
-        return rows[others | (rows[[*wanted]] == [*wanted.values()]).all(axis=1)].reset_index(drop=True)
+        return rows[others | (rows[[*wanted]] == [*wanted.values()]).all(axis=1)].reset_index(
+            drop=True
+        )
 
 
 class TaskParameters(Parameters):
@@ -228,9 +262,14 @@ class TaskParameters(Parameters):
     tasks: TasksOfSizes = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"
     rules: Rules = "similarity, simple"
     sizes: Sizes = "all"
-    limit: int | None = Field(120, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
+    limit: int | None = Field(
+        120, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all"
+    )
     num_fewshot: int | None = Field(
-        None, ge=0, le=checks.SHOTS, description="examples in the prompt; None: the task's own number"
+        None,
+        ge=0,
+        le=checks.SHOTS,
+        description="examples in the prompt; None: the task's own number",
     )
     memory: int = Field(
         2,
@@ -241,12 +280,17 @@ class TaskParameters(Parameters):
 
     def check(self) -> None:
         super().check()
-        tasks, embedded = self.task_list if self.measure else [], data.embedded_tasks()
+        tasks = self.task_list if self.measure else []
+        embedded = data.embedded_tasks()
         for task in tasks:
             if task in embedded and (shots := self.parsed_tasks[task]["shots"]):
                 raise InputError(data.no_examples_message(task, shots))
         # lm-eval is slow to import: it checks only names that are neither embedded tasks nor in results
-        if unknown := [task for task in tasks if task not in embedded and not results.is_measured(task, self.folder)]:
+        if unknown := [
+            task
+            for task in tasks
+            if task not in embedded and not results.is_measured(task, self.folder)
+        ]:
             sweeping.check_names(unknown)
 
     @functools.cached_property
@@ -257,10 +301,15 @@ class TaskParameters(Parameters):
         """
         tasks: dict[str, dict] = {}
         for name, shots, limit, sizes, *_ in re.findall(TASK + OWN_SIZES, self.tasks):
-            prompt = {"shots": int(shots) if shots else self.num_fewshot, "limit": int(limit) if limit else self.limit}
+            prompt = {
+                "shots": int(shots) if shots else self.num_fewshot,
+                "limit": int(limit) if limit else self.limit,
+            }
             task_options = prompt | {"sizes": sizes or self.sizes}
             if tasks.setdefault(name, task_options) != task_options:
-                raise InputError(f"tasks has {name!r} twice, and asks other things of it: leave one of them out")
+                raise InputError(
+                    f"tasks has {name!r} twice, and asks other things of it: leave one of them out"
+                )
         return tasks
 
     @property
@@ -283,9 +332,15 @@ class TaskParameters(Parameters):
     def list_sizes(self, num_layers: int, task: str | None = None) -> list[int]:
         """Block sizes in order, for a task or for all. They include 0, as every curve starts at the whole model.
         Raises InputError for a size outside 0..L-1."""
-        sizes = parse_numbers(self.parsed_tasks[task]["sizes"] if task else self.sizes) or range(num_layers - 1)
+        sizes = parse_numbers(self.parsed_tasks[task]["sizes"] if task else self.sizes) or range(
+            num_layers - 1
+        )
         checks.check_whole_number(
-            "size", max(sizes), 0, num_layers - 1, f"the last of {num_layers} layers is never dropped"
+            "size",
+            max(sizes),
+            0,
+            num_layers - 1,
+            f"the last of {num_layers} layers is never dropped",
         )
         return sorted({0, *sizes})
 
@@ -333,13 +388,16 @@ class HealingParameters(TaskParameters):
     quantization: Quantization = "nf4"
     sizes: Sizes = "0, 1, 3, 6, 9, 12, 15"
     text: Corpus = Field(
-        "c4", description='what heals, and on whose validation split losses are measured: "c4" or "wikipedia"'
+        "c4",
+        description='what heals, and on whose validation split losses are measured: "c4" or "wikipedia"',
     )
     preset: Preset = "small"
     rank: int | None = healing_setting("rank", "; None, here and in what follows: the preset's own")
     learning_rate: float | None = healing_setting("learning_rate")
     steps: int | None = healing_setting("steps")
-    healing_seed: int | None = Field(None, ge=0, le=checks.SEED, description=FIELDS["seed"].description)
+    healing_seed: int | None = Field(
+        None, ge=0, le=checks.SEED, description=FIELDS["seed"].description
+    )
     adapters: str | None = healing_setting("adapters")
     auxiliary: float | None = healing_setting("auxiliary")
     objective: str | None = healing_setting("objective")
@@ -359,7 +417,8 @@ class HealingParameters(TaskParameters):
 
     def make_config(self, **others) -> HealingConfig:
         """The preset, changed by these parameters, then by `others`. Raises InputError for an impossible setting."""
-        settings, preset = self.model_dump(include=SETTINGS, exclude_none=True), PRESETS[self.preset]
+        settings = self.model_dump(include=SETTINGS, exclude_none=True)
+        preset = PRESETS[self.preset]
         seed = preset.seed if self.healing_seed is None else self.healing_seed
         settings = {"seed": seed, "quantization": self.quantization} | settings | others
         return dataclasses.replace(preset, **settings)
@@ -373,7 +432,9 @@ class SweepParameters(EarlyParameters):
     """The parameters of `deeper-layers sweep` and `plan`: any rule, and a cut of any shape."""
 
     rules: AnyRules = "similarity, simple"
-    layers: Layers = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
+    layers: Layers = Field(
+        None, description='layers to drop, like "3, 7-9", instead of rules and sizes'
+    )
     attention: Layers = Field(None, description="layers that lose their attention, in the same way")
     mlp: Layers = Field(None, description="layers that lose their MLP, in the same way")
 
@@ -381,7 +442,9 @@ class SweepParameters(EarlyParameters):
     def given_cut(self) -> Cut | None:
         """The cut that was given layer by layer; None if rules choose."""
         lists = self.model_dump(include={"layers", "attention", "mlp"}, exclude_none=True)
-        return Cut.of(**{name: parse_numbers(text) for name, text in lists.items()}) if lists else None
+        return (
+            Cut.of(**{name: parse_numbers(text) for name, text in lists.items()}) if lists else None
+        )
 
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
         if (cut := self.given_cut) is None:

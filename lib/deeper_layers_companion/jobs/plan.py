@@ -41,7 +41,8 @@ def plan_notebooks(options_by_notebook: dict[str, BaseParameters]) -> list[dict]
     for notebook, options in options_by_notebook.items():
         if not isinstance(options, Parameters):
             continue
-        session, costs_by_work = Session(options, planning=True), defaultdict(list)
+        session = Session(options, planning=True)
+        costs_by_work = defaultdict(list)
         try:
             listing.get_all(notebook, session)
             for identity, job in session.missing.items():
@@ -53,7 +54,9 @@ def plan_notebooks(options_by_notebook: dict[str, BaseParameters]) -> list[dict]
         for work, costs in costs_by_work.items():
             seconds, unknown = _add_seconds(costs, session)
             what = work + f", {len(costs)} times" * (len(costs) > 1)
-            rows.append({"notebook": notebook, "what": what, "seconds": seconds, "unknown": unknown})
+            rows.append(
+                {"notebook": notebook, "what": what, "seconds": seconds, "unknown": unknown}
+            )
     return rows
 
 
@@ -77,12 +80,16 @@ def describe_jobs(session: Session, heal: str) -> Iterator[dict]:
     "operations" and the bytes of "memory" that it needs. Operations that are not known are null, with the reason in
     "unknown".
     """
-    source, options = session.source, session.options
-    sizes, largest = _find_sizes([UNPRUNED], session)["sizes"], _find_cuts(session)[-1]
+    source = session.source
+    options = session.options
+    sizes = _find_sizes([UNPRUNED], session)["sizes"]
+    largest = _find_cuts(session)[-1]
     weights = sizes[0]["bytes"] if sizes else 0
     jobs = [distances_job(source, options), *listing.list_sweep(session)]
     if largest.is_of_layers:
-        jobs.append(healing_job(source, largest, PRESETS[heal], options.corpus, options.quantization))
+        jobs.append(
+            healing_job(source, largest, PRESETS[heal], options.corpus, options.quantization)
+        )
     for job in jobs:
         result = session.find(job)
         works = [cost for _, cost in _price_if_possible(job, session)]
@@ -108,7 +115,11 @@ def _price_if_possible(job: Job, session: Session) -> Work:
 
 
 def plan_sweep(
-    session: Session, machine: str | None = None, heal: str = "small", tokens: int = 4096, batch: int = 1
+    session: Session,
+    machine: str | None = None,
+    heal: str = "small",
+    tokens: int = 4096,
+    batch: int = 1,
 ) -> dict:
     """What is known of a sweep before it runs; with a `machine`, also seconds and memory there, for a healing too.
 
@@ -117,17 +128,30 @@ def plan_sweep(
     `machine` is a name for `price.find_machine`, or "this", which is timed briefly; `heal` names one of PRESETS. Raises
     InputError for an unknown machine, or options that do not fit the model.
     """
-    options, source, layers = session.options, session.source, session.source.num_layers
-    cuts_by_task, pruned = select_cuts_by_task(session), _find_cuts(session)
+    options = session.options
+    source = session.source
+    layers = session.source.num_layers
+    cuts_by_task = select_cuts_by_task(session)
+    pruned = _find_cuts(session)
     largest = pruned[-1].size
-    needs = {} if options.given_cut or not largest else {rule: REGISTERED[rule].needs for rule in options.rule_list}
-    measure_distances, distances = distances_job(source, options), None
-    drawn, full = 0, options.samples * options.sequence_length
+    needs = (
+        {}
+        if options.given_cut or not largest
+        else {rule: REGISTERED[rule].needs for rule in options.rule_list}
+    )
+    measure_distances = distances_job(source, options)
+    distances = None
+    drawn = 0
+    full = options.samples * options.sequence_length
     if set(needs.values()) & {"distances", "losses"}:
         drawn = price.count_calibration_tokens(measure_distances.key, session)
     if "distances" in needs.values():
         result = session.find(measure_distances)
-        names = ["tokens_at_most", "layer_steps_at_most"] if drawn == full else ["tokens", "layer_steps"]
+        names = (
+            ["tokens_at_most", "layer_steps_at_most"]
+            if drawn == full
+            else ["tokens", "layer_steps"]
+        )
         distances = dict(zip(names, [drawn, drawn * layers], strict=True))
         distances = _read_cost(result) if result else distances
     searches = {}
@@ -149,7 +173,9 @@ def plan_sweep(
         "layers": layers,
         "dtype": source.dtype,
         "weights": source.quantized,
-        "tokenizer": models.find_model(hashed=False).name if source.weights == CONFIG_ONLY else None,
+        "tokenizer": models.find_model(hashed=False).name
+        if source.weights == CONFIG_ONLY
+        else None,
         "distances": distances,
         "searches": searches,
         "tasks": tasks,
@@ -157,11 +183,15 @@ def plan_sweep(
     } | sizes
     if machine is not None:
         missing = [job for job in jobs.values() if session.find(job) is None]
-        content["predicted"] = _predict_costs([measure_distances, *missing], pruned[-1], machine, heal, session)
+        content["predicted"] = _predict_costs(
+            [measure_distances, *missing], pruned[-1], machine, heal, session
+        )
     return content
 
 
-def _choose_sized_cuts(pruned: list[Cut], cuts_by_task: dict[str, CutsByRule], session: Session) -> list[Cut]:
+def _choose_sized_cuts(
+    pruned: list[Cut], cuts_by_task: dict[str, CutsByRule], session: Session
+) -> list[Cut]:
     """For each size the cut that the first rule makes, which is unknown until its inputs are measured."""
     first = session.options.rule_list[0]
     by_size: dict[int, Cut] = {}
@@ -182,14 +212,20 @@ def _find_sizes(pruned: list[Cut], session: Session) -> dict:
         sizes = []
         for cut in pruned:
             parameters = count.parameters(cut)
-            row = {"size": cut.size, "parameters": parameters, "bytes": parameters * price.ITEMSIZE[source.dtype]}
+            row = {
+                "size": cut.size,
+                "parameters": parameters,
+                "bytes": parameters * price.ITEMSIZE[source.dtype],
+            }
             sizes.append(row | {"file_bytes": measure_file(cut)})
         return {"sizes": sizes}
     except InputError as error:
         return {"sizes": None, "sizes_unknown": str(error)}
 
 
-def _make_file_measure(source: Source, path: Path, stored: Sizes) -> Callable[[Cut], int | list[int] | None]:
+def _make_file_measure(
+    source: Source, path: Path, stored: Sizes
+) -> Callable[[Cut], int | list[int] | None]:
     """A function from a cut to the bytes of the GGUF file without it, [least, most] of all blocks of an unknown one;
     None where no such file can be written. `stored` are the bytes of the layers in the file."""
     from deeper_layers.export.gguf_files import plan_gguf  # slow, as is the next
@@ -211,7 +247,8 @@ def _make_file_measure(source: Source, path: Path, stored: Sizes) -> Callable[[C
             return find_bytes([cut])
         blocks = [Cut(start, cut.size) for start in range(source.num_layers - cut.size)]
         blocks.sort(key=stored.parameters)
-        least, most = find_bytes(blocks), find_bytes(blocks[::-1])
+        least = find_bytes(blocks)
+        most = find_bytes(blocks[::-1])
         return least if least is None or most is None or least == most else [least, most]
 
     return measure
@@ -219,7 +256,8 @@ def _make_file_measure(source: Source, path: Path, stored: Sizes) -> Callable[[C
 
 def _find_cuts(session: Session) -> list[Cut]:
     """One cut of each size that is asked for, or the given one, after the whole model."""
-    options, layers = session.options, session.source.num_layers
+    options = session.options
+    layers = session.source.num_layers
     if options.given_cut:
         return [UNPRUNED, options.given_cut]
     sizes: set[int] = set()
@@ -230,7 +268,8 @@ def _find_cuts(session: Session) -> list[Cut]:
 
 def _plan_task(task: str, cuts_by_rule: CutsByRule, job: Job, session: Session) -> dict:
     """The cost of a task: if results hold it, what it took; else the counts of its requests, as far as known."""
-    options, layers = session.options, session.source.num_layers
+    options = session.options
+    layers = session.source.num_layers
     sizes = [cut.size for cut in cuts_by_rule.get(GIVEN, ())] or options.list_sizes(layers, task)
     plan: dict = {"task": task, "rules": list(cuts_by_rule), "sizes": sizes}
     if result := session.find(job):
@@ -263,10 +302,13 @@ def _read_cost(result: Result) -> dict:
 
 def _find_measured_machine(session: Session) -> Machine | None:
     """A machine as fast as this kind of device was at this model's distances; None if results hold none of them."""
-    source, device, shape = session.source, models.device_name(), price.find_shape(session)
+    source = session.source
+    device = models.device_name()
+    shape = price.find_shape(session)
     paces = []
     for result in results.read_results(session.options.folder, "distances", source.name):
-        run, tokens = _read_cost(result), result.details["tokens"]
+        run = _read_cost(result)
+        tokens = result.details["tokens"]
         if run["seconds"] and (result.key["dtype"], run["device"]) == (source.dtype, device):
             cost = price.distances_cost(shape, tokens, result.key["sequence_length"], source.dtype)
             paces.append(cost.operations / run["seconds"])
@@ -278,11 +320,15 @@ def _find_measured_machine(session: Session) -> Machine | None:
 
 def _predict_costs(jobs: list[Job], healed: Cut, machine: str, heal: str, session: Session) -> dict:
     """Seconds, memory and bytes, on a machine, of jobs and of a healing."""
-    shape, dtype, unknown = price.find_shape(session), session.source.dtype, []
+    shape = price.find_shape(session)
+    dtype = session.source.dtype
+    unknown = []
     target = price.time_this_machine(session) if machine == "this" else price.find_machine(machine)
     works: dict[str, Cost] = {}
     for job in jobs:
-        works |= {work: cost for work, cost in price.price_job(job, session) if isinstance(cost, Cost)}
+        works |= {
+            work: cost for work, cost in price.price_job(job, session) if isinstance(cost, Cost)
+        }
     try:
         if not healed.is_of_layers:
             raise InputError("the cut drops sublayers, and what heals lacks whole layers")
@@ -292,10 +338,17 @@ def _predict_costs(jobs: list[Job], healed: Cut, machine: str, heal: str, sessio
         unknown = [{"what": "healing", "unknown": str(error)}]
     costs = []
     for work, cost in works.items():
-        of_work = {"what": work, "seconds": cost.seconds(target, dtype), "devices": cost.devices(target)}
+        of_work = {
+            "what": work,
+            "seconds": cost.seconds(target, dtype),
+            "devices": cost.devices(target),
+        }
         of_work |= {name: getattr(cost, name) for name in ("operations", "memory", "weights")}
         costs.append(of_work)
-    machine_facts = {name: getattr(target, name) for name in ("name", "devices", "memory", "throughput", "source")}
+    machine_facts = {
+        name: getattr(target, name)
+        for name in ("name", "devices", "memory", "throughput", "source")
+    }
     return {"machine": machine_facts, "costs": costs + unknown}
 
 
@@ -306,4 +359,6 @@ def try_job(job: Job, session: Session) -> "sweeping.Plan":
     if "length" in settings:
         requests = make_requests(name, settings, model, tokenizer, session.options.datasets)
         return sweeping.plan_requests(sweeping.TreeModel(model, job.cuts), requests)
-    return sweeping.plan(model, tokenizer, [name], job.cuts, **sweep_options(settings, session.options))
+    return sweeping.plan(
+        model, tokenizer, [name], job.cuts, **sweep_options(settings, session.options)
+    )

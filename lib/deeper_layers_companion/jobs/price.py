@@ -29,13 +29,26 @@ from deeper_layers_companion.jobs.subject import Subject
 
 USUAL_ANSWER = 256  # lm-eval's limit of tokens in an answer, for tasks that set none
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTIZED_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # of a weight in bitsandbytes; 64 weights share a float32 scale
-ADAPTER_BYTES = 16  # of a parameter that learns: itself, its gradient, two averages of AdamW, in float32
-LAYER_TENSORS = 8  # that a layer keeps for the backward pass, of its greatest width; attention keeps no scores
-NUMBER_OF_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")  # names in configurations
+QUANTIZED_BYTES = {
+    "nf4": 0.5 + 4 / 64,
+    "int8": 1.0,
+}  # of a weight in bitsandbytes; 64 weights share a float32 scale
+ADAPTER_BYTES = (
+    16  # of a parameter that learns: itself, its gradient, two averages of AdamW, in float32
+)
+LAYER_TENSORS = (
+    8  # that a layer keeps for the backward pass, of its greatest width; attention keeps no scores
+)
+NUMBER_OF_EXPERTS = (
+    "n_routed_experts",
+    "num_experts",
+    "num_local_experts",
+)  # names in configurations
 # share of a data sheet's matrix throughput: 38 to 43% in the training of Llama 3.1 405B (arXiv 2407.21783, table 4)
 REACHED = 0.4
-PRODUCT_SHARE = 0.75  # speed of layers over the speed of one matrix product, measured on two cores in float32
+PRODUCT_SHARE = (
+    0.75  # speed of layers over the speed of one matrix product, measured on two cores in float32
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +79,13 @@ def find_machine(name: str) -> Machine:
     match = re.fullmatch(rf"({'|'.join(DATA_SHEETS)})(?:x([1-9][0-9]{{0,5}}))?", name)
     if match is None:
         known = ", ".join(DATA_SHEETS)
-        raise InputError(f"machine is {short_repr(name)}, expected 'this' or one of {known}, and how many, like h100x8")
+        raise InputError(
+            f"machine is {short_repr(name)}, expected 'this' or one of {known}, and how many, like h100x8"
+        )
     gigabytes, terabytes, half, single, source = DATA_SHEETS[match[1]]
-    reached = {dtype: REACHED * half * 1e12 for dtype in ("bfloat16", "float16")} | {"float32": REACHED * single * 1e12}
+    reached = {dtype: REACHED * half * 1e12 for dtype in ("bfloat16", "float16")} | {
+        "float32": REACHED * single * 1e12
+    }
     return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, int(match[2] or 1))
 
 
@@ -80,8 +97,11 @@ def measure_this_machine(width: int, inner: int, dtype: str, device: str = "auto
     from deeper_layers.models.half_precision import measure_product_speed
     from deeper_layers.models.opening import choose_device, device_name, free_memory
 
-    target, dtypes = choose_device(device), dict.fromkeys(["float32", "bfloat16", dtype])
-    throughput = {name: PRODUCT_SHARE * measure_product_speed(name, width, inner, target) for name in dtypes}
+    target = choose_device(device)
+    dtypes = dict.fromkeys(["float32", "bfloat16", dtype])
+    throughput = {
+        name: PRODUCT_SHARE * measure_product_speed(name, width, inner, target) for name in dtypes
+    }
     source = f"tried on {device_name()} at a load of {psutil.getloadavg()[0]:.1f}"
     return Machine("this", free_memory(target), 0.0, throughput, source)
 
@@ -101,7 +121,9 @@ class Shape:
     head: int  # parameters of the head
     attention: int | float  # operations a token and key, in all layers
     cache: int | float  # numbers kept for a token, in all layers: keys and values
-    adapted_widths: int | None  # sum of both widths of all modules with adapters; None where no adapter can be added
+    adapted_widths: (
+        int | None
+    )  # sum of both widths of all modules with adapters; None where no adapter can be added
 
 
 def read_shape(model) -> Shape:
@@ -116,7 +138,9 @@ def read_shape(model) -> Shape:
 
     if model.device.type == "meta":  # some experts run in this format only
         model = model.to(torch.bfloat16)
-    config, layers, network = text_config(model.config), decoder_layers(model), Network(model)
+    config = text_config(model.config)
+    layers = decoder_layers(model)
+    network = Network(model)
     entry = lambda name, default=0: getattr(config, name, None) or default  # noqa: E731
     sizes = {name: parameter.numel() for name, parameter in layers.named_parameters()}
     experts = sum(size for name, size in sizes.items() if "experts" in name.split("."))
@@ -125,7 +149,9 @@ def read_shape(model) -> Shape:
     head_width = entry("head_dim", config.hidden_size // max(heads, 1))
     linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     try:
-        adapted_widths = sum(sum(model.get_submodule(name).weight.shape) for name in find_ffn_modules(model))
+        adapted_widths = sum(
+            sum(model.get_submodule(name).weight.shape) for name in find_ffn_modules(model)
+        )
     except InputError:
         adapted_widths = None
     return Shape(
@@ -135,10 +161,15 @@ def read_shape(model) -> Shape:
         vocabulary=network.head.weight.shape[0],
         parameters=model.num_parameters(),
         in_layers=sum(sizes.values()),
-        active=sum(sizes.values()) - experts + experts * min(entry("num_experts_per_tok", 1), number) // number,
+        active=sum(sizes.values())
+        - experts
+        + experts * min(entry("num_experts_per_tok", 1), number) // number,
         linear=sum(module.weight.numel() for module in linear),
         head=network.head.weight.numel(),
-        attention=2 * heads * (entry("qk_head_dim", head_width) + entry("v_head_dim", head_width)) * len(layers),
+        attention=2
+        * heads
+        * (entry("qk_head_dim", head_width) + entry("v_head_dim", head_width))
+        * len(layers),
         cache=network.token_cache_bytes / network.dtype.itemsize * len(layers),
         adapted_widths=adapted_widths,
     )
@@ -172,25 +203,39 @@ def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -
     return sweep_cost(shape, [UNPRUNED], tokens, 0, length, dtype)
 
 
-def sweep_cost(shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: int | float, dtype: str) -> Cost:
+def sweep_cost(
+    shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: int | float, dtype: str
+) -> Cost:
     """The cost of a sweep over the distinct `tokens` of its requests, in sequences of `length` on average. Each pruned
     model computes the logits of `scored` positions."""
-    tree, size, logits = Tree(cuts, shape.layers), ITEMSIZE[dtype], scored * len(cuts)
-    batches, passes = math.ceil(tokens / BATCH_TOKENS), tree.nodes / shape.layers  # passes of the whole model
+    tree = Tree(cuts, shape.layers)
+    size = ITEMSIZE[dtype]
+    logits = scored * len(cuts)
+    batches, passes = (
+        math.ceil(tokens / BATCH_TOKENS),
+        tree.nodes / shape.layers,
+    )  # passes of the whole model
     # a token sees half of its sequence on average
-    operations = tokens * passes * (2 * shape.active + shape.attention * length / 2) + 2 * logits * shape.head
-    weights, cache = shape.parameters * size, length * passes * shape.cache * size
+    operations = (
+        tokens * passes * (2 * shape.active + shape.attention * length / 2)
+        + 2 * logits * shape.head
+    )
+    weights = shape.parameters * size
+    cache = length * passes * shape.cache * size
     states = min(BATCH_TOKENS, tokens) * size * (tree.alive * shape.width + 3 * shape.inner)
     memory = weights + states + cache + 4 * min(HEAD_ELEMENTS, logits * shape.vocabulary)
     return Cost(operations, memory, weights, batches, shares=batches)
 
 
-def writing_cost(shape: Shape, cuts: list[Cut], answers: int, prompts: int, longest: int, dtype: str) -> Cost:
+def writing_cost(
+    shape: Shape, cuts: list[Cut], answers: int, prompts: int, longest: int, dtype: str
+) -> Cost:
     """The cost of so many written answers of each pruned model, to prompts of so many tokens in all.
 
     This is the highest cost: every answer has `longest` tokens. Each new token of a batch reads the weights once.
     """
-    tokens, length = prompts + answers * longest, prompts / answers + longest
+    tokens = prompts + answers * longest
+    length = prompts / answers + longest
     cost = sweep_cost(shape, cuts, tokens, answers * longest, length, dtype)
     return dataclasses.replace(cost, batches=longest * math.ceil(answers / ROWS))
 
@@ -200,32 +245,53 @@ def healing_cost(shape: Shape, cut: Cut, config: HealingConfig, dtype: str) -> C
     if config.last_layers:
         return _last_layers_cost(shape, cut, config)
     if shape.adapted_widths is None:
-        raise InputError("its layers have no linear modules outside of attention that adapters could be put on")
-    size, share, shares = ITEMSIZE[dtype], 1 - cut.size / shape.layers, config.batch_sequences // config.at_once
+        raise InputError(
+            "its layers have no linear modules outside of attention that adapters could be put on"
+        )
+    size = ITEMSIZE[dtype]
+    share = 1 - cut.size / shape.layers
+    shares = config.batch_sequences // config.at_once
     forward = share * (2 * shape.active + shape.attention * config.sequence_length / 2)
     passes = 3 if config.gradient_checkpointing else 2
     operations = config.tokens * (passes * forward + 2 * 2 * shape.head)
     weight_size = QUANTIZED_BYTES.get(config.quantization or "", size)
-    weights = (shape.parameters - (1 - share) * shape.in_layers) * size - share * shape.linear * (size - weight_size)
-    tokens, layers = config.at_once * config.sequence_length, share * shape.layers
+    weights = (shape.parameters - (1 - share) * shape.in_layers) * size - share * shape.linear * (
+        size - weight_size
+    )
+    tokens = config.at_once * config.sequence_length
+    layers = share * shape.layers
     inside = LAYER_TENSORS * tokens * shape.inner * size
-    activations = layers * tokens * shape.width * size + inside if config.gradient_checkpointing else layers * inside
-    learning = tokens * shape.vocabulary * (size + 4) + ADAPTER_BYTES * config.rank * share * shape.adapted_widths
-    return Cost(operations, weights + activations + learning, weights, config.steps * shares, shares)
+    activations = (
+        layers * tokens * shape.width * size + inside
+        if config.gradient_checkpointing
+        else layers * inside
+    )
+    learning = (
+        tokens * shape.vocabulary * (size + 4)
+        + ADAPTER_BYTES * config.rank * share * shape.adapted_widths
+    )
+    return Cost(
+        operations, weights + activations + learning, weights, config.steps * shares, shares
+    )
 
 
 def _last_layers_cost(shape: Shape, cut: Cut, config: HealingConfig) -> Cost:
     """The cost of training the last layers and the head with all their weights, which is done in float32."""
-    share, trained = 1 - cut.size / shape.layers, config.last_layers / shape.layers
+    share = 1 - cut.size / shape.layers
+    trained = config.last_layers / shape.layers
     shares = config.batch_sequences // config.at_once
     all_layers = 2 * shape.active + shape.attention * config.sequence_length / 2
     # gradients pass these layers alone, and go to their weights
     operations = config.tokens * ((share + 2 * trained) * all_layers + 3 * 2 * shape.head)
     weights = 4 * (shape.parameters - (1 - share) * shape.in_layers)
     tokens = config.at_once * config.sequence_length
-    activations = 4 * tokens * (config.last_layers * LAYER_TENSORS * shape.inner + 2 * shape.vocabulary)
+    activations = (
+        4 * tokens * (config.last_layers * LAYER_TENSORS * shape.inner + 2 * shape.vocabulary)
+    )
     learning = ADAPTER_BYTES * (trained * shape.in_layers + shape.head)
-    return Cost(operations, weights + activations + learning, weights, config.steps * shares, shares)
+    return Cost(
+        operations, weights + activations + learning, weights, config.steps * shares, shares
+    )
 
 
 # ---- of a job ----------------------------------------------------------------------------------------------------
@@ -233,23 +299,34 @@ def _last_layers_cost(shape: Shape, cut: Cut, config: HealingConfig) -> Cost:
 
 def price_job(job: Job, subject: Subject) -> Iterator[tuple[str, Cost | str]]:
     """Yield what is done for a job, and its cost, or why the cost is not known."""
-    shape, key, dtype = find_shape(subject), job.key, subject.source.dtype
+    shape = find_shape(subject)
+    key = job.key
+    dtype = subject.source.dtype
     if job.kind in ("distances", "geometry"):
-        sequences, tokens = key["samples"], count_calibration_tokens(key, subject)
-        if job.kind == "geometry":  # a sequence that is run without each layer passes half of the layers again
+        sequences = key["samples"]
+        tokens = count_calibration_tokens(key, subject)
+        # a sequence that is run without each layer passes half of the layers again
+        if job.kind == "geometry":
             tokens += tokens * key["skip_sequences"] * (shape.layers + 1) // (2 * sequences)
         yield job.kind, distances_cost(shape, tokens, tokens / sequences, dtype)
         return
     if job.form in ("healing", "file"):
         config = HealingConfig(**key["healing"])
-        yield f"healing, {config.tokens:,} tokens", healing_cost(shape, max(job.cuts, key=_size), config, dtype)
+        yield (
+            f"healing, {config.tokens:,} tokens",
+            healing_cost(shape, max(job.cuts, key=_size), config, dtype),
+        )
     for task, settings in key.get("tasks", {}).items():
         yield from price_task(task, settings, job.cuts, subject)
 
 
-def price_task(task: str, settings: dict, cuts: list[Cut], subject: Subject) -> Iterator[tuple[str, Cost | str]]:
+def price_task(
+    task: str, settings: dict, cuts: list[Cut], subject: Subject
+) -> Iterator[tuple[str, Cost | str]]:
     """Yield the work for a task or text under some cuts, and its cost, or why it is not known."""
-    shape, dtype, models_swept = find_shape(subject), subject.source.dtype, f"{len(cuts)} models"
+    shape = find_shape(subject)
+    dtype = subject.source.dtype
+    models_swept = f"{len(cuts)} models"
     if "length" in settings:
         length = settings["length"] or USUAL_ANSWER
         tokens = settings["limit"] * length
@@ -259,10 +336,14 @@ def price_task(task: str, settings: dict, cuts: list[Cut], subject: Subject) -> 
     if counts["unknown"]:
         yield task, counts["unknown"]
     if counts["requests"]:
-        cost = sweep_cost(shape, cuts, counts["tokens"], counts["requests"], counts["length"], dtype)
+        cost = sweep_cost(
+            shape, cuts, counts["tokens"], counts["requests"], counts["length"], dtype
+        )
         yield f"sweep of {task}, {models_swept}", cost
     if counts["generated"]:
-        cost = writing_cost(shape, cuts, counts["generated"], counts["prompts"], counts["longest"], dtype)
+        cost = writing_cost(
+            shape, cuts, counts["generated"], counts["prompts"], counts["longest"], dtype
+        )
         yield f"answers of {task}, {models_swept}, each of at most {counts['longest']} tokens", cost
 
 
@@ -273,24 +354,46 @@ def _size(cut: Cut) -> int:
 def count_calibration_tokens(settings: dict, subject: Subject) -> int:
     """The tokens of the sequences of the distances, for the settings of a key; where their text is not at hand, or of
     the model there is a configuration alone, as many as there would be if every sequence were full."""
-    sequences, length, datasets = settings["samples"], settings["sequence_length"], subject.options.datasets
-    if subject.source.weights != CONFIG_ONLY and data.is_available_offline(settings["corpus"], datasets):
+    sequences = settings["samples"]
+    length = settings["sequence_length"]
+    datasets = subject.options.datasets
+    if subject.source.weights != CONFIG_ONLY and data.is_available_offline(
+        settings["corpus"], datasets
+    ):
         where = subject.source, subject.options.trust_remote_code
         with contextlib.suppress(InputError):  # the tokenizer is not on this machine yet
-            return _count_drawn_tokens(settings["corpus"], sequences, length, settings["seed"], datasets, *where)
+            return _count_drawn_tokens(
+                settings["corpus"], sequences, length, settings["seed"], datasets, *where
+            )
     return sequences * length
 
 
 @functools.lru_cache
 def _count_drawn_tokens(
-    corpus: str, samples: int, length: int, seed: int, datasets: str | None, source: Source, trust_remote_code: bool
+    corpus: str,
+    samples: int,
+    length: int,
+    seed: int,
+    datasets: str | None,
+    source: Source,
+    trust_remote_code: bool,
 ) -> int:
-    tokenizer, documents = _load_tokenizer(source, trust_remote_code), data.texts(corpus, datasets=datasets)
+    tokenizer = _load_tokenizer(source, trust_remote_code)
+    documents = data.texts(corpus, datasets=datasets)
     batches = data.text_batches(tokenizer, documents, samples=samples, length=length, seed=seed)
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
-REQUEST_COUNTS = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "unknown")
+REQUEST_COUNTS = (
+    "items",
+    "requests",
+    "generated",
+    "longest",
+    "prompts",
+    "tokens",
+    "length",
+    "unknown",
+)
 
 
 def count_requests(task: str, settings: dict, subject: Subject) -> dict:
@@ -302,10 +405,17 @@ def count_requests(task: str, settings: dict, subject: Subject) -> dict:
 
 @functools.lru_cache
 def _load_and_count(
-    task: str, shots: int | None, limit: int | None, source: Source, datasets: str | None, trust_remote_code: bool
+    task: str,
+    shots: int | None,
+    limit: int | None,
+    source: Source,
+    datasets: str | None,
+    trust_remote_code: bool,
 ) -> dict:
     if not data.is_available_offline(task, datasets):
-        return {"unknown": "its items are on the hub: name a mirror with --datasets to have them counted"}
+        return {
+            "unknown": "its items are on the hub: name a mirror with --datasets to have them counted"
+        }
     from deeper_layers.sweeping import harness  # slow to import
     from deeper_layers.sweeping.planning import count_tokens, plan_batches
 
@@ -314,7 +424,9 @@ def _load_and_count(
         # a configuration alone has no tokenizer: use that of the embedded model
         counted = models.find_model(hashed=False) if source.weights == CONFIG_ONLY else source
         tokenizer = _load_tokenizer(counted, trust_remote_code)
-        gathered = harness.collect_requests(loaded, _build_empty(counted, trust_remote_code), tokenizer, limit=limit)
+        gathered = harness.collect_requests(
+            loaded, _build_empty(counted, trust_remote_code), tokenizer, limit=limit
+        )
     except InputError as error:
         return {"unknown": str(error)}
     generations = [instance.args for instance in gathered.generations]
@@ -326,7 +438,9 @@ def _load_and_count(
         "items": len({(instance.task_name, instance.doc_id) for instance in instances}),
         "requests": len(gathered.requests.pairs),
         "generated": len(generations),
-        "longest": max((kwargs.get("max_gen_toks", USUAL_ANSWER) for _, kwargs in generations), default=None),
+        "longest": max(
+            (kwargs.get("max_gen_toks", USUAL_ANSWER) for _, kwargs in generations), default=None
+        ),
         "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in generations),  # tokens
         "tokens": count_tokens(batches),
         "length": round(statistics.mean(lengths), 1) if lengths else None,
@@ -382,7 +496,9 @@ def describe_healing(job: Job, subject: Subject) -> str:
 def time_this_machine(subject: Subject) -> Machine:
     """This machine, tried with matrix products as wide as those of a subject's model."""
     shape = find_shape(subject)
-    return measure_this_machine(shape.width, shape.inner, subject.source.dtype, subject.options.device)
+    return measure_this_machine(
+        shape.width, shape.inner, subject.source.dtype, subject.options.device
+    )
 
 
 def duration(seconds: int | float | None) -> str:

@@ -24,9 +24,27 @@ if TYPE_CHECKING:  # slow
     from deeper_layers.export.tensors import Changed
     from deeper_layers_companion.report.one_cut import Score
 
-BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # about
-BYTE_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-PLACEHOLDER = "path/to/"  # in a command for others, before the name of a file or folder of this machine
+BYTES_PER_WEIGHT = {
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "f32": 4,
+    "f16": 2,
+    "q8_0": 34 / 32,
+}  # about
+BYTE_UNITS = {
+    "KB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+PLACEHOLDER = (
+    "path/to/"  # in a command for others, before the name of a file or folder of this machine
+)
 PARAMETER_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 
@@ -38,7 +56,9 @@ class PruningDescription:
     layers: int  # L
     cut: Cut
     engines: list[Misreading]  # engines that would take kept layers for another kind
-    safe: Cut | None  # the nearest block that all engines read correctly; None where the cut is safe, or no block is
+    safe: (
+        Cut | None
+    )  # the nearest block that all engines read correctly; None where the cut is safe, or no block is
     measured: list[Result]  # all results of the model
     scores: "list[Score]"  # the cut's scores in these results, one for each task
 
@@ -78,14 +98,22 @@ class PruningDescription:
             return ""
         from deeper_layers_companion.report import one_cut  # slow
 
-        scores, healed = tabulate_scores(self.measured), None
+        scores = tabulate_scores(self.measured)
+        healed = None
         if adapter and adapter.healing:
-            healed_scores = one_cut.find_healed(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
+            healed_scores = one_cut.find_healed(
+                scores, self.cut, adapter.healing["config"], adapter.healing["text"]
+            )
             healed = None if healed_scores.empty else healed_scores
         pruned_scores = self.scores if healed is None else None
         is_own = adapter is None or healed is not None
         return one_cut.write_card_text(
-            scores, tabulate_distances(self.measured), self.cut, healed, pruned_scores, is_own=is_own
+            scores,
+            tabulate_distances(self.measured),
+            self.cut,
+            healed,
+            pruned_scores,
+            is_own=is_own,
         )
 
     def content(self) -> dict:
@@ -113,19 +141,34 @@ def describe_limit(score: "Score") -> str:
 
 
 def describe_pruning(
-    model: str, config: dict, layers: int, cut: Cut, results_folder: Path | None = None, known: bool = True, **opening
+    model: str,
+    config: dict,
+    layers: int,
+    cut: Cut,
+    results_folder: Path | None = None,
+    known: bool = True,
+    **opening,
 ) -> PruningDescription:
     """Describe a model of so many layers after a cut, before it is written.
 
     `config` is its `read_raw_config`, `opening` is for `find_model`. `known` asks for results; they describe a cut that
     changes no other weights. Weights are read for their hash only where results hold a model of this name.
     """
-    misreadings, name, measured, scores = find_misreadings(config, cut), models.model_name(model), [], []
+    misreadings = find_misreadings(config, cut)
+    name = models.model_name(model)
+    measured = []
+    scores = []
     safe = find_nearest_safe(config, cut) if misreadings and cut.is_block else None
     if known and (is_gguf_model(model) or results.read_results(results_folder, model=name)):
         key = models.find_model(model, **opening).key
-        key["name"] = name = results.find_model_name(key["weights"], results_folder) or name  # not that of the file
-        measured = [result for result in results.read_results(results_folder, model=name) if result.key["model"] == key]
+        key["name"] = name = (
+            results.find_model_name(key["weights"], results_folder) or name
+        )  # not that of the file
+        measured = [
+            result
+            for result in results.read_results(results_folder, model=name)
+            if result.key["model"] == key
+        ]
     if measured:
         from deeper_layers_companion.report import one_cut  # slow
 
@@ -151,7 +194,9 @@ class Output:
     def check(self, model: str, *, changes: bool = False) -> None:
         """Raise InputError where the path can't be written, or the format is impossible for the model; `changes` says
         whether a rule changes weights."""
-        is_wrong_gguf = self.is_gguf and (changes or self.dtype != "auto" or not is_gguf_model(model))
+        is_wrong_gguf = self.is_gguf and (
+            changes or self.dtype != "auto" or not is_gguf_model(model)
+        )
         if is_wrong_gguf or self.type and not self.is_gguf:
             raise InputError(
                 f"OUT is {str(self.path)!r}: what ends in .gguf is made of a GGUF file alone, whose weights no rule "
@@ -181,10 +226,15 @@ class Output:
             from deeper_layers.models.gguf_reading import read_gguf
 
             exact = None if self.type in ROUNDED_TYPES else self.type
-            kind = (exact or source.quantized) + f", then rounded to {self.type}" * (self.type != exact)
+            kind = (exact or source.quantized) + f", then rounded to {self.type}" * (
+                self.type != exact
+            )
             if not packaged or packaged.path.is_file():
                 header = read_gguf(find_gguf_file(source))
-                return lambda cut: (plan_gguf(source, header, cut, exact, healed=self.healed).bytes, kind)
+                return lambda cut: (
+                    plan_gguf(source, header, cut, exact, healed=self.healed).bytes,
+                    kind,
+                )
             width = BYTES_PER_WEIGHT[exact] if exact else packaged.bytes / packaged.parameters
         else:
             from deeper_layers.export.slicing import build_size_function  # slow
@@ -192,7 +242,9 @@ class Output:
 
             folder = conversion_folder(source.weights) if source.is_gguf else Path(source.folder)
             if folder.is_dir():
-                return build_size_function(folder, self.dtype, dequantized=source.is_gguf, mtp=self.mtp)
+                return build_size_function(
+                    folder, self.dtype, dequantized=source.is_gguf, mtp=self.mtp
+                )
             stored = {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, source.dtype)
             kind = stored if self.dtype == "auto" else self.dtype
             width = BYTES_PER_WEIGHT[kind]
@@ -218,9 +270,12 @@ class Output:
         layers. Raises InputError where not even the smallest model fits."""
         limit, in_file = read_size(size)
         if in_file and self.type in ROUNDED_TYPES:
-            raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
+            raise InputError(
+                f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0"
+            )
         measure_size = self.size_function(source) if in_file else lambda cut: (parameters(cut), "")
-        parameters, reason = models.find_sizes(source).parameters, "the smallest is larger"
+        parameters = models.find_sizes(source).parameters
+        reason = "the smallest is larger"
         for number in range(source.num_layers):
             try:
                 if measure_size(cut := choose(number))[0] <= limit:
@@ -229,7 +284,9 @@ class Output:
                 raise
             except InputError as error:  # the rule or the format can't drop so many layers
                 reason = error
-        raise InputError(f"no cut of {source.name} fits into {size} ({reason}): give a larger size or type")
+        raise InputError(
+            f"no cut of {source.name} fits into {size} ({reason}): give a larger size or type"
+        )
 
 
 def prune_checkpoint(
@@ -244,26 +301,43 @@ def prune_checkpoint(
 ) -> Path:
     """Write a pruned model as described, and return its path. A folder's model card has the scores and the command, in
     which `settings` are further options."""
-    cut, out = described.cut, output.path
+    cut = described.cut
+    out = output.path
     options: dict = {"adapter": adapter}
     if output.is_gguf:
         return export.slice_gguf(model, cut, out, type=output.type, **options)
     adapters = export.read_adapter(adapter) if adapter else None
     # the command as others can type it: with the cut or the rule, and placeholders for paths
-    cut_words = ["--start", str(cut.start), "--drop", str(cut.size)] if cut.is_block else layer_options(cut)
+    cut_words = (
+        ["--start", str(cut.start), "--drop", str(cut.size)] if cut.is_block else layer_options(cut)
+    )
     if changed:
         cut_words = ["--drop", str(cut.size), "--rule", changed.words.partition(":")[0]]
-    command = ["deeper-layers", "prune", *name_for_others(model, **opening), out.name, *cut_words, *settings]
+    command = [
+        "deeper-layers",
+        "prune",
+        *name_for_others(model, **opening),
+        out.name,
+        *cut_words,
+        *settings,
+    ]
     command += ["--silence"] * output.silence
     command += ["--adapter", PLACEHOLDER + adapters.folder.name] if adapters else []
     command += ["--dtype", output.dtype] if output.dtype != "auto" else []
     command += ["--without-mtp"] * (not output.mtp)
-    options |= {"dtype": output.dtype, "mtp": output.mtp, "silence": output.silence, "changed": changed}
+    options |= {
+        "dtype": output.dtype,
+        "mtp": output.mtp,
+        "silence": output.silence,
+        "changed": changed,
+    }
     card_options = {"card": described.card(adapters), "command": shlex.join(command)}
     return export.slice_checkpoint(model, cut, out, **options, **card_options, **opening)
 
 
-def name_for_others(model: str, revision: str | None = None, trust_remote_code: bool = False) -> list[str]:
+def name_for_others(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> list[str]:
     """A model as words of a command that anybody can type: a hub id with its commit, or the name of a packaged model; a
     file or folder of this machine, which nobody else has, as a placeholder for its path."""
     path = checkpoint_files.local_path(model)
@@ -275,7 +349,9 @@ def name_for_others(model: str, revision: str | None = None, trust_remote_code: 
         return [model, *(["--revision", source.revision] if source.revision else []), *code]
     if is_gguf(path):
         weights = models.find_model(model).weights
-        names = [known.name for known in models.PACKAGED.values() if weights == f"sha256:{known.sha256}"]
+        names = [
+            known.name for known in models.PACKAGED.values() if weights == f"sha256:{known.sha256}"
+        ]
         return names[:1] or [PLACEHOLDER + path.name]
     return [PLACEHOLDER + models.model_name(model), *code]
 
@@ -285,7 +361,9 @@ def read_size(text: str) -> tuple[float, bool]:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
     number, unit = (float(match[1]), match[2].upper()) if match else (0, "")
     if not number or unit not in BYTE_UNITS | PARAMETER_UNITS:
-        raise InputError(f"to_size is {text!r:.40}, expected bytes as 400MB or 1.5GB, or parameters as 300M or 1.1B")
+        raise InputError(
+            f"to_size is {text!r:.40}, expected bytes as 400MB or 1.5GB, or parameters as 300M or 1.1B"
+        )
     return number * (BYTE_UNITS | PARAMETER_UNITS)[unit], unit in BYTE_UNITS
 
 
@@ -303,6 +381,9 @@ def layer_options(cut: Cut) -> list[str]:
     """A cut as options of the command, layer by layer: ["--layers", "3,7-9", "--mlp", "12"]."""
     words = []
     for name, indices in cut.parts.items():
-        parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in find_ranges(indices)]
+        parts = [
+            str(start) if stop - start == 1 else f"{start}-{stop - 1}"
+            for start, stop in find_ranges(indices)
+        ]
         words += [f"--{name}", ",".join(parts)] if parts else []
     return words

@@ -20,14 +20,22 @@ COMPARED = ("agreement", "overlap", "kl")  # with the whole model, of losses
 
 
 def score_changed(
-    job: Job, opened: tuple, changed: Callable[[Cut], Any], options, shards: Shards, cuts: list[Cut] | None = None
+    job: Job,
+    opened: tuple,
+    changed: Callable[[Cut], Any],
+    options,
+    shards: Shards,
+    cuts: list[Cut] | None = None,
 ) -> Measured:
     """Rows and details of models whose weights change too; `changed` is a function from a cut to the model it leaves.
     Without `cuts`, those of the key."""
-    rows, details = [], {}
+    rows = []
+    details = {}
     for cut in job.cuts if cuts is None else cuts:
         model = changed(cut)
-        of_cut, details = score_models(job, (model, opened[1]), [UNPRUNED], options, shards.part(cut.name))
+        of_cut, details = score_models(
+            job, (model, opened[1]), [UNPRUNED], options, shards.part(cut.name)
+        )
         rows += [row | {"cut": cut.name} for row in of_cut]
     return rows, details
 
@@ -44,7 +52,9 @@ def score_models(job: Job, opened: tuple, cuts: list[Cut], options, shards: Shar
             rows += _measure_losses(name, model, cuts, requests, part)
             details["vocabulary"] = model.get_output_embeddings().weight.shape[0]
         else:
-            table = sweeping.sweep(model, tokenizer, [name], cuts, shards=part, **sweep_options(settings, options))
+            table = sweeping.sweep(
+                model, tokenizer, [name], cuts, shards=part, **sweep_options(settings, options)
+            )
             rows += list_task_rows(name, table, cuts, details)
     return rows, details
 
@@ -59,9 +69,12 @@ def sweep_options(settings: dict, options) -> dict:
 def make_requests(text: str, settings: dict, model, tokenizer, datasets: str | None) -> Requests:
     """The requests for the loss on a text: the first sequences of its validation split, "limit" of them, each of
     "length" tokens; if "length" is 0, gold solutions given their problems."""
-    limit, length = settings["limit"], settings["length"]
+    limit = settings["limit"]
+    length = settings["length"]
     if not length:
-        return sweeping.answer_requests(model, tokenizer, data.solved_problems(datasets=datasets, documents=limit))
+        return sweeping.answer_requests(
+            model, tokenizer, data.solved_problems(datasets=datasets, documents=limit)
+        )
     documents = data.texts(text, split="validation", datasets=datasets)
     sequences = data.token_sequences(tokenizer, documents, length=length, tokens=limit * length)
     if len(sequences) < limit:
@@ -71,7 +84,9 @@ def make_requests(text: str, settings: dict, model, tokenizer, datasets: str | N
     return sweeping.text_requests(sequences)
 
 
-def _measure_losses(text: str, model, cuts: list[Cut], requests: Requests, shards: Shards) -> list[dict]:
+def _measure_losses(
+    text: str, model, cuts: list[Cut], requests: Requests, shards: Shards
+) -> list[dict]:
     # a model that was changed stands alone as UNPRUNED: it would only be compared with itself
     compares = UNPRUNED in cuts and len(cuts) > 1
     table, losses = sweeping.request_loss(model, cuts, requests, shards=shards, compares=compares)
@@ -92,14 +107,20 @@ def list_task_rows(task: str, table, cuts: list[Cut], details: dict) -> list[dic
     details["levels"] |= table.attrs["levels"]
     leaves = sorted(outcomes[cuts[0].name])
     if leaves != [task]:
-        details["groups"] |= {name: [] for name in table["task"] if name not in leaves} | {task: leaves}
+        details["groups"] |= {name: [] for name in table["task"] if name not in leaves} | {
+            task: leaves
+        }
     for row in table.to_dict("records"):
         cut = row.get("cut") or Cut(row["start"], row["size"]).name
         task_outcomes = outcomes[cut].get(row["task"], {})
         if "target" in task_outcomes:
             details["targets"][row["task"]] = task_outcomes.pop("target")
-        per_item = {"outcome": task_outcomes[row["metric"]]} if row["metric"] in task_outcomes else {}
+        per_item = (
+            {"outcome": task_outcomes[row["metric"]]} if row["metric"] in task_outcomes else {}
+        )
         # the chosen answers stand only in the first row of a task and cut
-        per_item |= {name: task_outcomes.pop(name) for name in ITEM_BY_ITEM if name in task_outcomes}
+        per_item |= {
+            name: task_outcomes.pop(name) for name in ITEM_BY_ITEM if name in task_outcomes
+        }
         rows.append({name: row[name] for name in ("task", *SCORE)} | {"cut": cut} | per_item)
     return rows

@@ -43,19 +43,24 @@ def list_blocks(sizes: Iterable[int], num_layers: int, starts: Sequence[int] = (
 
 def select_cuts_by_task(session: Session) -> dict[str, CutsByRule]:
     """For each task and text its cuts by rule: those given by the options, else those that the rules choose."""
-    options, layers = session.options, session.source.num_layers
+    options = session.options
+    layers = session.source.num_layers
     if cuts_by_rule := options.find_given_cuts(layers):
         return dict.fromkeys(options.parsed_tasks, cuts_by_rule)
     for task in options.task_list if options.measure else ():
         if not results.is_measured(task, options.folder):
-            Data(task).fingerprint(options.datasets)  # fail on unreadable data before anything is measured
+            Data(task).fingerprint(
+                options.datasets
+            )  # fail on unreadable data before anything is measured
     cuts_by_task = {}
     for task in options.parsed_tasks:
         cuts_by_task[task] = select_cuts_by_rule(options.list_sizes(layers, task), session)
     return cuts_by_task
 
 
-def select_cuts_by_rule(sizes: Sequence[int], session: Session, only: Sequence[str] | None = None) -> CutsByRule:
+def select_cuts_by_rule(
+    sizes: Sequence[int], session: Session, only: Sequence[str] | None = None
+) -> CutsByRule:
     """The cut of each size under each rule of the options, or under `only` these; in a plan, a placeholder where it is
     not known."""
     cuts_by_rule = {}
@@ -70,7 +75,12 @@ def select_cuts_by_rule(sizes: Sequence[int], session: Session, only: Sequence[s
 
 
 def select_cuts(
-    rule: str, sizes: Sequence[int], session: Session, *, layers: int | None = None, any_dtype: bool = False
+    rule: str,
+    sizes: Sequence[int],
+    session: Session,
+    *,
+    layers: int | None = None,
+    any_dtype: bool = False,
 ) -> list[Cut]:
     """The cut of each size under a rule. Missing inputs of the rule are measured before; their jobs are.
 
@@ -78,7 +88,8 @@ def select_cuts(
     type serve too, if results hold no others. Raises NotMeasuredError if an input is missing and may not be measured:
     the session notes its job as missing. Raises InputError for sizes that do not fit.
     """
-    entry, inputs = REGISTERED[rule], None
+    entry = REGISTERED[rule]
+    inputs = None
     if not any(sizes):  # only the whole model: there is nothing to choose
         return [UNPRUNED] * len(sizes)
     if entry.needs == "distances":
@@ -93,7 +104,8 @@ def select_cuts(
 def get_distances(session: Session, *, any_dtype: bool = False) -> Any:
     """The distances [n, l] of a model, in units of pi. With `any_dtype` and none in the model's data type, results in
     another one serve, and stderr says so; those of weights that are not quantized do not serve quantized ones."""
-    source, options = session.source, session.options
+    source = session.source
+    options = session.options
     job = distances_job(source, options)
     if any_dtype and session.find(job) is None:
         dtype, result = _find_in_any_dtype(session)
@@ -122,14 +134,19 @@ def _find_in_any_dtype(session: Session) -> tuple[str, Result | None]:
     return "", None
 
 
-def _make_loss_function(rule: str, size: int, session: Session) -> Callable[[list[Cut]], list[float]]:
+def _make_loss_function(
+    rule: str, size: int, session: Session
+) -> Callable[[list[Cut]], list[float]]:
     """A function from candidates to their losses on the text of the distances; each step is kept in results."""
 
     @functools.cache
     def print_price() -> None:
         price = describe_price(*REGISTERED[rule].price(size, session.source.num_layers))
         tokens = session.options.samples * session.options.sequence_length
-        print(f"{rule}: {price}, over at most {tokens:,} tokens; each step is kept in results", file=sys.stderr)
+        print(
+            f"{rule}: {price}, over at most {tokens:,} tokens; each step is kept in results",
+            file=sys.stderr,
+        )
 
     def losses(cuts: list[Cut]) -> list[float]:
         job = search_job(session.source, session.options, cuts)
@@ -144,10 +161,14 @@ def _make_loss_function(rule: str, size: int, session: Session) -> Callable[[lis
 # ---- for a checkpoint --------------------------------------------------------------------------------------------
 
 
-def select_safe_cut(rule: str, size: int, layers: int, session: Session, safe: Callable[[list[Cut]], list[Cut]]) -> Cut:
+def select_safe_cut(
+    rule: str, size: int, layers: int, session: Session, safe: Callable[[list[Cut]], list[Cut]]
+) -> Cut:
     """The most similar block among those that `safe` keeps; the last of them for a rule that needs no distances."""
     if rule not in RULES:
-        raise InputError(f"rule is {rule}, expected one that chooses among blocks: give one of {', '.join(RULES)}")
+        raise InputError(
+            f"rule is {rule}, expected one that chooses among blocks: give one of {', '.join(RULES)}"
+        )
     if not (blocks := safe([Cut(start, size) for start in range(layers - size)])):
         raise InputError(
             f"size is {size}, and no block of so many layers before the last can go without one of these engines "
@@ -162,8 +183,11 @@ def select_safe_cut(rule: str, size: int, layers: int, session: Session, safe: C
 def select_cut_and_changes(rule: str, size: int, session: Session) -> tuple[Cut, "Changed"]:
     """The cut of a rule that also changes weights, and the changed weights of the layers that stay. The rule is
     calibrated on the sequences of the distances; a bridge is fitted on the first of them."""
-    entry, inputs, options = REGISTERED[rule], measure_needs(rule, session), session.options
-    layers, (model, tokenizer) = session.source.num_layers, session.open()
+    entry = REGISTERED[rule]
+    inputs = measure_needs(rule, session)
+    options = session.options
+    layers = session.source.num_layers
+    (model, tokenizer) = session.open()
     cut = entry.choose([size], layers, inputs)[0]
     merged = choose_merges(size, layers, inputs) if entry.needs == "likeness" else []
     sequences = draw_options_sequences(session, tokenizer)[:BRIDGE_SEQUENCES]

@@ -58,19 +58,27 @@ class Session(Subject):
         path = results.result_path(job.kind, key, folder)
         files.check_writable(path.parent)
         with files.locked(path, f"waiting for another process, which measures {path.stem}"):
-            with warnings.catch_warnings(action="ignore"):  # the first search has warned of unreadable results
+            # the first search has warned of unreadable results
+            with warnings.catch_warnings(action="ignore"):
                 earlier = results.find_result(job.kind, key, folder)
             if earlier is not None and _is_enough(job, earlier):
                 return earlier
             shards = Shards(path.with_suffix(".partial"))
-            provenance = results.provenance(models.device_name())  # before measuring, as the checkout may change
+            provenance = results.provenance(
+                models.device_name()
+            )  # before measuring, as the checkout may change
             with results.clock() as duration:
                 rows, details = self.measure(job, shards)
             before = shards.seconds_before
             if earlier is not None:
-                before += earlier.provenance["seconds"] + earlier.provenance.get("seconds_in_earlier_runs", 0)
+                before += earlier.provenance["seconds"] + earlier.provenance.get(
+                    "seconds_in_earlier_runs", 0
+                )
             provenance |= duration | {"seconds_in_earlier_runs": before}
-            details = details | {"num_layers": self.source.num_layers, "weights": self.source.quantized}
+            details = details | {
+                "num_layers": self.source.num_layers,
+                "weights": self.source.quantized,
+            }
             return results.write_result(job.kind, key, provenance, rows, details, folder)
 
 

@@ -46,14 +46,21 @@ class Subject:
 
         If nothing is to be measured, the model is taken from results where they know it.
         """
-        options, hashed = self.options, True
+        options = self.options
+        hashed = True
         if not options.measure and (recorded := self._find_recorded()):
             return recorded
         if self.planning:
             folder = results.slugify(models.model_name(options.model))
-            is_known = any((place / folder).is_dir() for place in results.readable_folders(options.folder))
+            is_known = any(
+                (place / folder).is_dir() for place in results.readable_folders(options.folder)
+            )
             hashed = is_known or is_gguf(options.model)
-        how = {"revision": options.revision, "dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+        how = {
+            "revision": options.revision,
+            "dtype": options.dtype,
+            "trust_remote_code": options.trust_remote_code,
+        }
         source = models.find_model(options.model, hashed=hashed, **how)
         name = results.find_model_name(source.weights, options.folder) if source.is_gguf else None
         return source if name is None else dataclasses.replace(source, name=name)
@@ -61,12 +68,15 @@ class Subject:
     def _find_recorded(self) -> Source | None:
         if self.planning:  # sizes and prices are of the model itself
             return None
-        return results.find_recorded_model(self.options.model, self.options.dtype, self.options.folder)
+        return results.find_recorded_model(
+            self.options.model, self.options.dtype, self.options.folder
+        )
 
     def replace(self: Kind, **changes) -> Kind:
         """The same model, opened or not, under other options, except those that say how it is opened."""
         changed = copy.copy(self)
-        changed.options, changed.source = self.options.replace(**changes), self.source
+        changed.options = self.options.replace(**changes)
+        changed.source = self.source
         return changed
 
     def open(self, key: dict | None = None) -> tuple:
@@ -77,7 +87,10 @@ class Subject:
         if self._opened is None or self._opened[0] != asked:
             self._opened = None  # one model at a time
             source = dataclasses.replace(self.source, dtype=key["dtype"])
-            how = {"device": self.options.device, "trust_remote_code": self.options.trust_remote_code}
+            how = {
+                "device": self.options.device,
+                "trust_remote_code": self.options.trust_remote_code,
+            }
             opened = models.load_model(source, quantization=key["quantization"], **how)
             data.check_tokenizer(opened[1])
             self._opened = asked, opened
@@ -108,7 +121,9 @@ class Subject:
         """The key of a job with the fingerprint of its data; without it where they are on a hub, unless the key is to
         be complete."""
         datasets = self.options.datasets
-        if not complete and not all(data.is_available_offline(item.name, datasets) for item in job.reads):
+        if not complete and not all(
+            data.is_available_offline(item.name, datasets) for item in job.reads
+        ):
             return job.key
         for item in job.reads:
             if str(item) not in self._fingerprints:

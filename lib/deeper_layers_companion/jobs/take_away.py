@@ -48,24 +48,43 @@ def _score_variants(job: Job, subject: Subject, folder: Path, shards: Shards) ->
     source = dataclasses.replace(subject.source, dtype=job.key["dtype"])
     (healing,) = job.needs
     (cut,) = (cut for cut in job.cuts if cut.size)
-    files = {"whole": export.find_gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
+    files = {
+        "whole": export.find_gguf_file(source),
+        "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf"),
+    }
     answers = {"whole": _generate_answers(files["whole"])}
     adapter = healings.find_adapters(healing, subject)
     files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapter)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", job.key["bits"])
     exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapter, type="f32")
-    rows, details = [], {}
+    rows = []
+    details = {}
     for variant, path in files.items():
         scored_path = exact if variant == "healed" else path
         with _opened_gguf(scored_path, subject.options.device, kept=variant == "whole") as opened:
-            more, details = score_models(job, opened, [UNPRUNED], subject.options, shards.part(variant))
+            more, details = score_models(
+                job, opened, [UNPRUNED], subject.options, shards.part(variant)
+            )
             if variant == "healed":
                 items = len(PROMPTS) * ANSWER_TOKENS
-                equal = {"value": float(_count_equal(*opened, exact)), "stderr": None, "items": items}
-                more.append({"task": "llama.cpp", "metric": "tokens equal", "engine": "llama.cpp"} | equal)
+                equal = {
+                    "value": float(_count_equal(*opened, exact)),
+                    "stderr": None,
+                    "items": items,
+                }
+                more.append(
+                    {"task": "llama.cpp", "metric": "tokens equal", "engine": "llama.cpp"} | equal
+                )
         dropped = UNPRUNED if variant == "whole" else cut
-        rows += [row | {"cut": dropped.name, "variant": variant, "bytes": path.stat().st_size} for row in more]
-    answers |= {variant: _generate_answers(path) for variant, path in files.items() if variant not in answers}
+        rows += [
+            row | {"cut": dropped.name, "variant": variant, "bytes": path.stat().st_size}
+            for row in more
+        ]
+    answers |= {
+        variant: _generate_answers(path)
+        for variant, path in files.items()
+        if variant not in answers
+    }
     return rows, details | {"answers": answers}
 
 
@@ -76,16 +95,24 @@ def _opened_in(bits: str, source: Source, subject: Subject) -> Iterator[tuple]:
 
     device = subject.options.device
     if bits == source.quantized:
-        yield models.load_model(source, device=device), lambda cut: export.count_tensor_bytes(source, cut)
+        yield (
+            models.load_model(source, device=device),
+            lambda cut: export.count_tensor_bytes(source, cut),
+        )
     elif bits in (*DTYPES, *BITSANDBYTES):
-        opened = subject.open({"dtype": source.dtype, "quantization": bits if bits in BITSANDBYTES else None})
+        opened = subject.open(
+            {"dtype": source.dtype, "quantization": bits if bits in BITSANDBYTES else None}
+        )
         yield opened, lambda cut: count_checkpoint_bytes(drop_layers(opened[0], cut))
     else:
         with tempfile.TemporaryDirectory() as folder:
             plain = export.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
             path = export.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
             with _opened_gguf(path, device) as opened:
-                yield opened, lambda cut: export.count_tensor_bytes(models.find_model(str(path)), cut)
+                yield (
+                    opened,
+                    lambda cut: export.count_tensor_bytes(models.find_model(str(path)), cut),
+                )
 
 
 @contextlib.contextmanager
@@ -100,13 +127,18 @@ def _opened_gguf(path: Path, device: str, *, kept: bool = False) -> Iterator[tup
 
 def count_checkpoint_bytes(model) -> int:
     """The bytes of a checkpoint of the model: with the scales of quantized weights, and tied weights counted once."""
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
+    return sum(
+        {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values()
+    )
 
 
 def _generate_answers(path: Path) -> list[str]:
     """llama.cpp's greedy answer to each of PROMPTS."""
     with contextlib.closing(export.LlamaCpp(path)) as llama:
-        return [llama.detokenize(llama.generate(llama.tokenize(prompt), ANSWER_TOKENS)) for prompt in PROMPTS]
+        return [
+            llama.detokenize(llama.generate(llama.tokenize(prompt), ANSWER_TOKENS))
+            for prompt in PROMPTS
+        ]
 
 
 def _count_equal(model, tokenizer, path: Path) -> int:
@@ -116,7 +148,9 @@ def _count_equal(model, tokenizer, path: Path) -> int:
     with contextlib.closing(export.LlamaCpp(path)) as llama:
         for text in PROMPTS:
             prompt = tokenizer(text, return_tensors="pt").to(model.device)
-            ours = model.generate(**prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False)[0].tolist()
+            ours = model.generate(**prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False)[
+                0
+            ].tolist()
             prompt_length = prompt["input_ids"].shape[1]
             written = llama.generate(llama.tokenize(text), ANSWER_TOKENS)
             equal += len(os.path.commonprefix([ours[prompt_length:], written]))

@@ -62,7 +62,9 @@ class Asked:
     requests: Requests
     sliced: Cut
     slice_folder: Path
-    expected: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # by trial, once computed
+    expected: dict[str, np.ndarray] = dataclasses.field(
+        default_factory=dict
+    )  # by trial, once computed
 
     def expect(self, name: str) -> np.ndarray:
         """The numbers that a trial has to find."""
@@ -104,27 +106,36 @@ def measure_distances(opened: Opened, asked: Asked) -> Found:
     started = time.perf_counter()
     distances = similarity.angular_distances(opened.model, [asked.batch])
     seconds = time.perf_counter() - started
-    return Found(distances[_find_blocks(len(distances))], int(asked.batch["attention_mask"].sum()), seconds)
+    return Found(
+        distances[_find_blocks(len(distances))], int(asked.batch["attention_mask"].sum()), seconds
+    )
 
 
 def score_choices(opened: Opened, asked: Asked) -> Found:
     """Log-probability a token [C, R] of each choice to some questions, under each pruned model."""
     family = TreeModel(opened.model, asked.cuts)
-    loglikelihoods(family, dataclasses.replace(asked.requests, pairs=asked.requests.pairs[:1]))  # the first takes long
+    loglikelihoods(
+        family, dataclasses.replace(asked.requests, pairs=asked.requests.pairs[:1])
+    )  # the first takes long
     started = time.perf_counter()
     logprobs, _ = loglikelihoods(family, asked.requests)
     seconds = time.perf_counter() - started
-    tokens = len(asked.cuts) * sum(len(context) + len(scored) for context, scored in asked.requests.pairs)
+    tokens = len(asked.cuts) * sum(
+        len(context) + len(scored) for context, scored in asked.requests.pairs
+    )
     return Found(logprobs / _count_scored(asked.requests), tokens, seconds)
 
 
 def write_answers(opened: Opened, asked: Asked) -> Found:
     """By how many nats each written token is less likely than the most likely one, to the plain loop. Where two tokens
     are equally likely, rounding may choose either."""
-    family, prompts = TreeModel(opened.model, asked.cuts), asked.prompts
+    family = TreeModel(opened.model, asked.cuts)
+    prompts = asked.prompts
     started = time.perf_counter()
     if family.sharing == Sharing.MASKS:
-        written = Decoding(family, prompts, NEW_TOKENS).write(lambda answers: [False] * len(answers))
+        written = Decoding(family, prompts, NEW_TOKENS).write(
+            lambda answers: [False] * len(answers)
+        )
     else:
         written = []
         for cut in asked.cuts:
@@ -149,7 +160,8 @@ def train_adapters(opened: Opened, asked: Asked) -> Found:
 
 def open_slice(opened: Opened, asked: Asked) -> Found:
     """Log-probabilities of one text by a folder that was written without most layers, and opened again."""
-    place, dtype = opened.model.device, opened.model.dtype
+    place = opened.model.device
+    dtype = opened.model.dtype
     if not asked.slice_folder.exists():
         export.slice_checkpoint(asked.model, asked.sliced, asked.slice_folder, **asked.opening)
     started = time.perf_counter()
@@ -180,7 +192,9 @@ def distances_plainly(opened: Opened, asked: Asked) -> np.ndarray:
         distances = np.full((len(layers), len(layers)), np.nan)
         for start in range(len(layers)):
             for size in range(1, len(layers) - start + 1):
-                cosine = functional.cosine_similarity(residuals[start], residuals[start + size], dim=0)
+                cosine = functional.cosine_similarity(
+                    residuals[start], residuals[start + size], dim=0
+                )
                 distances[size - 1, start] = float(cosine.clamp(-1, 1).arccos() / torch.pi)
         total = total + distances / len(asked.batch["input_ids"])
     return total[_find_blocks(len(layers))]
@@ -204,8 +218,14 @@ def answers_plainly(opened: Opened, asked: Asked) -> np.ndarray:
 
 def training_plainly(opened: Opened, asked: Asked) -> np.ndarray:
     """The same losses by a plain loop of torch, with the same new adapters."""
-    pruned, losses = drop_layers(opened.model, asked.cuts[1]), []
-    settings: dict = {"rank": HEALING.rank, "alpha": HEALING.alpha, "dropout": HEALING.dropout, "seed": HEALING.seed}
+    pruned = drop_layers(opened.model, asked.cuts[1])
+    losses = []
+    settings: dict = {
+        "rank": HEALING.rank,
+        "alpha": HEALING.alpha,
+        "dropout": HEALING.dropout,
+        "seed": HEALING.seed,
+    }
     learning = add_adapters(pruned, **settings)
     trained = [parameter for parameter in learning.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=HEALING.learning_rate, weight_decay=0.0)

@@ -27,7 +27,9 @@ def estimate_option_bias(logprobs: Float[np.ndarray, "... I K"]) -> Float[np.nda
     return np.nanmean(logprobs, axis=-2, keepdims=True)
 
 
-def calibrate(logprobs: Float[np.ndarray, "... I K"], by: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "... I K"]:
+def calibrate(
+    logprobs: Float[np.ndarray, "... I K"], by: Shaped[np.ndarray, "..."]
+) -> Float[np.ndarray, "... I K"]:
     """Log-probabilities less a bias `by`, in nats, of any shape that broadcasts to theirs.
 
     Of letters: `calibrate(logprobs, estimate_option_bias(logprobs))`. Of words: `calibrate(logprobs, unasked)`, with
@@ -41,7 +43,9 @@ def choose_options(logprobs: Float[np.ndarray, "... I K"]) -> Int[np.ndarray, ".
     return np.where(np.isnan(logprobs), -np.inf, logprobs).argmax(axis=-1)
 
 
-def score_options(logprobs: Float[np.ndarray, "... I K"], target: Int[np.ndarray, " I"]) -> Float[np.ndarray, "... I"]:
+def score_options(
+    logprobs: Float[np.ndarray, "... I K"], target: Int[np.ndarray, " I"]
+) -> Float[np.ndarray, "... I"]:
     """1.0 where the chosen option is the right one, `target`, else 0.0."""
     return (choose_options(logprobs) == target).astype(float)
 

@@ -41,7 +41,9 @@ from deeper_layers_companion.report.names import (
 from deeper_layers_companion.report.pairing import Measurement, pair_outcomes, returns
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
-COLLAPSE_SHARE = 0.1  # the share of dropped layers from which on a model that collapses keeps little
+COLLAPSE_SHARE = (
+    0.1  # the share of dropped layers from which on a model that collapses keeps little
+)
 DEFAULTS = {"floor": -math.inf, "ceiling": math.inf, "differs": "not healed", "as_share": False}
 
 
@@ -68,7 +70,9 @@ class Model(NamedTuple):
     scores: pd.DataFrame
     distances: pd.DataFrame
     layers: int
-    gone: dict[str, dict]  # by task where half is gone without the most similar layers (statistics.half_gone_table)
+    gone: dict[
+        str, dict
+    ]  # by task where half is gone without the most similar layers (statistics.half_gone_table)
     recovery: pd.DataFrame
 
     def find_curve(self, task: str, rule: str = "similarity") -> Measurement:
@@ -92,7 +96,9 @@ def _find_half_gone(model: Model, task: str, with_rest: bool = False) -> Answer:
     words = {name: statistics.describe_half_gone(row, as_share=True) for name, row in told.items()}
     rest = [f"{task_title(name)} {text}" for name, text in words.items() if name != task]
     row = model.gone[task]
-    estimate = Estimate(row["share"], row["share_low"], row["share_high"], no_value_reason=row["no_value_reason"])
+    estimate = Estimate(
+        row["share"], row["share_low"], row["share_high"], no_value_reason=row["no_value_reason"]
+    )
     beside = f"half gone of {'; '.join(rest)}" if rest and with_rest else ""
     return Answer(estimate, beside, words=words.get(task, ""))
 
@@ -143,7 +149,9 @@ def _describe_collapse_in_words(model: Model) -> str:
         return ""
     shares = list(kept)
     sizes = curve.cuts["size"]
-    lines = [f"n = {sizes[number]}: {format_number(shares[number], as_share=True)}" for number in cut[:3]]
+    lines = [
+        f"n = {sizes[number]}: {format_number(shares[number], as_share=True)}" for number in cut[:3]
+    ]
     return f"; of its words {'; '.join(lines)}"
 
 
@@ -154,7 +162,9 @@ def _find_jump(model: Model) -> Answer:
         raise NoEstimate("no cliff of MMLU to be near to", gone.no_value_reason)
     losses = model.find_curve("c4")
     means = resample(losses.outcomes)
-    jump = estimates.find_first_size(means >= (means[:, :1] + losses.guessing) / 2, losses.cuts["size"])
+    jump = estimates.find_first_size(
+        means >= (means[:, :1] + losses.guessing) / 2, losses.cuts["size"]
+    )
     return Answer(Estimate.of((jump - gone.numbers) / model.layers))
 
 
@@ -165,7 +175,9 @@ def _find_depth(model: Model) -> Answer:
         raise NoEstimate("distances of all blocks were not kept by sequence")
     row = depths.iloc[0]
     sizes = range(1, row["size"] + 1)
-    mean, corpus = _average_over_sizes(model, sizes, lambda drawn, size: drawn[:, :-1].argmin(axis=1) + size / 2)
+    mean, corpus = _average_over_sizes(
+        model, sizes, lambda drawn, size: drawn[:, :-1].argmin(axis=1) + size / 2
+    )
     estimate = Estimate(row["depth"], row["depth_low"], row["depth_high"])
     beside = f"{corpus}; mean over sizes to a quarter {format_number(mean)}"
     return Answer(estimate, beside, note=f"{row['size']} of {model.layers} layers")
@@ -181,7 +193,9 @@ def _find_last_block_place(model: Model) -> Answer:
 
     all_sizes, corpus = _average_over_sizes(model, range(1, max(model.layers - 1, 2)), place)
     half_sizes, _ = _average_over_sizes(model, range(1, max(model.layers // 2, 1) + 1), place)
-    return Answer(all_sizes, f"{corpus}; over sizes to half of the layers {format_number(half_sizes)}")
+    return Answer(
+        all_sizes, f"{corpus}; over sizes to half of the layers {format_number(half_sizes)}"
+    )
 
 
 def _select_text(model: Model) -> pd.DataFrame:
@@ -206,11 +220,15 @@ def _average_over_sizes(
     return Estimate.of(np.sum(places, axis=0) / (model.layers * len(sizes))), f"on {corpus}"
 
 
-def _pair_prompts(model: Model, column: str, values: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def _pair_prompts(
+    model: Model, column: str, values: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Outcomes on MMLU, [C, I], with two numbers or orders of examples, of the pruned models that were asked both, and
     their numbers of dropped layers."""
     fixed = "order == 0" if column == "shots" else "shots == 5"
-    condition = f"task == 'mmlu' and metric == 'acc' and repeat == 0 and rule == 'similarity' and {fixed}"
+    condition = (
+        f"task == 'mmlu' and metric == 'acc' and repeat == 0 and rule == 'similarity' and {fixed}"
+    )
     rows = model.scores.query(f"{condition} and order.notna() and healing.isna()")
     if not {*values} <= set(rows[column]):
         raise NoEstimate("prompts were not varied")
@@ -218,7 +236,9 @@ def _pair_prompts(model: Model, column: str, values: tuple[int, int]) -> tuple[n
     second_cuts, second = pair_outcomes(rows[rows[column] == values[1]])
     if estimates.is_at_floor(first[0], pairing.score_guessing(rows)):
         raise NoEstimate("the whole model only guesses", AT_FLOOR)
-    both = first_cuts.reset_index().merge(second_cuts.reset_index(), on=["cut", "size"], suffixes=("", "_second"))
+    both = first_cuts.reset_index().merge(
+        second_cuts.reset_index(), on=["cut", "size"], suffixes=("", "_second")
+    )
     both = both[both["size"] > 0]
     if both.empty:
         raise NoEstimate("prompts were varied of the whole model alone")
@@ -238,7 +258,10 @@ def _compare_orders(model: Model) -> Answer:
 def _compare_shots(model: Model) -> Answer:
     """The accuracy with five examples minus that with none, mean over the pruned models."""
     five, none, sizes = _pair_prompts(model, "shots", (5, 0))
-    lines = [f"n = {size}: {format_number(one)}" for size, one in zip(sizes, estimates.differ(five, none))]
+    lines = [
+        f"n = {size}: {format_number(one)}"
+        for size, one in zip(sizes, estimates.differ(five, none))
+    ]
     words = f"{len(sizes)} pruned models, {five.shape[1]} questions"
     return Answer(Estimate.of(resample((five - none).mean(axis=0))), "; ".join(lines), note=words)
 
@@ -246,13 +269,17 @@ def _compare_shots(model: Model) -> Answer:
 def _compare_ranks(model: Model) -> Answer:
     """The loss on C4 after healing at the lowest rank minus that at the highest, of ranks with several seeds."""
     model.require_recovery()
-    rows = model.scores.query("size > 0 and healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(
-        ["cut", "healing"]
-    )
+    rows = model.scores.query(
+        "size > 0 and healing.notna() and metric == 'loss' and repeat == 0"
+    ).drop_duplicates(["cut", "healing"])
     if rows.empty:
         raise NoEstimate("no loss was measured after healing")
-    settings = pd.DataFrame(map(statistics.parse_healing, rows["healing"]), rows.index).drop(columns="healing")
-    rows = rows.join(settings).query("rank > 0 and not distillation and adapters == 'all' and auxiliary == 0")
+    settings = pd.DataFrame(map(statistics.parse_healing, rows["healing"]), rows.index).drop(
+        columns="healing"
+    )
+    rows = rows.join(settings).query(
+        "rank > 0 and not distillation and adapters == 'all' and auxiliary == 0"
+    )
     for cut, runs in rows.groupby("cut"):
         seeds = runs.groupby("rank")["seed"].nunique()
         seeds = seeds[seeds > 1]
@@ -264,17 +291,29 @@ def _compare_ranks(model: Model) -> Answer:
             common = sorted(set(of_low.index) & set(of_high.index))
             by_seed = [Estimate.of(resample(of_low[seed] - of_high[seed])) for seed in common]
             words = f"rank {low} less rank {high}, {len(common)} seeds, drawn anew, {cut.split(',')[1]} layers dropped"
-            return Answer(estimates.mean_of_drawn(by_seed), f"{words}; MMLU of these models is at floor")
+            return Answer(
+                estimates.mean_of_drawn(by_seed), f"{words}; MMLU of these models is at floor"
+            )
     raise NoEstimate("no two ranks were healed with several seeds")
 
 
 def _compare_seeds(model: Model) -> Answer:
     """The accuracy on MMLU after healing with one seed minus that after healing alike with the next one."""
-    if model.require_recovery().query("task in ['mmlu', 'embedded_mmlu'] and no_value_reason == ''").empty:
-        raise NoEstimate("MMLU of healed models with several seeds: the whole model only guesses", AT_FLOOR)
-    rows = model.scores.query("task == 'mmlu' and size > 0 and metric == 'acc' and healing.notna() and repeat == 0")
+    if (
+        model.require_recovery()
+        .query("task in ['mmlu', 'embedded_mmlu'] and no_value_reason == ''")
+        .empty
+    ):
+        raise NoEstimate(
+            "MMLU of healed models with several seeds: the whole model only guesses", AT_FLOOR
+        )
+    rows = model.scores.query(
+        "task == 'mmlu' and size > 0 and metric == 'acc' and healing.notna() and repeat == 0"
+    )
     settings = [json.loads(healing) for healing in rows["healing"]]
-    rows = rows.assign(seed=[of_row.pop("seed") for of_row in settings], settings=list(map(str, settings)))
+    rows = rows.assign(
+        seed=[of_row.pop("seed") for of_row in settings], settings=list(map(str, settings))
+    )
     rows = rows.drop_duplicates(["cut", "settings", "seed", "limit", "subject"])
     for (cut, *_), runs in rows.groupby(["cut", "settings", "limit"], dropna=False):
         seeds = sorted(set(runs["seed"]))[:2]
@@ -288,7 +327,11 @@ def _compare_seeds(model: Model) -> Answer:
 
 def _describe_healed(model: Model, task: str) -> Answer:
     """Raise NoEstimate with the recoveries of our healings beside, as none has the paper's settings."""
-    table = model.require_recovery().query("rank > 0").sort_values(["learning_rate", "tokens"], ascending=[True, False])
+    table = (
+        model.require_recovery()
+        .query("rank > 0")
+        .sort_values(["learning_rate", "tokens"], ascending=[True, False])
+    )
     of_task = table.query("task == @task")
     nearest = table.iloc[0] if of_task.empty else of_task.iloc[0]
     share = nearest["tokens"] / paper.HEALING_TOKENS
@@ -296,9 +339,15 @@ def _describe_healed(model: Model, task: str) -> Answer:
     told = of_task.query("no_value_reason == ''").sort_values(["rule", "size"], kind="stable")
     lines = []
     for row in told.to_dict("records"):
-        lines.append(f"n = {row['size']} ({row['rule']}, {row['learning_rate']:g}) {format_number(row)}")
-    recovered = f"recovered of {task_title(task)} by rule and rate: {'; '.join(lines)}" if lines else ""
-    raise NoEstimate(f"healed at {times:.0f}× the paper's rate, on {share:.2%} of its tokens", beside=recovered)
+        lines.append(
+            f"n = {row['size']} ({row['rule']}, {row['learning_rate']:g}) {format_number(row)}"
+        )
+    recovered = (
+        f"recovered of {task_title(task)} by rule and rate: {'; '.join(lines)}" if lines else ""
+    )
+    raise NoEstimate(
+        f"healed at {times:.0f}× the paper's rate, on {share:.2%} of its tokens", beside=recovered
+    )
 
 
 QUERIES: dict[str, Callable[[Model], Answer]] = {
@@ -345,15 +394,25 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> Iterator[dict
         limits = (claim["floor"], claim["ceiling"])
         verdict = estimate.judge(*limits)
         reason = answer.note
-        if verdict != NOT_TESTED and any(np.allclose((estimate.low, estimate.high), limit) for limit in limits):
+        if verdict != NOT_TESTED and any(
+            np.allclose((estimate.low, estimate.high), limit) for limit in limits
+        ):
             verdict = INCONCLUSIVE
             reason = "it lies exactly on the limit"
         elif answer.alone:
             verdict = INCONCLUSIVE
             reason = answer.alone
         power = (estimate.high - estimate.low) / 2
-        row = claim | {"model": name, "words": answer.words, "beside": answer.beside} | estimate.columns()
-        row |= {"verdict": verdict, "reason": reason, "power": power if math.isfinite(power) else np.nan}
+        row = (
+            claim
+            | {"model": name, "words": answer.words, "beside": answer.beside}
+            | estimate.columns()
+        )
+        row |= {
+            "verdict": verdict,
+            "reason": reason,
+            "power": power if math.isfinite(power) else np.nan,
+        }
         yield row
 
 
@@ -363,7 +422,11 @@ def tell_differing(claims: pd.DataFrame) -> Sentences:
     for title, rows in claims.groupby("title", sort=False):
         if {SUPPORTED, CONTRADICTED} <= {*rows["verdict"]}:
             sentences.append(f"\u201c{title}\u201d is {join_verdicts(rows)}.")
-    beginning = ["Where models differ:"] if sentences else ["No two models contradict each other on a claim."]
+    beginning = (
+        ["Where models differ:"]
+        if sentences
+        else ["No two models contradict each other on a claim."]
+    )
     return Sentences(beginning + sentences if len(claims) else [], "differing")
 
 
@@ -375,13 +438,20 @@ def shown(claims: pd.DataFrame):
     rows = []
     for _, claim_rows in claims.groupby("claim", sort=False):
         first = claim_rows.iloc[0]
-        note = f"We count: {first['number']}. Differs: {first['differs']}. Figure: {first['figure']}."
+        note = (
+            f"We count: {first['number']}. Differs: {first['differs']}. Figure: {first['figure']}."
+        )
         texts = map(as_html, (first["page"], first["title"], first["sentence"], note))
         claim = '<a data-page="{}">{}</a>. {} <small>{}</small>'.format(*texts)
-        cells = {"claim": [claim], "the paper": first["paper"]}  # lists hold HTML, which is escaped already
+        cells = {
+            "claim": [claim],
+            "the paper": first["paper"],
+        }  # lists hold HTML, which is escaped already
         for row in claim_rows.to_dict("records"):
             number = row["words"] or format_number(row, as_share=row["as_share"])
-            text = as_html(row["verdict"] if pd.isna(row["value"]) else f"{row['verdict']}: {number}")
+            text = as_html(
+                row["verdict"] if pd.isna(row["value"]) else f"{row['verdict']}: {number}"
+            )
             if row["reason"]:
                 text += f" <small>{as_html(row['reason'])}</small>"
             cells[model_title(row["model"])] = [text]

@@ -27,7 +27,14 @@ GREY = "#8a8a8a"
 WHITE = "#ffffff"  # its markers have an edge in ink, to be seen on a white page
 # Okabe and Ito's colours stay distinct under every common colour blindness; markers serve black and white.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK]
-MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "cross": "P"}
+MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "triangle-up": "^",
+    "diamond": "D",
+    "triangle-down": "v",
+    "cross": "P",
+}
 LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 HEAT = matplotlib.colormaps["viridis"]
 PRINT = {
@@ -49,14 +56,39 @@ class Panel:
         self.ax = ax
         self.legend = legend
         self.ends = {}
-        self.live = {"title": title, "height": height, "x": {"title": x}, "y": {"title": y}, "items": []}
+        self.live = {
+            "title": title,
+            "height": height,
+            "x": {"title": x},
+            "y": {"title": y},
+            "items": [],
+        }
 
     def draw_line(
-        self, x, y, *, colour, label=None, line="solid", width=1.5, marker=None, size=4, filled=True, hover=None
+        self,
+        x,
+        y,
+        *,
+        colour,
+        label=None,
+        line="solid",
+        width=1.5,
+        marker=None,
+        size=4,
+        filled=True,
+        hover=None,
     ) -> None:
         """Draw points and the line through them, one of which may be None; `hover` has a text for each point."""
-        look = {"linestyle": LINES.get(line, ""), "marker": MARKERS.get(marker, ""), "color": colour}
-        look |= {"linewidth": width, "markersize": size, "markerfacecolor": colour if filled else "none"}
+        look = {
+            "linestyle": LINES.get(line, ""),
+            "marker": MARKERS.get(marker, ""),
+            "color": colour,
+        }
+        look |= {
+            "linewidth": width,
+            "markersize": size,
+            "markerfacecolor": colour if filled else "none",
+        }
         if colour == WHITE:
             look["markeredgecolor"] = INK
         (artist,) = self.ax.plot(x, y, **look)
@@ -99,10 +131,14 @@ class Panel:
         look: dict = {"xytext": (6, 8), "ha": "left"}
         if is_right:
             look = {"xytext": (-6, 8), "ha": "right"}
-        self.ax.annotate(text, (x, y), **look, textcoords="offset points", fontsize=8, fontstyle="italic")
+        self.ax.annotate(
+            text, (x, y), **look, textcoords="offset points", fontsize=8, fontstyle="italic"
+        )
         self.live["items"].append({"kind": "note", "text": text, "x": float(x), "y": float(y)})
 
-    def set_ranges(self, x: Sequence[float], y: Sequence[float], percent: str = "", rows: Sequence[str] = ()) -> None:
+    def set_ranges(
+        self, x: Sequence[float], y: Sequence[float], percent: str = "", rows: Sequence[str] = ()
+    ) -> None:
         """Set the ranges of the axes; `percent` names axes of shares, `rows` the heights 0, 1, ... from the top."""
         self.ax.set(xlim=x, ylim=y)
         for name, axis, ends in (("x", self.ax.xaxis, x), ("y", self.ax.yaxis, y)):
@@ -116,7 +152,9 @@ class Panel:
 
     def _note_end(self, label: str, x, y, colour: str) -> None:
         """Keep where a line ends, for its name."""
-        known = [(across, up) for across, up in zip(x, y) if np.isfinite(across) and np.isfinite(up)]
+        known = [
+            (across, up) for across, up in zip(x, y) if np.isfinite(across) and np.isfinite(up)
+        ]
         if known:
             is_upright = len(known) > 1 and len({across for across, _ in known}) == 1
             self.ends[label] = (*known[-1], colour, is_upright)
@@ -126,13 +164,26 @@ class Panel:
         low, high = self.ax.get_ylim()
         gap = (high - low) / (self.live["height"] / 14)
         place = -np.inf
-        for label, (across, up, colour, is_upright) in sorted(self.ends.items(), key=lambda item: item[1][1]):
+        for label, (across, up, colour, is_upright) in sorted(
+            self.ends.items(), key=lambda item: item[1][1]
+        ):
             if is_upright:
-                at = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right", "fontsize": 7}
+                at = {
+                    "xycoords": ("data", "axes fraction"),
+                    "rotation": 90,
+                    "va": "top",
+                    "ha": "right",
+                    "fontsize": 7,
+                }
                 self.ax.annotate(shorten(label), (across, 0.98), color=colour, **at)
                 continue
             place = max(up, place + gap)
-            at = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7, "annotation_clip": False}
+            at = {
+                "xycoords": ("axes fraction", "data"),
+                "va": "center",
+                "fontsize": 7,
+                "annotation_clip": False,
+            }
             self.ax.annotate(shorten(label), (1.01, place), color=colour, **at)
 
 
@@ -144,7 +195,9 @@ class Figure:
     """
 
     @matplotlib.rc_context(PRINT)
-    def __init__(self, name: str, x: str, y: str, titles: Sequence[str], *, columns: int = 1, tall=0):
+    def __init__(
+        self, name: str, x: str, y: str, titles: Sequence[str], *, columns: int = 1, tall=0
+    ):
         rows = -(-len(titles) // columns)
         usual = 200 if columns > 1 else 240
         if len(titles) == 1:
@@ -154,15 +207,21 @@ class Figure:
         self.columns = columns
         self.scale = None
         self.legend = {}
-        self.static = matplotlib.figure.Figure((6.6, (sum(tall) + 60 * rows) / 90), layout="constrained")
+        self.static = matplotlib.figure.Figure(
+            (6.6, (sum(tall) + 60 * rows) / 90), layout="constrained"
+        )
         grid = self.static.add_gridspec(rows, columns, height_ratios=tall)
-        first = len(titles) % columns  # where the last row would have a hole, the first panel has the whole width
+        first = (
+            len(titles) % columns
+        )  # where the last row would have a hole, the first panel has the whole width
         places = [(0, slice(None))] if first else []
         shift = columns - 1 if first else 0
         places += [divmod(index + shift, columns) for index in range(len(places), len(titles))]
         self.panels = []
         for (row, column), title in zip(places, titles):
-            panel = Panel(self.static.add_subplot(grid[row, column]), title, x, y, tall[row], self.legend)
+            panel = Panel(
+                self.static.add_subplot(grid[row, column]), title, x, y, tall[row], self.legend
+            )
             panel.ax.set(xlabel=x if row == rows - 1 else None, ylabel=None if column == 1 else y)
             self.panels.append(panel)
 
@@ -170,8 +229,14 @@ class Figure:
     def add_scale(self, title: str, colours=HEAT, ends: Sequence = (0, 1)) -> ScalarMappable:
         """Add the scale of the colours to the figure, and return it."""
         scale = ScalarMappable(Normalize(*ends), colours)
-        self.static.colorbar(scale, ax=[panel.ax for panel in self.panels], label=title, ticks=list(ends))
-        self.scale = {"title": title, "stops": list_colour_stops(colours), "ends": round_values(ends)}
+        self.static.colorbar(
+            scale, ax=[panel.ax for panel in self.panels], label=title, ticks=list(ends)
+        )
+        self.scale = {
+            "title": title,
+            "stops": list_colour_stops(colours),
+            "ends": round_values(ends),
+        }
         return scale
 
     @matplotlib.rc_context(PRINT)
@@ -188,7 +253,9 @@ class Figure:
                 panel.name_lines()
         elif names:
             columns = max(1, min(4, len(names), 80 // (4 + max(map(len, names)))))
-            self.static.legend(self.legend.values(), names, loc="outside upper center", ncols=columns)
+            self.static.legend(
+                self.legend.values(), names, loc="outside upper center", ncols=columns
+            )
             wide, high = self.static.get_size_inches()
             self.static.set_size_inches(wide, high + 0.2 * (-(-len(names) // columns) - 1))
         for _ in range(2):  # the second layout corrects the first
@@ -209,7 +276,12 @@ class Figure:
         """The panels, how many stand beside each other, the scale of colours, and whether there is a legend."""
         panels = [panel.live for panel in self.panels]
         has_legend = len(panels) > 1 and len(self.legend) <= MOST_NAMES
-        return {"panels": panels, "columns": self.columns, "scale": self.scale, "legend": has_legend}
+        return {
+            "panels": panels,
+            "columns": self.columns,
+            "scale": self.scale,
+            "legend": has_legend,
+        }
 
     def _repr_html_(self) -> str:
         """The HTML that a notebook shows: a picture that needs no script, and the live plot's data for plots.js."""
@@ -249,5 +321,8 @@ def list_colour_stops(colours) -> list:
 
 def round_values(values) -> list[float | int | None]:
     """Values for JSON: four significant digits, more than a screen shows; None where missing, as JSON has no NaN."""
-    rounded = [float(f"{value:.4g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=float)]
+    rounded = [
+        float(f"{value:.4g}") if np.isfinite(value) else None
+        for value in np.asarray(values, dtype=float)
+    ]
     return [int(value) if value is not None and value.is_integer() else value for value in rounded]

@@ -53,12 +53,16 @@ class Estimate:
     @classmethod
     def of(cls, numbers: Float[np.ndarray, "N ..."]) -> "Estimate":
         """The estimate from the number of all items and of each draw, which may be infinite."""
-        return cls(numbers[0], *np.nanquantile(numbers[1:], TAILS, axis=0, method="inverted_cdf"), numbers)
+        return cls(
+            numbers[0], *np.nanquantile(numbers[1:], TAILS, axis=0, method="inverted_cdf"), numbers
+        )
 
     @classmethod
     def combine(cls, function: Callable[..., np.ndarray], *estimates: "Estimate") -> "Estimate":
         """The estimate of a function of some estimates of the same items; no_value_reason if one of them is."""
-        no_value_reason = next((estimate.no_value_reason for estimate in estimates if estimate.no_value_reason), "")
+        no_value_reason = next(
+            (estimate.no_value_reason for estimate in estimates if estimate.no_value_reason), ""
+        )
         if no_value_reason:
             return cls(no_value_reason=no_value_reason)
         return cls.of(function(*(estimate.numbers for estimate in estimates)))
@@ -76,7 +80,9 @@ class Estimate:
         mean = Estimate.combine(lambda numbers: numbers[:, is_chosen].mean(axis=1), self)
         if mean.no_value_reason or not np.all(np.broadcast_to(self.few, len(is_chosen))[is_chosen]):
             return mean
-        return replace(mean, low=self.low[is_chosen].mean(), high=self.high[is_chosen].mean(), few=True)
+        return replace(
+            mean, low=self.low[is_chosen].mean(), high=self.high[is_chosen].mean(), few=True
+        )
 
     def at_level(self, level: float) -> "Estimate":
         """The same number with its interval at another level, such as 0.975."""
@@ -109,7 +115,12 @@ class Estimate:
     def columns(self, name: str = "value") -> dict:
         """As columns of a frame: value, low and high, or `name`, `name`_low and `name`_high; and no_value_reason."""
         low, high = interval_columns(name)
-        return {name: self.value, low: self.low, high: self.high, "no_value_reason": self.no_value_reason}
+        return {
+            name: self.value,
+            low: self.low,
+            high: self.high,
+            "no_value_reason": self.no_value_reason,
+        }
 
 
 def interval_columns(column: str) -> tuple[str, str]:
@@ -125,16 +136,25 @@ def resample(table: Float[np.ndarray, "... I"], seed: int = 0) -> Float[np.ndarr
     table = np.asarray(table, dtype=float)
     items = table.shape[-1]
     columns = table.reshape(-1, items).T
-    draws = [counts.astype(float) @ columns / items for counts in np.array_split(_draw_counts(items, seed), PARTS)]
-    return np.concatenate([table.mean(axis=-1)[None], np.concatenate(draws).reshape(-1, *table.shape[:-1])])
+    draws = [
+        counts.astype(float) @ columns / items
+        for counts in np.array_split(_draw_counts(items, seed), PARTS)
+    ]
+    return np.concatenate(
+        [table.mean(axis=-1)[None], np.concatenate(draws).reshape(-1, *table.shape[:-1])]
+    )
 
 
-@functools.lru_cache(maxsize=8)  # drawing takes far longer than adding up; the draws of 14,042 items take 140 MB
+@functools.lru_cache(
+    maxsize=8
+)  # drawing takes far longer than adding up; the draws of 14,042 items take 140 MB
 def _draw_counts(items: int, seed: int) -> UInt8[np.ndarray, "DRAWS I"]:
     """How often each draw has each item."""
     random = np.random.default_rng(seed)
     places = (random.integers(0, items, items, dtype=np.int32) for _ in range(DRAWS))
-    return np.stack([np.bincount(draw_places, minlength=items).astype(np.uint8) for draw_places in places])
+    return np.stack(
+        [np.bincount(draw_places, minlength=items).astype(np.uint8) for draw_places in places]
+    )
 
 
 def estimate_mean(outcomes: Shaped[np.ndarray, "... I"]) -> Estimate:
@@ -142,12 +162,16 @@ def estimate_mean(outcomes: Shaped[np.ndarray, "... I"]) -> Estimate:
     outcomes = np.asarray(outcomes, dtype=float)
     if not are_shares(outcomes):
         return Estimate.of(resample(outcomes))
-    return Estimate(outcomes.mean(axis=-1), *wilson_interval(outcomes.sum(axis=-1), outcomes.shape[-1]))
+    return Estimate(
+        outcomes.mean(axis=-1), *wilson_interval(outcomes.sum(axis=-1), outcomes.shape[-1])
+    )
 
 
 def wilson_interval(right, items) -> tuple:
     """The ends of the interval of each accuracy (Wilson 1927), from arrays of whole numbers of one shape."""
-    ends = np.vectorize(lambda k, n: binomtest(round(k), int(n)).proportion_ci(method="wilson"), otypes=[float] * 2)
+    ends = np.vectorize(
+        lambda k, n: binomtest(round(k), int(n)).proportion_ci(method="wilson"), otypes=[float] * 2
+    )
     return tuple(end[()] for end in ends(right, items))
 
 
@@ -189,7 +213,9 @@ def _find_wilson_ends(right: Float[np.ndarray, "*rows I"]) -> tuple:
     return estimate.value, estimate.low, estimate.high
 
 
-def _correlate(second: Float[np.ndarray, "*rows I"], first: Float[np.ndarray, "... I"]) -> np.ndarray:
+def _correlate(
+    second: Float[np.ndarray, "*rows I"], first: Float[np.ndarray, "... I"]
+) -> np.ndarray:
     """The correlation of answers to the same items; see `correlate_counts`."""
     both = (second * first).sum(axis=-1)
     return correlate_counts(both, second.sum(axis=-1), first.sum(axis=-1), first.shape[-1])
@@ -205,7 +231,9 @@ def correlate_counts(both, right, first_right, items) -> np.ndarray:
 
 
 def _find_ratio_ends(
-    above: Float[np.ndarray, "3 C"], whole_above: Float[np.ndarray, "3 C"], correlation: Float[np.ndarray, " C"]
+    above: Float[np.ndarray, "3 C"],
+    whole_above: Float[np.ndarray, "3 C"],
+    correlation: Float[np.ndarray, " C"],
 ) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
     """The interval of a ratio from those of its parts (Donner and Zou 2012: variance estimates recovered); each part is
     a value with low and high, and the lower one below is positive."""
@@ -217,7 +245,9 @@ def _find_ratio_ends(
         own = np.abs(end - value)
         scale = whole**2 - reach**2
         middle = value * whole - correlation * own * reach
-        return (middle + sign * np.sqrt(np.maximum(middle**2 - scale * (value**2 - own**2), 0))) / scale
+        return (
+            middle + sign * np.sqrt(np.maximum(middle**2 - scale * (value**2 - own**2), 0))
+        ) / scale
 
     down = whole - whole_low
     up = whole_high - whole
@@ -243,7 +273,9 @@ def shares_kept(right: Float[np.ndarray, "C I"], guessing: float | np.ndarray) -
     if is_at_floor(right[0], np.ravel(guessing)[0]):
         return Estimate(no_value_reason=AT_FLOOR)
     above = resample(right) - guessing
-    kept = Estimate.of(above / np.maximum(above[:, :1], 1 / right.shape[1]))  # in a draw the whole model may only guess
+    kept = Estimate.of(
+        above / np.maximum(above[:, :1], 1 / right.shape[1])
+    )  # in a draw the whole model may only guess
     few = (right.sum(axis=1) < FEW) | ((right != right[0]).sum(axis=1) < FEW)
     few[0] = False  # what the whole model keeps of itself is sure
     if not few.any():
@@ -252,10 +284,14 @@ def shares_kept(right: Float[np.ndarray, "C I"], guessing: float | np.ndarray) -
     own = np.stack(_find_wilson_ends(right)) - level
     of_whole = np.stack(_find_wilson_ends(np.broadcast_to(right[0], right.shape))) - level
     low, high = _find_ratio_ends(own, of_whole, _correlate(right, right[0]))
-    return replace(kept, low=np.where(few, low, kept.low), high=np.where(few, high, kept.high), few=few)
+    return replace(
+        kept, low=np.where(few, low, kept.low), high=np.where(few, high, kept.high), few=few
+    )
 
 
-def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series, guessing: float) -> Estimate:
+def half_gone(
+    right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series, guessing: float
+) -> Estimate:
     """The first of `sizes` (0, then rising, one for each cut) at which at most half of the accuracy above guessing is
     kept; infinity if there is none. AT_FLOOR as in `shares_kept`."""
     return find_half_gone(shares_kept(right, guessing), sizes)[0]
@@ -268,16 +304,22 @@ def find_half_gone(kept: Estimate, sizes: Sequence[int] | pd.Series) -> tuple[Es
         return find_first_size(numbers[:, 1:] <= 0.5 + TIE_TOLERANCE, sizes[1:])
 
     def find_last(numbers: np.ndarray) -> np.ndarray:
-        is_gone = numbers[:, :0:-1] <= 0.5 + TIE_TOLERANCE  # from the largest size down to the smallest
+        is_gone = (
+            numbers[:, :0:-1] <= 0.5 + TIE_TOLERANCE
+        )  # from the largest size down to the smallest
         stays_gone = np.logical_and.accumulate(is_gone, axis=1)[:, ::-1]
         return find_first_size(stays_gone, sizes[1:])
 
     return Estimate.combine(find_first, kept), Estimate.combine(find_last, kept)
 
 
-def find_first_size(is_so: Bool[np.ndarray, "... C"], sizes: Sequence[int] | pd.Series) -> Float[np.ndarray, "..."]:
+def find_first_size(
+    is_so: Bool[np.ndarray, "... C"], sizes: Sequence[int] | pd.Series
+) -> Float[np.ndarray, "..."]:
     """The first size at which `is_so` is true; infinity if there is none."""
-    return np.where(is_so.any(axis=-1), np.asarray(sizes, dtype=float)[is_so.argmax(axis=-1)], math.inf)
+    return np.where(
+        is_so.any(axis=-1), np.asarray(sizes, dtype=float)[is_so.argmax(axis=-1)], math.inf
+    )
 
 
 def recovery(whole, pruned, healed, whole_healed=None, *, guessing: float) -> Estimate:

@@ -53,8 +53,13 @@ from deeper_layers_companion.report.statistics import select_distances
 
 PERCENT = ("share", "depth", "start_share")
 NEAREST = "l*(n), the most similar block"
-SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
-MARKS = {"marker": "circle", "size": 3}, {"marker": "square", "size": 5, "filled": False}  # on a map
+SIZES = ListedColormap(
+    HEAT(np.linspace(0.2, 0.88, 256)), name="sizes"
+)  # the ends vanish on a black or white page
+MARKS = (
+    {"marker": "circle", "size": 3},
+    {"marker": "square", "size": 5, "filled": False},
+)  # on a map
 
 
 def curves(
@@ -89,13 +94,17 @@ def curves(
     panels = split_panels(rows, col, row)
     title = title or AXES.get(y, y)
     along = AXES.get(x, x)
-    picture = Figure(name, along, title, [head for head, _ in panels], columns=min(columns, len(panels)))
+    picture = Figure(
+        name, along, title, [head for head, _ in panels], columns=min(columns, len(panels))
+    )
     over = pd.DataFrame(columns=["label", x, y]) if over is None else over
     looks = choose_looks(rows[hue].astype(str).unique())
     strokes = dict(zip(rows[stroke].unique(), itertools.cycle(LINES))) if stroke else {}
     scale = None
     if shade:
-        scale = picture.add_scale(AXES.get(shade, shade), SIZES, (rows[shade].min(), rows[shade].max()))
+        scale = picture.add_scale(
+            AXES.get(shade, shade), SIZES, (rows[shade].min(), rows[shade].max())
+        )
     lines = _Lines(x, y, hue, stroke, apart, shade, joined, looks, strokes, scale)
     lines.add_legend(picture.panels[0])
     top = min(1.03, 1.1 * rows[y].astype(float).max())
@@ -238,7 +247,9 @@ def best_starts(nearest: pd.DataFrame):
     authors = paper.authors_starts()
     over = pd.concat([last, authors.drop(columns="model")])
     look = {"hue": "model", "col": None, "row": None}
-    caption = f"{findings.state_depths(rows, paper.depth_at_quarter())} Drawn is where each block starts."
+    caption = (
+        f"{findings.state_depths(rows, paper.depth_at_quarter())} Drawn is where each block starts."
+    )
     return curves(rows, y="start_share", **look, over=over, name="best-starts", caption=caption)
 
 
@@ -246,14 +257,26 @@ def heat_maps(distances: pd.DataFrame):
     """Maps of distances over first layer and block size, each row rescaled to 0 to 1, l*(n) marked (figure 4)."""
     rows = select_distances(distances)
     of_size = rows.groupby(["model", "corpus", "size"])["distance"]
-    rows["shade"] = of_size.transform(lambda values: (values - values.min()) / (values.max() - values.min()))
+    rows["shade"] = of_size.transform(
+        lambda values: (values - values.min()) / (values.max() - values.min())
+    )
     marks = {NEAREST: find_nearest(distances), "the authors' l*(n)": paper.authors_starts()}
     caption = (
         f"{findings.state_last_block(rows)} Dark blocks turn the residual least; the right end of a row holds the last "
         "layer and is never dropped."
     )
     title = "Distance, rescaled in each row"
-    return _draw_map(rows, "corpus", marks, (PURPLE, YELLOW), title, "distance", "d = {:.3f}", "heat-maps", caption)
+    return _draw_map(
+        rows,
+        "corpus",
+        marks,
+        (PURPLE, YELLOW),
+        title,
+        "distance",
+        "d = {:.3f}",
+        "heat-maps",
+        caption,
+    )
 
 
 def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
@@ -264,7 +287,17 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     marks = {"best of its size": rows[rows["place"] == 1], NEAREST: nearest}
     caption = f"{findings.state_agreement(rows, nearest)} Bright blocks cost most; what is white was not measured."
     title = "Loss added, as a share of the way to guessing"
-    return _draw_map(rows, "task", marks, (WHITE, PURPLE), title, "cost", "{:+.2f} nats a token", "block-map", caption)
+    return _draw_map(
+        rows,
+        "task",
+        marks,
+        (WHITE, PURPLE),
+        title,
+        "cost",
+        "{:+.2f} nats a token",
+        "block-map",
+        caption,
+    )
 
 
 def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
@@ -274,7 +307,9 @@ def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
         return Sentences([], name)
     panels = split_panels(rows, "model", column_if_several(rows, text))
     look = {"columns": min(2, len(panels)), "tall": 300 if len(panels) > 1 else 420}
-    picture = Figure(name, AXES["start"], "Layers in the block, n", [head for head, _ in panels], **look)
+    picture = Figure(
+        name, AXES["start"], "Layers in the block, n", [head for head, _ in panels], **look
+    )
     picture.add_scale(title)
     for panel, (_, part) in zip(picture.panels, panels):
         layers = int(part["layers"].iloc[0])
@@ -290,12 +325,21 @@ def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
         for (label, marked_rows), colour, look in zip(marks.items(), colours, MARKS):
             marked = select_overlay(marked_rows, part)
             if len(marked):
-                panel.draw_line(marked["start"], marked["size"], line=None, label=label, colour=colour, **look)
+                panel.draw_line(
+                    marked["start"], marked["size"], line=None, label=label, colour=colour, **look
+                )
     return picture.finish(rows.drop(columns="shade"), caption, write_alt_text(panels, field))
 
 
 def in_rows(
-    rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows", caption: str = ""
+    rows: pd.DataFrame,
+    *,
+    y: str,
+    x="value",
+    hue: str | None = None,
+    title="",
+    name="in-rows",
+    caption: str = "",
 ):
     """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
     Infinite values are open circles at the right end. The column `words`, if there is one, says each number."""
@@ -315,7 +359,9 @@ def in_rows(
     endless = np.isinf(rows[x])
     for panel, (_, panel_rows), panel_names in zip(picture.panels, panels, names):
         left, right = find_range([*(panel_rows[end] for end in ends), [0.0]])
-        beyond = right + 0.03 * (right - left) * endless[panel_rows.index].any()  # room for open circles at the end
+        beyond = (
+            right + 0.03 * (right - left) * endless[panel_rows.index].any()
+        )  # room for open circles at the end
         heights = [len(panel_names) - 0.4, -0.6]
         percent = "x" * (x == "share" or title.startswith("Share"))
         panel.set_ranges([left, beyond], heights, percent, rows=list(map(rule_title, panel_names)))
@@ -336,7 +382,9 @@ def in_rows(
     return picture.finish(rows, caption, "; ".join(alt) + ".")
 
 
-def _draw_dots(panel: Panel, line: pd.DataFrame, x: str, hue: str, ends: tuple[float, float], look: dict) -> None:
+def _draw_dots(
+    panel: Panel, line: pd.DataFrame, x: str, hue: str, ends: tuple[float, float], look: dict
+) -> None:
     """Draw dots at the heights `at` over their intervals, cut at the ends of the panel; open ones where infinite."""
     low, high = interval_columns(x)
     with_interval = line[line[low].notna()]
@@ -348,7 +396,9 @@ def _draw_dots(panel: Panel, line: pd.DataFrame, x: str, hue: str, ends: tuple[f
         panel.draw_line(across, dots["at"], **look, filled=not is_endless, line=None, hover=hover)
 
 
-def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
+def table(
+    rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""
+):
     """A frame as a table for a notebook, rounded: value, low and high become one cell "0.91 (0.85 to 0.97)".
 
     With a name, its rows can be saved as NAME.csv, and missing values are empty cells. Without rows it is a sentence.
@@ -362,7 +412,9 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
         if set(ends) <= set(rows):
             largest = rows[column].replace([np.inf, -np.inf], np.nan).abs().max()
             digits = 2 if largest >= 10 else 3
-            cells = [format_number(*cell, digits=digits) for cell in rows[ends].itertuples(index=False)]
+            cells = [
+                format_number(*cell, digits=digits) for cell in rows[ends].itertuples(index=False)
+            ]
         empty = rows[column].isna() & bool(name)
         texts[column.replace("_", " ")] = pd.Series(cells, rows.index, dtype=object).mask(empty, "")
     styled = as_table(texts, caption)

@@ -86,7 +86,9 @@ def state_earliest(gone: pd.DataFrame) -> str:
     sentences = []
     for model in sort_models(rows["model"].unique())[:MOST_MODELS]:
         ends = rows[rows["model"] == model].sort_values("value", kind="stable").iloc[[0, -1]]
-        told = list_half_gone({f"on {title_within(row['topic'])}": row for row in ends.to_dict("records")})
+        told = list_half_gone(
+            {f"on {title_within(row['topic'])}": row for row in ends.to_dict("records")}
+        )
         sentences.append(f"In {escape_title(model)} {told}.")
     return " ".join(sentences)
 
@@ -98,7 +100,9 @@ def state_kept(rows: pd.DataFrame, hue: str) -> str:
     model, of_model = select_first(rows)
     fallen = []
     held = []
-    for label, line in of_model[of_model["size"] > 0].dropna(subset="kept").groupby(hue, sort=False):
+    for label, line in (
+        of_model[of_model["size"] > 0].dropna(subset="kept").groupby(hue, sort=False)
+    ):
         line = line.sort_values("size")
         gone = line[line["kept"] <= HALF]
         words = f"on {title_within(rule_title(str(label)))}"
@@ -128,7 +132,9 @@ def state_differences(rows: pd.DataFrame) -> str:
             parts.append(
                 f"{abs(row['value']):.2f} {word} on {title_within(row['topic'])} (at {row['size']:.0f} layers)"
             )
-    told = f"up to {' and up to '.join(parts)}" if parts else "neither surely higher nor surely lower"
+    told = (
+        f"up to {' and up to '.join(parts)}" if parts else "neither surely higher nor surely lower"
+    )
     return f"In {model} the similarity-informed rule scores {told}."
 
 
@@ -158,13 +164,21 @@ def state_ends(rows: pd.DataFrame, y: str, x: str, title: str) -> str:
     Of the first model they are named."""
     parts = []
     for model in sort_models(rows["model"].unique())[:MOST_MODELS]:
-        span = describe_ends(rows[rows["model"] == model], y, x, is_named=not parts, is_share=title.startswith("Share"))
+        span = describe_ends(
+            rows[rows["model"] == model],
+            y,
+            x,
+            is_named=not parts,
+            is_share=title.startswith("Share"),
+        )
         if span:
             parts.append(f"{span} in {escape_title(model)}")
     return f"{title}: {'; '.join(parts)}." if parts else f"{title}."
 
 
-def describe_ends(rows: pd.DataFrame, y: str, x: str, *, is_named: bool = True, is_share: bool = False) -> str:
+def describe_ends(
+    rows: pd.DataFrame, y: str, x: str, *, is_named: bool = True, is_share: bool = False
+) -> str:
     """The least and the most of some rows: "10% (Written facts) to 91% (Capitals)"."""
     rows = rows[rows[x].notna()].sort_values(x)
     form = "{:.0%}" if is_share or x in ("share", "kept") else "{:.2g}"
@@ -179,7 +193,9 @@ def state_nearest(nearest: pd.DataFrame) -> str:
     """Which block of a quarter of the layers is the most similar one, model by model."""
     parts = []
     for row in nearest[nearest["size"] == find_quarter(nearest["layers"])].to_dict("records"):
-        block = f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
+        block = (
+            f"layers {row['start']:.0f} to {row['start'] + row['size'] - 1:.0f} of {row['layers']}"
+        )
         parts.append(f"{block} in {escape_title(row['model'])}")
     return f"Of a quarter of the layers the most similar are {join_words(parts)}." if parts else ""
 
@@ -188,10 +204,15 @@ def state_depths(nearest: pd.DataFrame, of_paper: pd.DataFrame) -> str:
     """How deep the most similar block of a quarter of the layers lies, here and in the authors' models, from
     `statistics.nearest` and `paper.depth_at_quarter`."""
     rows = nearest[nearest["size"] == find_quarter(nearest["layers"])]
-    here = [f"{depth:.2f} in {escape_title(model)}" for depth, model in zip(find_depth(rows), rows["model"])]
+    here = [
+        f"{depth:.2f} in {escape_title(model)}"
+        for depth, model in zip(find_depth(rows), rows["model"])
+    ]
     if not here:
         return ""
-    text = f"The most similar block of a quarter of the layers is centred at depth {join_words(here)}"
+    text = (
+        f"The most similar block of a quarter of the layers is centred at depth {join_words(here)}"
+    )
     return f"{text}, at {of_paper['depth'].min():.2f} to {of_paper['depth'].max():.2f} in the authors' models."
 
 
@@ -211,12 +232,18 @@ def state_last_block(rows: pd.DataFrame) -> str:
 def state_agreement(blocks: pd.DataFrame, nearest: pd.DataFrame) -> str:
     """At how many sizes the most similar block is the one that costs least, model by model."""
     best = blocks.loc[blocks["place"] == 1, ["model", "size", "start"]]
-    both = best.merge(nearest[["model", "size", "start"]], on=["model", "size"], suffixes=("", "_nearest"))
+    both = best.merge(
+        nearest[["model", "size", "start"]], on=["model", "size"], suffixes=("", "_nearest")
+    )
     parts = []
     for model, rows in both.drop_duplicates(["model", "size"]).groupby("model", sort=False):
         alike = (rows["start"] == rows["start_nearest"]).sum()
         parts.append(f"{alike} of {len(rows)} sizes in {escape_title(model)}")
-    return f"The most similar block is the one that costs least at {join_words(parts)}." if parts else ""
+    return (
+        f"The most similar block is the one that costs least at {join_words(parts)}."
+        if parts
+        else ""
+    )
 
 
 def describe_shape(x: np.ndarray, y: np.ndarray) -> str:

@@ -83,7 +83,9 @@ def describe_half_gone(seen: Seen) -> str:
 def describe_sizes(half_gone: Estimate, sizes: Sequence[int]) -> str:
     """A number of layers with its interval; infinity is more than the largest of `sizes`."""
     ends = [float(end) for end in (half_gone.value, half_gone.low, half_gone.high)]
-    value, low, high = (f"more than {sizes[-1]}" if math.isinf(end) else f"{end:.0f}" for end in ends)
+    value, low, high = (
+        f"more than {sizes[-1]}" if math.isinf(end) else f"{end:.0f}" for end in ends
+    )
     return value if value == low == high else f"{value} ({low} to {high})"
 
 
@@ -109,7 +111,9 @@ def write_tables(seen: Sequence[Seen]) -> Iterator[str]:
     for task in dict.fromkeys(one.task for one in seen):
         of_task = [one for one in seen if one.task == task]
         first = of_task[0]
-        head = f"{task}, {first.metric}: {int(first.look.items)} items, guessing {first.guessing:.2f}"
+        head = (
+            f"{task}, {first.metric}: {int(first.look.items)} items, guessing {first.guessing:.2f}"
+        )
         columns = [_list_scores(one) for one in of_task]
         names = [one.rule or "given" for one in of_task]
         labels = list(dict.fromkeys(itertools.chain.from_iterable(columns)))
@@ -120,7 +124,9 @@ def write_tables(seen: Sequence[Seen]) -> Iterator[str]:
             rows.append([_write_label(label, by_size), *cells])
         if by_size:
             rows.append(["half gone", *map(describe_half_gone, of_task)])
-        table = tabulate(rows, ["n" if by_size else "n, l*", *names], tablefmt="plain", disable_numparse=True)
+        table = tabulate(
+            rows, ["n" if by_size else "n, l*", *names], tablefmt="plain", disable_numparse=True
+        )
         yield f"{head}\n{table}"
 
 
@@ -143,7 +149,10 @@ def tabulate_half_gone(seen: Sequence[Seen]) -> list[dict]:
     for one in seen:
         if not one.has_half_gone or not one.look.is_able:
             continue
-        ends = [float(end) for end in (one.look.half_gone.value, one.look.half_gone.low, one.look.half_gone.high)]
+        ends = [
+            float(end)
+            for end in (one.look.half_gone.value, one.look.half_gone.low, one.look.half_gone.high)
+        ]
         value, low, high = (None if math.isinf(end) else end for end in ends)
         row = {"task": one.task, "rule": one.rule, "value": value, "low": low, "high": high}
         rows.append(row | {"sizes": one.sizes, "largest": one.sizes[-1]})

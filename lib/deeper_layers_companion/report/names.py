@@ -22,9 +22,25 @@ MISSING = "said missing"  # the class of a sentence that says that nothing was m
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line on a wide screen
 MANY = 7  # a table of more columns is too wide for the column of the text
-PLAIN = ("Answers", "Capitals", "Chosen", "New", "Packaged", "Written")  # first words of titles that are no names
+PLAIN = (
+    "Answers",
+    "Capitals",
+    "Chosen",
+    "New",
+    "Packaged",
+    "Written",
+)  # first words of titles that are no names
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the first letter of a formula, full-width ones too
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)  # the first letter of a formula, full-width ones too
 
 
 def shorten(text: str) -> str:
@@ -41,7 +57,9 @@ def as_csv(rows: pd.DataFrame) -> str:
     def cell(value):
         if not isinstance(value, str):
             return value
-        text = escape_invisible(value)  # without line breaks, which not all programs read within a cell
+        text = escape_invisible(
+            value
+        )  # without line breaks, which not all programs read within a cell
         if text.startswith(FORMULA) and not NUMBER.fullmatch(text):
             return f"'{text}"
         return text
@@ -62,8 +80,14 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
         return value
 
     cells = rows.reset_index(drop=True).map(cell)
-    short = cells.map(lambda value: "short" if isinstance(value, str) and len(value) <= SHORT else "")
-    table = cells.style.hide(axis="index").format(form, na_rep=missing).format_index(cell, axis="columns")
+    short = cells.map(
+        lambda value: "short" if isinstance(value, str) and len(value) <= SHORT else ""
+    )
+    table = (
+        cells.style.hide(axis="index")
+        .format(form, na_rep=missing)
+        .format_index(cell, axis="columns")
+    )
     table = table.set_td_classes(short)
     if len(cells.columns) > MANY:
         table = table.set_table_attributes('class="full-width"')
@@ -73,7 +97,11 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
 TITLES = tomllib.loads(Path(__file__).with_name("titles.toml").read_text(encoding="utf-8"))
 TOPICS = TITLES["tasks"]
 RULES = {name: rule.title for name, rule in DESCRIBED.items()} | TITLES["texts"]
-FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # from the most capable on
+FIRST = (
+    "Qwen2.5-Coder-1.5B-Instruct",
+    "Gemma-3-270m",
+    "SmolLM2-135M-Instruct",
+)  # from the most capable on
 
 
 def task_title(task: str) -> str:
@@ -98,7 +126,10 @@ def rule_title(rule: str | None) -> str:
 def sort_names(names, first: Iterable[str]) -> list[str]:
     """The names sorted: those of `first` in its order, then the others by name."""
     names = list(names)
-    return [*dict.fromkeys(name for name in first if name in names), *sorted({*names}.difference(first))]
+    return [
+        *dict.fromkeys(name for name in first if name in names),
+        *sorted({*names}.difference(first)),
+    ]
 
 
 def sort_models(names, first: Iterable[str] = ()) -> list[str]:
@@ -111,7 +142,9 @@ def sort_models(names, first: Iterable[str] = ()) -> list[str]:
 def put_in_order(rows: pd.DataFrame, first: Iterable[str] = ()) -> pd.DataFrame:
     """Rows sorted by model as `sort_models` sorts them."""
     order = sort_models(rows["model"].unique(), first)
-    return rows.sort_values("model", key=lambda models: models.map(order.index), kind="stable", ignore_index=True)
+    return rows.sort_values(
+        "model", key=lambda models: models.map(order.index), kind="stable", ignore_index=True
+    )
 
 
 def model_title(model: str) -> str:
@@ -171,7 +204,9 @@ class Sentences:
         return f'<p class="{kind}" id="{as_html(self.name)}">{as_html(str(self))}</p>'
 
 
-def said_together(sentence: str, part: str, rows: pd.DataFrame, *, name: str = "answer") -> Sentences:
+def said_together(
+    sentence: str, part: str, rows: pd.DataFrame, *, name: str = "answer"
+) -> Sentences:
     """One sentence of all rows of a frame, with {parts} in it: `part`, with the columns of a row in it, for each. A
     sentence with {model} in it is one of each model, with the columns of its first row.
 

@@ -7,7 +7,13 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import Cut
-from deeper_layers_companion.report.estimates import Estimate, are_shares, estimate_mean, is_at_floor, resample
+from deeper_layers_companion.report.estimates import (
+    Estimate,
+    are_shares,
+    estimate_mean,
+    is_at_floor,
+    resample,
+)
 from deeper_layers_companion.report.names import as_markdown, task_title
 from deeper_layers_companion.report.pairing import (
     Vectors,
@@ -51,14 +57,19 @@ class Score:
 
 def is_surely_ruined(before: np.ndarray, after: np.ndarray, level: float) -> bool:
     """Whether surely less than LEFT of the accuracy above `level` is left, by outcomes [I] before and after."""
-    return len(before) >= FEWEST and bool(Estimate.of(resample(after - LEFT * before)).high < (1 - LEFT) * level)
+    return len(before) >= FEWEST and bool(
+        Estimate.of(resample(after - LEFT * before)).high < (1 - LEFT) * level
+    )
 
 
 def find_healed(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.DataFrame:
     """The rows of a model healed after a cut with these settings and text, in the number format with most tasks."""
     rows = scores.query("cut == @cut.name and healing.notna() and repeat == 0")
     settings = rows["healing"].map(json.loads)
-    is_alike = [run == config | {"text": text, "tokens": run["tokens"]} and run["tokens"] > 0 for run in settings]
+    is_alike = [
+        run == config | {"text": text, "tokens": run["tokens"]} and run["tokens"] > 0
+        for run in settings
+    ]
     rows = rows[np.array(is_alike, dtype=bool)]
     formats = rows["dtype"] + rows["bits"].fillna("")
     if rows.empty:
@@ -72,8 +83,12 @@ def find_scores(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = No
     best = {}
     healed_rows = scores[scores.index.isin([] if healed is None else healed.index)]
     by_run = {number: get_outcomes(rows) for number, rows in healed_rows.groupby("run")}
-    for (number, _), rows in pick_metric(scores.query("healing.isna()")).groupby(["run", "path"], sort=False):
-        task, metric, dtype, bits, shots = rows[["task", "metric", "dtype", "bits", "shots"]].iloc[0]
+    for (number, _), rows in pick_metric(scores.query("healing.isna()")).groupby(
+        ["run", "path"], sort=False
+    ):
+        task, metric, dtype, bits, shots = rows[["task", "metric", "dtype", "bits", "shots"]].iloc[
+            0
+        ]
         run = get_outcomes(rows)
         if cut.name not in run or (pd.notna(bits) if healed is None else number not in by_run):
             continue
@@ -93,16 +108,22 @@ def find_scores(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = No
             "loss" if is_loss else "accuracy",
             outcomes.shape[1],
             dtype if pd.isna(bits) else f"{dtype}, weights in {bits}",
-            *zip(estimate.value.tolist(), estimate.low.tolist(), estimate.high.tolist(), strict=True),
+            *zip(
+                estimate.value.tolist(), estimate.low.tolist(), estimate.high.tolist(), strict=True
+            ),
             **(_judge_task(rows, run, cut, outcomes) if are_shares(outcomes) else {}),
         )
         extent = (score.rule in RULES, score.items, len(run))
         if task not in best or extent > best[task][0]:
             best[task] = extent, score
-    return sorted((score for _, score in best.values()), key=lambda score: (score.metric, score.topic))
+    return sorted(
+        (score for _, score in best.values()), key=lambda score: (score.metric, score.topic)
+    )
 
 
-def _judge_task(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
+def _judge_task(
+    rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.ndarray
+) -> dict:
     """The fields guessing, ruined, rule, largest and smallest of a `Score`. `outcomes` are those of the whole model, of
     the pruned one and, if there is one, of the healed one, [2 or 3, I]."""
     level = score_guessing(rows)
@@ -113,7 +134,9 @@ def _judge_task(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes:
     tried = rows.query("rule == @rule" if rules else "cut in [@WHOLE, @cut.name]")
     largest = 0
     smallest = None
-    for name, size in tried.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
+    for name, size in (
+        tried.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False)
+    ):
         pair = align(run, (WHOLE, name), run[cut.name])
         if not pair:
             break
@@ -123,7 +146,13 @@ def _judge_task(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes:
             break
         largest = number
     ruined = is_surely_ruined(outcomes[0], outcomes[-1], level)
-    return {"guessing": level, "ruined": ruined, "largest": largest, "smallest": smallest, "rule": rule}
+    return {
+        "guessing": level,
+        "ruined": ruined,
+        "largest": largest,
+        "smallest": smallest,
+        "rule": rule,
+    }
 
 
 def write_card_text(
@@ -137,7 +166,9 @@ def write_card_text(
     """The text of a model card about a cut, in Markdown: its distance, its scores, the tasks that it ruins.
     `cut_scores` are the results of `find_scores`, if they are known already; `is_own` is False where the card is of a
     healed checkpoint without scores of its own, and these are of the same cut, not healed."""
-    blocks = select_distances(distances.query("@cut.is_block and start == @cut.start and size == @cut.size"))
+    blocks = select_distances(
+        distances.query("@cut.is_block and start == @cut.start and size == @cut.size")
+    )
     lines = [
         f"Angular distance of the dropped block: {block.distance:.4f} (units of pi; "
         f"{as_markdown(block.corpus)}, {block.dtype})."
@@ -153,13 +184,25 @@ def write_card_text(
         heads += ["guessing", "items", "measured in"]
         lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         for row in cut_scores:
-            cells = [as_markdown(row.asked), *map(format_interval, filter(None, (row.whole, row.pruned, row.healed)))]
-            cells += ["" if row.guessing is None else f"{row.guessing:.2f}", f"{row.items:,}", row.how]
+            cells = [
+                as_markdown(row.asked),
+                *map(format_interval, filter(None, (row.whole, row.pruned, row.healed))),
+            ]
+            cells += [
+                "" if row.guessing is None else f"{row.guessing:.2f}",
+                f"{row.items:,}",
+                row.how,
+            ]
             lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", "With 95% intervals: accuracies with Wilson's, losses (nats a token) drawn anew over sequences."]
+        lines += [
+            "",
+            "With 95% intervals: accuracies with Wilson's, losses (nats a token) drawn anew over sequences.",
+        ]
         ruined = [as_markdown(row.topic) for row in cut_scores if row.ruined]
         if ruined:
-            text = "surely less than half of what the whole model has above guessing is left on these:"
+            text = (
+                "surely less than half of what the whole model has above guessing is left on these:"
+            )
             text = text.capitalize() if is_own else f"Of {NOT_HEALED}, {text}"
             lines += ["", f"{text} {'; '.join(ruined)}."]
     if healed is None and is_own:

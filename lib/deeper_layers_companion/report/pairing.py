@@ -43,32 +43,49 @@ def find_measurements(
 ) -> Iterator[Measurement]:
     """Yield the measurement that counts for each model, task and rule, and each value of the columns `also`.
     The score of guessing is computed from `all_scores`, or else `scores`: more rows know more right answers."""
-    all_rows, levels = scores if all_scores is None else all_scores, {}
+    all_rows = scores if all_scores is None else all_scores
+    levels = {}
     best = select_best(scores, also)
-    for place, rows in best[best["outcome"].notna()].groupby([*PLACE, *also], dropna=False, sort=False):
+    for place, rows in best[best["outcome"].notna()].groupby(
+        [*PLACE, *also], dropna=False, sort=False
+    ):
         cuts, outcomes = pair_outcomes(rows)
         if cuts["size"].isna().any():
             continue
         first = rows.iloc[0]
-        task, metric, _, _, layers = question = tuple(first[["task", "metric", "limit", "drawn", "layers"]])
+        task, metric, _, _, layers = question = tuple(
+            first[["task", "metric", "limit", "drawn", "layers"]]
+        )
         if metric == "loss":
             levels[question] = float(rows["chance"].max())
         elif question not in levels:  # every rule has the same
             pool = all_rows[(all_rows["task"] == task) & (all_rows["metric"] == metric)]
             levels[question] = score_guessing(select_alike(pool, first))
-        shared = dict(zip([*PLACE, *also], place, strict=True)) | {"topic": task_title(task), "layers": layers}
+        shared = dict(zip([*PLACE, *also], place, strict=True)) | {
+            "topic": task_title(task),
+            "layers": layers,
+        }
         shared |= {"metric": metric, "items": outcomes.shape[1], "guessing": levels[question]}
         whole = outcomes[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
-        yield Measurement(place, cuts.assign(**shared, whole=whole), outcomes, rows, int(layers), levels[question])
+        yield Measurement(
+            place, cuts.assign(**shared, whole=whole), outcomes, rows, int(layers), levels[question]
+        )
 
 
 def select_best(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     """The rows of `results.scores` for curves: for each model, task, rule and value of `also` those of the measurement
     with most items, then most cuts. Only the main metric; healed or rounded models only if `also` names "healing" or
     "bits"."""
-    rows = pick_metric(scores[(scores["repeat"] == 0) & scores[[*{"healing", "bits"} - {*also}]].isna().all(axis=1)])
-    place, prompt = [*PLACE, *also], [name for name in PROMPT if name not in also]
-    extent = rows.groupby([*place, *prompt], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
+    rows = pick_metric(
+        scores[
+            (scores["repeat"] == 0) & scores[[*{"healing", "bits"} - {*also}]].isna().all(axis=1)
+        ]
+    )
+    place = [*PLACE, *also]
+    prompt = [name for name in PROMPT if name not in also]
+    extent = rows.groupby([*place, *prompt], dropna=False).agg(
+        cuts=("cut", "nunique"), items=("items", "sum")
+    )
     extent["items"] /= extent["cuts"]
     best = extent.sort_values(["items", "cuts"]).reset_index().drop_duplicates(place, keep="last")
     return rows.merge(best[[*place, *prompt]], on=[*place, *prompt])
@@ -77,7 +94,9 @@ def select_best(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
 def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Shaped[np.ndarray, "C I ..."]]:
     """The cuts of one measurement, by size and start, and their outcomes item by item, subjects by name. All cuts must
     have the same items, and each cut one row for each subject: filter the rows first."""
-    cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
+    cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[
+        ["cut", "start", "size", "share"]
+    ]
     outcomes = get_outcomes(rows)
     vectors = align(outcomes, list(cuts["cut"]), outcomes[cuts["cut"].iloc[0]])
     return cuts.reset_index(drop=True), np.stack(vectors)
@@ -86,7 +105,9 @@ def pair_outcomes(rows: pd.DataFrame) -> tuple[pd.DataFrame, Shaped[np.ndarray, 
 def select_alike(rows: pd.DataFrame, like: pd.Series | dict) -> pd.DataFrame:
     """The rows whose items have the order of those of the row `like`, and its limit, or any if it has none."""
     is_alike = equal(rows["drawn"], like["drawn"])
-    return rows[is_alike if pd.isna(like["limit"]) else is_alike & equal(rows["limit"], like["limit"])]
+    return rows[
+        is_alike if pd.isna(like["limit"]) else is_alike & equal(rows["limit"], like["limit"])
+    ]
 
 
 def equal(column: pd.Series, value) -> pd.Series:
@@ -104,7 +125,9 @@ def score_guessing(rows: pd.DataFrame) -> float:
     widest = rows[rows["items"] == rows.groupby("subject", dropna=False)["items"].transform("max")]
     commonest = widest["commonest"].max()
     if (rows["subject"].notna() & rows["drawn"].isna()).any():
-        right = np.concatenate([_find_right_choices(of_subject) for _, of_subject in widest.groupby("subject")])
+        right = np.concatenate(
+            [_find_right_choices(of_subject) for _, of_subject in widest.groupby("subject")]
+        )
         commonest = np.bincount(right[right >= 0], minlength=1).max() / len(right)
     return float(np.nanmax([0.0, widest["chance"].max(), commonest]))
 
@@ -122,7 +145,10 @@ def _find_right_choices(rows: pd.DataFrame) -> np.ndarray:
 def pick_metric(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows with the main metric of each task: acc, or another one if the task has no acc."""
     metrics = {task: list(names.unique()) for task, names in scores.groupby("task")["metric"]}
-    main = {task: min(names, key=lambda m: (m != "acc", not m.startswith("exact"))) for task, names in metrics.items()}
+    main = {
+        task: min(names, key=lambda m: (m != "acc", not m.startswith("exact")))
+        for task, names in metrics.items()
+    }
     return scores[scores["metric"] == scores["task"].map(main).astype(str)]
 
 
@@ -140,7 +166,9 @@ def drop_third_study(scores: pd.DataFrame) -> pd.DataFrame:
     """The rows without those of the third registered study, which has a page of its own: its tasks, its maps in the
     place of the last layers, and its losses on C4, one file with the last layers' cuts among others."""
     is_of_cuts = (scores["rule"] == "reverse") & (scores["limit"] == 128).fillna(False)
-    files = scores.loc[is_of_cuts & (scores["task"] == "c4") & (scores["size"] > 0), "path"].unique()
+    files = scores.loc[
+        is_of_cuts & (scores["task"] == "c4") & (scores["size"] > 0), "path"
+    ].unique()
     is_loss = scores["path"].isin(files) & (scores["task"] == "c4")
     is_task = scores["task"].str.startswith("answers_")
     return scores[~is_task & ~is_loss & (scores["changed"] != "mapped")].reset_index(drop=True)
@@ -163,10 +191,13 @@ def get_outcomes(rows: pd.DataFrame) -> dict[str, Vectors]:
     return outcomes
 
 
-def align(run: dict[str, Vectors], cuts: Sequence[str], wanted: Vectors) -> list[Shaped[np.ndarray, "I ..."]]:
+def align(
+    run: dict[str, Vectors], cuts: Sequence[str], wanted: Vectors
+) -> list[Shaped[np.ndarray, "I ..."]]:
     """The outcomes of some cuts of a run on the items of `wanted`: the first ones of each subject, as a run may have
     more items; [] if the run lacks some."""
-    nothing, items = np.empty(0), sum(map(len, wanted.values()))
+    nothing = np.empty(0)
+    items = sum(map(len, wanted.values()))
     outcomes = []
     for cut in cuts:
         held = run.get(cut, {})
@@ -190,6 +221,8 @@ def returns(names: str) -> Callable[[Callable[..., Iterable]], Callable[..., pd.
     """A decorator: the rows or tables that a function yields are returned as one table with these columns."""
 
     def decorate(function: Callable[..., Iterable]) -> Callable[..., pd.DataFrame]:
-        return functools.wraps(function)(lambda *args, **kwargs: make_table(names.split(), function(*args, **kwargs)))
+        return functools.wraps(function)(
+            lambda *args, **kwargs: make_table(names.split(), function(*args, **kwargs))
+        )
 
     return decorate

@@ -25,18 +25,39 @@ from deeper_layers_companion.report.names import (
 )
 
 AXES = TITLES["axes"]
-AT_FLOOR_TEXT = "At floor: the whole model scores no better than guessing, so nothing can be seen of it."
+AT_FLOOR_TEXT = (
+    "At floor: the whole model scores no better than guessing, so nothing can be seen of it."
+)
 TO_THE_LAST = "the block ends at the last layer"
 BLUE, RED, GREEN, PINK, YELLOW, SKY, _ = PALETTE
 PURPLE = "#AA3377"
 FOREST = "#117733"  # Paul Tol's, as distinct
 # one colour a meaning on the whole site (site.css has the same): the paper's rules are purple and ink, letters are
 # warm, words blue, what is written is green
-COLOURS = {"similarity": PURPLE, "simple": INK, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
+COLOURS = {
+    "similarity": PURPLE,
+    "simple": INK,
+    "mmlu": RED,
+    "lettered_capitals": YELLOW,
+    "capitals": BLUE,
+}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": FOREST}
-COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
+COLOURS |= {
+    "letters": RED,
+    "words": BLUE,
+    "written": GREEN,
+    "letters, without the question": YELLOW,
+}
 COLOURS |= {"not healed": "#A0522D", "healed": "#44AA99"}
-FREE = ("#6A51C7", "#999933", "#CC6677", "#44AA99", "#5B7DB1", "#A0522D", INK)  # mean nothing elsewhere
+FREE = (
+    "#6A51C7",
+    "#999933",
+    "#CC6677",
+    "#44AA99",
+    "#5B7DB1",
+    "#A0522D",
+    INK,
+)  # mean nothing elsewhere
 COLOURS |= dict(zip(FIRST, FREE))
 COLOURS = {task_title(name): colour for name, colour in COLOURS.items()} | {TO_THE_LAST: GREY}
 
@@ -51,7 +72,9 @@ def column_if_several(rows: pd.DataFrame, column: str) -> str | None:
     return column if rows[column].nunique() > 1 else None
 
 
-def split_panels(rows: pd.DataFrame, col: str | None, row: str | None) -> list[tuple[str, pd.DataFrame]]:
+def split_panels(
+    rows: pd.DataFrame, col: str | None, row: str | None
+) -> list[tuple[str, pd.DataFrame]]:
     """The title and the rows of each panel: one for each value of `row` and `col` that has rows."""
     nothing = pd.Series("", rows.index)
     cols = rows[col].astype(str) if col else nothing
@@ -85,8 +108,13 @@ def choose_looks(names: Iterable[str]) -> dict[str, dict]:
     """A colour and a marker for each name: its fixed colour if it has one, else one that no other name here has."""
     names = list(names)
     free = [colour for colour in FREE if colour not in map(COLOURS.get, names)] or FREE
-    colours = dict(zip([name for name in names if name not in COLOURS], itertools.cycle(free))) | COLOURS
-    return {name: {"colour": colours[name], "marker": marker} for name, marker in zip(names, itertools.cycle(MARKERS))}
+    colours = (
+        dict(zip([name for name in names if name not in COLOURS], itertools.cycle(free))) | COLOURS
+    )
+    return {
+        name: {"colour": colours[name], "marker": marker}
+        for name, marker in zip(names, itertools.cycle(MARKERS))
+    }
 
 
 def find_levels(panel_rows: pd.DataFrame, y: str) -> dict[str, float]:
@@ -94,7 +122,11 @@ def find_levels(panel_rows: pd.DataFrame, y: str) -> dict[str, float]:
     if y == "kept":
         return {"the whole model": 1.0, "guessing": 0.0}
     names = {"guessing": "guessing", "whole": "the whole model"} if y == "value" else {}
-    levels = {label: panel_rows[name].dropna().round(4).unique() for name, label in names.items() if name in panel_rows}
+    levels = {
+        label: panel_rows[name].dropna().round(4).unique()
+        for name, label in names.items()
+        if name in panel_rows
+    }
     return {label: float(values[0]) for label, values in levels.items() if len(values) == 1}
 
 
@@ -125,7 +157,9 @@ def write_hover_texts(labels: str | pd.Series, line: pd.DataFrame, x: str, y: st
             lines.append(f"{size} layers dropped")
         if x and x not in ("size", "share", "start", "start_share"):
             lines.append(f"{x} {format_cell(row[x])}")
-        lines.append(row.get("words") or format_number(row[y], row.get(low), row.get(high), digits=3))
+        lines.append(
+            row.get("words") or format_number(row[y], row.get(low), row.get(high), digits=3)
+        )
         if "items" in row:
             lines.append(f"{row['items']} items")
         texts.append("\n".join(lines))
@@ -145,7 +179,9 @@ def format_cell(value) -> str:
     return f"{value:,.0f}" if isinstance(value, (int, float)) else str(value)
 
 
-def write_alt_text(panels: list[tuple[str, pd.DataFrame]], y: str, hue: str | None = None, x: str = "") -> str:
+def write_alt_text(
+    panels: list[tuple[str, pd.DataFrame]], y: str, hue: str | None = None, x: str = ""
+) -> str:
     """The panels in words: the course of each line by `hue`, else the least and the most value of a map."""
     parts = []
     for title, panel_rows in panels:
@@ -154,10 +190,14 @@ def write_alt_text(panels: list[tuple[str, pd.DataFrame]], y: str, hue: str | No
             lines = panel_rows.groupby(panel_rows[hue].astype(str), sort=False)
         for label, line in lines:
             if hue:
-                course = findings.describe_shape(*line.sort_values(x)[[x, y]].astype(float).to_numpy().T)
+                course = findings.describe_shape(
+                    *line.sort_values(x)[[x, y]].astype(float).to_numpy().T
+                )
             else:  # of a map, or of very many lines
                 ends = line.sort_values(y).iloc[[0, -1]].to_dict("records")
                 place = x or "start"
                 course = " to ".join(f"{row[y]:.2g} at {place} {row[place]}" for row in ends)
-            parts.append(", ".join(filter(None, [title.replace("\n", ", "), rule_title(label), course])))
+            parts.append(
+                ", ".join(filter(None, [title.replace("\n", ", "), rule_title(label), course]))
+            )
     return "; ".join(parts) + "."

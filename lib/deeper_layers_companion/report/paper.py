@@ -22,7 +22,9 @@ def authors_starts():
         label = f"{model.rpartition('/')[2].replace('b-hf', 'B')}, the authors'"
         rows = pd.DataFrame({"start": record["starts"], "label": label, "model": model})
         rows = rows.assign(size=rows.index + 1)
-        yield rows.assign(share=rows["size"] / record["layers"], start_share=rows["start"] / record["layers"])
+        yield rows.assign(
+            share=rows["size"] / record["layers"], start_share=rows["start"] / record["layers"]
+        )
 
 
 def depth_at_quarter() -> pd.DataFrame:
@@ -38,4 +40,6 @@ def cliffs():
     """The shares at which MMLU of the paper's models falls to guessing, as vertical lines."""
     for family, ends in PAPER["cliffs"].items():
         for place in dict.fromkeys(ends):
-            yield from ({"label": f"{family} {place:.0%}", "share": place, "value": y} for y in (0.0, 1.0))
+            yield from (
+                {"label": f"{family} {place:.0%}", "share": place, "value": y} for y in (0.0, 1.0)
+            )

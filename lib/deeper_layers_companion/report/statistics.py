@@ -64,20 +64,28 @@ def kept_by_place(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
     layers: the columns of `curves`, middle (of the block, in layers) and depth (middle / layers)."""
     rows = _tabulate_by_cut(find_scans(scores, HEADLINE, size)).query("size > 0")
     middle = rows["start"] + (size - 1) / 2
-    return sort_by_model(rows.assign(middle=middle, depth=(middle + 0.5) / rows["layers"]), HEADLINE)
+    return sort_by_model(
+        rows.assign(middle=middle, depth=(middle + 0.5) / rows["layers"]), HEADLINE
+    )
 
 
 def sort_by_model(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """Rows sorted by model, in the order of their first rows, then by task in the order of `tasks`, then by block."""
     order = [*rows["model"].unique(), *tasks]
     by = ["model", "task", "size", "start"]
-    return rows.sort_values(by, key=lambda col: col.map(order.index) if col.name in by[:2] else col, ignore_index=True)
+    return rows.sort_values(
+        by, key=lambda col: col.map(order.index) if col.name in by[:2] else col, ignore_index=True
+    )
 
 
-def find_scans(scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE) -> Iterator[Measurement]:
+def find_scans(
+    scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE
+) -> Iterator[Measurement]:
     """The measurements that have the whole model and every block of `size` layers."""
     rows = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(list(tasks))]
-    return (scan for scan in _find_answers(rows, scores) if len(scan.cuts) == scan.layers - size + 2)
+    return (
+        scan for scan in _find_answers(rows, scores) if len(scan.cuts) == scan.layers - size + 2
+    )
 
 
 def _find_answers(rows: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Measurement]:
@@ -87,13 +95,19 @@ def _find_answers(rows: pd.DataFrame, scores: pd.DataFrame) -> Iterator[Measurem
 
 
 def _tabulate_by_cut(measured: Iterable[Measurement], also: Sequence[str] = ()) -> pd.DataFrame:
-    names = (
-        f"model task rule topic {' '.join(also)} layers cut size start share metric items value low high guessing whole"
-    )
+    asked = f"model task rule topic {' '.join(also)}"
+    told = "layers cut size start share metric items value low high guessing whole"
+    names = f"{asked} {told}"
     tables = []
     for curve in measured:
-        kept = estimates.shares_kept(curve.outcomes, curve.guessing) if curve.has_whole else Estimate()
-        gone = find_half_gone(kept, curve.cuts["size"], curve.layers)["gone_at"] if curve.has_whole else ""
+        kept = (
+            estimates.shares_kept(curve.outcomes, curve.guessing) if curve.has_whole else Estimate()
+        )
+        gone = (
+            find_half_gone(kept, curve.cuts["size"], curve.layers)["gone_at"]
+            if curve.has_whole
+            else ""
+        )
         cells = estimate_mean(curve.outcomes).columns() | kept.columns("kept") | {"gone_at": gone}
         tables.append(curve.cuts.assign(**cells))
     return pairing.make_table([*names.split(), *KEPT], tables)
@@ -122,9 +136,17 @@ def find_half_gone(kept: Estimate, sizes: pd.Series, layers: int) -> dict:
     half, for_good = estimates.find_half_gone(kept, sizes)
     share = Estimate.combine(lambda numbers: numbers / layers, half)
     measured = tuple(sizes.astype(int))
-    row = {"layers": layers, "sizes": measured, "largest": measured[-1], "likely": _find_likely(half)}
+    row = {
+        "layers": layers,
+        "sizes": measured,
+        "largest": measured[-1],
+        "likely": _find_likely(half),
+    }
     row |= for_good.columns("for_good") | share.columns("share") | half.columns()
-    return row | {"words": describe_half_gone(row), "gone_at": describe_half_gone(row, is_brief=True)}
+    return row | {
+        "words": describe_half_gone(row),
+        "gone_at": describe_half_gone(row, is_brief=True),
+    }
 
 
 def _find_likely(half: Estimate) -> tuple[float, ...]:
@@ -146,7 +168,8 @@ def describe_half_gone(row: Mapping, *, as_share: bool = False, is_brief: bool =
     """
     if pd.isna(row["value"]):
         return ""
-    sizes, likely = [int(size) for size in row["sizes"]], row["likely"]
+    sizes = [int(size) for size in row["sizes"]]
+    likely = row["likely"]
 
     def write(number: int | float) -> str:
         return f"{number / row['layers']:.0%}" if as_share else f"{number:.0f}"
@@ -156,11 +179,13 @@ def describe_half_gone(row: Mapping, *, as_share: bool = False, is_brief: bool =
         beyond = f"more than {write(sizes[-1])}"
         if math.isinf(low):
             return beyond
-        first, last = sizes[sizes.index(int(low)) - 1] + 1, sizes[-1] if math.isinf(high) else int(high)
+        first = sizes[sizes.index(int(low)) - 1] + 1
+        last = sizes[-1] if math.isinf(high) else int(high)
         text = write(first) if first == last else f"{write(first)} to {write(last)}"
         return f"{text} or {beyond}" if math.isinf(high) else text
 
-    text, ends = span(likely[0], likely[-1]), span(row["low"], row["high"])
+    text = span(likely[0], likely[-1])
+    ends = span(row["low"], row["high"])
     is_interval_said = text == ends
     if len(likely) == 2 and likely[0] + 1 == likely[1]:
         text = f"{write(likely[0])} or {write(likely[1])}"
@@ -183,7 +208,10 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(healed=describe_healings(rows["healing"], rows["bits"]))
     table = curves(rows, also=["healing", "bits", "healed"]).drop(columns=KEPT)
     text = "healed at {learning_rate:g}, {learnt}, {tokens:,} tokens"
-    line = ["not healed" if pd.isna(run) else text.format(**parse_healing(run)) for run in table["healing"]]
+    line = [
+        "not healed" if pd.isna(run) else text.format(**parse_healing(run))
+        for run in table["healing"]
+    ]
     return table.assign(line=line, relative=table["value"] / table["guessing"])
 
 
@@ -203,18 +231,24 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
     tested").
     """
     scores = pairing.add_runs(scores)
-    kept, unhealed = scores.query("repeat == 0"), scores.query("healing.isna()")
+    kept = scores.query("repeat == 0")
+    unhealed = scores.query("healing.isna()")
     guessing: dict = {}
     for (healing, run), rows in pairing.pick_metric(kept).groupby(["healing", "run"], sort=False):
-        after, first_rows = get_outcomes(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
+        after = get_outcomes(rows)
+        first_rows = rows.drop_duplicates("cut").set_index("cut", drop=False)
         files = unhealed.query(f"run == {run}").groupby("path", sort=False)
-        runs = sorted((get_outcomes(file_rows) for _, file_rows in files), key=len, reverse=True)  # most cuts first
+        runs = sorted(
+            (get_outcomes(file_rows) for _, file_rows in files), key=len, reverse=True
+        )  # most cuts first
         for cut in sorted(after.keys() - {WHOLE}):
             pairs = (align(file_rows, (WHOLE, cut), after[cut]) for file_rows in runs)
             if not (pair := next(filter(None, pairs), None)):
                 continue
-            first, (healed,) = first_rows.loc[cut].to_dict(), align(after, [cut], after[cut])
-            (aim,), is_loss = align(after, [WHOLE], after[cut]) or [None], first["metric"] == "loss"
+            first = first_rows.loc[cut].to_dict()
+            (healed,) = align(after, [cut], after[cut])
+            (aim,) = align(after, [WHOLE], after[cut]) or [None]
+            is_loss = first["metric"] == "loss"
             question = tuple(first[name] for name in ("model", "task", "metric", "limit", "drawn"))
             if question not in guessing:
                 guessing[question] = _find_guessing(kept, first)
@@ -222,18 +256,34 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
             if aim is None and not estimate.no_value_reason:
                 at_most = Estimate(high=estimate.high, no_value_reason=AT_MOST)
                 estimate = at_most if is_loss else Estimate(no_value_reason=NO_WHOLE)
-            row = first | parse_healing(healing) | {"topic": task_title(first["task"]), "items": len(healed)}
-            row |= {"whole": pair[0].mean(), "pruned": pair[1].mean(), "guessing": guessing[question]}
-            row |= estimate_mean(healed).columns("healed") | estimates.differ(healed, pair[1]).columns("gained")
+            row = (
+                first
+                | parse_healing(healing)
+                | {"topic": task_title(first["task"]), "items": len(healed)}
+            )
+            row |= {
+                "whole": pair[0].mean(),
+                "pruned": pair[1].mean(),
+                "guessing": guessing[question],
+            }
+            row |= estimate_mean(healed).columns("healed") | estimates.differ(
+                healed, pair[1]
+            ).columns("gained")
             yield row | {"whole_healed": np.nan if aim is None else aim.mean()} | estimate.columns()
 
 
 def _find_guessing(scores: pd.DataFrame, row: dict) -> float:
     """The score of guessing on the task of a row, or the loss of guessing of its model."""
     if row["metric"] == "loss":
-        return float(scores.loc[(scores["model"] == row["model"]) & (scores["metric"] == "loss"), "chance"].max())
+        return float(
+            scores.loc[
+                (scores["model"] == row["model"]) & (scores["metric"] == "loss"), "chance"
+            ].max()
+        )
     is_alike = (scores["task"] == row["task"]) & (scores["metric"] == row["metric"])
-    is_alike &= pairing.equal(scores["limit"], row["limit"]) & pairing.equal(scores["drawn"], row["drawn"])
+    is_alike &= pairing.equal(scores["limit"], row["limit"]) & pairing.equal(
+        scores["drawn"], row["drawn"]
+    )
     return pairing.score_guessing(scores[is_alike])
 
 
@@ -242,7 +292,9 @@ def find_recovery(place: str, scores: pd.DataFrame) -> pd.DataFrame:
     `scores` are all rows of its model."""
     is_own = scores["path"] == place
     is_alike = scores["healing"].isin(scores.loc[is_own, "healing"]) & (scores["cut"] == WHOLE)
-    counted = scores.assign(repeat=scores["repeat"].mask(is_own, 0))  # its rows count, even if others were to
+    counted = scores.assign(
+        repeat=scores["repeat"].mask(is_own, 0)
+    )  # its rows count, even if others were to
     table = recovery_table(counted[is_own | is_alike | scores["healing"].isna()])
     return table.sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
 
@@ -252,8 +304,13 @@ def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Answers that change: value (accuracy minus that of the whole model), lost, gained (items), changed (share of
     items with another choice, if choices were kept), p (McNemar's, exact)."""
     for curve in _find_answers(pick_rules(scores), scores):
-        whole, others = curve.outcomes[0], curve.outcomes[1:]
-        counts = {"lost": (whole > others).sum(axis=1), "gained": (whole < others).sum(axis=1), "changed": np.nan}
+        whole = curve.outcomes[0]
+        others = curve.outcomes[1:]
+        counts = {
+            "lost": (whole > others).sum(axis=1),
+            "gained": (whole < others).sum(axis=1),
+            "changed": np.nan,
+        }
         if curve.rows["chosen"].notna().all():
             choices = pairing.pair_outcomes(curve.rows.assign(outcome=curve.rows["chosen"]))[1]
             counts["changed"] = (choices[0] != choices[1:]).mean(axis=1)
@@ -268,7 +325,9 @@ def rules_compared(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     for model, task in dict.fromkeys(place[:2] for place in measured):
         first, second = (measured.get((model, task, rule)) for rule in RULES)
         if first and second and first.outcomes.shape[1] == second.outcomes.shape[1]:
-            common = first.cuts.reset_index().merge(second.cuts.reset_index(), on="size", suffixes=("", "_simple"))
+            common = first.cuts.reset_index().merge(
+                second.cuts.reset_index(), on="size", suffixes=("", "_simple")
+            )
             if len(common := common.query("cut != cut_simple")):
                 pairs = first.outcomes[common["index"]], second.outcomes[common["index_simple"]]
                 yield common.assign(**estimates.differ(*pairs).columns())
@@ -285,13 +344,22 @@ def lengths(scores: pd.DataFrame) -> Iterator[dict]:
     rows = scores.query("written.notna() and healing.isna() and bits.isna() and repeat == 0")
     question = ["model", "task", "dtype", "shots", "limit"]
     rows = pairing.pick_metric(rows).sort_values([*question, "rule", "size"], na_position="first")
-    rows = rows.assign(topic=rows["task"].map(task_title), tokens=rows["written"].map(np.median).astype(float))
+    rows = rows.assign(
+        topic=rows["task"].map(task_title), tokens=rows["written"].map(np.median).astype(float)
+    )
     for _, same_question in rows.groupby(question, dropna=False):
         whole = same_question.query("cut == @WHOLE")
         for row in same_question.to_dict("records"):
-            right, ended = row["outcome"] == 1, row["ended"] == 1
-            estimate = estimate_mean(right[ended]) if ended.any() else Estimate(no_value_reason=estimates.NOT_TESTED)
-            row |= {"at_most": (right | ~ended).mean(), "ended": ended.mean()} | estimate.columns("of_ended")
+            right = row["outcome"] == 1
+            ended = row["ended"] == 1
+            estimate = (
+                estimate_mean(right[ended])
+                if ended.any()
+                else Estimate(no_value_reason=estimates.NOT_TESTED)
+            )
+            row |= {"at_most": (right | ~ended).mean(), "ended": ended.mean()} | estimate.columns(
+                "of_ended"
+            )
             if len(whole):
                 gap = estimates.differ(right | ~ended, whole["outcome"].iloc[0] == 1)
                 row |= gap.columns("gap") | {"times": row["tokens"] / whole["tokens"].iloc[0]}
@@ -305,8 +373,14 @@ def select_distances(distances: pd.DataFrame) -> pd.DataFrame:
     """One measurement of each model, text and block, not quantized: with distances by sequence if possible, then with
     most samples, then the latest."""
     rows = distances.query("bits.isna()")
-    rows = rows.assign(kept=rows["by_sequence"].notna()).sort_values(["kept", "samples", "measured"], kind="stable")
-    return rows.drop_duplicates(["model", "corpus", "size", "start"], keep="last").drop(columns="kept").sort_index()
+    rows = rows.assign(kept=rows["by_sequence"].notna()).sort_values(
+        ["kept", "samples", "measured"], kind="stable"
+    )
+    return (
+        rows.drop_duplicates(["model", "corpus", "size", "start"], keep="last")
+        .drop(columns="kept")
+        .sort_index()
+    )
 
 
 @returns("model corpus layers size start share distance stderr samples low high agrees")
@@ -317,7 +391,9 @@ def nearest(distances: pd.DataFrame) -> Iterator[dict]:
     for _, rows in inner.groupby(["model", "corpus", "size"], sort=False):
         row = rows.loc[rows["distance"].idxmin()].to_dict()
         if rows["by_sequence"].notna().all():
-            starts = rows["start"].to_numpy(dtype=float)[resample(np.stack(list(rows["by_sequence"]))).argmin(axis=1)]
+            starts = rows["start"].to_numpy(dtype=float)[
+                resample(np.stack(list(rows["by_sequence"]))).argmin(axis=1)
+            ]
             row |= Estimate.of(starts).columns() | {"agrees": (starts[1:] == starts[0]).mean()}
         yield row
 
@@ -347,13 +423,25 @@ def parse_healing(healing: str) -> dict:
     run["distillation"] = run.get("objective") == "distill"
     layers = run.get("last_layers", 0)
     run["learnt"] = f"head and last {layers} layers" if layers else f"rank {run['rank']}"
-    tags = [run["learnt"], f"{run['tokens']:,} tokens", f"rate {run['learning_rate']:g}", f"seed {run['seed']}"]
-    tags += ["distilled"] * run["distillation"] + [f"auxiliary loss {run['auxiliary']:g}"] * bool(run["auxiliary"])
-    tags += [f"adapters {run['adapters']}"] * (run["adapters"] != "all") + [f"on {run['text']}"] * (run["text"] != "c4")
+    tags = [
+        run["learnt"],
+        f"{run['tokens']:,} tokens",
+        f"rate {run['learning_rate']:g}",
+        f"seed {run['seed']}",
+    ]
+    tags += ["distilled"] * run["distillation"] + [f"auxiliary loss {run['auxiliary']:g}"] * bool(
+        run["auxiliary"]
+    )
+    tags += [f"adapters {run['adapters']}"] * (run["adapters"] != "all") + [f"on {run['text']}"] * (
+        run["text"] != "c4"
+    )
     tags += [f"in {run['quantization']}"] * bool(run["quantization"])
     return run | {"healing": ", ".join(tags)}
 
 
 def describe_healings(healing: pd.Series, bits: pd.Series) -> list[str]:
     words = {run: parse_healing(run)["healing"] for run in healing.dropna().unique()}
-    return [words.get(run, f"not healed{'' if pd.isna(kind) else f', in {kind}'}") for run, kind in zip(healing, bits)]
+    return [
+        words.get(run, f"not healed{'' if pd.isna(kind) else f', in {kind}'}")
+        for run, kind in zip(healing, bits)
+    ]

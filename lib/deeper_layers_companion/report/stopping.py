@@ -32,8 +32,11 @@ from deeper_layers_companion.results.schema import ACCURACY, HALF_GONE
 FIRST_LOOK = 30
 LEVEL = 0.95
 # why asking stops
-PRECISE, SURELY_AT_FLOOR, ALL_ASKED = "precise enough", "surely at floor", "all items asked"
-OUT_OF_TIME, UP_TO_LIMIT = "out of time", "limit reached"
+PRECISE = "precise enough"
+SURELY_AT_FLOOR = "surely at floor"
+ALL_ASKED = "all items asked"
+OUT_OF_TIME = "out of time"
+UP_TO_LIMIT = "limit reached"
 Array = np.ndarray
 Flags = Bool[Array, "..."] | np.bool  # of several looks, or of one
 
@@ -70,11 +73,17 @@ class StoppingRule:
 
     def __post_init__(self):
         if self.precision is not None and not 0 < self.precision < 1:
-            raise InputError(f"precision is {self.precision}, expected a share between 0 and 1: 0.05 is usual")
+            raise InputError(
+                f"precision is {self.precision}, expected a share between 0 and 1: 0.05 is usual"
+            )
         if self.decides not in (HALF_GONE, ACCURACY):
-            raise InputError(f"decides is {self.decides!r}, expected {HALF_GONE!r} or {ACCURACY!r}: choose one of them")
+            raise InputError(
+                f"decides is {self.decides!r}, expected {HALF_GONE!r} or {ACCURACY!r}: choose one of them"
+            )
         if not self.looks or list(self.looks) != sorted(set(self.looks)):
-            raise InputError(f"looks is {self.looks}, expected numbers of items that rise: plan_looks gives some")
+            raise InputError(
+                f"looks is {self.looks}, expected numbers of items that rise: plan_looks gives some"
+            )
 
     @property
     def error(self) -> float:
@@ -116,7 +125,10 @@ class Tally:
         ends = np.array(looks)
         right = np.asarray(right, dtype=np.int32)
         both = right * right[..., :1, :]
-        by_look = [np.moveaxis(np.cumsum(counted, axis=-1)[..., ends - 1], -1, -2) for counted in (right, both)]
+        by_look = [
+            np.moveaxis(np.cumsum(counted, axis=-1)[..., ends - 1], -1, -2)
+            for counted in (right, both)
+        ]
         return cls(ends, *by_look)
 
 
@@ -136,7 +148,9 @@ def find_margin_ends(tally: Tally, guessing: float, z: float) -> tuple[Float[Arr
     and Zou 2012)."""
     items = np.asarray(tally.items, dtype=float)[..., None]
     share, low, high = find_accuracy_ends(tally, z)
-    whole, whole_low, whole_high = share[..., :1], low[..., :1], high[..., :1]
+    whole = share[..., :1]
+    whole_low = low[..., :1]
+    whole_high = high[..., :1]
     correlation = correlate_counts(tally.both, tally.right, tally.right[..., :1], items)
 
     def reach(own: Array, others: Array) -> Array:
@@ -203,7 +217,9 @@ class Look:
         return PRECISE if self.is_precise else ALL_ASKED
 
 
-def look_at(tally: Tally, sizes: Sequence[int], layers: int, guessing: float, rule: StoppingRule) -> Look:
+def look_at(
+    tally: Tally, sizes: Sequence[int], layers: int, guessing: float, rule: StoppingRule
+) -> Look:
     """The answer so far, and whether it is enough.
 
     Args:

@@ -83,5 +83,7 @@ def read_check_report(path: Path) -> CheckReport:
         raise InputError(f"{problem} ({first_line(error)}): ask for it again") from error
     found = describe_fit(report.trials)
     if report.fit != found:
-        raise InputError(f"{path} says {report.fit!r}, and its trials say {found!r}: ask for it again")
+        raise InputError(
+            f"{path} says {report.fit!r}, and its trials say {found!r}: ask for it again"
+        )
     return report

@@ -51,7 +51,9 @@ def _find_repeated_rows(result: Result) -> Iterator[str]:
     counts = Counter(tuple(row.get(name) for name in names) for row in result.records)
     for values, count in counts.items():
         if count > 1:
-            what = ", ".join(f"{name} {value}" for name, value in zip(names, values) if value is not None)
+            what = ", ".join(
+                f"{name} {value}" for name, value in zip(names, values) if value is not None
+            )
             yield f"{result.place}: {count} rows are of {what}, expected one: leave the file out"
 
 
@@ -72,7 +74,8 @@ def _find_wrong_values(scores: "pd.DataFrame") -> Iterator[str]:
     for row in kept.drop_duplicates(of_one_row).itertuples():
         lowest = highest = row.outcome.mean()
         if row.metric == "loss" and row.length == 0:
-            lowest, highest = row.outcome.min(), row.outcome.max()
+            lowest = row.outcome.min()
+            highest = row.outcome.max()
         if row.value < lowest - ROUNDED or row.value > highest + ROUNDED:
             of_items = f"the mean of its items is {lowest}"
             if lowest < highest:
@@ -85,10 +88,15 @@ def _describe_questions(result: Result) -> Iterator[tuple[str, dict]]:
     """Yield each row with a text that is the same for rows of one question: all of the key that bears on the row, and
     the rules of its cut that change weights."""
     others = ("cuts", "tasks", "data", "by_sequence")
-    key = json.dumps({name: value for name, value in result.key.items() if name not in others}, sort_keys=True)
-    changing = {rule: cuts for rule, cuts in (result.key.get("cuts") or {}).items() if rule in CHANGED}
+    key = json.dumps(
+        {name: value for name, value in result.key.items() if name not in others}, sort_keys=True
+    )
+    changing = {
+        rule: cuts for rule, cuts in (result.key.get("cuts") or {}).items() if rule in CHANGED
+    }
     for row in result.records:
-        if row["task"] in result.details.get("groups", {}):  # the mean over its tasks, which are compared
+        # the mean over its tasks, which are compared
+        if row["task"] in result.details.get("groups", {}):
             continue
         settings = result.key["tasks"].get(asked_group(result, row["task"]))
         rules = [rule for rule, cuts in changing.items() if row["cut"] in cuts]
@@ -101,7 +109,11 @@ def _find_unlike_files(answers: Iterable[list[tuple[Result, dict]]]) -> Iterator
     unlike = defaultdict(list)
     for of_question in answers:
         for (first, row), (second, other) in itertools.combinations(of_question, 2):
-            if first is not second and _are_comparable(first, second) and not _agree(first, row, other):
+            if (
+                first is not second
+                and _are_comparable(first, second)
+                and not _agree(first, row, other)
+            ):
                 unlike[first.place, second.place].append((row, other))
     for (first, second), pairs in unlike.items():
         row, other = pairs[0]
@@ -126,7 +138,8 @@ def _agree(result: Result, row: dict, other: dict) -> bool:
         return False
     if None in values:
         return values == (None, None)
-    exact, difference = result.key["dtype"] == "float32", abs(values[0] - values[1])
+    exact = result.key["dtype"] == "float32"
+    difference = abs(values[0] - values[1])
     if row["metric"] == "loss":
         return difference <= LOSS[exact] * max(1, *values)
     few, share = TURNED[exact]

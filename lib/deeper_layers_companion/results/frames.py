@@ -48,17 +48,25 @@ VECTORS = "outcome chosen target logprobs written ended compared by_sequence".sp
 COMPARED = "agreement overlap kl".split()
 TYPES = dict.fromkeys("layers items repeat samples seed step place cuts memory".split(), "int64")
 # whole numbers that may be missing
-TYPES |= dict.fromkeys("start size shots order limit drawn length bytes vocabulary other".split(), "Int64")
-TYPES |= dict.fromkeys("share value chance commonest distance stderr tokens loss seconds".split(), "float64")
+TYPES |= dict.fromkeys(
+    "start size shots order limit drawn length bytes vocabulary other".split(), "Int64"
+)
+TYPES |= dict.fromkeys(
+    "share value chance commonest distance stderr tokens loss seconds".split(), "float64"
+)
 TYPES |= dict.fromkeys(COMPARED, "float64")
 TYPES |= dict.fromkeys(VECTORS, "object")  # all others are text
 # rows that agree in these are of one question to models of one kind; rows that agree in CUT, too, are of one model
-QUESTION = "model dtype bits healing task subject shots order limit drawn length engine metric".split()
+QUESTION = (
+    "model dtype bits healing task subject shots order limit drawn length engine metric".split()
+)
 CUT = ["cut", "rule", "changed"]
 OWN_SHOTS = {"gsm8k": 5}  # lm-eval's number of examples, where the key names none
 # rules that also change weights, so that their cut does not determine their model
 CHANGED = dict.fromkeys(("laco", "laco-code"), "merged")
-CHANGED |= dict.fromkeys(("replaceme", "replaceme-cosine", "prune-and-comp", "streamline"), "bridged")
+CHANGED |= dict.fromkeys(
+    ("replaceme", "replaceme-cosine", "prune-and-comp", "streamline"), "bridged"
+)
 CHANGED |= dict.fromkeys(("reverse-affine", "reverse-low-rank"), "mapped")  # rules/end_maps.py
 _parse_cut = functools.lru_cache(maxsize=8192)(Cut.named)
 
@@ -113,7 +121,9 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
 def tabulate_scores(results: Iterable[Result]) -> "pd.DataFrame":
     """The table of `scores` for these results alone."""
     rows = _read_rows(_read_scores, (one for one in results if one.kind == "scores"))
-    rules, expanded, repeats = defaultdict(dict), [], defaultdict(itertools.count)
+    rules = defaultdict(dict)
+    expanded = []
+    repeats = defaultdict(itertools.count)
     for row in rows:
         rules[_values(row, QUESTION)] |= {row["rule"]: None} if row["rule"] else {}
     for row in rows:  # the whole model once under each rule of the same question
@@ -136,7 +146,10 @@ def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataF
 
 def tabulate_distances(results: Iterable[Result]) -> "pd.DataFrame":
     """The table of `distances` for these results alone."""
-    return _to_frame(_read_rows(_read_distances, (one for one in results if one.kind == "distances")), "distances")
+    return _to_frame(
+        _read_rows(_read_distances, (one for one in results if one.kind == "distances")),
+        "distances",
+    )
 
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
@@ -146,7 +159,9 @@ def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFra
 
 def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """Measures `of` a "layer", or a "state", the residual that enters one; `other` is the second place of a pair."""
-    return _to_frame(_read_rows(_read_geometry, read_results(folder, "geometry", model)), "geometry")
+    return _to_frame(
+        _read_rows(_read_geometry, read_results(folder, "geometry", model)), "geometry"
+    )
 
 
 def runs(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
@@ -191,14 +206,17 @@ def _read_rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Resul
         }
         try:
             rows += [shared | row for row in read(result)]
-        except Exception as error:  # zlib and numpy raise many types for packed numbers that do not fit
+        except Exception as error:
+            # zlib and numpy raise many types for packed numbers that do not fit
             warn_left_out(result.path, error)
     return rows
 
 
 def _read_scores(result: Result) -> Iterator[dict]:
     """A row for each score and rule that chose its cut; rows of the whole model have no rule."""
-    key, details, first_rows = result.key, defaultdict(dict, result.details), {}
+    key = result.key
+    details = defaultdict(dict, result.details)
+    first_rows = {}
     rules_by_cut = defaultdict(list)
     for rule, cuts in (key.get("cuts") or details["cuts"]).items():
         for cut in cuts:
@@ -207,14 +225,24 @@ def _read_scores(result: Result) -> Iterator[dict]:
     healing = _healing_as_json(key, details["healed_tokens"]) if key.get("healing") else None
     of_task = functools.cache(functools.partial(_read_task, result))
     for row in (row for row in result.records if row["task"] not in details["groups"]):
-        variant, items, outcome = row.get("variant"), row["items"], row.get("outcome")
+        variant = row.get("variant")
+        items = row["items"]
+        outcome = row.get("outcome")
         line = of_task(row["task"], items) | _read_cut(row["cut"], details)
-        line |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine", *COMPARED) if name in row}
+        line |= {
+            name: row[name]
+            for name in ("metric", "items", "value", "bytes", "engine", *COMPARED)
+            if name in row
+        }
         if outcome is not None:  # as floats: in unsigned bytes 0 - 1 is 255
             outcome = unpack(outcome, items) if isinstance(outcome, str) else outcome
             line["outcome"] = np.array(outcome, dtype=float).reshape(items)
         item_row = first_rows.setdefault((row["task"], row["cut"], variant), row)
-        line |= {name: read(item_row[name], items) for name, read in ITEM_BY_ITEM.items() if name in item_row}
+        line |= {
+            name: read(item_row[name], items)
+            for name, read in ITEM_BY_ITEM.items()
+            if name in item_row
+        }
         if row["metric"] == "loss":
             line["chance"] = math.log(details["vocabulary"]) if details["vocabulary"] else None
         if variant not in ("whole", "sliced"):
@@ -228,12 +256,17 @@ def _read_scores(result: Result) -> Iterator[dict]:
 def asked_group(result: Result, task: str) -> str:
     """The group under which the key asks for a task, or the task's own name."""
     groups = result.details.get("groups", {})
-    return next((name for name, tasks in groups.items() if task in tasks and name in result.key["tasks"]), task)
+    return next(
+        (name for name, tasks in groups.items() if task in tasks and name in result.key["tasks"]),
+        task,
+    )
 
 
 def _read_task(result: Result, name: str, items: int) -> dict:
     """The columns that all rows of a task share. The tasks of the group MMLU become one task with several subjects."""
-    key, details, run = result.key, defaultdict(dict, result.details), defaultdict(dict, result.provenance)
+    key = result.key
+    details = defaultdict(dict, result.details)
+    run = defaultdict(dict, result.provenance)
     group = asked_group(result, name)
     settings = key["tasks"].get(group, {})
     in_mmlu = group != name and group.startswith("mmlu")
@@ -241,7 +274,8 @@ def _read_task(result: Result, name: str, items: int) -> dict:
     if in_mmlu:
         level = details["levels"].get(group, level)
     subject = name.removeprefix("mmlu_").removesuffix("_continuation") if in_mmlu else None
-    shots, target = settings.get("shots"), details["targets"].get(name)
+    shots = settings.get("shots")
+    target = details["targets"].get(name)
     return {
         "task": name.replace(f"_{subject}", "", 1) if subject else name,
         "subject": subject,
@@ -270,15 +304,22 @@ def _healing_as_json(key: dict, tokens: int) -> str:
 
 
 def _read_distances(result: Result) -> Iterator[dict]:
-    key, rows, packed = result.key, result.records, result.details.get("by_sequence")
+    key = result.key
+    rows = result.records
+    packed = result.details.get("by_sequence")
     text = {"corpus": key["corpus"], "seed": key["seed"], "length": key["sequence_length"]}
     vectors = unpack_halves(packed, rows[0]["samples"]).T if packed else [None] * len(rows)
     for row, vector in zip(rows, vectors, strict=True):
-        yield text | row | {"by_sequence": vector, "share": row["size"] / result.details["num_layers"]}
+        yield (
+            text
+            | row
+            | {"by_sequence": vector, "share": row["size"] / result.details["num_layers"]}
+        )
 
 
 def _read_healing(result: Result) -> Iterator[dict]:
-    key, tokens = result.key, result.details["tokens"]
+    key = result.key
+    tokens = result.details["tokens"]
     shared = _read_cut(key["cut"], result.details) | {"healing": _healing_as_json(key, tokens)}
     for row in result.records:
         yield shared | row | {"tokens": row["step"] * tokens / len(result.records)}
@@ -293,11 +334,19 @@ def _read_geometry(result: Result) -> Iterator[dict]:
         of = "layer" if len(triangle) < result.details["num_layers"] else "state"
         for place, values in enumerate(triangle):
             for other, value in enumerate(values, start=place + 1):
-                yield shared | {"of": of, "measure": measure, "place": place, "other": other, "value": value}
+                yield shared | {
+                    "of": of,
+                    "measure": measure,
+                    "place": place,
+                    "other": other,
+                    "value": value,
+                }
 
 
 def _read_run(result: Result) -> Iterator[dict]:
-    run, key, details = result.provenance, result.key, result.details
+    run = result.provenance
+    key = result.key
+    details = result.details
     cuts = cut_names(key) or set(itertools.chain.from_iterable(details.get("cuts", {}).values()))
     yield {
         "kind": result.kind,
@@ -317,4 +366,10 @@ def _read_answers(result: Result) -> Iterator[dict]:
     for variant, texts in result.details.get("answers", {}).items():
         (cut,) = cut_names(result.key) - {UNPRUNED.name}
         for prompt, answer in zip(result.key["prompts"], texts, strict=True):
-            yield {"cut": cut, "size": _parse_cut(cut).size, "variant": variant, "prompt": prompt, "answer": answer}
+            yield {
+                "cut": cut,
+                "size": _parse_cut(cut).size,
+                "variant": variant,
+                "prompt": prompt,
+                "answer": answer,
+            }

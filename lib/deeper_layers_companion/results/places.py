@@ -14,7 +14,9 @@ from pathlib import Path
 
 from deeper_layers import checks
 
-VARIABLE = "DEEPER_LAYERS_RESULTS"  # environment variable: a folder in place of the repository's results/
+VARIABLE = (
+    "DEEPER_LAYERS_RESULTS"  # environment variable: a folder in place of the repository's results/
+)
 # the published results, which come with the library: a link to the repository's results/, or a folder in an installed
 # package
 PUBLISHED = Path(__file__).with_name("published")
@@ -45,7 +47,9 @@ def readable_folders(folder: Path | None = None) -> list[Path]:
     """The folders in which results are searched: the given one, or the default one and then the published results."""
     folder = results_folder(folder)
     default = results_folder()
-    has_published = folder == default and PUBLISHED.is_dir() and PUBLISHED.resolve() != default.resolve()
+    has_published = (
+        folder == default and PUBLISHED.is_dir() and PUBLISHED.resolve() != default.resolve()
+    )
     return [folder, PUBLISHED] if has_published else [folder]
 
 
@@ -56,7 +60,9 @@ def provenance(device: str) -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages[package] = importlib.metadata.version(package)
     # results/ is left out, as measurements add to it
-    status = _run_git("status", "--porcelain", "--", "lib", "notebooks", "pyproject.toml", "constraints.txt")
+    status = _run_git(
+        "status", "--porcelain", "--", "lib", "notebooks", "pyproject.toml", "constraints.txt"
+    )
     return {
         "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "packages": packages,
@@ -83,5 +89,7 @@ def _run_git(*words: str) -> str | None:
     """git's output for the checkout around; None in an installed package, or without git."""
     if is_checkout(AROUND):
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            return subprocess.check_output(["git", *words], cwd=AROUND, text=True, stderr=subprocess.DEVNULL).strip()
+            return subprocess.check_output(
+                ["git", *words], cwd=AROUND, text=True, stderr=subprocess.DEVNULL
+            ).strip()
     return None

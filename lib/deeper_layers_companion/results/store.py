@@ -70,7 +70,9 @@ class Result:
             table.insert(2, "start", [cut.start for cut in cuts])
             table.insert(3, "size", [cut.size for cut in cuts])
         # a null was not measured
-        return table.astype({name: float for name in ("value", "stderr", "distance") if name in table})
+        return table.astype(
+            {name: float for name in ("value", "stderr", "distance") if name in table}
+        )
 
 
 def hash_key(key: dict) -> str:
@@ -90,7 +92,11 @@ def slugify(name: str) -> str:
 
 def result_path(kind: str, key: dict, folder: Path | None = None) -> Path:
     """The path of a result's file. `key["model"]["name"]` names its folder."""
-    return results_folder(folder) / slugify(key["model"]["name"]) / Result(kind, key, {}, [], {}).file_name
+    return (
+        results_folder(folder)
+        / slugify(key["model"]["name"])
+        / Result(kind, key, {}, [], {}).file_name
+    )
 
 
 def read_result(path: Path) -> Result | None:
@@ -121,7 +127,8 @@ def warn_left_out(path: Path | None, error: Exception) -> None:
     """Warn of a file that is no complete result."""
     text = " ".join(str(error).split())
     warnings.warn(
-        f"{path} is not a readable result ({text}): it is left out; remove it, and it is measured again", stacklevel=3
+        f"{path} is not a readable result ({text}): it is left out; remove it, and it is measured again",
+        stacklevel=3,
     )
 
 
@@ -131,10 +138,17 @@ def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | No
     for place in readable_folders(folder):
         path = result_path(kind, key, place)
         paths = path.parent.glob(f"{glob.escape(path.stem[:-12])}{HEX}.json")
-        matching = [result for result in map(read_result, sorted(paths)) if result and _satisfies(result.key, key)]
+        matching = [
+            result
+            for result in map(read_result, sorted(paths))
+            if result and _satisfies(result.key, key)
+        ]
         if matching:
             matching.sort(key=lambda result: result.provenance["measured"], reverse=True)
-            return min(matching, key=lambda result: (len(cut_names(result.key)), "by_sequence" in result.key))
+            return min(
+                matching,
+                key=lambda result: (len(cut_names(result.key)), "by_sequence" in result.key),
+            )
     return None
 
 
@@ -199,13 +213,26 @@ def is_measured(task: str, folder: Path | None = None) -> bool:
 
 
 def write_result(
-    kind: str, key: dict, provenance: dict, records: list[dict], details: dict, folder: Path | None = None
+    kind: str,
+    key: dict,
+    provenance: dict,
+    records: list[dict],
+    details: dict,
+    folder: Path | None = None,
 ) -> Result:
     """Write a finished measurement in one step, and return it as it will be read. Raises InputError if it can't be
     written, ValueError if it is not the content of a result of its kind."""
-    content = {"kind": kind, "version": KINDS[kind].version, "key": key, "provenance": provenance, "details": details}
+    content = {
+        "kind": kind,
+        "version": KINDS[kind].version,
+        "key": key,
+        "provenance": provenance,
+        "details": details,
+    }
     text = json.dumps(content | {"rows": records}, default=np.generic.item)
-    content = json.loads(text, parse_constant=lambda _: None)  # not-a-number becomes null, which means not measured
+    content = json.loads(
+        text, parse_constant=lambda _: None
+    )  # not-a-number becomes null, which means not measured
     path = result_path(kind, key, folder)
     result = Result(*check_content(content), path)
     write_file(path, serialize(content))
@@ -220,13 +247,21 @@ def serialize(content: dict) -> bytes:
         if name == "rows":
             text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
         elif isinstance(value, dict):
-            text = "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(part)}" for key, part in value.items()) + "\n}"
+            text = (
+                "{\n"
+                + ",\n".join(
+                    f" {json.dumps(key)}: {json.dumps(part)}" for key, part in value.items()
+                )
+                + "\n}"
+            )
         lines.append(f"{json.dumps(name)}: {text}")
     body = ("{\n" + ",\n".join(lines) + ",\n").encode()
     return body + END + f'{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
 
-def read_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
+def read_results(
+    folder: Path | None = None, kind: str | None = None, model: str | None = None
+) -> list[Result]:
     """Every readable result below a folder, sorted by path; without a folder, the published ones too."""
     paths_by_place: dict[Path, Path] = {}
     for place in reversed(readable_folders(folder)):
@@ -250,11 +285,15 @@ def find_misplaced(folder: Path) -> list[str]:
         if path.is_symlink() and not path.exists():
             lines.append(f"{path} is a link to nothing: remove it")
         elif path.parent.parent != folder or not path.match("*-*.json"):
-            lines.append(f"{path} is no result by its place and name (MODEL/KIND-NAME-KEYHASH.json): remove it")
+            lines.append(
+                f"{path} is no result by its place and name (MODEL/KIND-NAME-KEYHASH.json): remove it"
+            )
     for result in read_results(folder):
         name = slugify(result.key["model"]["name"])
         if result.path and result.path.parent.name != name:
-            lines.append(f"{result.path} is of the model {result.key['model']['name']}: move it into {name}")
+            lines.append(
+                f"{result.path} is of the model {result.key['model']['name']}: move it into {name}"
+            )
     return lines
 
 
@@ -264,7 +303,9 @@ def find_model_name(weights: str, folder: Path | None = None) -> str | None:
     return next((model["name"] for model in models if model["weights"] == weights), None)
 
 
-def find_recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
+def find_recorded_model(
+    name: str, dtype: str = "auto", folder: Path | None = None
+) -> Source | None:
     """The Source of a model in results, by name and data type, or None: enough to show what was measured."""
     for result in read_results(folder, model=name):
         own_dtype = result.key["dtype"]

@@ -40,7 +40,9 @@ TRAINING_EPOCHS = 4
 TRAINING_RATE = 1e-4
 
 
-def change_model(model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]):
+def change_model(
+    model, rule: Rule, cut: Cut, merged: list[MergedLayer], sequences: list[torch.Tensor]
+):
     """The pruned model of a rule that changes weights: with `merged` layers, or with a bridge over the cut, fitted on
     sequences of tokens, each [T]. The model given stays unchanged. See `merge_layers` and `bridge_cut`."""
     if rule.changes == "last taken":
@@ -69,7 +71,9 @@ def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 def _check_unquantized(model) -> None:
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
-        raise InputError("quantized weights can't be merged, bridged or trained: open the model without that")
+        raise InputError(
+            "quantized weights can't be merged, bridged or trained: open the model without that"
+        )
 
 
 # ---- bridges -----------------------------------------------------------------------------------------------------
@@ -85,7 +89,9 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
     """
     if not (cut.is_block and cut.start):
         description = cut.describe(num_layers(model))
-        raise InputError(f"a cut that {description} has no layer below it to bridge it: drop a block from layer 1 on")
+        raise InputError(
+            f"a cut that {description} has no layer below it to bridge it: drop a block from layer 1 on"
+        )
     _check_unquantized(model)
     pruned = drop_layers(model, cut)
     below = cut.start - 1
@@ -95,7 +101,9 @@ def bridge_cut(model, cut: Cut, sequences: list[torch.Tensor], method: str = "le
         return pruned
     writer = _find_mlp_output(model, below)
     if method == "scaled":
-        return _scale_layers_above(pruned, cut.start, _record_residuals(model, sequences, cut.start, cut.stop))
+        return _scale_layers_above(
+            pruned, cut.start, _record_residuals(model, sequences, cut.start, cut.stop)
+        )
     count = sum(map(len, sequences))
     width = writer.out_features
     if count < width:
@@ -139,7 +147,9 @@ def _find_mlp_output(model, layer: int) -> nn.Linear:
     call = _get_call(model, torch.arange(TRIAL), layer, place, torch.float64)
     with torch.inference_mode():
         untouched = call(copied, residual)
-        output_parameters(copied, MLP)[0][1].register_forward_hook(lambda _, __, output: output + shift)
+        output_parameters(copied, MLP)[0][1].register_forward_hook(
+            lambda _, __, output: output + shift
+        )
         moved = call(copied, residual) - untouched
     if (moved - shift).abs().max() > TOLERANCE:
         raise error
@@ -161,7 +171,9 @@ def _scale_layers_above(pruned, start: int, states: list[torch.Tensor]):
     return pruned
 
 
-def _train_layer(model, below: int, states: list[torch.Tensor], sequences: list[torch.Tensor]) -> nn.Module:
+def _train_layer(
+    model, below: int, states: list[torch.Tensor], sequences: list[torch.Tensor]
+) -> nn.Module:
     """A copy of the layer below a cut, trained to output the residual that enters the layer above the cut."""
     layer = copy.deepcopy(decoder_layers(model)[below])
     weight = next(layer.parameters())
@@ -193,7 +205,9 @@ def _minimize(loss: Callable, parameters: Iterable, items: int) -> None:
             optimizer.step()
 
 
-def _get_call(model, sequence: torch.Tensor, layer: int, place: torch.device, dtype: torch.dtype) -> Call:
+def _get_call(
+    model, sequence: torch.Tensor, layer: int, place: torch.device, dtype: torch.dtype
+) -> Call:
     """The arguments of a layer besides the residual for tokens [T], in one place, with real numbers in a data type."""
     network = Network(model)
     call = network.layer_inputs(sequence[None].to(network.device)).calls[layer]
@@ -229,11 +243,19 @@ def merge_layers(model, layers: list[MergedLayer]):
 def _merge_matrices(model, layer: MergedLayer) -> dict[str, torch.Tensor]:
     """The matrices of a layer, by name; of a merged one those of the last layer in it."""
     if isinstance(layer, int):
-        return {name: p.detach() for name, p in decoder_layers(model)[layer].named_parameters() if p.ndim > 1}
+        return {
+            name: p.detach()
+            for name, p in decoder_layers(model)[layer].named_parameters()
+            if p.ndim > 1
+        }
     base, *others = (_merge_matrices(model, part) for part in layer)
     for part, other in zip(layer[1:], others, strict=True):
-        if {name: m.shape for name, m in other.items()} != {name: m.shape for name, m in base.items()}:
-            raise InputError(f"layer {part} has other matrices than {layer[0]}, and can't be merged into it: drop it")
+        if {name: m.shape for name, m in other.items()} != {
+            name: m.shape for name, m in base.items()
+        }:
+            raise InputError(
+                f"layer {part} has other matrices than {layer[0]}, and can't be merged into it: drop it"
+            )
     return others[-1]
 
 
@@ -243,7 +265,10 @@ def build_likeness(model, sequences: list[torch.Tensor]) -> Likeness:
     It returns the mean over sequences of the cosine of the final states, those of a sequence as one vector. Source: the
     authors' notebooks, which take the states after the final norm.
     """
-    states = [_compute_final_states(model, sequence) for sequence in show_progress(sequences, "final states")]
+    states = [
+        _compute_final_states(model, sequence)
+        for sequence in show_progress(sequences, "final states")
+    ]
     progress = show_progress(None, "models of merged layers compared", "model")
 
     @functools.cache
@@ -263,4 +288,6 @@ def build_likeness(model, sequences: list[torch.Tensor]) -> Likeness:
 @torch.inference_mode()
 def _compute_final_states(model, sequence: torch.Tensor) -> torch.Tensor:
     ids = sequence[None].to(model.get_input_embeddings().weight.device)
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state.cpu().double().flatten()
+    return (
+        model.base_model(input_ids=ids, use_cache=False).last_hidden_state.cpu().double().flatten()
+    )

@@ -16,10 +16,18 @@ from deeper_layers.cuts import Cut
 if TYPE_CHECKING:  # slow, and not needed to choose
     import pandas as pd
 
-Losses = Callable[[list[Cut]], Sequence[float]]  # from cuts to the pruned models' losses on text, nats a token
-MergedLayer = int | Sequence  # a layer's number, or layers merged into the first, which may be merged ones, too
-Likeness = Callable[[list[MergedLayer]], float]  # cosine of final states: a model of these layers, and the whole one
-Chooser = Callable[[Sequence[int], int, Any], list[Cut]]  # from sizes, L and what the rule needs to a cut for each size
+Losses = Callable[
+    [list[Cut]], Sequence[float]
+]  # from cuts to the pruned models' losses on text, nats a token
+MergedLayer = (
+    int | Sequence
+)  # a layer's number, or layers merged into the first, which may be merged ones, too
+Likeness = Callable[
+    [list[MergedLayer]], float
+]  # cosine of final states: a model of these layers, and the whole one
+Chooser = Callable[
+    [Sequence[int], int, Any], list[Cut]
+]  # from sizes, L and what the rule needs to a cut for each size
 Part = tuple[str, int]  # what is dropped ("layers", ATTENTION or MLP), and the layer
 
 
@@ -112,13 +120,17 @@ def rank_greedily(candidates: list[Part], losses: Losses, number: int) -> list[P
 
 def rank_at_random(seed: int):
     """A control: the random order of a seed."""
-    return lambda candidates, *_: random.Random(f"layers {seed}").sample(candidates, len(candidates))
+    return lambda candidates, *_: random.Random(f"layers {seed}").sample(
+        candidates, len(candidates)
+    )
 
 
 # ---- merges ------------------------------------------------------------------------------------------------------
 
 MERGED_SHARE = 7 / 40  # share of the layers that one merge turns into one
-THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the likeness; the last is 0
+THRESHOLDS = tuple(
+    round(0.95 - 0.05 * step, 2) for step in range(20)
+)  # of the likeness; the last is 0
 
 
 def choose_merges(size: int, layers: int, likeness: Likeness) -> list[MergedLayer]:
@@ -149,7 +161,9 @@ def cut_of_merges(merged: Sequence[MergedLayer], layers: int) -> Cut:
     return Cut.of(set(range(layers)) - set(map(target_layer, merged)))
 
 
-def _merge_downwards(merged: list[MergedLayer], wanted: int, likeness: Likeness, threshold: float) -> list[MergedLayer]:
+def _merge_downwards(
+    merged: list[MergedLayer], wanted: int, likeness: Likeness, threshold: float
+) -> list[MergedLayer]:
     """Goes down through the layers once, merging where the likeness is above the threshold, until `wanted` are left."""
     span = max(2, round(MERGED_SHARE * (target_layer(merged[-1]) + 1)))
     for start in range(max(0, len(merged) - 1 - span), -1, -1):

@@ -23,7 +23,9 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import iterate_residuals, show_progress
 from deeper_layers_companion.rules.table import END_MAPS
 
-RANK, STEPS, RATE, POSITIONS = END_MAPS["reverse-low-rank"].values()  # each step sees POSITIONS of one sequence
+RANK, STEPS, RATE, POSITIONS = END_MAPS[
+    "reverse-low-rank"
+].values()  # each step sees POSITIONS of one sequence
 
 
 class EndResiduals:
@@ -38,7 +40,9 @@ class EndResiduals:
             )
         recorded = []
         dtype = Network(model).dtype
-        for residuals in iterate_residuals(model, show_progress(list(sequences), "residuals of the last layers")):
+        for residuals in iterate_residuals(
+            model, show_progress(list(sequences), "residuals of the last layers")
+        ):
             recorded.append(residuals[-most - 1 :, 1:].to(dtype).cpu())
         if not recorded:
             raise InputError("there is no sequence to fit a map on: give at least one")
@@ -71,7 +75,9 @@ class ResidualMap(nn.Module):
 
     def __init__(self, matrices: list[torch.Tensor], bias: torch.Tensor):
         super().__init__()
-        self.matrices = nn.ParameterList(nn.Parameter(matrix, requires_grad=False) for matrix in matrices)
+        self.matrices = nn.ParameterList(
+            nn.Parameter(matrix, requires_grad=False) for matrix in matrices
+        )
         self.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, residual: torch.Tensor) -> torch.Tensor:
@@ -86,7 +92,9 @@ def fit_affine_map(residuals: EndResiduals, size: int) -> ResidualMap:
     entering = residuals.entering(size)
     count, width = entering.shape
     if count <= width + 1:
-        raise InputError(f"there are {count} tokens to fit a map of {width} by {width} on: give more sequences")
+        raise InputError(
+            f"there are {count} tokens to fit a map of {width} by {width} on: give more sequences"
+        )
     ones = torch.ones(count, 1, dtype=torch.float64)
     inputs = torch.cat([entering.double(), ones], dim=1)
     # the normal equations, in double precision: [D + 1, D + 1] in place of [N, D + 1]
@@ -116,16 +124,22 @@ def train_low_rank_map(model, residuals: EndResiduals, size: int) -> ResidualMap
         positions = int(ends[sequence]) - length + drawn
         with torch.no_grad():
             wanted = torch.log_softmax(_compute_logits(network, leaving[positions]), dim=-1)
-        given = torch.log_softmax(_compute_logits(network, trained(entering[positions].to(network.device))), dim=-1)
+        given = torch.log_softmax(
+            _compute_logits(network, trained(entering[positions].to(network.device))), dim=-1
+        )
         loss = nn.functional.kl_div(given, wanted, log_target=True, reduction="batchmean")
         # not by loss.backward(), which would leave gradients at the model's own weights
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters), strict=True
+        ):
             parameter.grad = gradient
         optimizer.step()
     return trained.requires_grad_(False)
 
 
-def _compute_logits(network: Network, residuals: Float[torch.Tensor, "N D"]) -> Float[torch.Tensor, "N V"]:
+def _compute_logits(
+    network: Network, residuals: Float[torch.Tensor, "N D"]
+) -> Float[torch.Tensor, "N V"]:
     """The logits, in float32, of residuals that leave the last layer."""
     return network.logits(residuals.to(network.device)).float()
 

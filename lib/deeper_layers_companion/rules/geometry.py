@@ -20,11 +20,17 @@ from deeper_layers.models.measuring import evaluating, to_double
 from deeper_layers.models.network import Batch, Network, Residuals
 from deeper_layers.similarity import show_progress
 
-DISCARDED = 0.1  # share of the ratios of TwoNN that is left out, the largest ones: Facco et al. 2017
+DISCARDED = (
+    0.1  # share of the ratios of TwoNN that is left out, the largest ones: Facco et al. 2017
+)
 TOP_TOKENS = 5  # likeliest tokens whose overlap is counted: Csordas et al. 2025
 ROWS = 32  # positions whose distributions over all tokens are in memory at once
 STATES = "lens_divergence lens_overlap prompt_entropy effective_rank two_nn two_nn_shuffled".split()
-PARTS = (ATTENTION, MLP, "layer")  # parts that add to the residual: the two sublayers, and both together
+PARTS = (
+    ATTENTION,
+    MLP,
+    "layer",
+)  # parts that add to the residual: the two sublayers, and both together
 
 Arrays = dict[str, np.ndarray]
 
@@ -105,7 +111,9 @@ def compare_logits(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Te
     Source: Csordas et al. 2025, arXiv 2505.13898, where the others are those of the logit lens."""
     first = torch.log_softmax(to_double(logits), dim=-1)
     second = torch.log_softmax(to_double(others), dim=-1)
-    divergences = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(dim=-1)
+    divergences = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(
+        dim=-1
+    )
     number = min(TOP_TOKENS, first.shape[-1])
     overlap = row_overlap(first.topk(number).indices, second.topk(number).indices)
     return divergences.clamp(min=0), overlap
@@ -127,7 +135,9 @@ def select_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, ...]:
     return torch.tensor(positions).unbind(dim=1)
 
 
-def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
+def record_passes(
+    model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int
+) -> Iterator[Arrays]:
     """Run each batch through the model once and record what `combine_batches` needs.
 
     Args:
@@ -155,7 +165,9 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
         left = to_double(residuals.leaving[kept])
         pairs = ((between - x, x), (left - between, between), (left - x, x))
         cosines = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=-1)
-        norms = torch.stack([added.norm(dim=-1) / base.norm(dim=-1) for added, base in pairs], dim=-1)
+        norms = torch.stack(
+            [added.norm(dim=-1) / base.norm(dim=-1) for added, base in pairs], dim=-1
+        )
         states = [_record_state(residuals.entering, mask, kept)]
         if residuals.number == len(network.layers) - 1:
             states.append(_record_state(residuals.leaving, mask, kept))
@@ -173,21 +185,30 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
         }
 
 
-def _record_state(hidden: torch.Tensor, mask: torch.Tensor, kept: tuple[torch.Tensor, ...]) -> tuple:
+def _record_state(
+    hidden: torch.Tensor, mask: torch.Tensor, kept: tuple[torch.Tensor, ...]
+) -> tuple:
     """Of one residual [B, T, D]: the prompt entropy of each sequence, the kept tokens, the last tokens."""
     lengths = mask.sum(dim=1)
-    entropies = [spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, lengths.tolist())]
+    entropies = [
+        spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, lengths.tolist())
+    ]
     last = hidden[torch.arange(len(mask), device=mask.device), lengths - 1]
     return entropies, hidden[kept].float().cpu(), last
 
 
 @torch.inference_mode()
-def compare_outputs(network: Network, output: torch.Tensor, others: Sequence[torch.Tensor]) -> np.ndarray:
+def compare_outputs(
+    network: Network, output: torch.Tensor, others: Sequence[torch.Tensor]
+) -> np.ndarray:
     """The logits of a residual [N, D] compared with those of M others, see `compare_logits`: [N, M, 2]."""
     comparisons = []
     for rows in torch.arange(len(output)).split(ROWS):
         logits = network.logits(output[rows])
-        compared = [torch.stack(compare_logits(logits, network.logits(other[rows])), dim=-1) for other in others]
+        compared = [
+            torch.stack(compare_logits(logits, network.logits(other[rows])), dim=-1)
+            for other in others
+        ]
         comparisons.append(torch.stack(compared, dim=1).cpu())
     return torch.cat(comparisons).numpy()
 
@@ -195,7 +216,9 @@ def compare_outputs(network: Network, output: torch.Tensor, others: Sequence[tor
 # ---- without each layer --------------------------------------------------------------------------------------
 
 
-def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
+def skip_each_layer(
+    model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int
+) -> Iterator[Arrays]:
     """Run each batch without each layer in turn: L (L + 1) / 2 layers run, not L.
 
     Source: Csordas et al. 2025; they show the largest change over tokens, here the change of each token is kept.
@@ -228,14 +251,18 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
                     share = (changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)
                     later[:, skip, number] = share.numpy()
                 without.append(before)
-            output = compare_outputs(network, whole[kept], [residual[kept] for residual in without])[..., 0]
+            output = compare_outputs(
+                network, whole[kept], [residual[kept] for residual in without]
+            )[..., 0]
         yield {"later": later, "output": output}
 
 
 # ---- all batches together ------------------------------------------------------------------------------------
 
 
-def combine_batches(passes: list[Arrays], skips: list[Arrays], *, neighbours: int) -> tuple[Arrays, Arrays, Arrays]:
+def combine_batches(
+    passes: list[Arrays], skips: list[Arrays], *, neighbours: int
+) -> tuple[Arrays, Arrays, Arrays]:
     """The measures of layers [L], of states [L+1], and of pairs: above the diagonal of [L+1, L+1] or [L, L].
 
     `passes` and `skips` are what `record_passes` and `skip_each_layer` yield. Measures of layers: cosine_PART,
@@ -249,7 +276,11 @@ def combine_batches(passes: list[Arrays], skips: list[Arrays], *, neighbours: in
     residuals = zip(*(batch["residuals"] for batch in passes))
     clouds = [torch.from_numpy(np.concatenate(arrays)).double() for arrays in residuals]  # [N, D]
     measures = [
-        (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffle_coordinates(points)))
+        (
+            np.exp(spectral_entropy(points - points.mean(dim=0))),
+            two_nn(points),
+            two_nn(shuffle_coordinates(points)),
+        )
         for points in show_progress(clouds, "dimensions", "layer")
     ]
     states = [*_average(passes, "lens").T, _average(passes, "entropy"), *np.array(measures).T]

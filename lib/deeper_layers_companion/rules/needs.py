@@ -32,7 +32,9 @@ def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray,
     """
     passes = iterate_residuals(model, show_progress(sequences, "cosines of residuals"))
     units = (nn.functional.normalize(residuals, dim=-1) for residuals in passes)
-    return sum(torch.einsum("ltd,mtd->lm", unit, unit).cpu().numpy() for unit in units) / sum(map(len, sequences))
+    return sum(torch.einsum("ltd,mtd->lm", unit, unit).cpu().numpy() for unit in units) / sum(
+        map(len, sequences)
+    )
 
 
 def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "2 L"]:
@@ -55,9 +57,14 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
         if parallel[residuals.number]:
             pairs[1] = (entering, entering + (leaving - between))
         doubles = [(to_double(a), to_double(b)) for a, b in pairs]
-        return torch.stack([nn.functional.cosine_similarity(a, b, dim=-1).sum() for a, b in doubles])
+        return torch.stack(
+            [nn.functional.cosine_similarity(a, b, dim=-1).sum() for a, b in doubles]
+        )
 
-    batches = ({"input_ids": sequence[None]} for sequence in show_progress(sequences, "cosines of sublayers"))
+    batches = (
+        {"input_ids": sequence[None]}
+        for sequence in show_progress(sequences, "cosines of sublayers")
+    )
     sums = [torch.stack(by_layer, dim=1) for by_layer in Network(model).residuals(batches, cosines)]
     return (torch.stack(sums).sum(dim=0) / sum(map(len, sequences))).cpu().numpy()
 
@@ -76,7 +83,10 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
         for name, weight in layer.named_parameters():
             if not name.endswith("bias"):
                 layer_of[weight] = number
-    if any(not weight.is_floating_point() or weight.is_meta or weight.is_inference() for weight in layer_of):
+    if any(
+        not weight.is_floating_point() or weight.is_meta or weight.is_inference()
+        for weight in layer_of
+    ):
         raise InputError(
             "the weights are quantized, on disk or of inference mode, without a gradient: open the model without that"
         )
@@ -92,7 +102,9 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
                 loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets
                 # experts that were not chosen have no gradient, which counts as zeros
-                gradients = torch.autograd.grad(loss, [*layer_of], allow_unused=True, materialize_grads=True)
+                gradients = torch.autograd.grad(
+                    loss, [*layer_of], allow_unused=True, materialize_grads=True
+                )
             torch._foreach_add_(total, gradients)
     finally:
         nn.ParameterList(frozen).requires_grad_(False)
@@ -101,7 +113,9 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
     of_weights = [product.abs().sum() for product in products]
     place = of_weights[0].device  # layers may lie on several devices; there is one copy of all
     sums = np.zeros(len(decoder_layers(model)))
-    for number, value in zip(layer_of.values(), torch.stack([v.to(place) for v in of_weights]).tolist(), strict=True):
+    for number, value in zip(
+        layer_of.values(), torch.stack([v.to(place) for v in of_weights]).tolist(), strict=True
+    ):
         sums[number] += value
     return sums
 
@@ -109,7 +123,9 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
 MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences": saliences}
 
 
-def measure_rule_needs(model, rule: str, sequences: list[torch.Tensor], shards: Shards | None = None) -> Any:
+def measure_rule_needs(
+    model, rule: str, sequences: list[torch.Tensor], shards: Shards | None = None
+) -> Any:
     """Measure what a rule needs to know of a model, on sequences of tokens, each [T]; None where it needs nothing.
     `shards` keep the finished steps of a search by losses, so that an interrupted one goes on."""
     needs = REGISTERED[rule].needs

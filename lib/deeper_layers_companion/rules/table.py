@@ -27,8 +27,12 @@ from deeper_layers_companion.rules.choosing import (
     rank_greedily,
 )
 
-Step = tuple[int, Sequence[int]]  # of a search: how many layers its models share, and how many each of them has alone
-Search = Callable[[int, int], list[Step]]  # from the largest size and L to the dearest steps of a search
+Step = tuple[
+    int, Sequence[int]
+]  # of a search: how many layers its models share, and how many each of them has alone
+Search = Callable[
+    [int, int], list[Step]
+]  # from the largest size and L to the dearest steps of a search
 # what a rule may need, and how many passes of all layers it takes to measure; a search has a price of its own
 PASSES = {
     "": 0.0,
@@ -83,7 +87,9 @@ class Rule:
             )
         # distances hold nan for blocks that do not fit; losses were checked where they were measured
         if self.needs in ("cosines", "sublayers", "saliences") and np.isnan(measurement).any():
-            raise InputError(f"the {self.needs} of the model hold what is not a number: use another data type")
+            raise InputError(
+                f"the {self.needs} of the model hold what is not a number: use another data type"
+            )
         return self.chooser(sizes, layers, measurement)
 
 
@@ -94,21 +100,32 @@ def describe_price(passes: float, heads: int) -> str:
 
 PLUS = {"first": 4, "last": 2}  # layers that "plus" variants keep at either end
 SEEDS = range(5)  # of the random draws: enough to see how much they differ
-RETIRED = ("laco", "replaceme-cosine")  # of earlier versions, whose results are read: these rules are described alone
+RETIRED = (
+    "laco",
+    "replaceme-cosine",
+)  # of earlier versions, whose results are read: these rules are described alone
 
 
 def _refuse(*_) -> list[Cut]:
-    raise InputError(f"the rules {' and '.join(RETIRED)} choose no more, and their results are read: give another rule")
+    raise InputError(
+        f"the rules {' and '.join(RETIRED)} choose no more, and their results are read: give another rule"
+    )
 
 
 # ---- scores ------------------------------------------------------------------------------------------------------
 
 # ranks by perplexity are ranks by loss
-_by_loss = rank_by_score(lambda candidates, losses: losses([make_cut([candidate]) for candidate in candidates]))
-_by_salience = rank_by_score(lambda candidates, saliences: saliences[[layer for _, layer in candidates]])
+_by_loss = rank_by_score(
+    lambda candidates, losses: losses([make_cut([candidate]) for candidate in candidates])
+)
+_by_salience = rank_by_score(
+    lambda candidates, saliences: saliences[[layer for _, layer in candidates]]
+)
 _by_influence = rank_by_score(lambda _, cosines: 1 - np.diagonal(cosines, offset=1))
 # LLM-Drop: 1 - cos(x, x + f(norm(x))); of equal sublayers attention goes first
-_by_turn = rank_by_score(lambda parts, cosines: [1 - cosines[int(kind == MLP), layer] for kind, layer in parts])
+_by_turn = rank_by_score(
+    lambda parts, cosines: [1 - cosines[int(kind == MLP), layer] for kind, layer in parts]
+)
 
 # ---- prices of searches ------------------------------------------------------------------------------------------
 
@@ -234,7 +251,9 @@ _RULES = [
     ),
     Rule(
         "greedy",
-        choose_in_order(rank_greedily, "layers", first=1, last=1),  # never the ends, as in the authors' code
+        choose_in_order(
+            rank_greedily, "layers", first=1, last=1
+        ),  # never the ends, as in the authors' code
         title="greedy (SLEB)",
         words="one layer after another, each the one whose removal leaves the lowest loss",
         source="Song et al., arXiv 2402.09025, algorithm 1",
@@ -299,7 +318,11 @@ _RULES = [
     ),
     Rule(
         "laco-code",
-        for_each_size(lambda size, layers, likeness: cut_of_merges(choose_merges(size, layers, likeness), layers)),
+        for_each_size(
+            lambda size, layers, likeness: cut_of_merges(
+                choose_merges(size, layers, likeness), layers
+            )
+        ),
         title="LaCo, as coded",
         words="layers whose matrices the last of them hands to the first, from the top down",
         source="Yang et al., arXiv 2402.11187, algorithm 1",
@@ -356,12 +379,19 @@ _RULES = [
     ),
 ]
 DESCRIBED = {rule.name: rule for rule in _RULES}
-REGISTERED = {name: rule for name, rule in DESCRIBED.items() if name not in RETIRED}  # those that choose
+REGISTERED = {
+    name: rule for name, rule in DESCRIBED.items() if name not in RETIRED
+}  # those that choose
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare
 # maps in the place of the last layers (end_maps.py), and all that determines them beside the text that they see
 END_MAPS: dict[str, dict] = {
     "reverse-affine": {},
-    "reverse-low-rank": {"rank": 64, "steps": 200, "rate": 0.001, "positions": 64},  # positions of a sequence a step
+    "reverse-low-rank": {
+        "rank": 64,
+        "steps": 200,
+        "rate": 0.001,
+        "positions": 64,
+    },  # positions of a sequence a step
 }
 # rules that change no weights: their cut determines the pruned model
 DROPPING = tuple(name for name, rule in REGISTERED.items() if not rule.changes)

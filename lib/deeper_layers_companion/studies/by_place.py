@@ -19,9 +19,19 @@ from deeper_layers_companion.report.statistics import SIZE
 from deeper_layers_companion.studies.letters_or_words import FORMS, HALF, LATE, MIDDLE, judge_models
 
 TOLD = ("mmlu", "written_facts")
-SHOWN = ("mmlu", "lettered_capitals", "mmlu_continuation", "capitals", "written_facts")  # in the table of places
+SHOWN = (
+    "mmlu",
+    "lettered_capitals",
+    "mmlu_continuation",
+    "capitals",
+    "written_facts",
+)  # in the table of places
 # the rows of that table: what is dropped
-PLACE_TITLES = {MIDDLE: "a middle block", LATE: "a late block, the last layer kept", "last layers": "the last layers"}
+PLACE_TITLES = {
+    MIDDLE: "a middle block",
+    LATE: "a late block, the last layer kept",
+    "last layers": "the last layers",
+}
 
 
 def tell_verdicts(judged: pd.DataFrame) -> Sentences:
@@ -89,7 +99,9 @@ def state_ends(kept: pd.DataFrame) -> str:
             sentences.append(f"In {name} letters come back at the end, words and writing do not.")
         told = [task for task in TOLD if task in tasks] or tasks
         titles = [title_within(task_title(task)) for task in told]
-        parts = join_words(f"{last['kept'][task]:.0%} of {title}" for task, title in zip(told, titles))
+        parts = join_words(
+            f"{last['kept'][task]:.0%} of {title}" for task, title in zip(told, titles)
+        )
         earlier = join_words(f"{before['kept'][task]:.0%}" for task in told)
         size = int(last["size"].iloc[0])
         sentences.append(
@@ -109,7 +121,9 @@ def tabulate_places(rows: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
     a column for each task; empty where the whole model only guesses."""
     lines = []
     for model, of_model in put_in_order(rows).groupby("model", sort=False):
-        shares = {place: part.set_index("task")["value"] for place, part in of_model.groupby("place")}
+        shares = {
+            place: part.set_index("task")["value"] for place, part in of_model.groupby("place")
+        }
         shares["last layers"] = _find_at_end(kept[kept["model"] == model], 0)["kept"]
         for place, title in PLACE_TITLES.items():
             cells = {task_title(task): shares[place].get(task, np.nan) for task in SHOWN}

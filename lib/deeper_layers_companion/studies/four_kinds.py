@@ -44,7 +44,9 @@ PLACE_NAMES = {
 }
 PROMPT_NAMES = {"question": "as a question", "stated": "as a statement"}
 LOSS_NAME = "loss on C4"
-TOKENS = Path(__file__).with_name("answer_tokens.csv")  # of " answer", by the tokenizer of each model
+TOKENS = Path(__file__).with_name(
+    "answer_tokens.csv"
+)  # of " answer", by the tokenizer of each model
 FORM_WORDS = {
     study.LETTERS_CALIBRATED: "by calibrated letter",
     study.WORDS_CALIBRATED: "in calibrated words",
@@ -80,7 +82,9 @@ def tabulate_verdicts(judged: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (number, prompt), verdicts in lines.items():
         of_models = {model_title(model): verdicts.get(model, NOT_MEASURED) for model in models}
-        rows.append({"prediction": NUMBER_TITLES[number], "prompt": PROMPT_NAMES[prompt]} | of_models)
+        rows.append(
+            {"prediction": NUMBER_TITLES[number], "prompt": PROMPT_NAMES[prompt]} | of_models
+        )
     return pd.DataFrame(rows, columns=["prediction", "prompt", *map(model_title, models)])
 
 
@@ -115,7 +119,9 @@ def tell_last_layer(judged: pd.DataFrame, compared: pd.DataFrame) -> Sentences:
     the table of `compare_last_layer`."""
     parts = []
     for row in _find_judged(judged, "2."):
-        of_model = compared[(compared["model"] == row["model"]) & compared["size"].isin(study.LAST_SIZES)]
+        of_model = compared[
+            (compared["model"] == row["model"]) & compared["size"].isin(study.LAST_SIZES)
+        ]
         halves = of_model.groupby("asked")["value"].mean()
         parts.append(
             f"{_tell_verdict(row)}, from {halves['words']:.2f} in words and {halves['written']:.2f} in writing"
@@ -186,12 +192,28 @@ def tabulate_items(scores: pd.DataFrame) -> pd.DataFrame:
         first = items[int((relations == relation).argmax())]
         answer = first["choices"][first["answer"]]
         is_of = relations == relation
-        rows.append({"kind": first["kind"], "asked": first["question"], "answer": answer, "items": int(is_of.sum())})
-    table = pd.DataFrame(rows, index=list(dict.fromkeys(relations))).sort_values("kind", kind="stable")
+        rows.append(
+            {
+                "kind": first["kind"],
+                "asked": first["question"],
+                "answer": answer,
+                "items": int(is_of.sum()),
+            }
+        )
+    table = pd.DataFrame(rows, index=list(dict.fromkeys(relations))).sort_values(
+        "kind", kind="stable"
+    )
     for (model, rule, prompt), answers in study.collect_answers(scores).items():
         written = answers.forms.get("written")
-        if (rule, prompt) == ("reverse", "question") and written is not None and written.shape[1] == len(items):
-            whole = {relation: float(written[0, relations == relation].mean()) for relation in table.index}
+        if (
+            (rule, prompt) == ("reverse", "question")
+            and written is not None
+            and written.shape[1] == len(items)
+        ):
+            whole = {
+                relation: float(written[0, relations == relation].mean())
+                for relation in table.index
+            }
             table[f"{model_title(model)} writes"] = table.index.map(whole)
     return table.reset_index(drop=True)
 
@@ -219,7 +241,9 @@ def describe_time(moment: str) -> str:
 # ---- what was kept --------------------------------------------------------------------------------------------------
 
 
-@returns("model layers place prompt asked size items value low high kept kept_low kept_high no_value_reason gone_at")
+@returns(
+    "model layers place prompt asked size items value low high kept kept_low kept_high no_value_reason gone_at"
+)
 def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The accuracy (value) and the share kept (kept) of every form, cut and prompt."""
     for (model, rule, prompt), answers in study.collect_answers(scores).items():
@@ -229,7 +253,11 @@ def tabulate_kept(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         for form, outcomes in answers.forms.items():
             kept = answers.kept(form)
             gone = find_half_gone(kept, answers.cuts["size"], int(answers.cuts["layers"].iloc[0]))
-            cells = estimate_mean(outcomes).columns() | kept.columns("kept") | {"gone_at": gone["gone_at"]}
+            cells = (
+                estimate_mean(outcomes).columns()
+                | kept.columns("kept")
+                | {"gone_at": gone["gone_at"]}
+            )
             yield answers.cuts.assign(**cells | place, asked=form)
 
 
@@ -255,7 +283,9 @@ def _state_half_gone(rows: pd.DataFrame, column: str, words: dict[str, str]) -> 
     return f"In {model} without the last layers {told}."
 
 
-@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason gone_at")
+@returns(
+    "model layers place kind size items value low high kept kept_low kept_high no_value_reason gone_at"
+)
 def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """What is kept of writing by kind of answer, asked as a question."""
     kinds = np.array([item["kind"] for item in embedded.answers()])
@@ -263,7 +293,9 @@ def tabulate_kinds(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield from _split_written({"model": model, "place": place}, answers, kinds)
 
 
-@returns("model layers place kind size items value low high kept kept_low kept_high no_value_reason gone_at")
+@returns(
+    "model layers place kind size items value low high kept kept_low kept_high no_value_reason gone_at"
+)
 def tabulate_lengths(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """What is kept of writing answers of one token, and of several, asked as a question: kind is like "name, one
     token". Tokens are those of each of the three models of the criterion; others have no rows."""
@@ -274,7 +306,11 @@ def tabulate_lengths(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
             tokens = counts[model].to_dict()
             kinds = []
             for item in items:
-                length = "one token" if tokens[item["relation"], item["subject"]] == 1 else "several tokens"
+                length = (
+                    "one token"
+                    if tokens[item["relation"], item["subject"]] == 1
+                    else "several tokens"
+                )
                 kinds.append(f"{item['kind']}, {length}")
             yield from _split_written({"model": model, "place": place}, answers, np.array(kinds))
 
@@ -286,7 +322,9 @@ def _find_written(scores: pd.DataFrame) -> Iterator[tuple[str, str, study.Answer
             yield model, PLACE_NAMES[rule], answers
 
 
-def _split_written(place: dict, answers: study.Answers, kinds: np.ndarray) -> Iterator[pd.DataFrame]:
+def _split_written(
+    place: dict, answers: study.Answers, kinds: np.ndarray
+) -> Iterator[pd.DataFrame]:
     """What is kept of writing by kind; kinds names that of each item, [N]."""
     written = answers.forms["written"]
     kinds = kinds[: written.shape[1]]
@@ -294,7 +332,9 @@ def _split_written(place: dict, answers: study.Answers, kinds: np.ndarray) -> It
         outcomes = written[:, kinds == kind]
         kept = shares_kept(outcomes, 0.0)
         gone = find_half_gone(kept, answers.cuts["size"], int(answers.cuts["layers"].iloc[0]))
-        cells = estimate_mean(outcomes).columns() | kept.columns("kept") | {"gone_at": gone["gone_at"]}
+        cells = (
+            estimate_mean(outcomes).columns() | kept.columns("kept") | {"gone_at": gone["gone_at"]}
+        )
         yield answers.cuts.assign(**place | cells, kind=kind, items=outcomes.shape[1])
 
 
@@ -314,14 +354,20 @@ def compare_last_layer(scores: pd.DataFrame) -> Iterator[dict]:
             for form in last.forms:
                 if form in before.forms:
                     shared = {"model": model, "asked": form}
-                    yield from _compare_cuts(shared, last.cuts, last.forms[form], before.cuts, before.forms[form])
+                    yield from _compare_cuts(
+                        shared, last.cuts, last.forms[form], before.cuts, before.forms[form]
+                    )
         if (model, "reverse") in losses and (model, "simple") in losses:
             shared = {"model": model, "asked": LOSS_NAME}
             yield from _compare_cuts(shared, *losses[model, "reverse"], *losses[model, "simple"])
 
 
 def _compare_cuts(
-    shared: dict, cuts: pd.DataFrame, outcomes: np.ndarray, other_cuts: pd.DataFrame, others: np.ndarray
+    shared: dict,
+    cuts: pd.DataFrame,
+    outcomes: np.ndarray,
+    other_cuts: pd.DataFrame,
+    others: np.ndarray,
 ) -> Iterator[dict]:
     """Rows by size, from the cuts and outcomes [C, I] without the last layers, and without those before the last."""
     for place, size in enumerate(cuts["size"]):
@@ -386,6 +432,8 @@ def state_returned(returned: pd.DataFrame) -> str:
     for kind, of_map in of_model.groupby("map", sort=False):
         values = of_map.set_index("asked")["value"]
         words = {LOSS_NAME: f"of the {LOSS_NAME}", "written": "of writing"}
-        told = join_words(f"{values[asked]:.0%} {text}" for asked, text in words.items() if asked in values)
+        told = join_words(
+            f"{values[asked]:.0%} {text}" for asked, text in words.items() if asked in values
+        )
         parts.append(f"the {kind} map returns {told}")
     return f"In {model} {join_words(parts)}."

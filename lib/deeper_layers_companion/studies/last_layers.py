@@ -35,7 +35,12 @@ from deeper_layers_companion.report.names import (
     said,
     sort_models,
 )
-from deeper_layers_companion.report.pairing import Measurement, find_measurements, returns, select_best
+from deeper_layers_companion.report.pairing import (
+    Measurement,
+    find_measurements,
+    returns,
+    select_best,
+)
 
 SIZES = range(1, 9)
 PLACES = {"reverse": "late", "similarity": "similar"}  # the place of each rule's cuts
@@ -57,7 +62,11 @@ NUMBER_TITLES = {
     "X": "X, letters' lead over writing, late less similar",
     "Y": "Y, writing, similar less late",
 }
-ASKED = {"facts_by_letter": "by letter", "facts_in_words": "in words", "facts_written": "in writing"}
+ASKED = {
+    "facts_by_letter": "by letter",
+    "facts_in_words": "in words",
+    "facts_written": "in writing",
+}
 PREDICTED = "We predicted that writing suffers more from losing the last layers than from losing the most similar ones."
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
@@ -65,13 +74,20 @@ PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 def find_answers(scores: pd.DataFrame) -> Iterator[tuple[str, str, Measurement, np.ndarray]]:
     """Yield form, place and measurement of everything that judges the prediction, and the outcomes without the
     question, [C, I], which are 0 where nothing can be guessed."""
-    rows = scores.query("task in @tasks and rule in @PLACES", local_dict={"tasks": [*FORM_OF, *UNASKED.values()]})
+    rows = scores.query(
+        "task in @tasks and rule in @PLACES", local_dict={"tasks": [*FORM_OF, *UNASKED.values()]}
+    )
     measured = {curve.place: curve for curve in find_measurements(rows)}
     for (model, task, rule), curve in measured.items():
         form = FORM_OF.get(task)
         unasked = measured.get((model, UNASKED.get(form), rule))
         if form and (unasked or form not in UNASKED):
-            yield form, PLACES[rule], curve, unasked.outcomes if unasked else np.zeros_like(curve.outcomes)
+            yield (
+                form,
+                PLACES[rule],
+                curve,
+                unasked.outcomes if unasked else np.zeros_like(curve.outcomes),
+            )
 
 
 def average_by_place(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
@@ -85,7 +101,9 @@ def average_by_place(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimat
     means = {}
     models = dict.fromkeys(model for model, *_ in kept)
     for model, (form, tasks), place in itertools.product(models, FORMS.items(), PLACES.values()):
-        means[model, form, place] = mean_of([kept.get((model, task, place), missing) for task in tasks])
+        means[model, form, place] = mean_of(
+            [kept.get((model, task, place), missing) for task in tasks]
+        )
     return means
 
 
@@ -99,7 +117,11 @@ def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
         if is_question and form in UNASKED:  # measured once for both prompts
             outcomes_by_form[f"{form}, without the question"] = guessed
         for label, outcomes in outcomes_by_form.items():
-            cells = estimate_mean(outcomes).columns() | {"asked": label, "prompt": prompt, "place": PLACE_NAMES[place]}
+            cells = estimate_mean(outcomes).columns() | {
+                "asked": label,
+                "prompt": prompt,
+                "place": PLACE_NAMES[place],
+            }
             yield curve.cuts.assign(**cells)
 
 
@@ -113,7 +135,11 @@ def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
     constant = scores.groupby(["model", "task"])["commonest"].max()
     levels = {}
     for form, _, curve, guessed in find_answers(scores):
-        accuracies_of_task = (curve.outcomes[0].mean(), guessed[0].mean(), constant[curve.place[:2]])
+        accuracies_of_task = (
+            curve.outcomes[0].mean(),
+            guessed[0].mean(),
+            constant[curve.place[:2]],
+        )
         levels.setdefault((curve.place[0], form), []).append(accuracies_of_task)
     for (model, form, place), kept in average_by_place(scores).items():
         means = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
@@ -130,7 +156,9 @@ def compare_dtypes(scores: pd.DataFrame) -> Iterator[dict]:
     rows = rows.sort_values(["model", "task", "size", "start"])
     bfloat16 = rows[rows["dtype"] == "bfloat16"].drop_duplicates(key)
     float32 = rows[rows["dtype"] == "float32"].drop_duplicates(key)
-    for row in float32.merge(bfloat16[[*key, "outcome"]], on=key, suffixes=("", "_bfloat16")).to_dict("records"):
+    for row in float32.merge(
+        bfloat16[[*key, "outcome"]], on=key, suffixes=("", "_bfloat16")
+    ).to_dict("records"):
         outcomes = np.stack([row["outcome_bfloat16"], row["outcome"]])
         row["bfloat16"], row["float32"] = outcomes.mean(axis=1)
         row |= {"asked": FORM_OF[row["task"]], "turned": int((outcomes[0] != outcomes[1]).sum())}
@@ -162,7 +190,12 @@ def judge_now(scores: pd.DataFrame) -> Iterator[dict]:
 
 def _judge(model: str, number: str, estimate: Estimate, limit: float) -> dict:
     verdict = estimate.judge_beyond(limit)
-    return {"model": model, "number": number, "limit": limit, "verdict": verdict} | estimate.columns()
+    return {
+        "model": model,
+        "number": number,
+        "limit": limit,
+        "verdict": verdict,
+    } | estimate.columns()
 
 
 def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
@@ -202,14 +235,23 @@ def tabulate_registered(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFra
     judged["registered number"] = [", ".join(filter(None, part)) for part in parts]
     judged = judged.assign(model=judged["model"].map(model_title))
     models = list(map(model_title, sort_models({*first["model"], *second["model"]})))
-    table = judged.pivot_table(index="registered number", columns="model", values="cell", aggfunc="first", sort=False)
-    order = judged["registered number"].drop_duplicates().sort_values(key=lambda of: of.str[0].map("DWCXY".index))
+    table = judged.pivot_table(
+        index="registered number", columns="model", values="cell", aggfunc="first", sort=False
+    )
+    order = (
+        judged["registered number"]
+        .drop_duplicates()
+        .sort_values(key=lambda of: of.str[0].map("DWCXY".index))
+    )
     return table.reindex(index=order, columns=models).fillna("").reset_index()
 
 
 def list_halves(scores: pd.DataFrame) -> pd.DataFrame:
     """X and Y by the registered rule, then the halves of X as we would judge them now: judged says which."""
-    rules = {"by the registered rule": judge_as_registered(scores), "as we would judge it now": judge_now(scores)}
+    rules = {
+        "by the registered rule": judge_as_registered(scores),
+        "as we would judge it now": judge_now(scores),
+    }
     return pd.concat([rows.assign(judged=rule) for rule, rows in rules.items()])
 
 
@@ -223,7 +265,9 @@ def tell_x(judged: pd.DataFrame, halves: pd.DataFrame) -> Sentences:
         "letters.",
         f"By the registered rule it is {join_verdicts(rows)}.",
     ]
-    halves_told = said("In {model} it is {x}: {writing:.2f} from writing and {letters:.2f} from letters.", halves)
+    halves_told = said(
+        "In {model} it is {x}: {writing:.2f} from writing and {letters:.2f} from letters.", halves
+    )
     return Sentences(sentences + halves_told.sentences, "prediction-writing")
 
 
@@ -231,7 +275,9 @@ def tell_x(judged: pd.DataFrame, halves: pd.DataFrame) -> Sentences:
 def split_x(scores: pd.DataFrame) -> Iterator[dict]:
     """X of each model that can show it, its registered verdict, and its halves with those of today; x is X in words."""
     halves = judge_now(scores).set_index(["model", "number"])
-    for row in judge_as_registered(scores).query("number == 'X' and value.notna()").to_dict("records"):
+    for row in (
+        judge_as_registered(scores).query("number == 'X' and value.notna()").to_dict("records")
+    ):
         row["x"] = format_number(row)
         for name, number in {"writing": WRITING_HALF, "letters": LETTERS_HALF}.items():
             half = halves.loc[(row["model"], number)]
@@ -247,7 +293,11 @@ def state_order(gone: pd.DataFrame) -> str:
     for model, of_model in put_in_order(asked).groupby("model", sort=False):
         for rule, place in PLACES.items():
             by_task = of_model[of_model["rule"] == rule].set_index("task").to_dict("index")
-            told = list_half_gone({words: by_task[task] for task, words in ASKED.items() if task in by_task})
+            told = list_half_gone(
+                {words: by_task[task] for task, words in ASKED.items() if task in by_task}
+            )
             if told:
-                sentences.append(f"In {model_title(str(model))} without {PLACE_NAMES[place]} {told}.")
+                sentences.append(
+                    f"In {model_title(str(model))} without {PLACE_NAMES[place]} {told}."
+                )
     return " ".join(sentences)

@@ -16,9 +16,22 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from deeper_layers_companion.report.estimates import AT_FLOOR, NOT_TESTED, Estimate, resample, shares_kept
+from deeper_layers_companion.report.estimates import (
+    AT_FLOOR,
+    NOT_TESTED,
+    Estimate,
+    resample,
+    shares_kept,
+)
 from deeper_layers_companion.report.names import task_title
-from deeper_layers_companion.report.pairing import PLACE, PROMPT, Measurement, find_measurements, returns, select_best
+from deeper_layers_companion.report.pairing import (
+    PLACE,
+    PROMPT,
+    Measurement,
+    find_measurements,
+    returns,
+    select_best,
+)
 from deeper_layers_companion.report.statistics import RULES, SIZE, find_scans
 from deeper_layers_companion.studies.which_layers import collect_maps
 
@@ -33,7 +46,10 @@ FORMS = {
     "sums_two_digits": "words",
     "written_facts": "written",
 }
-PAIRS = {"MMLU": ("mmlu", "mmlu_continuation"), "Capitals": ("lettered_capitals", "capitals")}  # letters, words
+PAIRS = {
+    "MMLU": ("mmlu", "mmlu_continuation"),
+    "Capitals": ("lettered_capitals", "capitals"),
+}  # letters, words
 LOSSES = ("c4", "gsm8k_solutions")
 # what the page of both studies asks
 ASKED = ("mmlu", "mmlu_continuation", "lettered_capitals", "capitals", "written_facts")
@@ -87,14 +103,22 @@ def classify_places(starts, layers: int, size: int = SIZE) -> np.ndarray:
     starts = np.asarray(starts, dtype=int)
     last = starts + size - 1
     is_middle = (3 * starts >= layers) & (3 * last < 2 * layers)
-    return np.select([is_middle, (3 * starts >= 2 * layers) & (last < layers - 1)], [MIDDLE, LATE], "")
+    return np.select(
+        [is_middle, (3 * starts >= 2 * layers) & (last < layers - 1)], [MIDDLE, LATE], ""
+    )
 
 
 @returns("model task topic form place blocks items value low high no_value_reason")
 def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """The mean share kept by place ("middle", "late") of blocks of a size; form is "letters", "words" or "written"."""
     for (model, task), shares in _find_block_shares(scores, size).items():
-        shared = {"model": model, "task": task, "topic": task_title(task), "form": FORMS[task], "items": shares.items}
+        shared = {
+            "model": model,
+            "task": task,
+            "topic": task_title(task),
+            "form": FORMS[task],
+            "items": shares.items,
+        }
         places = classify_places(shares.starts, shares.layers, size)
         for place in (MIDDLE, LATE):
             row = {"place": place, "blocks": int((places == place).sum())}
@@ -110,7 +134,9 @@ def _find_block_shares(
         starts = scan.cuts["start"].where(scan.cuts["size"] > 0, -1).to_numpy(dtype=int)
         if {MIDDLE, LATE} <= {*classify_places(starts, scan.layers, size)}:
             kept = shares_kept(scan.outcomes, _find_guessing(scan, as_registered))
-            shares_by_task[scan.place[:2]] = BlockShares(starts, scan.layers, scan.outcomes.shape[1], kept)
+            shares_by_task[scan.place[:2]] = BlockShares(
+                starts, scan.layers, scan.outcomes.shape[1], kept
+            )
     return shares_by_task
 
 
@@ -128,7 +154,9 @@ def drop_unnormalized(scores: pd.DataFrame) -> pd.DataFrame:
 # ---- the numbers ----------------------------------------------------------------------------------------------------
 
 
-def find_numbers(scores: pd.DataFrame, *, as_registered: bool = False, without_known: bool = False) -> Iterator[Number]:
+def find_numbers(
+    scores: pd.DataFrame, *, as_registered: bool = False, without_known: bool = False
+) -> Iterator[Number]:
     """The numbers of the criterion. For losses W is the loss of late blocks minus that of middle ones, nats a token."""
     shares = _find_block_shares(scores, as_registered=as_registered)
     maps = collect_maps(scores)
@@ -142,7 +170,9 @@ def find_numbers(scores: pd.DataFrame, *, as_registered: bool = False, without_k
                     difference = kept - of_model[words].mean_in(place, without=without)
                     yield Number(model, D, about, place, limit, difference)
         for task in [task for task in of_model if FORMS[task] == "words"]:
-            gap = of_model[task].mean_in(MIDDLE, without=without) - of_model[task].mean_in(LATE, without=without)
+            gap = of_model[task].mean_in(MIDDLE, without=without) - of_model[task].mean_in(
+                LATE, without=without
+            )
             yield Number(model, W, task_title(task), f"{MIDDLE}, {LATE}", 0.0, gap)
         for text in LOSSES:
             losses = maps.get((model, text), {}).get(SIZE, np.empty(0))
@@ -165,7 +195,9 @@ def _compare_losses(losses: np.ndarray, without: tuple[int, ...]) -> Estimate | 
     places = np.where(np.isin(starts, without), "", classify_places(starts, len(losses) + SIZE))
     if not {MIDDLE, LATE} <= {*places}:
         return None
-    return Estimate.of(resample(losses[places == LATE].mean(axis=0) - losses[places == MIDDLE].mean(axis=0)))
+    return Estimate.of(
+        resample(losses[places == LATE].mean(axis=0) - losses[places == MIDDLE].mean(axis=0))
+    )
 
 
 def _find_c(scores: pd.DataFrame, as_registered: bool) -> Iterator[Number]:
@@ -176,13 +208,20 @@ def _find_c(scores: pd.DataFrame, as_registered: bool) -> Iterator[Number]:
     """
     letters, words = PAIRS["MMLU"]
     names = {"tasks": (letters, words), "questions": QUESTIONS_OF_C, "rules": RULES}
-    rows = scores.query("task in @tasks and rule in @rules and limit == @questions", local_dict=names)
+    rows = scores.query(
+        "task in @tasks and rule in @rules and limit == @questions", local_dict=names
+    )
     rows = keep_latest(drop_unnormalized(rows[rows["size"].isin((0, *SIZES_OF_C))]))
     curves = {curve.place: curve for curve in find_measurements(rows, all_scores=scores)}
     for (model, task, rule), of_words in curves.items():
         of_letters = curves.get((model, letters, rule)) if task == words else None
-        if of_letters is not None and len(of_letters.cuts) == len(of_words.cuts) == 1 + len(SIZES_OF_C):
-            kept = [shares_kept(one.outcomes, _find_guessing(one, as_registered)) for one in (of_letters, of_words)]
+        if of_letters is not None and len(of_letters.cuts) == len(of_words.cuts) == 1 + len(
+            SIZES_OF_C
+        ):
+            kept = [
+                shares_kept(one.outcomes, _find_guessing(one, as_registered))
+                for one in (of_letters, of_words)
+            ]
             means = [one.mean_over(of_words.cuts["size"] > 0) for one in kept]
             yield Number(model, C, rule, "1 to 8 layers", -LEAST, means[0] - means[1])
 
@@ -211,10 +250,14 @@ def judge_as_registered(scores: pd.DataFrame, *, without_known: bool = False) ->
         of_model = [one for one in numbers if one.model == model]
         level_of_w = _correct_level([one for one in of_model if one.number == W])
         levels = {D: level_of_d, W: level_of_w, C: 1 - 0.05 / len(RULES)}
-        judged = [one._replace(estimate=one.estimate.at_level(levels[one.number])) for one in of_model]
+        judged = [
+            one._replace(estimate=one.estimate.at_level(levels[one.number])) for one in of_model
+        ]
         for one in judged:
             row = one._asdict() | one.estimate.columns() | {"level": levels[one.number]}
-            yield row | {"verdict": one.estimate.no_value_reason or _find_registered_verdict(one, judged)}
+            yield row | {
+                "verdict": one.estimate.no_value_reason or _find_registered_verdict(one, judged)
+            }
 
 
 def _correct_level(numbers: list[Number]) -> float:
@@ -230,7 +273,9 @@ def _find_registered_verdict(number: Number, of_model: list[Number]) -> str:
         return _judge_d(by_place[MIDDLE], by_place[LATE])
     if number.number == C:
         return _judge_c(number.estimate)
-    return _judge_w([one.estimate for one in of_model if one.number == W and not one.estimate.no_value_reason])
+    return _judge_w(
+        [one.estimate for one in of_model if one.number == W and not one.estimate.no_value_reason]
+    )
 
 
 def _judge_d(middle: Estimate, late: Estimate) -> str:
@@ -280,7 +325,12 @@ def compare_judgements(scores: pd.DataFrame) -> pd.DataFrame:
     }
     table = sides["registered"][key]
     for name, judged in sides.items():
-        heads = {"value": name, "low": f"{name}_low", "high": f"{name}_high", "verdict": f"{name}_verdict"}
+        heads = {
+            "value": name,
+            "low": f"{name}_low",
+            "high": f"{name}_high",
+            "verdict": f"{name}_verdict",
+        }
         table = table.merge(judged.drop(columns="limit").rename(columns=heads), on=key, how="left")
     return table
 
@@ -292,7 +342,9 @@ def compare_judgements(scores: pd.DataFrame) -> pd.DataFrame:
 def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
     """The two phases of arXiv 2605.07271 by block of `size` layers: commonest (share of the choice that is given most
     often), margin (log-probability of the right choice minus that of the best other, nats, mean)."""
-    scans = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(subset=["logprobs", "target"])
+    scans = scores.query(f"rule == 'blocks of {size}' and size > 0").dropna(
+        subset=["logprobs", "target"]
+    )
     for _, rows in select_best(drop_unnormalized(scans)).groupby(["model", "task", "start"]):
         row = rows.iloc[0].to_dict()
         chosen = np.concatenate(list(rows["chosen"])).astype(int)
@@ -303,6 +355,10 @@ def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
             others = np.where(is_right, np.nan, logprobs)
             margins.append(np.nanmax(right, axis=1).astype(float) - np.nanmax(others, axis=1))
         margin = np.concatenate(margins)
-        row |= {"topic": task_title(row["task"]), "items": len(chosen), "middle": row["start"] + (size - 1) / 2}
+        row |= {
+            "topic": task_title(row["task"]),
+            "items": len(chosen),
+            "middle": row["start"] + (size - 1) / 2,
+        }
         row |= {"commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
         yield row | {"margin": float(np.mean(margin[np.isfinite(margin)]))}

@@ -30,16 +30,22 @@ def judge_healing_rates(scores: pd.DataFrame) -> Iterator[dict]:
     blame or is not.
     """
     rows = recovery_table(scores.query("task == 'c4'"))
-    rows = rows.query("rule == 'similarity' and rank == 8 and seed == 0 and adapters == 'all' and not distillation")
+    rows = rows.query(
+        "rule == 'similarity' and rank == 8 and seed == 0 and adapters == 'all' and not distillation"
+    )
     rows = rows[rows["size"].isin(SIZES) & rows["whole_healed"].notna() & (rows["bits"].isna())]
     for _, of_model in rows.groupby("model", sort=False):
-        by_rate = {rate: of_rate.set_index("size") for rate, of_rate in of_model.groupby("learning_rate")}
+        by_rate = {
+            rate: of_rate.set_index("size") for rate, of_rate in of_model.groupby("learning_rate")
+        }
         rates = (*LOWER_RATES, HIGH_RATE)
         if not all(rate in by_rate and len(by_rate[rate]) == len(SIZES) for rate in rates):
             continue
         asked = min(LOWER_RATES, key=lambda rate: by_rate[rate]["healed"].mean())
         for rate in rates:
-            judged = by_rate[rate].assign(rise=by_rate[rate]["whole_healed"] - by_rate[rate]["whole"])
+            judged = by_rate[rate].assign(
+                rise=by_rate[rate]["whole_healed"] - by_rate[rate]["whole"]
+            )
             verdict = _judge_rate(judged) if rate in LOWER_RATES else _judge_high_rate(by_rate)
             for size, row in judged.iterrows():
                 yield row.to_dict() | {"size": size, "asked": rate == asked, "verdict": verdict}
@@ -60,10 +66,15 @@ def judge_stopping(scores: pd.DataFrame) -> Iterator[dict]:
     """GSM8K's answers by cut: value (share right), at_most (the same if all cut-off answers were right), whole (the
     whole model's share right), verdict: stopping can explain a loss only where at_most reaches whole. The registered
     cuts are those of rules; one that was named by hand is not judged."""
-    for _, rows in lengths(scores.query("task == 'gsm8k' and rule.notna()")).groupby("model", sort=False):
+    for _, rows in lengths(scores.query("task == 'gsm8k' and rule.notna()")).groupby(
+        "model", sort=False
+    ):
         whole = rows.loc[rows["cut"] == WHOLE, "value"]
         if whole.empty:
             continue
         level = whole.iloc[0]
         for row in rows[(rows["cut"] != WHOLE) & (rows["value"] < level)].to_dict("records"):
-            yield row | {"whole": level, "verdict": EXPLAINS if row["at_most"] >= level else EXPLAINS_NOT}
+            yield row | {
+                "whole": level,
+                "verdict": EXPLAINS if row["at_most"] >= level else EXPLAINS_NOT,
+            }

@@ -10,7 +10,12 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.data import embedded
-from deeper_layers_companion.report.calibration import calibrate, estimate_option_bias, pair_logprobs, score_options
+from deeper_layers_companion.report.calibration import (
+    calibrate,
+    estimate_option_bias,
+    pair_logprobs,
+    score_options,
+)
 from deeper_layers_companion.report.estimates import are_shares, differ, estimate_mean
 from deeper_layers_companion.report.names import task_title
 from deeper_layers_companion.report.pairing import (
@@ -28,7 +33,13 @@ from deeper_layers_companion.report.statistics import sort_by_model
 from deeper_layers_companion.studies.last_layers import FORM_OF, PLACE_NAMES, PLACES
 from deeper_layers_companion.studies.letters_or_words import drop_unnormalized, keep_latest
 
-LETTERED = ("mmlu", "embedded_mmlu", "lettered_capitals", "facts_by_letter", "facts_by_letter_stated")
+LETTERED = (
+    "mmlu",
+    "embedded_mmlu",
+    "lettered_capitals",
+    "facts_by_letter",
+    "facts_by_letter_stated",
+)
 # tasks whose choices were also scored without the question
 UNASKED = dict.fromkeys(("facts_in_words", "facts_in_words_stated"), "facts_in_words_unasked")
 QUESTIONS = ("facts_by_letter", "facts_in_words", "facts_written")  # the facts, asked as questions
@@ -46,7 +57,9 @@ def find_calibrated(scores: pd.DataFrame) -> Iterator[tuple[Measurement, np.ndar
     their ends by less than 0.01.
     """
     tasks = [*LETTERED, *UNASKED, *UNASKED.values()]
-    rows = scores[scores["task"].isin(tasks) & scores["rule"].notna()].dropna(subset=["logprobs", "target"])
+    rows = scores[scores["task"].isin(tasks) & scores["rule"].notna()].dropna(
+        subset=["logprobs", "target"]
+    )
     rows = keep_latest(rows)  # an earlier measurement may have no log-probabilities
     curves = {curve.place: curve for curve in find_measurements(rows, all_scores=scores)}
     for (model, task, rule), curve in curves.items():
@@ -58,7 +71,9 @@ def find_calibrated(scores: pd.DataFrame) -> Iterator[tuple[Measurement, np.ndar
             yield curve, score_options(calibrate(logprobs, pair_logprobs(unasked.rows)[0]), target)
 
 
-@returns("model task topic rule layers cut start size items guessing chosen chosen_low chosen_high value low high")
+@returns(
+    "model task topic rule layers cut start size items guessing chosen chosen_low chosen_high value low high"
+)
 def calibrate_choices(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The accuracy of every cut whose log-probabilities are stored: as chosen (chosen), and calibrated (value)."""
     for curve, calibrated in find_calibrated(scores):
@@ -101,7 +116,9 @@ def list_answer_kinds() -> np.ndarray:
 
 def _find_kind(question: str) -> str:
     forms = embedded.RELATIONS.items()
-    return next(relation for relation, form in forms if question.startswith(form.partition("{}")[0]))
+    return next(
+        relation for relation, form in forms if question.startswith(form.partition("{}")[0])
+    )
 
 
 # ---- the last layer -------------------------------------------------------------------------------------------------
@@ -115,20 +132,31 @@ def compare_last_layer(scores: pd.DataFrame) -> pd.DataFrame:
     better says with which of the two cuts the model surely scores better: last layer "dropped", "kept", or "".
     """
     table = _compare_last_layer(scores).sort_values("items", ascending=False, kind="stable")
-    return sort_by_model(table.drop_duplicates(["model", "task", "metric", "size"]), sorted(table["task"].unique()))
+    return sort_by_model(
+        table.drop_duplicates(["model", "task", "metric", "size"]), sorted(table["task"].unique())
+    )
 
 
 @returns("model task topic metric size start items last_dropped last_kept value low high better")
 def _compare_last_layer(scores: pd.DataFrame) -> Iterator[dict]:
-    is_plain = scores["healing"].isna() & scores["bits"].isna() & scores["changed"].isna() & (scores["repeat"] == 0)
+    is_plain = (
+        scores["healing"].isna()
+        & scores["bits"].isna()
+        & scores["changed"].isna()
+        & (scores["repeat"] == 0)
+    )
     is_asked = ~scores["task"].str.endswith("_unasked")
     rows = pick_metric(drop_unnormalized(scores[is_plain & is_asked & (scores["size"] <= LARGEST)]))
     is_map = is_map_row(rows)
-    rows = add_runs(pd.concat([rows[is_map], rows[~is_map]]))  # maps first: one file of them has both cuts
+    rows = add_runs(
+        pd.concat([rows[is_map], rows[~is_map]])
+    )  # maps first: one file of them has both cuts
     for _, run_rows in rows.groupby("run", sort=False):
         outcomes = get_outcomes(run_rows)
         first = run_rows.iloc[0]
-        shared = {name: first[name] for name in ("model", "task", "metric")} | {"topic": task_title(first["task"])}
+        shared = {name: first[name] for name in ("model", "task", "metric")} | {
+            "topic": task_title(first["task"])
+        }
         for size in range(1, LARGEST + 1):
             start = int(first["layers"]) - size
             cuts = f"{start},{size}", f"{start - 1},{size}"
@@ -152,7 +180,11 @@ def _compare_pair(last_dropped: np.ndarray, last_kept: np.ndarray) -> dict:
         better = higher
     elif difference.high < 0:
         better = lower
-    means = {"last_dropped": last_dropped.mean(), "last_kept": last_kept.mean(), "items": len(last_kept)}
+    means = {
+        "last_dropped": last_dropped.mean(),
+        "last_kept": last_kept.mean(),
+        "items": len(last_kept),
+    }
     return means | difference.columns() | {"better": better}
 
 
@@ -164,6 +196,15 @@ def count_better(compared: pd.DataFrame) -> Iterator[dict]:
         is_text = rows["metric"] == "loss"
         tasks = rows[~is_text]["better"]
         texts = rows[is_text]["better"]
-        of_tasks = {"tasks": len(tasks), "dropped": (tasks == "dropped").sum(), "kept": (tasks == "kept").sum()}
-        of_texts = {"texts_dropped": (texts == "dropped").sum(), "texts_kept": (texts == "kept").sum()}
-        yield rows.iloc[0][["model", "size"]].to_dict() | {"texts": len(texts)} | of_tasks | of_texts
+        of_tasks = {
+            "tasks": len(tasks),
+            "dropped": (tasks == "dropped").sum(),
+            "kept": (tasks == "kept").sum(),
+        }
+        of_texts = {
+            "texts_dropped": (texts == "dropped").sum(),
+            "texts_kept": (texts == "kept").sum(),
+        }
+        yield (
+            rows.iloc[0][["model", "size"]].to_dict() | {"texts": len(texts)} | of_tasks | of_texts
+        )
