@@ -63,7 +63,7 @@ FAULTS = {
         distances, InputError, MIXED,
     ),
     "a mask left behind": Fault(
-        attention_masks, "torch.finfo(dtype).min)[:, None]", "torch.finfo(dtype).min)[:, None].cpu()",
+        attention_masks, "return added[:, None]", "return added[:, None].cpu()",
         choices, AssertionError,
     ),
     "numpy on the device": Fault(

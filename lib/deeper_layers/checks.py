@@ -28,9 +28,8 @@ TOKENS = 2**20  # of one sequence
 SHOTS = 1000  # examples in one prompt
 MANY = 10**9  # of items, steps, sequences: no run has more
 TEXT = 4096  # characters; a path can't be longer either
-ODD = re.compile(
-    "[\0\ud800-\udfff]"
-)  # characters that no text has: null, and halves of surrogate pairs
+# characters that no text has: null, and halves of surrogate pairs
+ODD = re.compile("[\0\ud800-\udfff]")
 
 
 def check_whole_number(
@@ -89,9 +88,8 @@ def check_types(function: Function) -> Function:
     @functools.wraps(function)
     def checked(*args, **kwargs):
         for name, value in (*zip(parameters, args), *kwargs.items()):
-            kind = (
-                parameters[name].annotation if name in parameters else object
-            )  # else Python refuses the name
+            # else Python refuses the name
+            kind = parameters[name].annotation if name in parameters else object
             if not isinstance(value, kind):
                 kinds = [
                     of.__name__.removesuffix("Type") for of in typing.get_args(kind) or (kind,)

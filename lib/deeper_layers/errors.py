@@ -9,9 +9,8 @@ from collections.abc import Iterator
 TRACEBACK_VARIABLE = (
     "DEEPER_LAYERS_TRACEBACK"  # set to anything, Python shows tracebacks, as developers want
 )
-SECRET = re.compile(
-    r"\b(hf_|gh[opsu]_|sk-)\w{8,}"
-)  # of the hub and others, which libraries may quote in errors
+# of the hub and others, which libraries may quote in errors
+SECRET = re.compile(r"\b(hf_|gh[opsu]_|sk-)\w{8,}")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_LENGTH = 2000  # characters of a message
 # what torch, its libraries and the system say when memory runs out, where the error's class does not tell
@@ -56,10 +55,11 @@ class NotMeasuredError(InputError):
     """
 
 
+# a notebook's error is known only by its name
 ERROR_NAMES = (
     InputError.__name__,
     NotMeasuredError.__name__,
-)  # a notebook's error is known only by its name
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,9 +5,8 @@ import re
 
 from deeper_layers.errors import escape_invisible
 
-MARKUP = re.compile(
-    r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])"
-)  # special in Markdown, within a line or at its beginning
+# special in Markdown, within a line or at its beginning
+MARKUP = re.compile(r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])")
 
 
 def as_html(text: str) -> str:

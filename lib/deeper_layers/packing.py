@@ -34,9 +34,8 @@ def unpack_halves(text: str, items: int) -> np.ndarray:
 ITEM_BY_ITEM = {
     "chosen": unpack,
     "logprobs": unpack_halves,  # of every choice
-    "written": lambda text, items: unpack_halves(text, items)[
-        :, 0
-    ],  # tokens of each answer, exact up to 2,048
+    # tokens of each answer, exact up to 2,048
+    "written": lambda text, items: unpack_halves(text, items)[:, 0],
     "ended": unpack,
     "compared": unpack_halves,  # agreement, overlap and kl of each sequence
 }

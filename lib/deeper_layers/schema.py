@@ -12,9 +12,8 @@ Name = Annotated[str, Field(min_length=1)]
 # the name of a cut, as `Cut.name` writes it
 LAYER_LIST = r"(layers|attention|mlp)( \d{1,5})+"
 CutName = Annotated[str, Field(pattern=rf"^(\d{{1,5}},\d{{1,5}}|{LAYER_LIST}(; {LAYER_LIST})*)$")]
-Settings = Annotated[
-    dict, AfterValidator(lambda settings: HealingConfig(**settings) and settings)
-]  # of a healing
+# of a healing
+Settings = Annotated[dict, AfterValidator(lambda settings: HealingConfig(**settings) and settings)]
 
 
 class StrictModel(BaseModel):

@@ -97,16 +97,14 @@ def token_sequences(
     for document in random.Random(seed).sample(documents, len(documents)):
         if limit is not None and len(sequences) >= limit:
             break
-        ids = tokenizer(document, truncation=not packed, max_length=None if packed else length)[
-            "input_ids"
-        ]
+        most = None if packed else length
+        ids = tokenizer(document, truncation=not packed, max_length=most)["input_ids"]
         if packed:
             pending += ids + end
         elif len(ids) > 1:
             sequences.append(torch.tensor(ids, dtype=torch.int32))
-        beginning = os.path.commonprefix([start_tokens, ids])[
-            : length - 1
-        ]  # without tokens that follow a text
+        # without tokens that follow a text
+        beginning = os.path.commonprefix([start_tokens, ids])[: length - 1]
         while len(pending) >= length:
             if pending[: len(beginning)] != beginning:
                 pending = beginning + pending

@@ -26,9 +26,8 @@ class Step(StrictModel):
     """One cut: the model, its dropped layers, and the changes to the layers that stay."""
 
     model: Name
-    weights: (
-        Annotated[str, Field(pattern=r"^(sha256|hub):[\w.-]+$", max_length=200)] | None
-    )  # None: not hashed
+    # None: not hashed
+    weights: Annotated[str, Field(pattern=r"^(sha256|hub):[\w.-]+$", max_length=200)] | None
     layers: Count  # of the model
     dropped: list[Count]  # layers that were dropped
     attention: list[Count] = []  # layers whose attention was silenced: it adds nothing

@@ -12,11 +12,12 @@ from deeper_layers.errors import InputError, as_input_error
 FILE_TYPES = dict(
     F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K_M=12, Q4_K_M=15, Q5_K_M=17, Q6_K=18
 )
+# types of matrices that are written here; llama.cpp's quantizer writes the others
 EXACT_TYPES = (
     "f32",
     "f16",
     "q8_0",
-)  # types of matrices that are written here; llama.cpp's quantizer writes the others
+)
 ROUNDED_TYPES = tuple(name.lower() for name in FILE_TYPES if name.lower() not in EXACT_TYPES)
 ADVICE = "give a whole GGUF file"
 # llama.cpp's numbers for a tensor type (ggml_type), and for no flash attention

@@ -27,9 +27,8 @@ from deeper_layers.models.configuration import text_part
 from deeper_layers.models.sources import checkpoint_folder, model_key, model_name
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-MOST_HASHED = (
-    2**31
-)  # bytes of weights in a folder up to which they are hashed: for more it would double the time
+# bytes of weights in a folder up to which they are hashed: for more it would double the time
+MOST_HASHED = 2**31
 # other files of a checkpoint: generation settings, tokenizer, processors, chat template, scales, licence
 NEEDED_FILES = re.compile(
     r"generation_config\.json|(tokenizer|vocab|merges|added_tokens|special_tokens_map|tekken)[\w.-]*\.(json|txt|bpe)|"
@@ -137,9 +136,8 @@ def slice_checkpoint(
     )
     history = lineage.extend_lineage(lineage.read_lineage(folder), step, facts.hub)
     files = tensors.group_files(entries)
-    commit = (
-        folder.name if folder.parent.name == "snapshots" else revision
-    )  # a folder in the hub's cache
+    # a folder in the hub's cache
+    commit = folder.name if folder.parent.name == "snapshots" else revision
     context = {"name": name or out.name, "config": config, "scores": card}
     context["predicting"] = _describe_mtp(layout.mtp, mtp)
     texts = tensors.format_index(files) | _fix_tokenizer(folder)

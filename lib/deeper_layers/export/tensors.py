@@ -35,12 +35,13 @@ MTP_ENTRIES = (
     "mtp_num_layers",
 )
 MTP_PREFIX = "mtp."  # of these tensors' names where they are not numbered like layers
+# all types of real numbers
 TORCH_NAMES = {
     "F64": "float64",
     "F32": "float32",
     "BF16": "bfloat16",
     "F16": "float16",
-}  # all types of real numbers
+}
 
 
 @dataclass
@@ -86,15 +87,13 @@ class Layout:
     folder: Path
     config: dict  # the content of config.json
     tensors: list[Tensor]  # of all files
-    model: (
-        PreTrainedModel | None
-    )  # without weights; None where the checkpoint comes with its own code
+    # without weights; None where the checkpoint comes with its own code
+    model: PreTrainedModel | None
     layers: int  # L
     prefix: str  # of tensor names, before the number of a layer: "model.layers."
     module: str  # the same prefix in names of modules, which can be longer
-    mtp: (
-        int | None
-    )  # number of layers for multi-token prediction, mostly numbered after the others; None: left out
+    # number of layers for multi-token prediction, mostly numbered after the others; None: left out
+    mtp: int | None
 
     def new_numbers(self, cut: Cut) -> dict[int, int]:
         """The new number of each layer that stays, layers for multi-token prediction included, by its old number."""
@@ -128,9 +127,8 @@ class Layout:
 class Changed:
     """The tensors that a rule changed in the layers that stay."""
 
-    tensors: Mapping[
-        str, torch.Tensor
-    ]  # by "NUMBER.NAME": the layer in the pruned model, the tensor in that layer
+    # by "NUMBER.NAME": the layer in the pruned model, the tensor in that layer
+    tensors: Mapping[str, torch.Tensor]
     words: str  # which rule changed them, and how
 
 

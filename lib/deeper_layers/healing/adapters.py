@@ -170,9 +170,8 @@ def _copy_frozen(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Pr
 
 def _own_parameters(copied: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
     """Give a copy frozen parameters of its own, in a data type. Quantized ones, which no one trains, stay shared."""
-    own: dict[
-        int, nn.Parameter
-    ] = {}  # by the parameter that was shared: those that are tied stay so
+    # by the parameter that was shared: those that are tied stay so
+    own: dict[int, nn.Parameter] = {}
     for module in copied.modules():
         for name, parameter in module._parameters.items():
             is_real = isinstance(parameter, nn.Parameter) and parameter.is_floating_point()

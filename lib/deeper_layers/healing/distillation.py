@@ -119,9 +119,8 @@ class Teacher:
 def compute_final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
     """The states [B, T, D] that enter the head, and the model's own function from states [N, D] to logits [N, V]."""
     layers = decoder_layers(model)
-    body = next(
-        module for module in model.modules() if layers in module.children()
-    )  # the model without its head
+    # the model without its head
+    body = next(module for module in model.modules() if layers in module.children())
     output = body(
         input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False
     )

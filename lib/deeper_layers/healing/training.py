@@ -56,9 +56,8 @@ STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trai
 class Record:
     """The course of a healing."""
 
-    losses: list[
-        float
-    ]  # of each step: mean cross-entropy or divergence, nats a token, plus the auxiliary loss
+    # of each step: mean cross-entropy or divergence, nats a token, plus the auxiliary loss
+    losses: list[float]
     tokens: int  # trained on, without padding
     distinct_tokens: int  # of the texts
     trained_parameters: int

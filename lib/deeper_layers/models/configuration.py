@@ -17,17 +17,19 @@ from deeper_layers.models.checkpoint_files import read_json
 if TYPE_CHECKING:  # slow: much of a folder can be refused without it
     from transformers import PreTrainedConfig, PreTrainedModel
 
+# what configurations call the number of layers
 DEPTHS = (
     "num_hidden_layers",
     "n_layer",
     "n_layers",
     "num_layers",
-)  # what configurations call the number of layers
+)
+# the most tokens of a sequence, as lm-eval reads them
 POSITIONS = (
     "n_positions",
     "max_position_embeddings",
     "n_ctx",
-)  # the most tokens of a sequence, as lm-eval reads them
+)
 TOGETHER = "give a model whose configuration and weights belong together"
 Shapes = dict[str, tuple[int, ...]]  # of tensors, by their names
 

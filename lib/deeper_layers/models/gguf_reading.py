@@ -211,9 +211,8 @@ def _make_once(
                 print(f"{action.format(path.name)}, once", file=sys.stderr, flush=True)
                 with atomic_dir(target, None) as folder:
                     make(path, folder)
-                    check_hash(
-                        path, sha256, "the model"
-                    )  # afterwards: it may have been changed meanwhile
+                    # afterwards: it may have been changed meanwhile
+                    check_hash(path, sha256, "the model")
     return target
 
 

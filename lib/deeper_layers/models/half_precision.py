@@ -22,9 +22,8 @@ def multiplies_sixteen_bits() -> bool:
 
 def widen(network: torch.nn.Module) -> None:
     """Make a network multiply in float32, in place: its linear layers (4-bit ones too), and attention in training."""
-    AttentionInterface.register(
-        "sdpa", attend
-    )  # which serves all networks: elsewhere it is what it was
+    # which serves all networks: elsewhere it is what it was
+    AttentionInterface.register("sdpa", attend)
     for module in network.modules():
         if type(module) is torch.nn.Linear or hasattr(
             getattr(module, "weight", None), "quant_state"

@@ -87,9 +87,8 @@ class Network:
         # of a model without weights all layers run
         if is_streamed(self.model) and self.device.type != "meta":
             # computed for usual attention, as running the model would read all layers
-            entries = (
-                config.to_dict()
-            )  # the attribute raises where layers differ; this has the value of most layers
+            # the attribute raises where layers differ; this has the value of most layers
+            entries = config.to_dict()
             heads = entries.get("num_key_value_heads") or config.num_attention_heads
             width = entries.get("head_dim") or config.hidden_size // config.num_attention_heads
             return 2.0 * heads * width * self.dtype.itemsize
@@ -98,9 +97,8 @@ class Network:
     def measure_caches(self, tokens: int, sequences: int = 1) -> list[int]:
         """Bytes that each layer keeps of so many tokens in each of so many sequences: keys and values, those within its
         window, or a state that recurs. The model runs once, which costs nothing where it has no weights."""
-        cache = DynamicCache(
-            config=text_config(self.model.config)
-        )  # the configuration says which layers recur
+        # the configuration says which layers recur
+        cache = DynamicCache(config=text_config(self.model.config))
         with torch.inference_mode():
             ids = torch.zeros(sequences, tokens, dtype=torch.long, device=self.device)
             self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})

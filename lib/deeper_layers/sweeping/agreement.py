@@ -110,16 +110,16 @@ def score_beside_whole(
             torch.from_numpy(of).to(logits.device) for of in (rows[here] - first, tokens[here])
         )
         logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        # before logprobs are overwritten
         scores = [
             logprobs[row, token],
             are_most_likely(logits, row, token),
-        ]  # before logprobs are overwritten
+        ]
         scores += [values[row] for values in compare_with_whole(whole, logits, logprobs)]
         places.append((number, here))
         found.append(torch.stack([values.float() for values in scores]))
-    measured = (
-        torch.cat(found, dim=1).cpu().numpy()
-    )  # the one copy of a batch: a card is waited for at each
+    # the one copy of a batch: a card is waited for at each
+    measured = torch.cat(found, dim=1).cpu().numpy()
     first = 0
     for number, here in places:
         of_part = measured[:, first : first + len(here)]

@@ -14,11 +14,8 @@ from deeper_layers.models.decoder import BOUNDARIES
 from deeper_layers.models.network import Call, Network, StopForward, cache_argument, replacing
 
 MASKABLE = ("sdpa", "eager")  # implementations of attention that take a given mask
-POSITIONAL = (
-    "attention_mask",
-    "position_ids",
-    "position_embeddings",
-)  # arguments with an entry for each position
+# arguments with an entry for each position
+POSITIONAL = ("attention_mask", "position_ids", "position_embeddings")
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
@@ -33,14 +30,13 @@ def attention_masks(network: Network, positions, key_positions, visible):
     dtype = network.dtype
 
     def mask(window: int | None) -> torch.Tensor:
-        allowed = (
-            visible & (positions[:, :, None] - key_positions[:, None, :] < window)
-            if window
-            else visible
-        )
-        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[
-            :, None
-        ]
+        allowed = visible
+        if window:
+            distance = positions[:, :, None] - key_positions[:, None, :]
+            allowed = visible & (distance < window)
+        zeros = torch.zeros_like(allowed, dtype=dtype)
+        added = zeros.masked_fill(~allowed, torch.finfo(dtype).min)
+        return added[:, None]
 
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
@@ -114,9 +110,8 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
     its keys and values, and then once more on the scored positions.
     """
     arguments = inspect.signature(inspect.unwrap(type(layer).forward)).parameters
-    named = (
-        dict(zip(list(arguments)[2:], call.arguments)) | call.named
-    )  # after itself and the residual
+    # after itself and the residual
+    named = dict(zip(list(arguments)[2:], call.arguments)) | call.named
     if any(
         isinstance(value, torch.Tensor) and value.ndim > 1 and name not in POSITIONAL
         for name, value in named.items()
@@ -144,9 +139,8 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
 
     if (mask := named.get("attention_mask")) is None:
         keys = torch.arange(states[0].shape[-2], device=places.device)
-        named["attention_mask"] = (keys <= places[:, :, None] + len(keys) - residual.shape[1])[
-            :, None
-        ]
+        last_keys = places[:, :, None] + len(keys) - residual.shape[1]
+        named["attention_mask"] = (keys <= last_keys)[:, None]
     else:
         named["attention_mask"] = take(mask[:, 0])[:, None]
     if (positions := named.get("position_ids")) is not None:

@@ -267,9 +267,8 @@ class Decoding:
         self.network = model.network
         self.prompts = prompts
         self.max_tokens = max_tokens
-        self.prompt_room = max(
-            1, max(map(len, prompts)) - 1
-        )  # places in a buffer before the first written token
+        # places in a buffer before the first written token
+        self.prompt_room = max(1, max(map(len, prompts)) - 1)
         self.all_models = tuple(range(len(model.cuts)))
         cache = self._read_prompts(model)
         self.layer_runs = []
@@ -288,9 +287,8 @@ class Decoding:
             -1, len(prompts)
         )
         groups = {self.all_models, *(run.models for run in self.layer_runs)}
-        self.rows = {
-            models: lanes[list(models)].flatten() for models in groups
-        }  # numbers of the unfinished lanes
+        # numbers of the unfinished lanes
+        self.rows = {models: lanes[list(models)].flatten() for models in groups}
 
     def _read_prompts(self, model: TreeModel) -> PrefixCache:
         """Keys and values of the prompts; a prefix that they share runs once."""

@@ -35,9 +35,8 @@ class MemoryEstimate:
     def __init__(self, network: Network):
         config = text_config(network.model.config)
         heads = getattr(config, "num_attention_heads", None) or 1
-        inner = (
-            getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        )  # or a list with one a layer
+        # or a list with one a layer
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         self.network = network
         self.vocabulary = network.head.weight.shape[0]
         self.key_copies = 2 + heads // (getattr(config, "num_key_value_heads", None) or heads)

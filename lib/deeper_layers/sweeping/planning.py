@@ -157,9 +157,8 @@ class Plan:
     """
 
     cuts: list[Cut]
-    parts: list[
-        list[Batch]
-    ]  # batches that go through the layers together, and are stored when finished
+    # batches that go through the layers together, and are stored when finished
+    parts: list[list[Batch]]
     layers: int  # of the whole model
     tokens: int  # distinct ones of the requests
     layer_steps: int

@@ -19,10 +19,11 @@ class Shards:
     """
 
     def __init__(self, folder: Path, durations: list[float] | None = None):
+        # seconds of each shard read
         self.folder, self._durations = (
             folder,
             [] if durations is None else durations,
-        )  # seconds of each shard read
+        )
         self._started = time.monotonic()
 
     def part(self, name: str) -> "Shards":

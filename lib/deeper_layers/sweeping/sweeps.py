@@ -438,9 +438,8 @@ def request_loss(
             raise overflow_error("a loss", model, cut)
         losses = -sums["logprob"] / lengths
         error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
-        mean = (
-            -sums["logprob"].sum() / lengths.sum()
-        )  # a token counts once, however long its sequence
+        # a token counts once, however long its sequence
+        mean = -sums["logprob"].sum() / lengths.sum()
         row = {
             "metric": "loss",
             "start": cut.start,

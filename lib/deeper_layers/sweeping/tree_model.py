@@ -236,9 +236,8 @@ def _score_requests(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> 
         found.append(torch.stack([logprobs, are_most_likely(part, row, token).float()]))
         first += len(part)
     token_answers = np.empty((cuts, len(token_rows)), ANSWER)
-    logprobs, is_greedy = (
-        torch.cat(found, dim=1).cpu().numpy()
-    )  # the one copy of a batch: a card is waited for at each
+    # the one copy of a batch: a card is waited for at each
+    logprobs, is_greedy = torch.cat(found, dim=1).cpu().numpy()
     token_answers["logprob"].flat[by_row] = logprobs
     token_answers["greedy"].flat[by_row] = is_greedy
     answers = np.empty((cuts, len(starts)), ANSWER)
@@ -307,8 +306,7 @@ def _shrink_for_trial(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut
         for cut in trial_cuts:
             drop_layers(small_model, cut)
         return small_model, trial_cuts
-    whole_layers = [
-        Cut.of(cut.dropped) for cut in cuts
-    ]  # sublayers are not tried: their output is zero in either way
+    # sublayers are not tried: their output is zero in either way
+    whole_layers = [Cut.of(cut.dropped) for cut in cuts]
     by_start = sorted(whole_layers, key=lambda cut: cut.start)
     return model, list(dict.fromkeys([by_start[0], by_start[-1]]))

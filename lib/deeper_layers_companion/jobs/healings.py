@@ -28,9 +28,8 @@ def measure_healing(
 ) -> tuple[list[dict], dict]:
     """The training loss by step, and what is known of the run."""
     record = dataclasses.asdict(_load_or_train(job, subject)[1])
-    record = {
-        name: value for name, value in record.items() if value != ""
-    }  # nothing was tuned but adapters
+    # nothing was tuned but adapters
+    record = {name: value for name, value in record.items() if value != ""}
     return [
         {"step": step, "loss": loss} for step, loss in enumerate(record.pop("losses"), start=1)
     ], record

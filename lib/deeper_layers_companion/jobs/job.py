@@ -26,25 +26,26 @@ from deeper_layers_companion.jobs.until import Until
 from deeper_layers_companion.results.schema import GIVEN
 from deeper_layers_companion.rules.table import DESCRIBED
 
-CALIBRATION: dict = {
-    "split": "train"
-}  # compared rules are calibrated on this split, and losses are of another
+# compared rules are calibrated on this split, and losses are of another
+CALIBRATION: dict = {"split": "train"}
+# what determines the sequences of the distances
 SEQUENCES = (
     "corpus",
     "samples",
     "sequence_length",
     "seed",
-)  # what determines the sequences of the distances
+)
 USUAL_LENGTH = 256  # tokens of a sequence on which a loss is measured
 TOKENS_OF_A_DOCUMENT = (
     200  # the least average; it says how many documents are read for a number of tokens
 )
 ORDER_SEED = 0  # of the random order in which items are asked where asking may stop early
+# to files for llama.cpp
 PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a",
     "Water is made of",
-)  # to files for llama.cpp
+)
 ANSWER_TOKENS = 24  # of each answer to them
 
 

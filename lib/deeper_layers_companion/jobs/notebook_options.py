@@ -168,9 +168,8 @@ class TextTaskParameters(kinds.TaskParameters, MeasuringParameters):
 
     @property
     def texts(self) -> dict[str, dict]:
-        lengths = dict.fromkeys(data.CORPORA, self.loss_length) | {
-            data.SOLUTIONS: 0
-        }  # solutions are never cut
+        # solutions are never cut
+        lengths = dict.fromkeys(data.CORPORA, self.loss_length) | {data.SOLUTIONS: 0}
         texts = {
             name: task["limit"] for name, task in self.parsed_tasks.items() if name in data.CORPORA
         }
@@ -193,11 +192,9 @@ class ScanParameters(TextTaskParameters):
     )
 
     def find_given_cuts(self, num_layers: int) -> CutsByRule | None:
-        return (
-            None
-            if self.blocks is None
-            else list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
-        )
+        if self.blocks is None:
+            return None
+        return list_blocks([self.blocks], num_layers, parse_numbers(self.starts))
 
 
 class EarlyScanParameters(ScanParameters, kinds.EarlyParameters):

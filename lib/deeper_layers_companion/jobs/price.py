@@ -29,21 +29,23 @@ from deeper_layers_companion.jobs.subject import Subject
 
 USUAL_ANSWER = 256  # lm-eval's limit of tokens in an answer, for tasks that set none
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+# of a weight in bitsandbytes; 64 weights share a float32 scale
 QUANTIZED_BYTES = {
     "nf4": 0.5 + 4 / 64,
     "int8": 1.0,
-}  # of a weight in bitsandbytes; 64 weights share a float32 scale
+}
 ADAPTER_BYTES = (
     16  # of a parameter that learns: itself, its gradient, two averages of AdamW, in float32
 )
 LAYER_TENSORS = (
     8  # that a layer keeps for the backward pass, of its greatest width; attention keeps no scores
 )
+# names in configurations
 NUMBER_OF_EXPERTS = (
     "n_routed_experts",
     "num_experts",
     "num_local_experts",
-)  # names in configurations
+)
 # share of a data sheet's matrix throughput: 38 to 43% in the training of Llama 3.1 405B (arXiv 2407.21783, table 4)
 REACHED = 0.4
 PRODUCT_SHARE = (
@@ -121,9 +123,8 @@ class Shape:
     head: int  # parameters of the head
     attention: int | float  # operations a token and key, in all layers
     cache: int | float  # numbers kept for a token, in all layers: keys and values
-    adapted_widths: (
-        int | None
-    )  # sum of both widths of all modules with adapters; None where no adapter can be added
+    # sum of both widths of all modules with adapters; None where no adapter can be added
+    adapted_widths: int | None
 
 
 def read_shape(model) -> Shape:
@@ -211,10 +212,11 @@ def sweep_cost(
     tree = Tree(cuts, shape.layers)
     size = ITEMSIZE[dtype]
     logits = scored * len(cuts)
+    # passes of the whole model
     batches, passes = (
         math.ceil(tokens / BATCH_TOKENS),
         tree.nodes / shape.layers,
-    )  # passes of the whole model
+    )
     # a token sees half of its sequence on average
     operations = (
         tokens * passes * (2 * shape.active + shape.attention * length / 2)

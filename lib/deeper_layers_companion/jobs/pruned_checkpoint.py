@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # slow
     from deeper_layers.export.tensors import Changed
     from deeper_layers_companion.report.one_cut import Score
 
+# about
 BYTES_PER_WEIGHT = {
     "float32": 4,
     "bfloat16": 2,
@@ -31,7 +32,7 @@ BYTES_PER_WEIGHT = {
     "f32": 4,
     "f16": 2,
     "q8_0": 34 / 32,
-}  # about
+}
 BYTE_UNITS = {
     "KB": 1e3,
     "MB": 1e6,
@@ -56,9 +57,8 @@ class PruningDescription:
     layers: int  # L
     cut: Cut
     engines: list[Misreading]  # engines that would take kept layers for another kind
-    safe: (
-        Cut | None
-    )  # the nearest block that all engines read correctly; None where the cut is safe, or no block is
+    # the nearest block that all engines read correctly; None where the cut is safe, or no block is
+    safe: Cut | None
     measured: list[Result]  # all results of the model
     scores: "list[Score]"  # the cut's scores in these results, one for each task
 
@@ -161,9 +161,8 @@ def describe_pruning(
     safe = find_nearest_safe(config, cut) if misreadings and cut.is_block else None
     if known and (is_gguf_model(model) or results.read_results(results_folder, model=name)):
         key = models.find_model(model, **opening).key
-        key["name"] = name = (
-            results.find_model_name(key["weights"], results_folder) or name
-        )  # not that of the file
+        # not that of the file
+        key["name"] = name = results.find_model_name(key["weights"], results_folder) or name
         measured = [
             result
             for result in results.read_results(results_folder, model=name)

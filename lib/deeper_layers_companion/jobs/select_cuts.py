@@ -49,9 +49,8 @@ def select_cuts_by_task(session: Session) -> dict[str, CutsByRule]:
         return dict.fromkeys(options.parsed_tasks, cuts_by_rule)
     for task in options.task_list if options.measure else ():
         if not results.is_measured(task, options.folder):
-            Data(task).fingerprint(
-                options.datasets
-            )  # fail on unreadable data before anything is measured
+            # fail on unreadable data before anything is measured
+            Data(task).fingerprint(options.datasets)
     cuts_by_task = {}
     for task in options.parsed_tasks:
         cuts_by_task[task] = select_cuts_by_rule(options.list_sizes(layers, task), session)

@@ -64,9 +64,8 @@ class Session(Subject):
             if earlier is not None and _is_enough(job, earlier):
                 return earlier
             shards = Shards(path.with_suffix(".partial"))
-            provenance = results.provenance(
-                models.device_name()
-            )  # before measuring, as the checkout may change
+            # before measuring, as the checkout may change
+            provenance = results.provenance(models.device_name())
             with results.clock() as duration:
                 rows, details = self.measure(job, shards)
             before = shards.seconds_before

@@ -148,10 +148,8 @@ def _count_equal(model, tokenizer, path: Path) -> int:
     with contextlib.closing(export.LlamaCpp(path)) as llama:
         for text in PROMPTS:
             prompt = tokenizer(text, return_tensors="pt").to(model.device)
-            ours = model.generate(**prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False)[
-                0
-            ].tolist()
             prompt_length = prompt["input_ids"].shape[1]
+            [ours] = model.generate(**prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False)
             written = llama.generate(llama.tokenize(text), ANSWER_TOKENS)
-            equal += len(os.path.commonprefix([ours[prompt_length:], written]))
+            equal += len(os.path.commonprefix([ours[prompt_length:].tolist(), written]))
     return equal

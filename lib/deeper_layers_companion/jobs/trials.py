@@ -62,9 +62,8 @@ class Asked:
     requests: Requests
     sliced: Cut
     slice_folder: Path
-    expected: dict[str, np.ndarray] = dataclasses.field(
-        default_factory=dict
-    )  # by trial, once computed
+    # by trial, once computed
+    expected: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def expect(self, name: str) -> np.ndarray:
         """The numbers that a trial has to find."""
@@ -114,9 +113,8 @@ def measure_distances(opened: Opened, asked: Asked) -> Found:
 def score_choices(opened: Opened, asked: Asked) -> Found:
     """Log-probability a token [C, R] of each choice to some questions, under each pruned model."""
     family = TreeModel(opened.model, asked.cuts)
-    loglikelihoods(
-        family, dataclasses.replace(asked.requests, pairs=asked.requests.pairs[:1])
-    )  # the first takes long
+    # the first takes long
+    loglikelihoods(family, dataclasses.replace(asked.requests, pairs=asked.requests.pairs[:1]))
     started = time.perf_counter()
     logprobs, _ = loglikelihoods(family, asked.requests)
     seconds = time.perf_counter() - started

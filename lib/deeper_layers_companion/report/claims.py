@@ -70,9 +70,8 @@ class Model(NamedTuple):
     scores: pd.DataFrame
     distances: pd.DataFrame
     layers: int
-    gone: dict[
-        str, dict
-    ]  # by task where half is gone without the most similar layers (statistics.half_gone_table)
+    # by task where half is gone without the most similar layers (statistics.half_gone_table)
+    gone: dict[str, dict]
     recovery: pd.DataFrame
 
     def find_curve(self, task: str, rule: str = "similarity") -> Measurement:
@@ -443,10 +442,11 @@ def shown(claims: pd.DataFrame):
         )
         texts = map(as_html, (first["page"], first["title"], first["sentence"], note))
         claim = '<a data-page="{}">{}</a>. {} <small>{}</small>'.format(*texts)
+        # lists hold HTML, which is escaped already
         cells = {
             "claim": [claim],
             "the paper": first["paper"],
-        }  # lists hold HTML, which is escaped already
+        }
         for row in claim_rows.to_dict("records"):
             number = row["words"] or format_number(row, as_share=row["as_share"])
             text = as_html(

@@ -211,9 +211,8 @@ class Figure:
             (6.6, (sum(tall) + 60 * rows) / 90), layout="constrained"
         )
         grid = self.static.add_gridspec(rows, columns, height_ratios=tall)
-        first = (
-            len(titles) % columns
-        )  # where the last row would have a hole, the first panel has the whole width
+        # where the last row would have a hole, the first panel has the whole width
+        first = len(titles) % columns
         places = [(0, slice(None))] if first else []
         shift = columns - 1 if first else 0
         places += [divmod(index + shift, columns) for index in range(len(places), len(titles))]

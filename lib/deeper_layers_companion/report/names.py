@@ -22,6 +22,7 @@ MISSING = "said missing"  # the class of a sentence that says that nothing was m
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line on a wide screen
 MANY = 7  # a table of more columns is too wide for the column of the text
+# first words of titles that are no names
 PLAIN = (
     "Answers",
     "Capitals",
@@ -29,8 +30,9 @@ PLAIN = (
     "New",
     "Packaged",
     "Written",
-)  # first words of titles that are no names
+)
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+# the first letter of a formula, full-width ones too
 FORMULA = (
     "=",
     "+",
@@ -40,7 +42,7 @@ FORMULA = (
     "＋",
     "－",
     "＠",
-)  # the first letter of a formula, full-width ones too
+)
 
 
 def shorten(text: str) -> str:
@@ -57,9 +59,8 @@ def as_csv(rows: pd.DataFrame) -> str:
     def cell(value):
         if not isinstance(value, str):
             return value
-        text = escape_invisible(
-            value
-        )  # without line breaks, which not all programs read within a cell
+        # without line breaks, which not all programs read within a cell
+        text = escape_invisible(value)
         if text.startswith(FORMULA) and not NUMBER.fullmatch(text):
             return f"'{text}"
         return text
@@ -97,11 +98,12 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
 TITLES = tomllib.loads(Path(__file__).with_name("titles.toml").read_text(encoding="utf-8"))
 TOPICS = TITLES["tasks"]
 RULES = {name: rule.title for name, rule in DESCRIBED.items()} | TITLES["texts"]
+# from the most capable on
 FIRST = (
     "Qwen2.5-Coder-1.5B-Instruct",
     "Gemma-3-270m",
     "SmolLM2-135M-Instruct",
-)  # from the most capable on
+)
 
 
 def task_title(task: str) -> str:

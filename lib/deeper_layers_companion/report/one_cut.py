@@ -83,12 +83,10 @@ def find_scores(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = No
     best = {}
     healed_rows = scores[scores.index.isin([] if healed is None else healed.index)]
     by_run = {number: get_outcomes(rows) for number, rows in healed_rows.groupby("run")}
-    for (number, _), rows in pick_metric(scores.query("healing.isna()")).groupby(
-        ["run", "path"], sort=False
-    ):
-        task, metric, dtype, bits, shots = rows[["task", "metric", "dtype", "bits", "shots"]].iloc[
-            0
-        ]
+    unhealed = pick_metric(scores.query("healing.isna()"))
+    for (number, _), rows in unhealed.groupby(["run", "path"], sort=False):
+        settings = rows[["task", "metric", "dtype", "bits", "shots"]]
+        task, metric, dtype, bits, shots = settings.iloc[0]
         run = get_outcomes(rows)
         if cut.name not in run or (pd.notna(bits) if healed is None else number not in by_run):
             continue

@@ -238,9 +238,8 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
         after = get_outcomes(rows)
         first_rows = rows.drop_duplicates("cut").set_index("cut", drop=False)
         files = unhealed.query(f"run == {run}").groupby("path", sort=False)
-        runs = sorted(
-            (get_outcomes(file_rows) for _, file_rows in files), key=len, reverse=True
-        )  # most cuts first
+        # most cuts first
+        runs = sorted((get_outcomes(file_rows) for _, file_rows in files), key=len, reverse=True)
         for cut in sorted(after.keys() - {WHOLE}):
             pairs = (align(file_rows, (WHOLE, cut), after[cut]) for file_rows in runs)
             if not (pair := next(filter(None, pairs), None)):
@@ -292,9 +291,8 @@ def find_recovery(place: str, scores: pd.DataFrame) -> pd.DataFrame:
     `scores` are all rows of its model."""
     is_own = scores["path"] == place
     is_alike = scores["healing"].isin(scores.loc[is_own, "healing"]) & (scores["cut"] == WHOLE)
-    counted = scores.assign(
-        repeat=scores["repeat"].mask(is_own, 0)
-    )  # its rows count, even if others were to
+    # its rows count, even if others were to
+    counted = scores.assign(repeat=scores["repeat"].mask(is_own, 0))
     table = recovery_table(counted[is_own | is_alike | scores["healing"].isna()])
     return table.sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
 
