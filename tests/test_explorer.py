@@ -11,11 +11,11 @@ pytestmark = pytest.mark.quick
 LOSS = {"metric": "loss", "chance": 10.0, "rule": "blocks of 2"}
 
 
-def explored(*rows: tuple) -> dict:
-    """What is told of a model of 8 layers, of a cut, a task, its outcome, and what is not as it mostly is."""
+def explored(*rows: tuple, layers: int = 8) -> dict:
+    """What is told of a model, of a cut, a task, its outcome, and what is not as it mostly is."""
     usual = {"chance": 0.0, "rule": "simple"}
     rows = [usual | {"cut": cut, "task": task, "outcome": outcome, **more} for cut, task, outcome, more in rows]
-    (found,) = explorer.collect_models(made(rows, layers=8))
+    (found,) = explorer.collect_models(made(rows, layers=layers))
     return found
 
 
@@ -85,32 +85,58 @@ def by_place() -> dict:
     """A model of 28 layers. By the third study's words its middle third holds the blocks that start at 10 to 15, and a
     late block is one of those at 19 to 23."""
     kept = {start: start / 28 for start in range(25)}
-    of_cut = {
-        start: {"facts": [0, share], "mmlu": [0, 1.0], "c4": [1, 0, 0, 0, 3 + share]} for start, share in kept.items()
-    }
+    of_cut = {}
+    for start, share in kept.items():
+        facts, letters, loss = [0, share, 0, 0, 0], [0, 1.0, 0, 0, 0], [1, 0, 0, 0, 3 + share]
+        of_cut[start] = {"facts": facts, "mmlu": letters, "c4": loss}
     return {
         "name": "org/m-Instruct",
         "layers": 28,
         "lines": {"letters": {"mmlu": "MMLU"}, "written": {"facts": "facts"}, "text": {"c4": "C4"}},
         "cuts": {f"{start},4": told for start, told in of_cut.items()},
-        "asked": [{"whole": 0.5}, {"whole": 3.0}],
+        "places": {"middle": {"facts": [200, 0.5, 0.4, 0.6], "c4": [32, 0.45, 0.4, 0.5]}},
+        "asked": [{"whole": 0.5, "loss": False}, {"whole": 3.0, "loss": True}],
         "rules": {"similarity": ["12,3", "11,4"], "simple": ["23,4"]},
     }
 
 
-def test_places_mean_the_blocks_that_the_study_calls_middle_and_late_and_name_the_rules_that_cut_there(by_place):
+def test_places_show_the_mean_of_all_their_blocks_and_name_the_rules_that_cut_there(by_place):
     rows = places.tabulate_places(by_place)
-    means = [row["means"]["written"] for row in rows]
-    starts = (range(7), range(10, 16), range(19, 24), [24])
-    assert means == pytest.approx([sum(of) / len(of) / 28 for of in starts])
-    assert [row["means"]["text"] for row in rows] == pytest.approx(means), "the loss is told beside the whole model's"
+    assert [row["means"]["written"] for row in rows] == [None, [200, 0.5, 0.4, 0.6], None, None]
     assert [row["rules"] for row in rows] == [{}, {"similarity": 11}, {"simple": 23}, {}]
-    assert rows[1]["own"]["similarity"]["written"] == pytest.approx(11 / 28)
+    own = rows[1]["own"]["similarity"]
+    assert own["written"] == pytest.approx(11 / 28)
+    assert own["text"] == pytest.approx(11 / 28), "the loss is told beside the whole model's"
     table = places.draw_table(by_place, rows)
-    assert "<caption>What m keeps" in table and "similarity-informed: 11 to 14" in table and "+0.45" in table
-    del by_place["cuts"]["3,4"]["facts"]
-    assert places.tabulate_places(by_place)[0]["means"]["written"] is None, "a mean is of all blocks, or there is none"
-    assert places.tabulate_places(by_place | {"cuts": {}}) == []
+    assert "<caption>What m keeps" in table and "similarity-informed: 11 to 14" in table
+    assert "facts kept (200 facts)" in table and "50% <small>40% to 60%</small>" in table and "+0.45" in table
+    assert places.tabulate_places(by_place | {"places": {}}) == []
+
+
+def test_a_spike_of_a_rule_is_named_where_its_block_stands_alone(by_place):
+    by_place["cuts"] |= {f"{start},{size}": {"mmlu": [0, 0.25, 0, 0, 0]} for start, size in ((12, 3), (24, 3), (22, 5))}
+    by_place["rules"]["simple"] += ["24,3", "22,5"]
+    assert places.describe_spikes(by_place) == (
+        "At 4 layers the simple heuristic keeps 100% of MMLU; at 3 and 5 layers 25% and 25%."
+    )
+    by_place["cuts"]["24,3"]["mmlu"][1] = 0.8
+    assert places.describe_spikes(by_place) == "", "beside one of them alone it is no spike"
+
+
+def test_places_mean_the_blocks_that_the_study_calls_middle_and_late():
+    """Of 15 layers blocks of 4 lie in the first third from layers 0 and 1 on, in the middle one from 5 and 6 on."""
+    whole = ("0,0", "capitals", [1] * 40, {"rule": "blocks of 4"})
+    scan = []
+    for start in range(12):
+        right = 40 - 2 * start
+        scan.append((f"{start},4", "capitals", [1] * right + [0] * (40 - right), {"rule": "blocks of 4"}))
+    found = explored(whole, *scan, layers=15)["places"]
+    means = {place: told["capitals"][1] for place, told in found.items()}
+    right = {"first": (40 + 38) / 2, "middle": (30 + 28) / 2, "late": 20, "end": 18}
+    assert means == pytest.approx({place: number / 40 for place, number in right.items()})
+    items, mean, low, high = found["middle"]["capitals"]
+    assert items == 40 and low < mean < high
+    assert "first" not in explored(whole, *scan[1:], layers=15)["places"], "a mean is of all blocks, or there is none"
 
 
 def test_the_caption_says_which_block_each_line_misses_least(by_place):

@@ -23,6 +23,7 @@ from deeper_layers.files import write_file
 from deeper_layers_companion import results
 from deeper_layers_companion.report import estimates, names, pairing, statistics
 from deeper_layers_companion.report.names import as_html
+from deeper_layers_companion.studies.by_place import find_places
 
 RULES = ("similarity", "simple")
 # The lines of the first figure: a colour, and the tasks that it may show, each in words. A cut shows the first task of
@@ -64,7 +65,8 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
     """Every model of results.scores with its tasks and, for each block "start,size", what each task keeps without it.
 
     Of a task: [measurement, share kept above guessing, low, high (95%), score]. Of a loss guessing is that among all
-    tokens, ln V. What was not measured is absent.
+    tokens, ln V. Of a place (`find_places`): [items, mean over its blocks, low, high], where all of them were measured.
+    What was not measured is absent.
     """
     rows = pairing.select_best(pairing.drop_third_study(scores))
     rows = rows.query("outcome.notna() and changed.isna() and engine.isna() and (start.notna() or cut == '0,0')")
@@ -77,6 +79,7 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
             "layers": int(of_model["layers"].iloc[0]),
             "asked": [],
             "cuts": {},
+            "places": {},
         }
         model["rules"] = {rule: cuts["cut"].unique().tolist() for rule, cuts in chosen}
         cuts: dict[str, dict] = {}
@@ -91,6 +94,10 @@ def collect_models(scores: pd.DataFrame) -> list[dict]:
             number, title = len(model["asked"]), names.escape_invisible(names.task_title(task))
             facts, kept = _estimate_kept(outcomes, pairing.score_guessing(answers), answers["metric"].iloc[0] == "loss")
             model["asked"].append({"task": task, "title": title, "items": outcomes.shape[1]} | facts)
+            for place, mean in _average_by_place(order, outcomes, kept, model["layers"], facts["loss"]).items():
+                told = model["places"].setdefault(place, {})
+                if outcomes.shape[1] > told.get(task, [0])[0]:
+                    told[task] = [outcomes.shape[1], *map(_round, (mean.value, mean.low, mean.high))]
             # of two measurements that with more blocks of this size, so that a slider stays on the same items, then
             # that with more items
             blocks = order.groupby("size")["cut"].transform("size")
@@ -132,6 +139,24 @@ def _estimate_kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tupl
         return facts | {"floor": False}, estimates.Estimate.of(above / above[:, :1])
     kept = estimates.shares_kept(outcomes, guessing)
     return facts | {"floor": bool(kept.no_value_reason)}, kept
+
+
+def _average_by_place(
+    order: pd.DataFrame, outcomes: np.ndarray, kept: estimates.Estimate, layers: int, is_loss: bool
+) -> dict[str, estimates.Estimate]:
+    """The mean over the blocks of statistics.SIZE layers of each place that has all of them: of the shares kept, or of
+    losses less that of the whole model."""
+    starts = order["start"].where(order["size"] == statistics.SIZE)
+    means = {}
+    for place, of_place in find_places(layers).items():
+        is_there = starts.isin(of_place).to_numpy()
+        if not of_place or is_there.sum() < len(of_place):
+            continue
+        if is_loss:
+            means[place] = estimates.Estimate.of(estimates.resample(outcomes[is_there].mean(axis=0) - outcomes[0]))
+        else:
+            means[place] = kept.mean_over(is_there)
+    return means
 
 
 def _sort_key(task: str) -> int:

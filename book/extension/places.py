@@ -4,9 +4,6 @@ The numbers are those of the explorer (explorer.py): means over the blocks of fo
 names the rules of the paper whose block lies there.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -15,83 +12,92 @@ from book.extension.explorer import RULES, read_models
 from book.extension.running import EXPLORER
 from deeper_layers_companion.report import statistics
 from deeper_layers_companion.report.names import as_html, model_title, rule_title
-from deeper_layers_companion.studies.letters_or_words import LATE, MIDDLE, classify_places
+from deeper_layers_companion.studies.by_place import END, FIRST_THIRD, find_places
+from deeper_layers_companion.studies.letters_or_words import LATE, MIDDLE
 
 SIZE = statistics.SIZE
 TEXT = "text"  # the explorer's line of a loss
-LINES = ("letters", "written", TEXT)
+LETTERS = "letters"
+LINES = (LETTERS, "written", TEXT)
+UNITS = {LETTERS: "questions", "written": "facts", TEXT: "passages"}  # what the items of a line are
 SIGNS = {"similarity": ("similar", "\u25c6"), "simple": ("simple", "\u25b2")}  # as the explorer marks the rules' cuts
 PLACES = {
-    "first": "the first third",
+    FIRST_THIRD: "the first third",
     MIDDLE: "the middle third",
     LATE: "the last third, the last layer kept",
-    "end": "the very end, the last layer with it",
+    END: "the very end, the last layer with it",
 }
 CAPTION = (
-    "What {model} keeps above guessing without {size} layers, by where they lie: means over the blocks of each place. "
-    "In small: the block of each of the paper's rules, and what it leaves."
+    "What {model} keeps above guessing without {size} layers, by where they lie: means over the blocks of each place, "
+    "with 95% intervals. In small: the block of each of the paper's rules, and what it leaves."
 )
-
-
-def find_places(layers: int) -> dict[str, list[int]]:
-    """The first layers of the blocks of SIZE layers that lie in each place; page 06 means the same blocks by middle and
-    late."""
-    starts = np.arange(layers - SIZE + 1)
-    of_study = classify_places(starts, layers, SIZE)
-    return {
-        "first": starts[3 * (starts + SIZE - 1) < layers].tolist(),
-        MIDDLE: starts[of_study == MIDDLE].tolist(),
-        LATE: starts[of_study == LATE].tolist(),
-        "end": starts[-1:].tolist(),
-    }
+SPIKE = 0.25  # by how much a rule's block keeps more, or less, than both its blocks of a layer less and more
 
 
 def tabulate_places(model: dict) -> list[dict]:
-    """A row for each place: its words, the mean of each line over its blocks, and for each of the paper's rules that
-    cuts there its first layer and what its own block leaves. [] where no line was measured."""
+    """A row for each place: its words, for each line what is kept over its blocks ([items, mean, low, high], or None
+    where a block lacks it), and for each of the paper's rules that cuts there its first layer and what its own block
+    leaves. [] where no line was measured."""
+    tasks = {line: next(iter(model["lines"].get(line, {})), None) for line in LINES}
     rows = []
     for place, starts in find_places(model["layers"]).items():
-        rules = {rule: _find_start(model, rule) for rule in RULES}
-        there = {rule: start for rule, start in rules.items() if start in starts}
-        own = {rule: _average_lines(model, [start]) for rule, start in there.items()}
-        rows.append({"place": PLACES[place], "means": _average_lines(model, starts), "rules": there, "own": own})
+        told = model["places"].get(place, {})
+        means = {line: told.get(task) for line, task in tasks.items()}
+        found = {rule: _find_start(model, rule, SIZE) for rule in RULES}
+        there = {rule: start for rule, start in found.items() if start in starts}
+        own = {}
+        for rule, start in there.items():
+            own[rule] = {line: _find_kept(model, f"{start},{SIZE}", task) for line, task in tasks.items()}
+        rows.append({"place": PLACES[place], "means": means, "rules": there, "own": own})
     is_measured = any(mean is not None for row in rows for mean in row["means"].values())
     return rows if is_measured else []
 
 
-def _find_start(model: dict, rule: str) -> int | None:
-    """The first layer of the block of SIZE layers that a rule drops."""
+def describe_spikes(model: dict) -> str:
+    """Each rule whose block of SIZE layers keeps far more, or far less, of letters than its blocks of a layer less and
+    more do, in a sentence; "" where there is none."""
+    task, words = next(iter(model["lines"].get(LETTERS, {}).items()), (None, ""))
+    sentences = []
+    for rule in RULES:
+        kept = []
+        for size in (SIZE - 1, SIZE, SIZE + 1):
+            start = _find_start(model, rule, size)
+            kept.append(_find_kept(model, f"{start},{size}", task))
+        if None in kept:
+            continue
+        less, own, more = kept
+        if min(own - less, own - more) > SPIKE or max(own - less, own - more) < -SPIKE:
+            sentences.append(
+                f"At {SIZE} layers the {rule_title(rule)} keeps {own:.0%} of {words}; at {SIZE - 1} and {SIZE + 1} "
+                f"layers {less:.0%} and {more:.0%}."
+            )
+    return " ".join(sentences)
+
+
+def _find_start(model: dict, rule: str, size: int) -> int | None:
+    """The first layer of the block of a size that a rule drops."""
     for cut in model["rules"].get(rule, []):
-        start, size = map(int, cut.split(","))
-        if size == SIZE:
+        start, of_cut = map(int, cut.split(","))
+        if of_cut == size:
             return start
     return None
 
 
-def _average_lines(model: dict, starts: Sequence[int]) -> dict[str, float | None]:
-    """The mean over blocks of the first task of each line; of a text the loss, less that of the whole model. None where
-    a block lacks it, or the whole model only guesses."""
-    means = {}
-    for line in LINES:
-        task = next(iter(model["lines"].get(line, {})), None)
-        told = [model["cuts"].get(f"{start},{SIZE}", {}).get(task) for start in starts]
-        if not told or None in told:
-            means[line] = None
-            continue
-        values = [fact[1] for fact in told]
-        if line == TEXT:
-            values = [fact[4] - model["asked"][fact[0]]["whole"] for fact in told]
-        means[line] = None if None in values else sum(values) / len(values)
-    return means
+def _find_kept(model: dict, cut: str, task: str | None) -> float | None:
+    """What a cut keeps of a task; of a text its loss less that of the whole model. None where it was not measured, or
+    the whole model only guesses."""
+    told = model["cuts"].get(cut, {}).get(task)
+    if told is None:
+        return None
+    number, share, _, _, score = told
+    asked = model["asked"][number]
+    return score - asked["whole"] if asked["loss"] else share
 
 
 def draw_table(model: dict, rows: list[dict]) -> str:
     """The table as HTML."""
     lines = {line: next(iter(model["lines"][line].values())) for line in LINES if line in model["lines"]}
-    titles = {
-        line: f"loss on {words}, nats a token" if line == TEXT else f"{words} kept" for line, words in lines.items()
-    }
-    heads = "".join(f'<th scope="col">{as_html(title)}</th>' for title in titles.values())
+    heads = "".join(f'<th scope="col">{as_html(_title(line, words, rows))}</th>' for line, words in lines.items())
     body = []
     for row in rows:
         marks = "".join(
@@ -99,12 +105,22 @@ def draw_table(model: dict, rows: list[dict]) -> str:
         )
         cells = "".join(_draw_cell(line, row) for line in lines)
         body.append(f'<tr><th scope="row">{as_html(row["place"])}{marks}</th>{cells}</tr>')
-    caption = as_html(CAPTION.format(model=model_title(model["name"]), size=SIZE))
+    caption = CAPTION.format(model=model_title(model["name"]), size=SIZE)
+    caption = as_html(f"{caption} {describe_spikes(model)}".strip())
     head = f'<th scope="col">without {SIZE} layers of</th>{heads}'
     return (
         f'<table class="places" id="places"><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>"
     )
+
+
+def _title(line: str, words: str, rows: list[dict]) -> str:
+    """The head of a column: what is kept, in what unit, of how many items."""
+    items = [row["means"][line][0] for row in rows if row["means"][line]]
+    number = f" ({max(items):,} {UNITS[line]})" if items else ""
+    if line == TEXT:
+        return f"loss on {words}, nats a token more{number}"
+    return f"{words} kept{number}"
 
 
 def _mark(rule: str, text: str) -> str:
@@ -114,13 +130,17 @@ def _mark(rule: str, text: str) -> str:
 
 
 def _draw_cell(line: str, row: dict) -> str:
-    """The mean of a place, and what the blocks of its rules leave."""
+    """The mean of a place with its interval, and what the blocks of its rules leave."""
+    own = "".join(_mark(rule, _write(line, kept[line])) for rule, kept in row["own"].items())
     mean = row["means"][line]
-    own = "".join(_mark(rule, _write(line, means[line])) for rule, means in row["own"].items())
+    if mean is None:
+        return f"<td>unknown{own}</td>"
+    _, value, low, high = mean
+    told = f"{_write(line, value)} <small>{_write(line, low)} to {_write(line, high)}</small>"
     look = ""
-    if line != TEXT and mean is not None:
-        look = f' class="share" style="--colour:var(--{line});--kept:{min(max(mean, 0), 1):.2f}"'
-    return f"<td{look}>{_write(line, mean)}{own}</td>"
+    if line != TEXT:
+        look = f' class="share" style="--colour:var(--{line});--kept:{min(max(value, 0), 1):.2f}"'
+    return f"<td{look}>{told}{own}</td>"
 
 
 def _write(line: str, value: float | None) -> str:

@@ -16,8 +16,17 @@ from deeper_layers_companion.report.names import (
     title_within,
 )
 from deeper_layers_companion.report.statistics import SIZE
-from deeper_layers_companion.studies.letters_or_words import FORMS, HALF, LATE, MIDDLE, judge_models
+from deeper_layers_companion.studies.letters_or_words import (
+    FORMS,
+    HALF,
+    LATE,
+    MIDDLE,
+    classify_places,
+    judge_models,
+)
 
+FIRST_THIRD = "first"
+END = "end"
 TOLD = ("mmlu", "written_facts")
 SHOWN = (
     "mmlu",
@@ -32,6 +41,19 @@ PLACE_TITLES = {
     LATE: "a late block, the last layer kept",
     "last layers": "the last layers",
 }
+
+
+def find_places(layers: int, size: int = SIZE) -> dict[str, list[int]]:
+    """The first layers of the blocks of a size that lie in each place: FIRST_THIRD, MIDDLE, LATE (the last third, the
+    last layer kept) and END (the last layer with it)."""
+    starts = np.arange(layers - size + 1)
+    of_study = classify_places(starts, layers, size)
+    return {
+        FIRST_THIRD: starts[3 * (starts + size - 1) < layers].tolist(),
+        MIDDLE: starts[of_study == MIDDLE].tolist(),
+        LATE: starts[of_study == LATE].tolist(),
+        END: starts[-1:].tolist(),
+    }
 
 
 def tell_verdicts(judged: pd.DataFrame) -> Sentences:
