@@ -94,12 +94,23 @@ def test_answers_of_one_token_stand_beside_longer_ones(scores):
         assert table[last].filter(like=length).sum() == count
 
 
+def test_letters_are_told_as_chosen_and_without_their_bias():
+    biased = asked(WRITTEN, letter_bias=5.0)
+    judged = four_kinds.judge(biased)
+    told = str(four_kinds.tell_outliving(judged, four_kinds.tabulate_kept(biased)))
+    shares = [float(share) for share in re.findall(r"(-?\d+)%", told)]
+    written, as_chosen, calibrated = shares
+    assert written < 40 and as_chosen < 40 and calibrated > 90
+    assert told.endswith("That letters outlive writing was predicted: supported in m.")
+    assert str(four_kinds.tell_outliving(judged[:0], biased)) == "Not measured."
+
+
 def test_the_last_layer_is_told_of_every_model_that_was_measured(scores):
     judged = four_kinds.judge(scores)
     value = judged.set_index("number").loc["2. T, the last layer by tasks", "value"]
     compared = four_kinds.compare_last_layer(scores)
     told = str(four_kinds.tell_last_layer(judged, compared))
-    assert f"before the last one. It is {value:.2f} in m (supported), from " in told
+    assert f"In m it is {value:.2f} (supported): " in told
     halves = [float(number) for number in re.findall(r"(\S+) in w", told)]
     assert sum(halves) / 2 == pytest.approx(value, abs=0.01)
     assert str(four_kinds.tell_last_layer(judged[:0], compared)) == "Not measured."

@@ -346,6 +346,33 @@ def test_one_depth_is_told_of_the_paper_s_models_and_of_ours():
     assert of_paper[["meta-llama/Llama-2-7b-hf", "mistralai/Mistral-7B-v0.1"]].tolist() == [0.78, 0.78]
 
 
+def test_the_regret_of_the_most_similar_block_says_where_it_may_be_none():
+    costs = {"Gemma-3-270m": (1.07, 0.96, 1.18), "SmolLM2-135M-Instruct": (0.01, -0.01, 0.02)}
+    means = pd.DataFrame(
+        [{"model": model} | dict(zip(["value", "low", "high"], ends)) for model, ends in costs.items()]
+    )
+    told = str(which_layers.tell_regret(means))
+    assert "1.07 (0.96 to 1.18) in Gemma-3-270m and 0.01 (-0.01 to 0.02) in SmolLM2-135M." in told
+    assert told.endswith("In SmolLM2-135M it is not surely worse than the best one.")
+    assert str(which_layers.tell_regret(means[:0])) == "Not measured."
+
+
+def test_mmlu_s_fall_is_told_beside_the_paper_s():
+    line = {"model": "m", "task": "mmlu", "rule": "similarity", "layers": 20}
+    kept = {1: 0.9, 2: 0.45, 3: 0.1}
+    curves = pd.DataFrame(
+        [
+            line | {"size": size, "kept": kept, "kept_low": kept - 0.1, "kept_high": kept + 0.1}
+            for size, kept in kept.items()
+        ]
+    )
+    cliffs = pd.Series([0.2, 0.55])
+    told = str(findings.tell_fall(curves, cliffs))
+    assert "m keeps 45% (35% to 55%)" in told and "its 2 most similar layers of 20" in told and "20% to 55%" in told
+    assert "its 1 most similar" in str(findings.tell_fall(curves[:1], cliffs)), "where half is never gone, the last cut"
+    assert str(findings.tell_fall(curves[:0], cliffs)) == "Not measured."
+
+
 def test_rules_and_measures_are_judged_by_the_regret_of_what_they_pick():
     scores, distances = (table[table["model"] == GEMMA] for table in published())
     rules = which_layers.rules(scores).set_index("rule")["value"]

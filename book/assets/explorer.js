@@ -117,17 +117,27 @@
       const rows = Object.entries(model.lines).map(([line, tasks]) => {
         const names = Object.keys(tasks), task = names.find((name) => told(name)) ?? names[0], fact = told(task);
         const row = html("div", { class: "bar" });
-        html("span", { class: "title" }, row, capital(tasks[task]) + (about_text(task) ? ", how likely" : ""));
+        const value = fact && share(fact), is_text = about_text(task);
+        html("span", { class: "title" }, row, capital(tasks[task]) + (is_text ? ", perplexity" : ""));
         const track = html("span", { class: "track" }, row);
-        const value = fact && share(fact);
-        if (value != null) html("span", { class: "kept", style: `width:${100 * Math.min(Math.max(value / END, 0), 1)}%;background:${colour(line)}` }, track);
-        html("span", { class: "whole", style: `left:${100 / END}%` }, track);
-        const words = !fact ? "not measured" : value === null ? "only guesses" : percent(value);
+        if (value != null) draw_bar(track, fact, line);
+        html("span", { class: "whole", style: `left:${width_of(1)}%` }, track);
+        const words = !fact ? "not measured" : value === null ? "only guesses" : is_text ? perplexities(fact) : percent(value);
         html("strong", fact && value !== null ? {} : { class: "missing" }, row, words);
         return row;
       });
       find(".bars").replaceChildren(...rows);
       find(".over").textContent = `Left without ${layers_in_words()}`;
+    }
+
+    const perplexities = (fact) => `${perplexity(about(fact).whole)} \u2192 ${perplexity(fact[4])}`;
+    const width_of = (value) => 100 * Math.min(Math.max(value / END, 0), 1);
+
+    // What is kept, and the interval where it is not of a text.
+    function draw_bar(track, fact, line) {
+      const [, , low, high] = fact;
+      html("span", { class: "kept", style: `width:${width_of(share(fact))}%;background:${colour(line)}` }, track);
+      if (!about(fact).loss) html("span", { class: "band", style: `left:${width_of(low)}%;width:${width_of(high) - width_of(low)}%` }, track);
     }
 
     const about_text = (task) => model.asked.some((asked) => asked.task === task && asked.loss);
@@ -170,13 +180,11 @@
       const row = html("div", { class: "task" }), track = html("span", { class: "track" });
       const own = Object.entries(model.lines).find(([, tasks]) => about(fact).task in tasks)?.[0];
       const line = own ?? Object.keys(FORMS).find((form) => FORMS[form].test(title)) ?? "other";
-      const bar = share(fact), at = (value) => 100 * Math.min(Math.max(value / END, 0), 1);
       html("span", { class: "title" }, row, title);
-      html("span", { class: "kept", style: `width:${at(bar)}%;background:${colour(line)}` }, track);
-      if (!loss) html("span", { class: "band", style: `left:${at(low)}%;width:${at(high) - at(low)}%` }, track);
-      html("span", { class: "whole", style: `left:${at(1)}%` }, track);
+      draw_bar(track, fact, line);
+      html("span", { class: "whole", style: `left:${width_of(1)}%` }, track);
       row.append(track);
-      const words = html("span", {}, row, loss ? `perplexity ${perplexity(whole)}, now ${perplexity(score)}` : `keeps ${percent(kept)} (${percent(low)} to ${percent(high)})`);
+      const words = html("span", {}, row, loss ? `perplexity ${perplexities(fact)}` : `keeps ${percent(kept)} (${percent(low)} to ${percent(high)})`);
       html("small", {}, words, loss ? `loss ${whole.toFixed(2)}, now ${score.toFixed(2)} nats; ${items} texts` : `${percent(score)} right, whole model ${percent(whole)}, ${items} items`);
       return row;
     }

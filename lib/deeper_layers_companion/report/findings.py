@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers_companion.report.names import (
+    Sentences,
     escape_invisible,
     join_words,
     model_title,
+    put_in_order,
     rule_title,
+    said,
     sort_models,
     title_within,
 )
@@ -42,6 +45,25 @@ def find_events(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
 def tell_half_gone(row: Mapping) -> str:
     """Where half is gone, as every page says it, of a row of `statistics.half_gone_table` or `statistics.curves`."""
     return f"half is gone at {row['gone_at']} of {row['layers']:.0f} layers"
+
+
+def tell_fall(curves: pd.DataFrame, cliffs: pd.Series) -> Sentences:
+    """What the first model keeps of MMLU by letter without the fewest most similar layers that take half of it, or
+    without the most that were dropped, beside where the paper's models fall (shares of the layers). `curves` is the
+    table of `statistics.curves`."""
+    is_asked = (
+        (curves["task"] == "mmlu") & (curves["rule"] == "similarity") & curves["kept"].notna()
+    )
+    line = put_in_order(curves[is_asked])
+    line = line[line["model"] == line["model"].iloc[0]] if len(line) else line
+    fallen = line[line["kept"] <= HALF]
+    rows = fallen.head(1) if len(fallen) else line.tail(1)
+    return said(
+        "On MMLU, asked by letter, {model} keeps {kept:.0%} ({kept_low:.0%} to {kept_high:.0%}) of what it scores "
+        "above guessing without its {size} most similar layers of {layers}. The paper's models keep theirs until "
+        "{least:.0%} to {most:.0%} of the layers are gone.",
+        rows.assign(least=cliffs.min(), most=cliffs.max()),
+    )
 
 
 def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:

@@ -95,19 +95,24 @@ def describe_verdict(row: dict) -> str:
     return AT_FLOOR if row["verdict"] == AT_FLOOR else NOT_MEASURED
 
 
-def tell_outliving(judged: pd.DataFrame) -> Sentences:
-    """Prediction 1 in words: what the first model that can show it keeps, asked questions, and the verdict in each."""
+def tell_outliving(judged: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
+    """Prediction 1 in words: what the first model that can show it keeps, asked questions, and the verdict in each.
+    `kept` is the table of `tabulate_kept`, for letters as they are chosen."""
     rows = judged[judged["number"].str.startswith("1.") & (judged["prompt"] == "question")]
     rows = rows[rows["verdict"] != NOT_TESTED]
     told = put_in_order(rows[rows["verdict"] != AT_FLOOR]).head(2)
     if told.empty:
         return Sentences([], "answer")
     letters, written = told["value"]
+    model = told["model"].iloc[0]
+    is_told = (kept["model"] == model) & (kept["place"] == PLACE_NAMES["reverse"])
+    is_told &= (kept["prompt"] == PROMPT_NAMES["question"]) & (kept["asked"] == "letter")
+    as_chosen = kept.loc[is_told & (kept["size"] == study.OUTLIVED_SIZE), "kept"].iloc[0]
     return Sentences(
         [
-            f"Asked new questions without its last {study.OUTLIVED_SIZE} layers, {model_title(told['model'].iloc[0])} "
-            f"keeps {letters:.0%} of choosing the right letter, once each letter's own bias is taken off. Of writing "
-            f"the answer it keeps {written:.0%}.",
+            f"Asked new questions without its last {study.OUTLIVED_SIZE} layers, {model_title(model)} keeps "
+            f"{written:.0%} of writing the right answer and {as_chosen:.0%} of choosing its letter. Once each letter's "
+            f"own bias is taken off, it keeps {letters:.0%} of choosing.",
             f"That letters outlive writing was predicted: {join_verdicts(rows.drop_duplicates('model'))}.",
         ],
         "answer",
@@ -117,20 +122,20 @@ def tell_outliving(judged: pd.DataFrame) -> Sentences:
 def tell_last_layer(judged: pd.DataFrame, compared: pd.DataFrame) -> Sentences:
     """Prediction 2 in words, with what came of it in each model that was measured, and its two halves. `compared` is
     the table of `compare_last_layer`."""
-    parts = []
+    sentences = [
+        "Predicted too: more answers are right without the last n layers than without the n before the last one, by "
+        f"at least {study.LEAST_TASKS:.2f} of all questions."
+    ]
     for row in _find_judged(judged, "2."):
         of_model = compared[
             (compared["model"] == row["model"]) & compared["size"].isin(study.LAST_SIZES)
         ]
         halves = of_model.groupby("asked")["value"].mean()
-        parts.append(
-            f"{_tell_verdict(row)}, from {halves['words']:.2f} in words and {halves['written']:.2f} in writing"
+        sentences.append(
+            f"In {model_title(row['model'])} it is {row['value']:.2f} ({row['verdict']}): {halves['words']:.2f} in "
+            f"words and {halves['written']:.2f} in writing."
         )
-    told = (
-        f"Predicted too: without the last n layers at least {study.LEAST_TASKS:.2f} more answers are right than "
-        f"without the n before the last one. It is {'; '.join(parts)}."
-    )
-    return Sentences([told] if parts else [], "last-layer")
+    return Sentences(sentences if len(sentences) > 1 else [], "last-layer")
 
 
 def tell_last_loss(judged: pd.DataFrame) -> Sentences:
@@ -159,11 +164,11 @@ def tell_maps(judged: pd.DataFrame, returned: pd.DataFrame) -> Sentences:
     parts = []
     for name in study.MAPS.values():
         for row in _find_judged(judged, f"5. R of writing, {name} map"):
-            share = of_loss[row["model"], name]
-            title = model_title(row["model"])
+            share = of_loss.get((row["model"], name), np.nan)
+            of_text = f", and {share:.2f} of the loss" if pd.notna(share) else ""
             parts.append(
-                f"In {title} the {name} map returns {format_number(row)} of the writing that was lost, and "
-                f"{share:.2f} of the loss ({row['verdict']})."
+                f"In {model_title(row['model'])} the {name} map returns {format_number(row)} of the writing that was "
+                f"lost{of_text} ({row['verdict']})."
             )
     weaker = "A map that returns less may only be the weaker map."
     return Sentences([*parts, weaker] if parts else [], "maps")

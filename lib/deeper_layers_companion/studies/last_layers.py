@@ -261,12 +261,13 @@ def tell_x(judged: pd.DataFrame, halves: pd.DataFrame) -> Sentences:
     if rows["value"].isna().all():
         return Sentences([], "prediction-writing")
     sentences = [
-        "X decides: the writing kept without the most similar layers, less that without the last, plus the reverse for "
-        "letters.",
-        f"By the registered rule it is {join_verdicts(rows)}.",
+        "The number that decides, X, adds two differences: writing kept without the most similar layers less that "
+        "without the last ones, and letters kept the other way round.",
+        f"At least {LEAST['X']:.2f} was predicted. By the registered rule this is {join_verdicts(rows)}.",
     ]
     halves_told = said(
-        "In {model} it is {x}: {writing:.2f} from writing and {letters:.2f} from letters.", halves
+        "In {model} X is {x}: {writing:.2f} comes from writing and {letters:.2f} from letters.",
+        halves,
     )
     return Sentences(sentences + halves_told.sentences, "prediction-writing")
 

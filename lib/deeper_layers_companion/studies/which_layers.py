@@ -25,7 +25,15 @@ from deeper_layers_companion.report.estimates import (
     mean_of_drawn,
     resample,
 )
-from deeper_layers_companion.report.names import model_title, put_in_order, rule_title, task_title
+from deeper_layers_companion.report.names import (
+    Sentences,
+    format_number,
+    join_words,
+    model_title,
+    put_in_order,
+    rule_title,
+    task_title,
+)
 from deeper_layers_companion.report.pairing import (
     find_measurements,
     is_map_row,
@@ -185,6 +193,23 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype(
         dict.fromkeys(["start", "best", "blocks", "place"], "Int64")
     )
+
+
+def tell_regret(means: pd.DataFrame) -> Sentences:
+    """The mean regret of the most similar block of each model, and where it is not surely more than none, from rows of
+    `regret_table` of size 0."""
+    rows = put_in_order(means).to_dict("records")
+    if not rows:
+        return Sentences([], "answer")
+    costs = join_words(f"{format_number(row)} in {model_title(row['model'])}" for row in rows)
+    sentences = [
+        "Where a tenth of the layers or more are dropped, the most similar block costs more on C4 than the best block "
+        f"of its size, in nats a token: {costs}."
+    ]
+    as_good = [model_title(row["model"]) for row in rows if row["low"] <= 0]
+    if as_good:
+        sentences.append(f"In {join_words(as_good)} it is not surely worse than the best one.")
+    return Sentences(sentences, "answer")
 
 
 @returns("model rule title sizes value low high")
