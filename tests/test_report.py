@@ -357,6 +357,24 @@ def test_the_regret_of_the_most_similar_block_says_where_it_may_be_none():
     assert str(which_layers.tell_regret(means[:0])) == "Not measured."
 
 
+def test_healing_is_told_beside_the_paper_s_tokens_and_names_what_surely_gains_nothing():
+    healed = {"rule": "similarity", "tokens": round(paper.HEALING_TOKENS / 1000), "topic": "C4", "gained_low": np.nan}
+    rows = [
+        healed | {"model": model, "task": "c4", "metric": "loss", "value": value}
+        for model, value in (("a", 0.1), ("a", 0.3), ("b", 0.82))
+    ]
+    for task, topic, low in (("mmlu", "MMLU by letter", -0.1), ("gsm8k", "GSM8K", 0.1)):
+        rows.append(
+            healed | {"model": "a", "task": task, "topic": topic, "metric": "acc", "value": 0.2, "gained_low": low}
+        )
+    told = str(findings.tell_recovery(pd.DataFrame(rows)))
+    assert told == (
+        "With 0.10% of the paper's tokens healing closes 10% to 30% of a's gap in loss, and returns no sure part of "
+        "MMLU by letter. In b, with 0.10%, it closes 82%."
+    )
+    assert str(findings.tell_recovery(pd.DataFrame(rows)[:0])) == "Not measured."
+
+
 def test_mmlu_s_fall_is_told_beside_the_paper_s():
     line = {"model": "m", "task": "mmlu", "rule": "similarity", "layers": 20}
     kept = {1: 0.9, 2: 0.45, 3: 0.1}

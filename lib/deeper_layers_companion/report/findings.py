@@ -16,9 +16,11 @@ from deeper_layers_companion.report.names import (
     sort_models,
     title_within,
 )
+from deeper_layers_companion.report.paper import HEALING_TOKENS
 from deeper_layers_companion.report.statistics import find_depth, find_quarter
 
 HALF = 0.5
+HARD_TASKS = ("mmlu", "gsm8k")  # that the paper asks of healed models
 FLAT = 0.05  # a line that moves by less than this, of its own height, stays
 FIRST_TOPICS = 2  # that a caption tells of
 MOST_MODELS = 3  # likewise
@@ -64,6 +66,30 @@ def tell_fall(curves: pd.DataFrame, cliffs: pd.Series) -> Sentences:
         "{least:.0%} to {most:.0%} of the layers are gone.",
         rows.assign(least=cliffs.min(), most=cliffs.max()),
     )
+
+
+def tell_recovery(healed: pd.DataFrame) -> Sentences:
+    """The share of the gap in loss that healing closes in each model, the most similar layers dropped, from rows of
+    `statistics.recovery_table` that were healed in one way; of the first model also which of MMLU and GSM8K surely gain
+    nothing."""
+    rows = put_in_order(healed[(healed["rule"] == "similarity") & healed["value"].notna()])
+    sentences = []
+    for model, of_loss in rows[rows["metric"] == "loss"].groupby("model", sort=False):
+        part = of_loss["tokens"].iloc[0] / HEALING_TOKENS
+        ends = [f"{share:.0%}" for share in (of_loss["value"].min(), of_loss["value"].max())]
+        closed = " to ".join(dict.fromkeys(ends))
+        name = escape_title(str(model))
+        if sentences:
+            sentences.append(f"In {name}, with {part:.2%}, it closes {closed}.")
+            continue
+        is_asked = (rows["model"] == model) & rows["task"].isin(HARD_TASKS)
+        gained = rows[is_asked].groupby("topic", sort=False)["gained_low"].max()
+        lost = " or ".join(gained.index[gained <= 0])
+        sentences.append(
+            f"With {part:.2%} of the paper's tokens healing closes {closed} of {name}'s gap in loss"
+            + (f", and returns no sure part of {lost}." if lost else ".")
+        )
+    return Sentences(sentences, "answer")
 
 
 def find_return(line: pd.DataFrame) -> list[tuple[pd.Series, str]]:
