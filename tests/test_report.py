@@ -508,6 +508,8 @@ def test_colours_with_a_meaning_are_given_to_nothing_else():
     assert looks["similarity"]["colour"] == panels.PURPLE and looks["letters"]["colour"] == panels.RED
     assert not {*panels.FREE} - {panels.INK} & {looks[name]["colour"] for name in ("similarity", "letters")}
     assert {looks[name]["colour"] for name in ("something", "another")} <= {*panels.FREE}
+    markers = [look["marker"] for look in looks.values()]
+    assert markers[0] == "diamond" and len(set(markers)) == len(markers)
 
 
 # ---- captions and agreement -----------------------------------------------------------------------------------------

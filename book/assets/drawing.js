@@ -44,7 +44,7 @@ window.Drawing = (() => {
   }
 
   function width_of(text) {
-    measure.font = `600 ${SIZE}px sans-serif`;
+    measure.font = `600 ${SIZE}px ${getComputedStyle(document.body).fontFamily}`;
     return measure.measureText(text).width;
   }
 
@@ -61,16 +61,40 @@ window.Drawing = (() => {
     return heights;
   }
 
+  const is_upright = (points) => points.length > 1 && points.every(([x]) => x === points[0][0]);
+
+  const touch = (box, other) => box.left < other.right && other.left < box.right && box.top < other.bottom && other.top < box.bottom;
+
+  // How much is in the way of a text: lines that run through its box, and boxes where something is written already.
+  function count_in_the_way(box, lines, taken) {
+    let found = 20 * taken.filter((other) => touch(box, other)).length;
+    for (const { points } of lines) {
+      const flat = is_upright(points) ? points.map(([x]) => [x, (box.top + box.bottom) / 2]) : [];
+      const heights = flat.length ? flat : [...sample(points)].map(([step, y]) => [step * STEP, y]);
+      found += heights.filter(([x, y]) => touch(box, { left: x, right: x + 1, top: y - 2, bottom: y + 2 })).length;
+    }
+    return found;
+  }
+
+  // Of several boxes for one text the one that has least in its way; the first one among equals.
+  function choose_box(boxes, lines, taken) {
+    const ways = boxes.map((box) => count_in_the_way(box, lines, taken));
+    return boxes[ways.indexOf(Math.min(...ways))];
+  }
+
   // Each name beside its line, where it meets no line and no other name: flat stretches with air around them win.
-  // `taken` are boxes where something is written already. The name of an upright line runs along it.
+  // `taken` are boxes where something is written already. The name of an upright line runs along it, above or below, in
+  // smaller letters.
   function label_lines(parent, lines, { left, right, top, bottom }, taken = []) {
     const sampled = lines.map((line) => sample(line.points));
     lines.forEach((line, number) => {
-      const across = line.points.map(([x]) => x).filter((x) => x !== null);
-      if (across.length > 1 && Math.max(...across) - Math.min(...across) < 2) {
-        const at = `translate(${across[0] - 3} ${top + 2}) rotate(-90)`;
-        svg("text", { transform: at, class: "upright", "text-anchor": "end" }, parent, line.text);
-        taken.push({ left: across[0] - SIZE - 3, right: across[0] + 1, top, bottom: top + width_of(line.text) });
+      if (is_upright(line.points)) {
+        const x = line.points[0][0], long = width_of(line.text) * 0.85, ends = { left: x - SIZE - 3, right: x - 1 };
+        const boxes = [{ ...ends, top, bottom: top + long + 2 }, { ...ends, top: bottom - long - 2, bottom }];
+        const box = choose_box(boxes, lines, taken), is_above = box === boxes[0];
+        const at = `translate(${x - 3} ${is_above ? top + 2 : bottom - 2}) rotate(-90)`;
+        svg("text", { transform: at, class: "upright", "text-anchor": is_above ? "end" : "start" }, parent, line.text);
+        taken.push(box);
         return;
       }
       const half = width_of(line.text) / 2 + 3;
@@ -104,5 +128,5 @@ window.Drawing = (() => {
     });
   }
 
-  return { svg, html, scale, ticks, path, label_lines, width_of, SIZE };
+  return { svg, html, scale, ticks, path, label_lines, is_upright, choose_box, width_of, SIZE };
 })();

@@ -2,7 +2,7 @@
 // and in the theme of the page, with a text under the pointer. Without this script the picture stays. No network.
 (() => {
   "use strict";
-  const { svg, html, scale, ticks, path, label_lines, width_of, SIZE } = window.Drawing;
+  const { svg, html, scale, ticks, path, label_lines, is_upright, choose_box, width_of, SIZE } = window.Drawing;
   const NARROW = 480; // pixels of a panel, below which names stand above their rows
   const WHITE = "#ffffff"; // of markers: they have an edge
   const INK = "#1a1a1a"; // of the picture: here the colour of the page's text
@@ -57,29 +57,35 @@
     drawing.setAttribute("height", height);
     draw_axes(drawing, panel, box, x, y);
     if (rows) draw_rows(drawing, rows, box.left, y, narrow);
-    const points = [], lines = [], notes = [];
+    const points = [], lines = [], drawn = [], notes = [];
     const inside = svg("svg", { x: box.left - 5, y: box.top - 5, width: box.right - box.left + 10, height: box.bottom - box.top + 10, viewBox: `${box.left - 5} ${box.top - 5} ${box.right - box.left + 10} ${box.bottom - box.top + 10}` }, drawing);
     for (const item of panel.items) {
       if (item.kind === "map") draw_map(inside, item, x, y, points);
-      if (item.kind === "note") notes.push(draw_note(drawing, item.text, x(item.x), y(item.y), box));
       if (item.kind !== "line" && item.kind !== "band") continue;
       const at = item.x.map((value, index) => (value === null || item.y[index] === null ? [null, null] : [x(value), y(item.y[index])]));
       if (item.kind === "band") svg("path", { d: `${path(at)}Z`, fill: item.colour, opacity: 0.18 }, inside);
       else draw_line(inside, item, at, points);
+      if (item.kind === "line" && item.line) drawn.push({ points: at });
       const is_named = lines.some((line) => line.text === item.label); // by another stroke of the same colour
       if (item.label && item.line && at.length > 1 && !is_named) lines.push({ points: at, text: item.label, colour: ink(item.colour) });
     }
-    if (named) label_lines(drawing, lines.sort((one, other) => is_upright(other) - is_upright(one)), box, notes);
+    for (const item of panel.items) {
+      if (item.kind === "note") notes.push(draw_note(drawing, item.text, x(item.x), y(item.y), box, drawn, notes));
+    }
+    if (named) label_lines(drawing, lines.sort((one, other) => is_upright(other.points) - is_upright(one.points)), box, notes);
     return points;
   }
 
-  const is_upright = ({ points }) => points.every(([x]) => x === points[0][0]);
-
-  // A note beside a point, on the side that has room; returns its box.
-  function draw_note(parent, text, x, y, box) {
-    const wide = width_of(text), left = x + 8 + wide > box.right ? x - 8 - wide : x + 8;
-    svg("text", { class: "note", x: left, y: y - 7 }, parent, text);
-    return { left, right: left + wide, top: y - 7 - SIZE, bottom: y - 4 };
+  // A note beside a point, where it has room; returns its box.
+  function draw_note(parent, text, x, y, box, drawn, notes) {
+    const wide = width_of(text), boxes = [];
+    for (const up of [-7, 16, -22, 30, -37, 45]) {
+      for (const left of [x + 8, x - 8 - wide]) boxes.push({ left, right: left + wide, top: y + up - SIZE, bottom: y + up + 3 });
+    }
+    const is_inside = ({ left, right, top, bottom }) => left >= box.left && right <= box.right && top >= box.top && bottom <= box.bottom;
+    const chosen = choose_box(boxes.filter(is_inside), drawn, notes) ?? boxes[0];
+    svg("text", { class: "note", x: chosen.left, y: chosen.bottom - 3 }, parent, text);
+    return chosen;
   }
 
   function draw_line(parent, item, at, points) {

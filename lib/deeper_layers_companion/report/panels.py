@@ -59,6 +59,7 @@ FREE = (
     INK,
 )  # mean nothing elsewhere
 COLOURS |= dict(zip(FIRST, FREE))
+MARKS = {"similarity": "diamond", "simple": "triangle-up"}  # as in the first figure
 COLOURS = {task_title(name): colour for name, colour in COLOURS.items()} | {TO_THE_LAST: GREY}
 
 
@@ -105,16 +106,16 @@ def select_overlay(over: pd.DataFrame, panel_rows: pd.DataFrame) -> pd.DataFrame
 
 
 def choose_looks(names: Iterable[str]) -> dict[str, dict]:
-    """A colour and a marker for each name: its fixed colour if it has one, else one that no other name here has."""
+    """A colour and a marker for each name: its fixed ones if it has them, else those that no other name here has."""
     names = list(names)
     free = [colour for colour in FREE if colour not in map(COLOURS.get, names)] or FREE
     colours = (
         dict(zip([name for name in names if name not in COLOURS], itertools.cycle(free))) | COLOURS
     )
-    return {
-        name: {"colour": colours[name], "marker": marker}
-        for name, marker in zip(names, itertools.cycle(MARKERS))
-    }
+    free_markers = [marker for marker in MARKERS if marker not in map(MARKS.get, names)]
+    others = [name for name in names if name not in MARKS]
+    markers = dict(zip(others, itertools.cycle(free_markers))) | MARKS
+    return {name: {"colour": colours[name], "marker": markers[name]} for name in names}
 
 
 def find_levels(panel_rows: pd.DataFrame, y: str) -> dict[str, float]:
