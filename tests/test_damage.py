@@ -194,6 +194,14 @@ def test_a_billion_layers_are_refused_before_they_are_built(family, depth, tmp_p
                 use(str(tmp_path))
 
 
+@pytest.mark.parametrize("classes", ["other/code--modeling.Model", [None, "other/code--modeling.Model"]])
+def test_code_of_another_repository_is_refused_since_no_key_sees_it(classes, tmp_path):
+    tiny_model("llama", layers=4).save_pretrained(tmp_path)
+    put(CONFIG, "auto_map", {"AutoModelForCausalLM": classes})(tmp_path)
+    with pytest.raises(InputError, match="takes its code from other/code, whose changes nobody would see"):
+        load_model(tmp_path.as_posix(), trust_remote_code=True)
+
+
 def test_more_than_a_model_needs_stays_and_a_head_may_lack(tmp_path):
     model = tiny_model("llama", layers=4)
     model.save_pretrained(tmp_path / "whole")

@@ -223,13 +223,13 @@ REFUSED = [  # a model, what is given otherwise, and words of the line
     (lambda: None, {}, "the model is a NoneType, expected one of transformers"),
     (lambda: spread(fresh()), {}, "the model is a PeftModelForCausalLM with adapters, expected none"),
     (lambda: spread(fresh()).get_base_model(), {}, "is a LlamaForCausalLM with adapters, expected none"),
-    (mixed_types, {}, "LlamaForCausalLM can't run on 32 tokens of the texts .*: give a language model with its head"),
+    (mixed_types, {}, "LlamaForCausalLM can't run on 32 tokens of .*: give a language model in one data type"),
     (without_numbers, {}, "has weights that are on disk, missing, or made in inference_mode"),
     (of_inference, {}, "has weights that are on disk, missing, or made in inference_mode"),
-    (lambda: AutoModel.from_config(fresh().config), {}, "LlamaModel can't run on 32 tokens .*: give a language model"),
+    (lambda: AutoModel.from_config(fresh().config), {}, "is a LlamaModel, which has no head, expected one"),
     (lambda: tiny_model("llama", layers=5), {}, r"the tokenizer gives token \d+, and the model has 128"),
     (lambda: GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=300, n_positions=16)), {},
-     "GPT2LMHeadModel can't run on 32 tokens .* a lower sequence_length"),
+     "a sequence has 32 tokens, and GPT2LMHeadModel has 16 positions"),
     (fresh, {"config": dataclasses.replace(LAST, last_layers=6)}, "last_layers is 6, and 5 are left: train these"),
 ]  # fmt: skip
 

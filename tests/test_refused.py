@@ -31,6 +31,8 @@ from deeper_layers_companion.results.places import AROUND as ROOT
 PRUNE = "prune tiny out --rule simple --drop 1"
 IDS = torch.ones(1, 4, dtype=torch.long)
 WHOLE = [Cut(0, 0)]
+LONG = "A few words to learn from. " * 40
+SHORT = dataclasses.replace(PRESETS["small"], steps=1, sequence_length=16, quantization=None)
 
 
 def batches(ids, mask=None) -> list[dict]:
@@ -45,6 +47,12 @@ def on_meta(model):
 def giving_tuples(model):
     model = copy.deepcopy(model)
     model.config.return_dict = False
+    return model
+
+
+def of_few_positions(model):
+    model = copy.deepcopy(model)
+    model.config.max_position_embeddings = 15
     return model
 
 
@@ -185,6 +193,9 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.drop_layers(None, Cut(1, 1)), "the model is a NoneType; expected a transformers"),
     (lambda m, t: ours.merge_adapters(None), "healed is a NoneType, expected a model with adapters"),
     (lambda m, t: ours.heal(m, t, ["a text"], None), "config is None, expected a HealingConfig"),
+    (lambda m, t: ours.heal(m.model, t, [LONG], SHORT), "is a LlamaModel, which has no head, expected one"),
+    (lambda m, t: ours.heal(giving_tuples(m), t, [LONG], SHORT), "config.return_dict is False, expected True"),
+    (lambda m, t: ours.heal(of_few_positions(m), t, [LONG], SHORT), "a sequence has 16 tokens, and LlamaForCausalLM"),
     (lambda m, t: ours.HealingConfig(), "rank is missing"),
     (lambda m, t: ours.similarity_cut(None, 1), "distances is of shape (); expected (L, L)"),
     (lambda m, t: ours.similarity_cut([[0.1], [0.1, 0.2]], 1), "distances is [[0.1], [0.1, 0.2]] (setting an array"),
@@ -337,9 +348,8 @@ def test_a_result_is_measured_by_one_process(number, typed, here, monkeypatch):
 
 def test_healing_says_what_it_can_not_start_with(opened, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "abc")
-    config = dataclasses.replace(PRESETS["small"], steps=1, sequence_length=16, quantization=None)
     with pytest.raises(InputError, match="healing can't start with WORLD_SIZE 'abc'"):
-        ours.heal(*opened, ["A few words to learn from. " * 40], config)
+        ours.heal(*opened, [LONG], SHORT)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")

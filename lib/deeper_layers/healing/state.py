@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 
 from deeper_layers.errors import InputError, as_input_error
 from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.measuring import check_predicts
+from deeper_layers.models.network import check_length
 
 # entries of a configuration that change no number
 UNIMPORTANT = ("_name_or_path", "transformers_version", "use_cache")
@@ -39,7 +41,9 @@ def check_model(model: PreTrainedModel, sequences: list[torch.Tensor]) -> None:
             f"the model of {layers} layers has weights that are on disk, missing, or made in inference_mode; expected "
             "all in memory: open it outside of that, with stream=False"
         )
+    check_predicts(model)
     longest = max(sequences, key=len)
+    check_length(model, len(longest))
     rows = model.get_input_embeddings().weight.shape[0]
     most = max(int(tokens.max()) for tokens in sequences)
     if most >= rows:
@@ -47,7 +51,7 @@ def check_model(model: PreTrainedModel, sequences: list[torch.Tensor]) -> None:
             f"the tokenizer gives token {most}, and the model has {rows}: give the model's own tokenizer"
         )
     problem = f"{type(model).__name__} can't run on {len(longest)} tokens of the texts"
-    advice = "give a language model with its head, in one data type, or a lower sequence_length"
+    advice = "give a language model in one data type, or a lower sequence_length"
     with as_input_error(problem, advice), torch.no_grad():
         model(
             input_ids=longest[None].long().to(model.device), use_cache=False

@@ -74,9 +74,25 @@ def read_config(place: Path, *, trust_remote_code: bool = False) -> "PreTrainedC
     from transformers import AutoConfig
 
     file = place / "config.json" if place.is_dir() else place
-    check_configuration(read_json(file), file)
+    stated = read_json(file)
+    check_configuration(stated, file)
+    if trust_remote_code:
+        _check_own_code(stated, file)
     with as_input_error(f"can't read the model's {file}", "repair it"):
         return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+
+
+def _check_own_code(stated: dict, file: Path) -> None:
+    """Raise InputError where the code of a checkpoint lies in another repository: the model's key does not see it, so
+    numbers of a code that changed would be taken for those of today's."""
+    for classes in (stated.get("auto_map") or {}).values():
+        for name in [classes] if isinstance(classes, str) else classes:
+            repository, _, _ = str(name).rpartition("--")
+            if repository:
+                raise InputError(
+                    f"{file} takes its code from {repository}, whose changes nobody would see: copy that code beside "
+                    "the checkpoint, and name it there without the repository"
+                )
 
 
 def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":

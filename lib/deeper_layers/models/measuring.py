@@ -41,21 +41,26 @@ def measuring(
 
     @functools.wraps(function)
     def measure(model: nn.Module, *others: Others.args, **named: Others.kwargs) -> Found:
-        check_has_weights(model)
-        kind = type(model).__name__
-        head = model.get_output_embeddings()  # ty: ignore[not-callable]
-        if head is None:
-            raise InputError(
-                f"the model is a {kind}, which has no head, expected one that predicts: use load_model"
-            )
-        if not getattr(model.config, "return_dict", True):
-            raise InputError(
-                "the model's config.return_dict is False, expected True: set it, or use load_model"
-            )
+        check_predicts(model)
         with evaluating(model):
             return function(model, *others, **named)
 
     return measure
+
+
+def check_predicts(model: nn.Module) -> None:
+    """Raise InputError where a model is none of transformers, has no weights or no head, or gives tuples."""
+    check_has_weights(model)
+    head = model.get_output_embeddings()  # ty: ignore[not-callable]
+    if head is None:
+        kind = type(model).__name__
+        raise InputError(
+            f"the model is a {kind}, which has no head, expected one that predicts: use load_model"
+        )
+    if not getattr(model.config, "return_dict", True):
+        raise InputError(
+            "the model's config.return_dict is False, expected True: set it, or use load_model"
+        )
 
 
 def check_has_weights(model: nn.Module) -> None:
