@@ -119,23 +119,14 @@ def tell_outliving(judged: pd.DataFrame, kept: pd.DataFrame) -> Sentences:
     )
 
 
-def tell_last_layer(judged: pd.DataFrame, compared: pd.DataFrame) -> Sentences:
-    """Prediction 2 in words, with what came of it in each model that was measured, and its two halves. `compared` is
-    the table of `compare_last_layer`."""
-    sentences = [
+def tell_last_layer(judged: pd.DataFrame) -> Sentences:
+    """Prediction 2 in words, with what came of it in each model that was measured."""
+    parts = [_tell_verdict(row) for row in _find_judged(judged, "2.")]
+    told = (
         "Predicted too: more answers are right without the last n layers than without the n before the last one, by "
-        f"at least {study.LEAST_TASKS:.2f} of all questions."
-    ]
-    for row in _find_judged(judged, "2."):
-        of_model = compared[
-            (compared["model"] == row["model"]) & compared["size"].isin(study.LAST_SIZES)
-        ]
-        halves = of_model.groupby("asked")["value"].mean()
-        sentences.append(
-            f"In {model_title(row['model'])} it is {row['value']:.2f} ({row['verdict']}): {halves['words']:.2f} in "
-            f"words and {halves['written']:.2f} in writing."
-        )
-    return Sentences(sentences if len(sentences) > 1 else [], "last-layer")
+        f"at least {study.LEAST_TASKS:.2f} of all questions. It is {'; '.join(parts)}."
+    )
+    return Sentences([told] if parts else [], "last-layer")
 
 
 def tell_last_loss(judged: pd.DataFrame) -> Sentences:
