@@ -117,6 +117,27 @@ def parts(model, tokens):
     return [torch.stack(found).flatten(1, 2).double() for found in (states, attention, mlp)]
 
 
+def parts_of_all(model, sequences):
+    """`parts` of sequences of any lengths, one after the other: N counts the tokens of all of them."""
+    found = [parts(model, sequence[None]) for sequence in sequences]
+    return [torch.cat(of_part, dim=1) for of_part in zip(*found, strict=True)]
+
+
+def logits_of_all(model, sequences):
+    """[N, V]: the logits at all tokens of sequences of any lengths."""
+    return torch.cat([logits(model, sequence[None])[0] for sequence in sequences])
+
+
+def loss_of_all(model, sequences):
+    """The mean cross-entropy over all tokens of sequences of any lengths, which is no mean of their means."""
+    losses, tokens = 0.0, 0
+    for sequence in sequences:
+        scores = model(sequence[None]).logits[0, :-1]
+        losses = losses + torch.nn.functional.cross_entropy(scores, sequence[1:], reduction="sum")
+        tokens += len(sequence) - 1
+    return losses / tokens
+
+
 def plain_distances(vectors):
     """[n, l] of one sequence by the formula, one pair after the other."""
     layers = len(vectors) - 1

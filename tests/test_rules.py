@@ -1,12 +1,12 @@
 """Rules: each against a plain reading of its formula, on distances made by hand, and on models with harmless layers."""
 
 import contextlib
+import copy
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
-from torch.func import functional_call
 
 from deeper_layers.cuts import Cut, similarity_cut
 from deeper_layers.errors import InputError
@@ -24,7 +24,7 @@ from deeper_layers_companion.rules.changing import bridge_cut, build_likeness, m
 from deeper_layers_companion.rules.choosing import choose_merges, target_layer
 from deeper_layers_companion.rules.needs import measure_rule_needs, saliences, sublayer_cosines, token_cosines
 from deeper_layers_companion.rules.table import DESCRIBED, REGISTERED, RETIRED, SEEDS
-from tests.plain import logits, parts
+from tests.plain import logits_of_all, loss_of_all, parts, parts_of_all
 from tests.tiny import search, shared_model, tiny_model
 
 LAYERS, NAN, CUT = 6, np.nan, Cut(2, 2)
@@ -44,7 +44,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def sequences():
-    return list(torch.randint(1, 128, (8, 24), generator=torch.Generator().manual_seed(0)))
+    """Of different lengths, so that a mean over tokens is none over sequences; the first two fill a square map."""
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(1, 128, (length,), generator=draw) for length in (24, 24, 9, 31, 17, 40, 12, 28)]
 
 
 # --- the paper's, on distances made by hand, and what holds of all rules -----------------------------------
@@ -121,7 +123,7 @@ def test_what_chooses_no_more_is_described_for_its_results():
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
 def test_block_influence_is_a_mean_of_cosines_over_tokens(family, sequences):
     model = tiny_model(family, layers=LAYERS)
-    states, _, _ = parts(model, torch.stack(sequences))
+    states, _, _ = parts_of_all(model, sequences)
     found = torch.cat(list(iterate_residuals(model, sequences)), dim=1)
     torch.testing.assert_close(found, states, rtol=1e-6, atol=1e-6)
     cosines = torch.cosine_similarity(states[:, None], states, dim=-1).mean(dim=-1).numpy()
@@ -135,7 +137,7 @@ def test_block_influence_is_a_mean_of_cosines_over_tokens(family, sequences):
 @pytest.mark.parametrize("family", ["llama", "phi"])  # of phi both sublayers read one residual
 def test_cosines_of_sublayers_are_those_of_what_each_adds(family, sequences):
     model = tiny_model(family, layers=LAYERS)
-    states, attention, mlp = parts(model, torch.stack(sequences))
+    states, attention, mlp = parts_of_all(model, sequences)
     entering, between = states[:-1], states[:-1] + attention
     pairs = (entering, between), (between, between + mlp) if family == "llama" else (entering, entering + mlp)
     expected = np.stack([torch.cosine_similarity(*pair, dim=-1).mean(dim=-1) for pair in pairs])
@@ -147,12 +149,11 @@ def test_cosines_of_sublayers_are_those_of_what_each_adds(family, sequences):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # qwen2 has biases, which have no salience
 def test_saliences_are_sums_of_weights_times_gradients(family, sequences):
-    model, copy = (tiny_model(family, layers=LAYERS) for _ in range(2))
-    batch = torch.stack(sequences)
-    copy(batch, labels=batch).loss.backward()
+    model, other = (tiny_model(family, layers=LAYERS) for _ in range(2))
+    loss_of_all(other, sequences).backward()
     expected = [
         sum((p * p.grad).abs().sum().item() for name, p in layer.named_parameters() if not name.endswith("bias"))
-        for layer in decoder_layers(copy)
+        for layer in decoder_layers(other)
     ]
     np.testing.assert_allclose(saliences(model, sequences), expected, rtol=1e-4)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -160,7 +161,7 @@ def test_saliences_are_sums_of_weights_times_gradients(family, sequences):
 
 
 def test_searches_by_loss_are_loops_over_candidates(model, sequences):
-    batch = torch.stack(sequences[:3])
+    few = sequences[:4]
 
     def cut_of(some) -> Cut:
         return Cut.of(**{part: [i for name, i in some if name == part] for part in ("layers", "attention", "mlp")})
@@ -169,10 +170,12 @@ def test_searches_by_loss_are_loops_over_candidates(model, sequences):
     def losses(cuts) -> list[float]:
         found = []
         for cut in cuts:
-            silent = [f"model.layers.{i}.self_attn.o_proj.weight" for i in (*cut.dropped, *cut.attention)]
-            silent += [f"model.layers.{i}.mlp.down_proj.weight" for i in (*cut.dropped, *cut.mlp)]
-            zeros = {name: torch.zeros_like(model.get_parameter(name)) for name in silent}
-            found.append(functional_call(model, zeros, (batch,), {"labels": batch}).loss.item())
+            silenced = copy.deepcopy(model)
+            for i in (*cut.dropped, *cut.attention):
+                decoder_layers(silenced)[i].self_attn.o_proj.weight.zero_()
+            for i in (*cut.dropped, *cut.mlp):
+                decoder_layers(silenced)[i].mlp.down_proj.weight.zero_()
+            found.append(loss_of_all(silenced, few).item())
         return found
 
     def greedily(candidates) -> list[Cut]:
@@ -186,14 +189,15 @@ def test_searches_by_loss_are_loops_over_candidates(model, sequences):
         [("layers", i) for i in range(1, 5)],
         [(part, i) for part in ("attention", "mlp") for i in range(6)],
     )
-    assert search(model, "greedy", list(range(5)), sequences[:3]) == greedily(layers)
-    assert search(model, "block-pruner", [0, 1, 2], sequences[:3]) == greedily(sublayers)[::2]
+    assert search(model, "greedy", list(range(5)), few) == greedily(layers)
+    assert search(model, "block-pruner", [0, 1, 2], few) == greedily(sublayers)[::2]
     order = np.argsort(losses([Cut(layer, 1) for layer in range(LAYERS)])).tolist()
-    assert search(model, "perplexity", [1, 3], sequences[:3]) == [Cut.of(order[:1]), Cut.of(order[:3])]
+    assert search(model, "perplexity", [1, 3], few) == [Cut.of(order[:1]), Cut.of(order[:3])]
 
 
 def test_a_search_that_is_interrupted_goes_on_from_its_steps(model, sequences, tmp_path, monkeypatch):
-    whole, answer, runs = search(model, "greedy", [3], sequences[:3]), TreeModel.answer, []
+    alike = sequences[:2]  # of one length: a step is one answer
+    whole, answer, runs = search(model, "greedy", [3], alike), TreeModel.answer, []
 
     def run(*arguments):
         if arguments[0].network.model is not model:  # a trial
@@ -205,7 +209,7 @@ def test_a_search_that_is_interrupted_goes_on_from_its_steps(model, sequences, t
 
     monkeypatch.setattr(TreeModel, "answer", run)
     for _ in range(2):
-        known = measure_rule_needs(model, "greedy", sequences[:3], Shards(tmp_path / "kept"))
+        known = measure_rule_needs(model, "greedy", alike, Shards(tmp_path / "kept"))
         with contextlib.suppress(KeyboardInterrupt):
             cuts = REGISTERED["greedy"].choose([3], LAYERS, known)
     assert cuts == whole and len(runs) == 4
@@ -230,10 +234,13 @@ def test_merged_layers_have_the_matrices_of_the_last_and_the_norms_of_the_first(
 
 
 def test_likeness_is_the_cosine_of_all_final_states(model, sequences):
-    tried, tokens = [0, 1, 2, (3, 4), 5], torch.stack(sequences)
-    states = [one.model(tokens).last_hidden_state.double().flatten(1) for one in (model, merge_layers(model, tried))]
+    tried = [0, 1, 2, (3, 4), 5]
+    cosines = []
+    for sequence in sequences:
+        pair = [one.model(sequence[None]).last_hidden_state for one in (model, merge_layers(model, tried))]
+        cosines.append(torch.cosine_similarity(*(states.double().flatten() for states in pair), dim=0).item())
     likeness = build_likeness(model, sequences)
-    assert likeness(tried) == pytest.approx(torch.cosine_similarity(*states).mean().item(), abs=1e-6)
+    assert likeness(tried) == pytest.approx(np.mean(cosines), abs=1e-6)
     assert likeness(list(range(LAYERS))) == pytest.approx(1, abs=1e-9)
 
 
@@ -260,7 +267,7 @@ def test_laco_walks_down_and_merges_where_states_stay_alike():
 
 
 def test_least_squares_fold_into_the_mlp_what_it_lacks(model, sequences):
-    states, _, mlp = parts(model, torch.stack(sequences))
+    states, _, mlp = parts_of_all(model, sequences)
     found = torch.linalg.pinv(mlp[1]) @ (states[4] - (states[2] - mlp[1]))
     bridge = bridge_cut(model, CUT, sequences)
     weight, plain = (decoder_layers(one)[1].mlp.down_proj.weight.detach().double() for one in (bridge, model))
@@ -270,32 +277,31 @@ def test_least_squares_fold_into_the_mlp_what_it_lacks(model, sequences):
 
 
 def test_what_follows_is_scaled_as_if_what_comes_before_were(model, sequences):
-    plain, batch = tiny_model("llama", layers=LAYERS), torch.stack(sequences)
-    magnitudes = parts(model, batch)[0].abs().unflatten(1, batch.shape).mean(dim=2)
-    gap = (magnitudes[4] / magnitudes[2]).mean()
+    plain = tiny_model("llama", layers=LAYERS)
+    magnitudes = [parts(model, sequence[None])[0].abs().mean(dim=1) for sequence in sequences]
+    gap = torch.stack([of_one[4] / of_one[2] for of_one in magnitudes]).mean()
     with torch.no_grad():  # the authors' way
         plain.get_input_embeddings().weight *= gap
         for layer in decoder_layers(plain)[: CUT.start]:
             layer.self_attn.o_proj.weight *= gap
             layer.mlp.down_proj.weight *= gap
     assert gap > 1.1
-    ours, expected = (
-        logits(one, batch) for one in (bridge_cut(model, CUT, sequences, "scaled"), drop_layers(plain, CUT))
-    )
+    bridge = bridge_cut(model, CUT, sequences, "scaled")
+    ours, expected = (logits_of_all(one, sequences) for one in (bridge, drop_layers(plain, CUT)))
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_each_way_comes_nearer_in_its_own_terms(model, sequences):
-    batch, cosine, squares = torch.stack(sequences), {}, {}
-    before = logits(model, batch)
+    cosine, squares = {}, {}
+    before = logits_of_all(model, sequences)
     for how in ("none", "least squares", "trained"):
         bridge = drop_layers(model, CUT) if how == "none" else bridge_cut(model, CUT, sequences, how)
-        left, wanted = parts(bridge, batch)[0][CUT.start], parts(model, batch)[0][CUT.stop]
+        left, wanted = parts_of_all(bridge, sequences)[0][CUT.start], parts_of_all(model, sequences)[0][CUT.stop]
         cosine[how] = torch.cosine_similarity(left, wanted, dim=-1).mean().item()
         squares[how] = (left - wanted).square().mean().item()
     assert cosine["least squares"] > cosine["none"]
     assert max(squares["least squares"], squares["trained"]) < squares["none"]
-    assert torch.equal(logits(model, batch), before), "the model stays as it was"
+    assert torch.equal(logits_of_all(model, sequences), before), "the model stays as it was"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -336,10 +342,9 @@ def test_each_rule_finds_the_harmless_layers_and_what_it_leaves_answers_the_same
     model, text = harmless
     (cut,) = search(model, rule.name, [1 if rule.name in ONE else 2], text)
     assert cut == EXPECTED.get(rule.name, CUT)
-    batch = torch.stack(text)
     if rule.changes:
         left = change_model(model, rule, cut, [0, 1, (2, 3), 4, 5], text)
-        torch.testing.assert_close(logits(left, batch), logits(model, batch), rtol=0.02, atol=0.02)
+        torch.testing.assert_close(logits_of_all(left, text), logits_of_all(model, text), rtol=0.02, atol=0.02)
     else:
         with_cut, whole = text_loss(model, [cut, Cut(0, 0)], text)[0]["value"]
         assert with_cut == pytest.approx(whole, rel=1e-5)
