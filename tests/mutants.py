@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "lib"
 SLOW = "torch transformers pandas scipy.stats peft datasets lm_eval.evaluator gguf matplotlib.pyplot papermill"
 # of report/ what makes numbers: the others draw them
-STATISTICS = "report/statistics.py report/estimates.py report/pairing.py report/measured.py report/one_cut.py"
+STATISTICS = """report/statistics.py report/estimates.py report/pairing.py report/measured.py report/one_cut.py
+    report/stopping.py report/calibration.py report/keeping.py"""
 HITS = ROOT / ".mutants-hits.json"  # by file of tests and function of lib/ the tests that run it, and their seconds
 # of tests/ what builds a site or an environment, reads the text of lib/, or needs a browser
 LEFT_OUT = "book wheel cluster notebooks house explorer"

@@ -17,7 +17,7 @@ from deeper_layers.sweeping.planning import Requests, plan_batches
 from deeper_layers.sweeping.shards import Shards
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan, plan_requests, sweep, text_loss
 from deeper_layers.sweeping.tree_model import Sharing, TreeModel
-from tests.plain import allocated, never, requests
+from tests.plain import allocated, logits, never, requests, without
 from tests.tiny import shared_model, tiny_model
 
 LAYERS = 6
@@ -42,6 +42,24 @@ def test_together_is_alone_to_the_bit(llama, few_shot):
     for cut, *found in zip(CUTS, logprobs, greedy, strict=True):
         alone = swept(drop_layers(llama, cut), [Cut(0, 0)], ASKED[few_shot], batch_tokens=128)
         assert np.array_equal(found, [of_one[0] for of_one in alone]), cut
+
+
+@pytest.mark.parametrize("few_shot", [0, 60, 110])
+def test_a_request_is_scored_as_a_plain_pass_of_the_pruned_model_scores_it(llama, few_shot):
+    """The reference plans nothing. With 110 tokens in front some requests exceed the context: their end is scored."""
+    asked = requests(128, few_shot=few_shot, max_length=128)
+    lengths = [len(context + continuation) for context, continuation in asked.pairs]
+    assert (max(lengths) > asked.max_length + 1 > min(lengths)) == (few_shot == 110)
+    logprobs, greedy = swept(llama, CUTS, asked, batch_tokens=128)
+    for row, cut in enumerate(CUTS):
+        reference = without(llama, cut.dropped)
+        for column, (context, continuation) in enumerate(asked.pairs):
+            tokens = (context + continuation)[-(asked.max_length + 1) :]
+            scores = logits(reference, torch.tensor([tokens[:-1]]))[0, -len(continuation) :].log_softmax(-1)
+            wanted = torch.tensor(continuation)
+            expected = scores[range(len(continuation)), wanted].sum().item()
+            assert logprobs[row, column] == pytest.approx(expected, abs=1e-4), (cut, context)
+            assert greedy[row, column] == torch.equal(scores.argmax(-1), wanted)
 
 
 # ---- what is shared
