@@ -209,6 +209,8 @@ def execute_notebook(source: Path, out: Path | None, parameters: dict, folder: P
             "cwd": folder,
             "progress_bar": False,
             "stderr_file": sys.stderr,
+            # a kernel that is ended while it answers logs a traceback of its socket
+            "extra_arguments": ["--log-level=CRITICAL"],
         }
         options |= interrupt_only_cells()
         return papermill.execute_notebook(
