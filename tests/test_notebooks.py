@@ -98,7 +98,7 @@ def test_a_new_model_comes_first_on_a_page_and_the_published_ones_beside_it(give
     shutil.copytree(ROOT / "results", given["results"])
     page, name = shown("01-similarity", **given, **DRAWN), Path(given["model"]).name
     answer = re.search(r'id="answer">(.*?)</p>', page)[1]
-    assert answer.startswith("The most similar block of a quarter") and f"in {name} (" in answer
+    assert answer.startswith(f"In {name} the most similar quarter of the layers (")
     alt = re.search(r'id="distance-curves">.*?alt="(.*?)"', page)[1]
     places = [alt.find(model) for model in (name, "Qwen2.5-Coder-1.5B", "Gemma-3-270m", "SmolLM2-135M")]
     assert -1 not in places and places == sorted(places)
