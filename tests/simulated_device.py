@@ -30,6 +30,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyPrivateUse1Hook, _setup_privateuseone_for_python_backend
 
+from deeper_layers_companion.jobs.launches import NO_LAUNCHES
+
 TYPE = "card"
 aten = torch.ops.aten
 # these take indices that lie on the processor
@@ -267,7 +269,7 @@ class Card(TorchDispatchMode):
             waits = _depends_on_numbers(operator)
         if waits:
             self.wait(name, 8)
-        if not _is_view(operator) and operator is not aten._local_scalar_dense.default:
+        if not _is_view(operator) and operator not in (*NO_LAUNCHES, aten._local_scalar_dense.default):
             self.counts.launches += 1
             self.counts.operators[name] += 1
 

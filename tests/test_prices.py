@@ -15,6 +15,7 @@ from transformers import MixtralConfig
 from deeper_layers import models
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.models import configuration
+from deeper_layers.models.network import Network
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping.tree import Tree
@@ -22,10 +23,12 @@ from deeper_layers_companion.command.report import CLASSES
 from deeper_layers_companion.jobs import plan as plans
 from deeper_layers_companion.jobs import price as prices
 from deeper_layers_companion.jobs.job import distances_job, list_unknown_cuts
+from deeper_layers_companion.jobs.launches import count_launches
 from deeper_layers_companion.jobs.notebook_options import SimilarityParameters
 from deeper_layers_companion.jobs.plan import plan_notebooks
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.places import AROUND as ROOT
+from tests.simulated_device import simulated_card
 from tests.test_command import answer, typed
 from tests.tiny import shared_model
 
@@ -107,6 +110,45 @@ def test_what_no_copy_fits_into_is_too_large_and_small_batches_wait_for_weights(
     assert cost.seconds(eight, "bfloat16") == pytest.approx(10_000 * 140e9 / 3.35e12 / 4)
 
 
+def test_work_is_bound_by_what_takes_longest():
+    one = prices.Machine(
+        "one", memory=80, bandwidth=10.0, throughput={"bfloat16": 100.0}, source="", launch_seconds=0.5
+    )
+    bounds = {"compute": (5000, 40, 8), "memory": (5, 400, 8), "launches": (5, 40, 90)}
+    for bound, (operations, weights, launches) in bounds.items():
+        cost = prices.Cost(operations, 80, weights, batches=1, shares=1, launches=launches)
+        assert cost.bound(one, "bfloat16") == bound
+        assert cost.seconds(one, "bfloat16") == max(operations / 100, weights / 10, launches / 2)
+    unknown = prices.Cost(5, 80, 40, batches=1, shares=1)
+    assert unknown.seconds(one, "bfloat16") == 4 and unknown.bound(one, "bfloat16") == "memory"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_launches_are_those_of_a_card(family):
+    """To a twentieth, with attention in separate operators: a card's tensors are copied at more places."""
+    model = copy.deepcopy(shared_model(family))
+    model.set_attn_implementation("eager")
+    counted = count_launches(copy.deepcopy(model).to("meta"))
+    with simulated_card() as card, torch.inference_mode():
+        network = Network(copy.deepcopy(model).to("card"))
+        card.counts.clear()
+        network.measure_caches(tokens=8)
+    assert counted == pytest.approx(card.counts.launches, rel=0.05)
+    assert counted > 30 * len(network.layers)
+
+
+def test_launches_bound_a_pass_of_few_tokens():
+    llama, h100 = shape_of("Llama-2-7B"), prices.find_machine("h100")
+    smallest = prices.smallest_batch(llama, h100, "bfloat16")
+    for tokens, bound in ((smallest // 2, "launches"), (2 * smallest, "compute")):
+        # of one batch, with weights that cost nothing to read
+        cost = dataclasses.replace(prices.distances_cost(llama, tokens, 1, "bfloat16"), weights=0)
+        assert cost.bound(h100, "bfloat16") == bound
+    unknown = dataclasses.replace(llama, launches=None)
+    assert prices.smallest_batch(unknown, h100, "bfloat16") is None
+    assert prices.distances_cost(unknown, 99, 9, "bfloat16").launches is None
+
+
 def test_a_machine_is_its_data_sheet():
     machine = prices.find_machine("h100x8")
     assert (machine.memory, machine.bandwidth, machine.devices) == (80e9, 3.35e12, 8)
@@ -168,7 +210,10 @@ def test_a_model_known_by_its_configuration_is_planned(tiny_folder, tmp_path):
     distances, healing = content["predicted"]["costs"]
     assert (distances["what"], healing["what"]) == ("distances", "healing without 2 layers, small")
     assert 0 < distances["seconds"] < healing["seconds"] and distances["devices"] == 1
+    assert {distances["bound_by"], healing["bound_by"]} == {"launches"}, "the model is tiny"
+    assert content["predicted"]["smallest_batch"] > 4096
     shown = typed(*words).stdout
+    assert "operators of 8 microseconds each" in shown and "bound_by" in shown
     assert "Arithmetic, not measured: 40% of the matrix throughput of the NVIDIA H100" in shown
     assert all(f"{name}, 10^9" in shown for name in ("operations", "memory", "weights"))
 

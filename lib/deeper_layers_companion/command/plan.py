@@ -8,6 +8,7 @@ import click
 
 from deeper_layers import models
 from deeper_layers.presets import PRESETS
+from deeper_layers.sweeping.planning import BATCH_TOKENS
 from deeper_layers_companion.command.options import (
     LISTS,
     Answer,
@@ -139,10 +140,26 @@ def _make_parts(content: dict) -> Iterator[str | Sequence[dict]]:
                 for name in ("operations", "memory", "weights")
                 if name in cost
             }
-            rows.append(row | {"devices": cost.get("devices")})
+            rows.append(row | {name: cost.get(name) for name in ("devices", "bound_by")})
         yield rows
         yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
         share = f"{price.REACHED:.0%} of the matrix throughput of the"
         if machine["name"] == "this":
             share = "the median of short products,"
         yield f"Arithmetic, not measured: {share} {machine['source']}."
+        yield from _describe_launches(predicted)
+
+
+def _describe_launches(predicted: dict) -> Iterator[str]:
+    """How large a batch has to be, where launches cost something."""
+    microseconds = 1e6 * predicted["machine"]["launch_seconds"]
+    if not microseconds:
+        return
+    if predicted["launches"] is None:
+        yield "How many operators a pass has is not known for this model, so launches are left out."
+        return
+    yield (
+        f"A pass launches {predicted['launches']:,} operators of {microseconds:.0f} microseconds each. From "
+        f"{predicted['smallest_batch']:,} tokens in a batch on its products take longer than that; a sweep's have "
+        f"up to {BATCH_TOKENS:,}."
+    )

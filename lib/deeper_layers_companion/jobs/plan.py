@@ -342,14 +342,20 @@ def _predict_costs(jobs: list[Job], healed: Cut, machine: str, heal: str, sessio
             "what": work,
             "seconds": cost.seconds(target, dtype),
             "devices": cost.devices(target),
+            "bound_by": cost.bound(target, dtype),
         }
         of_work |= {name: getattr(cost, name) for name in ("operations", "memory", "weights")}
         costs.append(of_work)
     machine_facts = {
         name: getattr(target, name)
-        for name in ("name", "devices", "memory", "throughput", "source")
+        for name in ("name", "devices", "memory", "throughput", "source", "launch_seconds")
     }
-    return {"machine": machine_facts, "costs": costs + unknown}
+    return {
+        "machine": machine_facts,
+        "costs": costs + unknown,
+        "launches": shape.launches,
+        "smallest_batch": price.smallest_batch(shape, target, dtype),
+    }
 
 
 def try_job(job: Job, session: Session) -> "sweeping.Plan":

@@ -25,6 +25,7 @@ from deeper_layers.presets import HealingConfig
 from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS, ROWS
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion.jobs.job import Job
+from deeper_layers_companion.jobs.launches import count_launches
 from deeper_layers_companion.jobs.subject import Subject
 
 USUAL_ANSWER = 256  # lm-eval's limit of tokens in an answer, for tasks that set none
@@ -48,6 +49,8 @@ NUMBER_OF_EXPERTS = (
 )
 # share of a data sheet's matrix throughput: 38 to 43% in the training of Llama 3.1 405B (arXiv 2407.21783, table 4)
 REACHED = 0.4
+# from one launch to the next: a small addition on an A100 (github.com/flagos-ai/Torch-FL, pull request 27)
+LAUNCH_SECONDS = 8e-6
 PRODUCT_SHARE = (
     0.75  # speed of layers over the speed of one matrix product, measured on two cores in float32
 )
@@ -63,6 +66,7 @@ class Machine:
     throughput: dict[str, float]  # operations a second that are reached, by data type
     source: str  # where the numbers are from
     devices: int = 1
+    launch_seconds: float = 0.0  # from one operator to the next; 0: part of the throughput
 
 
 # by device: GB, TB/s, dense TFLOPS in 16 bits and in float32 (PyTorch does not use TF32 for it), source
@@ -88,7 +92,15 @@ def find_machine(name: str) -> Machine:
     reached = {dtype: REACHED * half * 1e12 for dtype in ("bfloat16", "float16")} | {
         "float32": REACHED * single * 1e12
     }
-    return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, int(match[2] or 1))
+    return Machine(
+        name,
+        gigabytes * 1e9,
+        terabytes * 1e12,
+        reached,
+        source,
+        int(match[2] or 1),
+        LAUNCH_SECONDS,
+    )
 
 
 @functools.cache
@@ -125,6 +137,7 @@ class Shape:
     cache: int | float  # numbers kept for a token, in all layers: keys and values
     # sum of both widths of all modules with adapters; None where no adapter can be added
     adapted_widths: int | None
+    launches: int | None = None  # of one pass, without the head; None where they are not known
 
 
 def read_shape(model) -> Shape:
@@ -137,8 +150,10 @@ def read_shape(model) -> Shape:
     from deeper_layers.models.decoder import decoder_layers
     from deeper_layers.models.network import Network
 
-    if model.device.type == "meta":  # some experts run in this format only
-        model = model.to(torch.bfloat16)
+    launches = None
+    if model.device.type == "meta":
+        model = model.to(torch.bfloat16)  # some experts run in this format only
+        launches = count_launches(model)
     config = text_config(model.config)
     layers = decoder_layers(model)
     network = Network(model)
@@ -173,6 +188,7 @@ def read_shape(model) -> Shape:
         * len(layers),
         cache=network.token_cache_bytes / network.dtype.itemsize * len(layers),
         adapted_widths=adapted_widths,
+        launches=launches,
     )
 
 
@@ -185,18 +201,40 @@ class Cost:
     weights: int | float  # bytes of the weights among these
     batches: int  # each reads the weights once
     shares: int  # the most parts that the work can be split into
+    launches: int | float | None = None  # of each batch; None where they are not known
 
     def devices(self, machine: Machine) -> int:
         """The number of devices that hold one copy of the model, its layers divided among them."""
         return max(1, math.ceil(self.memory / machine.memory))
+
+    def parts(self, machine: Machine, dtype: str) -> dict[str, float]:
+        """Seconds that one copy would take for its products, for reading weights, and for launches, where known."""
+        reading = self.batches * self.weights / machine.bandwidth if machine.bandwidth else 0.0
+        return {
+            "compute": self.operations / machine.throughput[dtype],
+            "memory": reading,
+            "launches": self.batches * (self.launches or 0) * machine.launch_seconds,
+        }
+
+    def bound(self, machine: Machine, dtype: str) -> str:
+        """Which of the parts takes longest, so that the others are done meanwhile."""
+        parts = self.parts(machine, dtype)
+        return max(parts, key=parts.__getitem__)
 
     def seconds(self, machine: Machine, dtype: str) -> float | None:
         """Predicted seconds when all copies that fit the machine share the work; None where no copy fits."""
         copies = min(machine.devices // self.devices(machine), self.shares)
         if not copies:
             return None
-        reading = self.batches * self.weights / machine.bandwidth if machine.bandwidth else 0.0
-        return max(self.operations / machine.throughput[dtype], reading) / copies
+        return max(self.parts(machine, dtype).values()) / copies
+
+
+def smallest_batch(shape: Shape, machine: Machine, dtype: str) -> int | None:
+    """The tokens of a batch from which on its products take longer than its launches, or None."""
+    if shape.launches is None:
+        return None
+    launching = shape.launches * machine.launch_seconds
+    return math.ceil(launching * machine.throughput[dtype] / (2 * shape.active))
 
 
 def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -> Cost:
@@ -226,7 +264,8 @@ def sweep_cost(
     cache = length * passes * shape.cache * size
     states = min(BATCH_TOKENS, tokens) * size * (tree.alive * shape.width + 3 * shape.inner)
     memory = weights + states + cache + 4 * min(HEAD_ELEMENTS, logits * shape.vocabulary)
-    return Cost(operations, memory, weights, batches, shares=batches)
+    launches = None if shape.launches is None else passes * shape.launches
+    return Cost(operations, memory, weights, batches, batches, launches)
 
 
 def writing_cost(
@@ -272,9 +311,10 @@ def healing_cost(shape: Shape, cut: Cut, config: HealingConfig, dtype: str) -> C
         tokens * shape.vocabulary * (size + 4)
         + ADAPTER_BYTES * config.rank * share * shape.adapted_widths
     )
-    return Cost(
-        operations, weights + activations + learning, weights, config.steps * shares, shares
-    )
+    # a backward pass has about as many as a forward pass
+    launches = None if shape.launches is None else passes * share * shape.launches
+    memory = weights + activations + learning
+    return Cost(operations, memory, weights, config.steps * shares, shares, launches)
 
 
 def _last_layers_cost(shape: Shape, cut: Cut, config: HealingConfig) -> Cost:
@@ -291,9 +331,9 @@ def _last_layers_cost(shape: Shape, cut: Cut, config: HealingConfig) -> Cost:
         4 * tokens * (config.last_layers * LAYER_TENSORS * shape.inner + 2 * shape.vocabulary)
     )
     learning = ADAPTER_BYTES * (trained * shape.in_layers + shape.head)
-    return Cost(
-        operations, weights + activations + learning, weights, config.steps * shares, shares
-    )
+    launches = None if shape.launches is None else (share + trained) * shape.launches
+    memory = weights + activations + learning
+    return Cost(operations, memory, weights, config.steps * shares, shares, launches)
 
 
 # ---- of a job ----------------------------------------------------------------------------------------------------
