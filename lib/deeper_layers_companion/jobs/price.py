@@ -25,7 +25,6 @@ from deeper_layers.presets import HealingConfig
 from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS, ROWS
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers_companion.jobs.job import Job
-from deeper_layers_companion.jobs.launches import count_launches
 from deeper_layers_companion.jobs.subject import Subject
 
 USUAL_ANSWER = 256  # lm-eval's limit of tokens in an answer, for tasks that set none
@@ -149,6 +148,7 @@ def read_shape(model) -> Shape:
     from deeper_layers.models.configuration import text_config
     from deeper_layers.models.decoder import decoder_layers
     from deeper_layers.models.network import Network
+    from deeper_layers_companion.jobs.launches import count_launches
 
     launches = None
     if model.device.type == "meta":
