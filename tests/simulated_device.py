@@ -30,7 +30,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyPrivateUse1Hook, _setup_privateuseone_for_python_backend
 
-from deeper_layers_companion.jobs.launches import NO_LAUNCHES
+from deeper_layers.models.launches import NO_LAUNCHES
 
 TYPE = "card"
 aten = torch.ops.aten

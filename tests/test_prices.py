@@ -15,6 +15,7 @@ from transformers import MixtralConfig
 from deeper_layers import models
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.models import configuration
+from deeper_layers.models.launches import count_launches
 from deeper_layers.models.network import Network
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
@@ -23,7 +24,6 @@ from deeper_layers_companion.command.report import CLASSES
 from deeper_layers_companion.jobs import plan as plans
 from deeper_layers_companion.jobs import price as prices
 from deeper_layers_companion.jobs.job import distances_job, list_unknown_cuts
-from deeper_layers_companion.jobs.launches import count_launches
 from deeper_layers_companion.jobs.notebook_options import SimilarityParameters
 from deeper_layers_companion.jobs.plan import plan_notebooks
 from deeper_layers_companion.jobs.session import Session

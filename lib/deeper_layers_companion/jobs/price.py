@@ -147,8 +147,8 @@ def read_shape(model) -> Shape:
     from deeper_layers.healing.adapters import find_ffn_modules
     from deeper_layers.models.configuration import text_config
     from deeper_layers.models.decoder import decoder_layers
+    from deeper_layers.models.launches import count_launches
     from deeper_layers.models.network import Network
-    from deeper_layers_companion.jobs.launches import count_launches
 
     launches = None
     if model.device.type == "meta":
