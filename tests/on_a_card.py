@@ -12,6 +12,8 @@ import torch
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.healing.adapters import merge_adapters
 from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.launches import count_launches
+from deeper_layers.models.network import Network
 from deeper_layers.models.opening import load_model
 from deeper_layers.similarity import angular_distances, iterate_residuals
 from deeper_layers.sweeping.generation import Decoding
@@ -160,3 +162,16 @@ def test_a_weight_that_is_wrong_on_the_card_is_found(tiny_folder, card, monkeypa
     monkeypatch.setattr("deeper_layers.models.load_model", load_wrongly)
     report = check_model(str(tiny_folder), "card")
     assert not report.agrees and "everything on cpu in float32; nothing on card in float32" in report.fit
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_pass_without_weights_has_the_launches_of_one_on_the_card(card, family):
+    """To a twentieth, with attention in separate operators: a card's tensors are copied at more places."""
+    model = copy.deepcopy(shared_model(family))
+    model.set_attn_implementation("eager")
+    counted = count_launches(copy.deepcopy(model).to("meta"))
+    network = Network(copy.deepcopy(model).to("card"))
+    card.counts.clear()
+    network.measure_caches(tokens=8)
+    assert counted == pytest.approx(card.counts.launches, rel=0.05)
+    assert counted > 30 * len(network.layers)

@@ -15,8 +15,6 @@ from transformers import MixtralConfig
 from deeper_layers import models
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.models import configuration
-from deeper_layers.models.launches import count_launches
-from deeper_layers.models.network import Network
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping.tree import Tree
@@ -28,7 +26,6 @@ from deeper_layers_companion.jobs.notebook_options import SimilarityParameters
 from deeper_layers_companion.jobs.plan import plan_notebooks
 from deeper_layers_companion.jobs.session import Session
 from deeper_layers_companion.results.places import AROUND as ROOT
-from tests.simulated_device import simulated_card
 from tests.test_command import answer, typed
 from tests.tiny import shared_model
 
@@ -121,20 +118,6 @@ def test_work_is_bound_by_what_takes_longest():
         assert cost.seconds(one, "bfloat16") == max(operations / 100, weights / 10, launches / 2)
     unknown = prices.Cost(5, 80, 40, batches=1, shares=1)
     assert unknown.seconds(one, "bfloat16") == 4 and unknown.bound(one, "bfloat16") == "memory"
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_launches_are_those_of_a_card(family):
-    """To a twentieth, with attention in separate operators: a card's tensors are copied at more places."""
-    model = copy.deepcopy(shared_model(family))
-    model.set_attn_implementation("eager")
-    counted = count_launches(copy.deepcopy(model).to("meta"))
-    with simulated_card() as card, torch.inference_mode():
-        network = Network(copy.deepcopy(model).to("card"))
-        card.counts.clear()
-        network.measure_caches(tokens=8)
-    assert counted == pytest.approx(card.counts.launches, rel=0.05)
-    assert counted > 30 * len(network.layers)
 
 
 def test_launches_bound_a_pass_of_few_tokens():
