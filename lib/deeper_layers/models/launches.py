@@ -28,17 +28,17 @@ class LaunchCounter(TorchDispatchMode):
         super().__init__()
         self.launches = 0
 
-    def __torch_dispatch__(self, operator, types, arguments=(), named=None):
-        named = named or {}
-        if operator not in FUSED:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        named = kwargs or {}
+        if func not in FUSED:
             # in inference mode composed operators come here whole
             with self:
-                result = operator.decompose(*arguments, **named)
+                result = func.decompose(*args, **named)
             if result is not NotImplemented:
                 return result
-        if not operator.is_view and operator not in NO_LAUNCHES:
+        if not func.is_view and func not in NO_LAUNCHES:
             self.launches += 1
-        return operator(*arguments, **named)
+        return func(*args, **named)
 
 
 def count_launches(model) -> int | None:
