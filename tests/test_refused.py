@@ -299,6 +299,26 @@ def test_ctrl_c_at_once_and_a_signal_later_are_told(here):
     assert second.returncode == 130
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_report_that_is_ended_while_its_notebook_measures_goes_on(sent, here):
+    asked = "report tiny --notebooks 01 --no-site --corpus wikipedia --samples 8 --sequence-length 64 --results kept"
+    words = [sys.executable, "-m", "deeper_layers_companion", *shlex.split(asked)]
+    first = started(*words)
+    until = time.monotonic() + 120
+    while not list(here.glob("kept/**/*.lock")) and first.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert first.poll() is None and list(here.glob("kept/**/*.lock"))
+    first.send_signal(sent)
+    said = first.communicate(timeout=60)[1]
+    assert "Traceback" not in said and "caught in kernel" not in said
+    assert first.returncode == (-sent if sent == signal.SIGKILL else 130)
+    again = started(*words)
+    said = again.communicate(timeout=300)[1]
+    assert again.returncode == 0, said
+    assert list(here.glob("kept/**/distances-*.json"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root reads all")
 def test_what_may_not_be_read_is_named(here):
     # root may read what nobody may, unless it gives that right away
