@@ -90,7 +90,7 @@ def test_one_number_decides_within_its_limits_and_short_healings_test_nothing(fo
     of_healed = found[found["claim"].isin(["plateau-healed", "boolq-healing", "healed-loss", "simple-healed"])]
     assert set(of_healed["verdict"]) == {"not tested"}
     assert (
-        of_healed["reason"].str.fullmatch("healed at (17|3|1)× the paper's rate, on 0.(04|07|31)% of its tokens").all()
+        of_healed["reason"].str.fullmatch("healed at (17|1× to 17|3× to 17)× the paper's rate, on 0.04%( to 0.31%)? of its tokens|.*0.07% of its tokens").all()
     )
 
 

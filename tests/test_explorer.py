@@ -141,7 +141,7 @@ def test_places_mean_the_blocks_that_the_study_calls_middle_and_late():
 
 def test_the_caption_says_which_block_each_line_misses_least(by_place):
     assert explorer.describe_peaks(by_place) == (
-        "Of blocks of 4 layers most is kept of MMLU without layers 0 to 3 (100%); of facts without layers 24 to 27 "
-        "(86%)."
+        "The block of 4 layers to miss least depends on the task: 0 to 3 for MMLU (100% kept); 24 to 27 for facts "
+        "(86% kept)."
     )
     assert explorer.describe_peaks(by_place | {"cuts": {}}) == ""

@@ -7,7 +7,7 @@
   const LOW = -0.2, HIGH = 1.18; // shares kept that the chart shows
   const END = 1.1; // right end of the bars
   const EDGE = 9; // pixels at the ends of the block that resize it
-  const FORMS = { easy: /letter/, words: /words/, written: /ritten|GSM8K/, text: /loss/ }; // by a task's title: its colour
+  const FORMS = { text: /loss/, easy: /letter/, words: /words/, written: /ritten|GSM8K/ }; // by a task's title: its colour
   const percent = (value) => `${Math.round(100 * value)}%`.replace("-", "\u2212");
   const capital = (text) => text[0].toUpperCase() + text.slice(1);
 

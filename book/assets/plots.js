@@ -30,7 +30,8 @@
     }
     for (const value of ticks(panel.x.range, (right - left) / 70)) {
       svg("path", { class: "grid", d: `M${x(value)} ${bottom}V${top}` }, parent);
-      svg("text", { class: "axis", x: x(value), y: bottom + 15, "text-anchor": "middle" }, parent, number(value, panel.x.percent));
+      const text = number(value, panel.x.percent), most = right + 8 - width_of(text) / 2; // inside the panel
+      svg("text", { class: "axis", x: Math.min(x(value), most), y: bottom + 15, "text-anchor": "middle" }, parent, text);
     }
     svg("text", { class: "axis", x: right, y: bottom + 31, "text-anchor": "end" }, parent, panel.x.title);
     svg("text", { class: "axis", x: 0, y: 11 }, parent, panel.y.title);
@@ -56,7 +57,6 @@
     drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     drawing.setAttribute("height", height);
     draw_axes(drawing, panel, box, x, y);
-    if (rows) draw_rows(drawing, rows, box.left, y, narrow);
     const points = [], lines = [], drawn = [], notes = [];
     const inside = svg("svg", { x: box.left - 5, y: box.top - 5, width: box.right - box.left + 10, height: box.bottom - box.top + 10, viewBox: `${box.left - 5} ${box.top - 5} ${box.right - box.left + 10} ${box.bottom - box.top + 10}` }, drawing);
     for (const item of panel.items) {
@@ -69,6 +69,7 @@
       const is_named = lines.some((line) => line.text === item.label); // by another stroke of the same colour
       if (item.label && item.line && at.length > 1 && !is_named) lines.push({ points: at, text: item.label, colour: ink(item.colour) });
     }
+    if (rows) draw_rows(drawing, rows, box.left, y, narrow);
     for (const item of panel.items) {
       if (item.kind === "note") notes.push(draw_note(drawing, item.text, x(item.x), y(item.y), box, drawn, notes));
     }

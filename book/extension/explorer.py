@@ -226,8 +226,8 @@ def describe_peaks(model: dict) -> str:
         shares = {start: fact[1] for start, fact in told if fact and fact[1] is not None}
         if shares:
             best = max(shares, key=lambda start: shares[start])
-            parts.append(f"{words} without layers {best} to {best + size - 1} ({shares[best]:.0%})")
-    return f"Of blocks of {size} layers most is kept of {'; of '.join(parts)}." if parts else ""
+            parts.append(f"{best} to {best + size - 1} for {words} ({shares[best]:.0%} kept)")
+    return f"The block of {size} layers to miss least depends on the task: {'; '.join(parts)}." if parts else ""
 
 
 class Explorer(SphinxDirective):

@@ -60,16 +60,18 @@ def describe_spikes(model: dict) -> str:
     sentences = []
     for rule in RULES:
         kept = []
+        items = []
         for size in (SIZE - 1, SIZE, SIZE + 1):
-            start = _find_start(model, rule, size)
-            kept.append(_find_kept(model, f"{start},{size}", task))
+            cut = f"{_find_start(model, rule, size)},{size}"
+            kept.append(_find_kept(model, cut, task))
+            items.append(_count_items(model, cut, task))
         if None in kept:
             continue
         less, own, more = kept
         if min(own - less, own - more) > SPIKE or max(own - less, own - more) < -SPIKE:
             sentences.append(
-                f"At {SIZE} layers the {rule_title(rule)} keeps {own:.0%} of {words}; at {SIZE - 1} and {SIZE + 1} "
-                f"layers {less:.0%} and {more:.0%}."
+                f"At {SIZE} layers the {rule_title(rule)} keeps {own:.0%} of {words} ({items[1]:,} {UNITS[LETTERS]}); "
+                f"at {SIZE - 1} and {SIZE + 1} layers {less:.0%} and {more:.0%} ({items[0]:,} and {items[2]:,})."
             )
     return " ".join(sentences)
 
@@ -92,6 +94,12 @@ def _find_kept(model: dict, cut: str, task: str | None) -> float | None:
     number, share, _, _, score = told
     asked = model["asked"][number]
     return score - asked["whole"] if asked["loss"] else share
+
+
+def _count_items(model: dict, cut: str, task: str | None) -> int:
+    """The items of a task that a cut was asked."""
+    told = model["cuts"].get(cut, {}).get(task)
+    return model["asked"][told[0]]["items"] if told else 0
 
 
 def draw_table(model: dict, rows: list[dict]) -> str:

@@ -2,7 +2,7 @@
 
 The number of a claim is a query of the table of all results. Its limits say how we read the paper's words; all limits
 but those of `ranks` and `unhealed-loss` were set before the data. A task on which the whole model is not surely 0.05
-above guessing is at floor. Claims about healed models are *not tested*, as no model was healed at the paper's rate on
+above guessing is at floor. Claims about what healing brings back are *not tested*, as no model was healed at the paper's rate on
 as many tokens: their numbers are shown for context.
 """
 
@@ -332,9 +332,11 @@ def _describe_healed(model: Model, task: str) -> Answer:
         .sort_values(["learning_rate", "tokens"], ascending=[True, False])
     )
     of_task = table.query("task == @task")
-    nearest = table.iloc[0] if of_task.empty else of_task.iloc[0]
-    share = nearest["tokens"] / paper.HEALING_TOKENS
-    times = nearest["learning_rate"] / paper.LEARNING_RATE
+    rows = table if of_task.empty else of_task
+    times = rows["learning_rate"] / paper.LEARNING_RATE
+    shares = rows["tokens"] / paper.HEALING_TOKENS
+    rate = " to ".join(dict.fromkeys(f"{end:.0f}×" for end in (times.min(), times.max())))
+    share = " to ".join(dict.fromkeys(f"{end:.2%}" for end in (shares.min(), shares.max())))
     told = of_task.query("no_value_reason == ''").sort_values(["rule", "size"], kind="stable")
     lines = []
     for row in told.to_dict("records"):
@@ -345,7 +347,7 @@ def _describe_healed(model: Model, task: str) -> Answer:
         f"recovered of {task_title(task)} by rule and rate: {'; '.join(lines)}" if lines else ""
     )
     raise NoEstimate(
-        f"healed at {times:.0f}× the paper's rate, on {share:.2%} of its tokens", beside=recovered
+        f"healed at {rate} the paper's rate, on {share} of its tokens", beside=recovered
     )
 
 

@@ -89,7 +89,7 @@ class Panel:
             "markersize": size,
             "markerfacecolor": colour if filled else "none",
         }
-        if colour == WHITE:
+        if colour == WHITE and filled:
             look["markeredgecolor"] = INK
         (artist,) = self.ax.plot(x, y, **look)
         if label is not None:

@@ -158,7 +158,7 @@ class _Lines(NamedTuple):
     def find_heights(self, part: pd.DataFrame, others: list) -> list[float]:
         """The range of a panel in which its lines lie, and other heights."""
         if self.y == "kept":
-            return [-0.5, 1.3]
+            return [-0.5, max(1.3, 1.04 * part["kept"].max())]
         ends = [part[end] for end in (self.y, *interval_columns(self.y)) if end in part]
         return find_range([*ends, *others])
 
@@ -217,7 +217,7 @@ def _find_notes(part: pd.DataFrame, x: str, y: str, hue: str) -> list[tuple[pd.S
         return events + [event for event in of_simple if "back" in event[1]]
     if hue == "topic" and x in ("share", "size") and y == "kept":
         for _, line in part.groupby(hue, sort=False):
-            events += findings.find_events(line)[:1]
+            events += [(at, f"{at[hue]}: {words}") for at, words in findings.find_events(line)[:1]]
         return sorted(events, key=lambda event: event[0]["size"])[:1]
     if x == "middle" and y == "kept":
         for _, line in part.groupby(hue, sort=False):
@@ -227,6 +227,12 @@ def _find_notes(part: pd.DataFrame, x: str, y: str, hue: str) -> list[tuple[pd.S
     return []
 
 
+def _name_nearest(nearest: pd.DataFrame) -> str:
+    """The most similar blocks, with the text that they were found on where it is one."""
+    texts = nearest["corpus"].unique()
+    return f"{NEAREST}, on {rule_title(texts[0])}" if len(texts) == 1 else NEAREST
+
+
 def distance_curves(distances: pd.DataFrame):
     """Angular distance against first layer, one line a block size, l*(n) in ink (paper, figure 1c; equation 7)."""
     caption = (
@@ -234,7 +240,8 @@ def distance_curves(distances: pd.DataFrame):
         "the last layer."
     )
     rows = select_distances(distances)
-    over = find_nearest(distances).assign(label=NEAREST)
+    over = find_nearest(distances)
+    over = over.assign(label=_name_nearest(over))
     caption = f"{findings.state_nearest(over)} {caption}"
     look = {"hue": "size", "shade": "size", "row": column_if_several(rows, "corpus"), "over": over}
     return curves(rows, x="start", y="distance", **look, name="distance-curves", caption=caption)
@@ -260,7 +267,8 @@ def heat_maps(distances: pd.DataFrame):
     rows["shade"] = of_size.transform(
         lambda values: (values - values.min()) / (values.max() - values.min())
     )
-    marks = {NEAREST: find_nearest(distances), "the authors' l*(n)": paper.authors_starts()}
+    nearest = find_nearest(distances)
+    marks = {_name_nearest(nearest): nearest, "the authors' l*(n)": paper.authors_starts()}
     caption = (
         f"{findings.state_last_block(rows)} Dark blocks turn the residual least; the right end of a row holds the last "
         "layer and is never dropped."
@@ -284,8 +292,8 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     block of each size, and the most similar one (statistics.nearest)."""
     way = rows["guessing"] - (rows["value"] - rows["cost"])
     rows = rows.assign(shade=(rows["cost"] / way).clip(0, 1))
-    marks = {"best of its size": rows[rows["place"] == 1], NEAREST: nearest}
-    caption = f"{findings.state_agreement(rows, nearest)} Bright blocks cost most; what is white was not measured."
+    marks = {"best of its size": rows[rows["place"] == 1], _name_nearest(nearest): nearest}
+    caption = f"{findings.state_agreement(rows, nearest)} Bright blocks cost most; what is blank was not measured."
     title = "Loss added, as a share of the way to guessing"
     return _draw_map(
         rows,
@@ -325,9 +333,10 @@ def _draw_map(rows, text, marks, colours, title, field, form, name, caption):
         for (label, marked_rows), colour, look in zip(marks.items(), colours, MARKS):
             marked = select_overlay(marked_rows, part)
             if len(marked):
-                panel.draw_line(
-                    marked["start"], marked["size"], line=None, label=label, colour=colour, **look
-                )
+                at = marked["start"], marked["size"]
+                frame = look | {"size": look["size"] + 1.5, "filled": False}  # seen on dark cells
+                panel.draw_line(*at, line=None, colour=WHITE, **frame)
+                panel.draw_line(*at, line=None, label=label, colour=colour, **look)
     return picture.finish(rows.drop(columns="shade"), caption, write_alt_text(panels, field))
 
 
@@ -342,7 +351,7 @@ def in_rows(
     caption: str = "",
 ):
     """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
-    Infinite values are open circles at the right end. The column `words`, if there is one, says each number."""
+    Infinite values are open marks at the right end. The column `words`, if there is one, says each number."""
     all_rows = rows
     rows = rows[rows[x].notna()]
     ends = [x, *interval_columns(x)]
@@ -361,7 +370,7 @@ def in_rows(
         left, right = find_range([*(panel_rows[end] for end in ends), [0.0]])
         beyond = (
             right + 0.03 * (right - left) * endless[panel_rows.index].any()
-        )  # room for open circles at the end
+        )  # room for open marks at the end
         heights = [len(panel_names) - 0.4, -0.6]
         percent = "x" * (x == "share" or title.startswith("Share"))
         panel.set_ranges([left, beyond], heights, percent, rows=list(map(rule_title, panel_names)))
@@ -377,7 +386,7 @@ def in_rows(
     if rows[ends[1:]].notna().any(axis=None):
         caption += " Bars: 95%."
     if endless.any():
-        caption += " Open circles: more layers than were dropped."
+        caption += " Open marks: more layers than were dropped."
     alt = [f"{head}: {findings.describe_ends(part, y, x)}" for head, part in panels]
     return picture.finish(rows, caption, "; ".join(alt) + ".")
 

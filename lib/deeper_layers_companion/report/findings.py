@@ -62,9 +62,13 @@ def tell_fall(curves: pd.DataFrame, cliffs: pd.Series) -> Sentences:
     rows = fallen.head(1) if len(fallen) else line.tail(1)
     return said(
         "On MMLU, asked by letter, {model} keeps {kept:.0%} ({kept_low:.0%} to {kept_high:.0%}) of what it scores "
-        "above guessing without its {size} most similar layers of {layers}. The paper's models keep theirs until "
-        "{least:.0%} to {most:.0%} of the layers are gone.",
-        rows.assign(least=cliffs.min(), most=cliffs.max()),
+        "above guessing without its {size} most similar layers of {layers} ({share:.0%}). The paper's models keep "
+        "nearly all of theirs until {least:.0%} to {most:.0%} of the layers are gone.",
+        rows.assign(
+            share=rows["size"] / rows["layers"],
+            least=cliffs.min(),
+            most=cliffs.max(),
+        ),
     )
 
 
@@ -265,15 +269,24 @@ def state_depths(nearest: pd.DataFrame, of_paper: pd.DataFrame) -> str:
 
 
 def state_last_block(rows: pd.DataFrame) -> str:
-    """At how many sizes the block with the last layer lies in the upper half of the distances of its size. `rows` have
-    shade, the distance rescaled from 0 to 1 in each size."""
-    holds_last = rows["start"] + rows["size"] == rows["layers"]
+    """At how many sizes the block with the last layer lies in the upper half of the distances of its size, blocks from
+    layer 0 left out, as the claim on the last layer counts."""
+    inner = rows[rows["start"] > 0]
+    of_size = inner.groupby(["model", "corpus", "size"])["distance"]
+    least = of_size.transform("min")
+    most = of_size.transform("max")
+    inner = inner.assign(place=(inner["distance"] - least) / (most - least))
+    holds_last = inner["start"] + inner["size"] == inner["layers"]
     parts = []
-    for model, of_model in rows[holds_last & (rows["start"] > 0)].groupby("model", sort=False):
-        unlike = (of_model["shade"] > HALF).sum()
-        parts.append(f"{unlike} of {len(of_model)} sizes in {escape_title(model)}")
+    # a row of one block has no halves
+    for model, blocks in inner[holds_last & (most > least)].groupby("model", sort=False):
+        unlike = (blocks["place"] > HALF).sum()
+        parts.append(f"{unlike} of {len(blocks)} sizes in {escape_title(model)}")
     if parts:
-        return f"The block with the last layer lies in the upper half of its row's distances at {join_words(parts)}."
+        return (
+            "Of blocks that do not begin at layer 0 the one with the last layer lies in the upper half of the "
+            f"distances at {join_words(parts)}."
+        )
     return ""
 
 

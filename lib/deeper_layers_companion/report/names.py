@@ -20,7 +20,6 @@ from deeper_layers_companion.rules.table import DESCRIBED
 
 MISSING = "said missing"  # the class of a sentence that says that nothing was measured
 LONGEST = 64  # characters of a name in a picture
-SHORT = 20  # characters of a cell that stays on one line on a wide screen
 MANY = 7  # a table of more columns is too wide for the column of the text
 # first words of titles that are no names
 PLAIN = (
@@ -71,8 +70,8 @@ def as_csv(rows: pd.DataFrame) -> str:
 def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = None) -> Styler:
     """Rows as a table of a page. `form` is one format, or one for each column; `missing` stands in empty cells.
 
-    Numbers stay numbers for their formats. Cells, heads and caption are escaped. Short cells have the class "short"; a
-    table of many columns has the class "full-width", for which the site's theme makes room.
+    Numbers stay numbers for their formats. Cells, heads and caption are escaped. A table of many columns has the class
+    "full-width", for which the site's theme makes room.
     """
 
     def cell(value):
@@ -81,15 +80,11 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
         return value
 
     cells = rows.reset_index(drop=True).map(cell)
-    short = cells.map(
-        lambda value: "short" if isinstance(value, str) and len(value) <= SHORT else ""
-    )
     table = (
         cells.style.hide(axis="index")
         .format(form, na_rep=missing)
         .format_index(cell, axis="columns")
     )
-    table = table.set_td_classes(short)
     if len(cells.columns) > MANY:
         table = table.set_table_attributes('class="full-width"')
     return table.set_caption(cell(caption))

@@ -47,6 +47,16 @@ COLOURS |= {
     "words": BLUE,
     "written": GREEN,
     "letters, without the question": YELLOW,
+    "letters, calibrated": YELLOW,
+    "letter, calibrated": YELLOW,
+    "words, calibrated": BLUE,
+}
+# sums: chosen ones are bluish, written ones greenish
+COLOURS |= {
+    "sums_one_digit": "#6A51C7",
+    "sums_two_digits": "#5B7DB1",
+    "sums_one_digit_generated": "#999933",
+    "sums_two_digits_generated": "#44AA99",
 }
 COLOURS |= {"not healed": "#A0522D", "healed": "#44AA99"}
 FREE = (

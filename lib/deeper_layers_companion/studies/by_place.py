@@ -60,7 +60,10 @@ def tell_verdicts(judged: pd.DataFrame) -> Sentences:
     """The first prediction, and its registered verdict in each model, from `letters_or_words.judge_as_registered`."""
     found = judge_models(judged)
     found = found.assign(verdict=found["verdict"].where(found["sets"] > 0, "at floor"))
-    told = f"We predicted that middle blocks take letters and late blocks words: {join_verdicts(found)}."
+    told = (
+        "We predicted that middle blocks take answering by letter, and late blocks answering in words: "
+        f"{join_verdicts(found)}."
+    )
     return Sentences([told] if len(found) else [], "answer")
 
 

@@ -123,8 +123,8 @@ def tell_last_layer(judged: pd.DataFrame) -> Sentences:
     """Prediction 2 in words, with what came of it in each model that was measured."""
     parts = [_tell_verdict(row) for row in _find_judged(judged, "2.")]
     told = (
-        "Predicted too: more answers are right without the last n layers than without the n before the last one, by "
-        f"at least {study.LEAST_TASKS:.2f} of all questions. It is {'; '.join(parts)}."
+        "Do words and writing gain, too, where the last layer goes with those before it? Predicted was at least "
+        f"{study.LEAST_TASKS:.2f} of all questions. It is {'; '.join(parts)}."
     )
     return Sentences([told] if parts else [], "last-layer")
 

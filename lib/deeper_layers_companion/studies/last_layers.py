@@ -67,7 +67,10 @@ ASKED = {
     "facts_in_words": "in words",
     "facts_written": "in writing",
 }
-PREDICTED = "We predicted that writing suffers more from losing the last layers than from losing the most similar ones."
+PREDICTED = (
+    "We predicted that writing suffers more from losing the last layers than from losing the most similar ones, by at "
+    f"least {LEAST['Y']:.2f} of what the whole model writes."
+)
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
@@ -261,9 +264,8 @@ def tell_x(judged: pd.DataFrame, halves: pd.DataFrame) -> Sentences:
     if rows["value"].isna().all():
         return Sentences([], "prediction-writing")
     sentences = [
-        "The number that decides, X, adds two differences: writing kept without the most similar layers less that "
-        "without the last ones, and letters kept the other way round.",
-        f"At least {LEAST['X']:.2f} was predicted. By the registered rule this is {join_verdicts(rows)}.",
+        "The number that decides, X, adds to that difference the one of letters, taken the other way round.",
+        f"At least {LEAST['X']:.2f} was predicted: {join_verdicts(rows)}.",
     ]
     halves_told = said(
         "In {model} X is {x}: {writing:.2f} comes from writing and {letters:.2f} from letters.",
