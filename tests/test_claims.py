@@ -89,9 +89,8 @@ def test_one_number_decides_within_its_limits_and_short_healings_test_nothing(fo
     assert set(found.loc[found["value"].isna(), "verdict"]) == {"at floor", "not tested"}
     of_healed = found[found["claim"].isin(["plateau-healed", "boolq-healing", "healed-loss", "simple-healed"])]
     assert set(of_healed["verdict"]) == {"not tested"}
-    assert (
-        of_healed["reason"].str.fullmatch("healed at (17|1× to 17|3× to 17)× the paper's rate, on 0.04%( to 0.31%)? of its tokens|.*0.07% of its tokens").all()
-    )
+    told = "healed at (17|1× to 17|3× to 17)× the paper's rate, on 0.(07%|04% to 0.31%) of its tokens"
+    assert of_healed["reason"].str.fullmatch(told).all()
 
 
 def test_published_claims_are_judged_as_written_down(found):

@@ -2,8 +2,8 @@
 
 The number of a claim is a query of the table of all results. Its limits say how we read the paper's words; all limits
 but those of `ranks` and `unhealed-loss` were set before the data. A task on which the whole model is not surely 0.05
-above guessing is at floor. Claims about what healing brings back are *not tested*, as no model was healed at the paper's rate on
-as many tokens: their numbers are shown for context.
+above guessing is at floor. Claims about what healing brings back are *not tested*, as no model was healed at the
+paper's rate on as many tokens: their numbers are shown for context.
 """
 
 import itertools
