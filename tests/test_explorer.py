@@ -95,7 +95,7 @@ def by_place() -> dict:
         "lines": {"letters": {"mmlu": "MMLU"}, "written": {"facts": "facts"}, "text": {"c4": "C4"}},
         "cuts": {f"{start},4": told for start, told in of_cut.items()},
         "places": {"middle": {"facts": [200, 0.5, 0.4, 0.6], "c4": [32, 0.45, 0.4, 0.5]}},
-        "asked": [{"whole": 0.5, "loss": False}, {"whole": 3.0, "loss": True}],
+        "asked": [{"whole": 0.5, "loss": False, "items": 90}, {"whole": 3.0, "loss": True, "items": 32}],
         "rules": {"similarity": ["12,3", "11,4"], "simple": ["23,4"]},
     }
 
@@ -117,10 +117,20 @@ def test_a_spike_of_a_rule_is_named_where_its_block_stands_alone(by_place):
     by_place["cuts"] |= {f"{start},{size}": {"mmlu": [0, 0.25, 0, 0, 0]} for start, size in ((12, 3), (24, 3), (22, 5))}
     by_place["rules"]["simple"] += ["24,3", "22,5"]
     assert places.describe_spikes(by_place) == (
-        "At 4 layers the simple heuristic keeps 100% of MMLU; at 3 and 5 layers 25% and 25%."
+        "At 4 layers the simple heuristic keeps 100% of MMLU (90 questions); at 3 and 5 layers 25% and 25% (90 and 90)."
     )
     by_place["cuts"]["24,3"]["mmlu"][1] = 0.8
     assert places.describe_spikes(by_place) == "", "beside one of them alone it is no spike"
+
+
+def test_letters_that_fall_are_told_apart_from_letters_that_stay(by_place):
+    assert places.describe_letters(by_place) == ""
+    by_place["lines"]["easy"] = {"capitals": "capitals' letters"}
+    by_place["cuts"]["11,4"] |= {"capitals": [0, 0.9, 0, 0, 0], "mmlu": [0, 0.2, 0, 0, 0]}
+    assert places.describe_letters(by_place) == (
+        "Without layers 11 to 14 MMLU keep 20%, capitals' letters 90%: what goes there is the task, not answering by "
+        "letter."
+    )
 
 
 def test_places_mean_the_blocks_that_the_study_calls_middle_and_late():

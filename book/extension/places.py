@@ -31,6 +31,7 @@ CAPTION = (
     "What {model} keeps above guessing without {size} layers, by where they lie: means over the blocks of each place, "
     "with 95% intervals. In small: the block of each of the paper's rules, and what it leaves."
 )
+APART = 0.5  # by how much less is kept of one task's letters than of another's
 SPIKE = 0.25  # by how much a rule's block keeps more, or less, than both its blocks of a layer less and more
 
 
@@ -76,6 +77,19 @@ def describe_spikes(model: dict) -> str:
     return " ".join(sentences)
 
 
+def describe_letters(model: dict) -> str:
+    """Where the block of the first rule takes one task's letters and leaves another's, in a sentence; else ""."""
+    hard, easy = (next(iter(model["lines"].get(line, {}).items()), (None, "")) for line in (LETTERS, "easy"))
+    start = _find_start(model, RULES[0], SIZE)
+    kept = [_find_kept(model, f"{start},{SIZE}", task) for task, _ in (hard, easy)]
+    if None in kept or kept[1] - kept[0] < APART:
+        return ""
+    return (
+        f"Without layers {start} to {start + SIZE - 1} {hard[1]} keep {kept[0]:.0%}, {easy[1]} {kept[1]:.0%}: what "
+        "goes there is the task, not answering by letter."
+    )
+
+
 def _find_start(model: dict, rule: str, size: int) -> int | None:
     """The first layer of the block of a size that a rule drops."""
     for cut in model["rules"].get(rule, []):
@@ -114,7 +128,7 @@ def draw_table(model: dict, rows: list[dict]) -> str:
         cells = "".join(_draw_cell(line, row) for line in lines)
         body.append(f'<tr><th scope="row">{as_html(row["place"])}{marks}</th>{cells}</tr>')
     caption = CAPTION.format(model=model_title(model["name"]), size=SIZE)
-    caption = as_html(f"{caption} {describe_spikes(model)}".strip())
+    caption = as_html(" ".join(filter(None, [caption, describe_letters(model), describe_spikes(model)])))
     head = f'<th scope="col">without {SIZE} layers of</th>{heads}'
     return (
         f'<table class="places" id="places"><caption>{caption}</caption><thead><tr>{head}</tr></thead>'

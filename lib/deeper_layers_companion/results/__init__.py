@@ -1,4 +1,4 @@
-"""Results on disk, the only source of every figure, and the tables that are made from all of them. No torch.
+"""Results on disk, where every measured number is from, and the tables that are made from all of them. No torch.
 
 In: rows, outcomes item by item, the key (all that determines the numbers) and the provenance. Out: the same, found
 by key or model, and data frames of all results: `scores`, `distances`, `healing`, `geometry`, `runs`, `answers`.

@@ -203,8 +203,8 @@ def tell_regret(means: pd.DataFrame) -> Sentences:
         return Sentences([], "answer")
     costs = join_words(f"{format_number(row)} in {model_title(row['model'])}" for row in rows)
     sentences = [
-        "Where a tenth of the layers or more are dropped, the block most similar on C4 costs more there than the best "
-        f"one of its size, in nats a token: {costs}."
+        "Where a tenth of the layers or more are dropped, the block most similar on C4 is by so much worse there than "
+        f"the best one of its size, in nats a token: {costs}."
     ]
     as_good = [model_title(row["model"]) for row in rows if row["low"] <= 0]
     if as_good:
