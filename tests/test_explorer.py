@@ -123,14 +123,14 @@ def test_a_spike_of_a_rule_is_named_where_its_block_stands_alone(by_place):
     assert places.describe_spikes(by_place) == "", "beside one of them alone it is no spike"
 
 
-def test_letters_that_fall_are_told_apart_from_letters_that_stay(by_place):
+def test_letters_of_another_task_are_told_beside_those_of_the_table(by_place):
     assert places.describe_letters(by_place) == ""
     by_place["lines"]["easy"] = {"capitals": "capitals' letters"}
-    by_place["cuts"]["11,4"] |= {"capitals": [0, 0.9, 0, 0, 0], "mmlu": [0, 0.2, 0, 0, 0]}
-    assert places.describe_letters(by_place) == (
-        "Without layers 11 to 14 MMLU keep 20%, capitals' letters 90%: what goes there is the task, not answering by "
-        "letter."
-    )
+    by_place["places"]["middle"]["capitals"] = [181, 0.7, 0.6, 0.8]
+    told = "By letter, too, it depends on the task: of capitals' letters the middle third keeps 70% (60% to 80%)."
+    assert places.describe_letters(by_place) == told
+    by_place["places"]["middle"]["capitals"] = [181, None, None, None]
+    assert places.describe_letters(by_place) == "", "the whole model only guesses"
 
 
 def test_places_mean_the_blocks_that_the_study_calls_middle_and_late():

@@ -31,7 +31,6 @@ CAPTION = (
     "What {model} keeps above guessing without {size} layers, by where they lie: means over the blocks of each place, "
     "with 95% intervals. In small: the block of each of the paper's rules, and what it leaves."
 )
-APART = 0.5  # by how much less is kept of one task's letters than of another's
 SPIKE = 0.25  # by how much a rule's block keeps more, or less, than both its blocks of a layer less and more
 
 
@@ -78,16 +77,14 @@ def describe_spikes(model: dict) -> str:
 
 
 def describe_letters(model: dict) -> str:
-    """Where the block of the first rule takes one task's letters and leaves another's, in a sentence; else ""."""
-    hard, easy = (next(iter(model["lines"].get(line, {}).items()), (None, "")) for line in (LETTERS, "easy"))
-    start = _find_start(model, RULES[0], SIZE)
-    kept = [_find_kept(model, f"{start},{SIZE}", task) for task, _ in (hard, easy)]
-    if None in kept or kept[1] - kept[0] < APART:
+    """What the blocks of the middle third keep of another task's letters, in a sentence; "" where it is unknown."""
+    task, words = next(iter(model["lines"].get("easy", {}).items()), (None, ""))
+    told = model["places"].get(MIDDLE, {}).get(task)
+    if told is None or told[1] is None:
         return ""
-    return (
-        f"Without layers {start} to {start + SIZE - 1} {hard[1]} keep {kept[0]:.0%}, {easy[1]} {kept[1]:.0%}: what "
-        "goes there is the task, not answering by letter."
-    )
+    _, mean, low, high = told
+    kept = f"{mean:.0%} ({low:.0%} to {high:.0%})"
+    return f"By letter, too, it depends on the task: of {words} the middle third keeps {kept}."
 
 
 def _find_start(model: dict, rule: str, size: int) -> int | None:

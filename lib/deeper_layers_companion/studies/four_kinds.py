@@ -123,7 +123,7 @@ def tell_last_layer(judged: pd.DataFrame) -> Sentences:
     """Prediction 2 in words, with what came of it in each model that was measured."""
     parts = [_tell_verdict(row) for row in _find_judged(judged, "2.")]
     told = (
-        "Do words and writing gain, too, where the last layer goes with those before it? Predicted was at least "
+        "Does dropping the last layer, too, help words and writing? Predicted was a gain of at least "
         f"{study.LEAST_TASKS:.2f} of all questions. It is {'; '.join(parts)}."
     )
     return Sentences([told] if parts else [], "last-layer")

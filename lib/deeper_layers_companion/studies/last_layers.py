@@ -264,7 +264,8 @@ def tell_x(judged: pd.DataFrame, halves: pd.DataFrame) -> Sentences:
     if rows["value"].isna().all():
         return Sentences([], "prediction-writing")
     sentences = [
-        "The number that decides, X, adds to that difference the one of letters, taken the other way round.",
+        "The number that decides, X, is what writing loses more at the end, plus what letters lose more at the most "
+        "similar layers.",
         f"At least {LEAST['X']:.2f} was predicted: {join_verdicts(rows)}.",
     ]
     halves_told = said(

@@ -196,20 +196,16 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 
 
 def tell_regret(means: pd.DataFrame) -> Sentences:
-    """The mean regret of the most similar block of each model, and where it is not surely more than none, from rows of
-    `regret_table` of size 0."""
+    """The mean regret of the most similar block of each model, from rows of `regret_table` of size 0."""
     rows = put_in_order(means).to_dict("records")
     if not rows:
         return Sentences([], "answer")
     costs = join_words(f"{format_number(row)} in {model_title(row['model'])}" for row in rows)
-    sentences = [
-        "Where a tenth of the layers or more are dropped, the block most similar on C4 is by so much worse there than "
-        f"the best one of its size, in nats a token: {costs}."
-    ]
-    as_good = [model_title(row["model"]) for row in rows if row["low"] <= 0]
-    if as_good:
-        sentences.append(f"In {join_words(as_good)} it is not surely worse than the best one.")
-    return Sentences(sentences, "answer")
+    told = (
+        "Without a tenth of the layers or more, the block most similar on C4 leaves this much more loss there than the "
+        f"best block, in nats a token: {costs}."
+    )
+    return Sentences([told], "answer")
 
 
 @returns("model rule title sizes value low high")
